@@ -1,0 +1,245 @@
+"""The typed configuration of one run.
+
+Hydra composes YAML from ``conf/``; `from_hydra` turns the result into these frozen models once, and nothing
+below that line sees OmegaConf.  Unknown keys, wrong types and values out of range are refused here, before torch
+is imported, each in one line that names the field, the value and what is valid.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ssa.errors import UserError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ScalarTemperature(_Section):
+    """The inverse temperature of one of query, key, value: ``tau = tau_tok + tau_pos`` (paper, section 3).
+
+    ``token``: ``none``, or ``shared``: ``tanh(w . gelu(W x))`` with the projection ``W`` the layer already has.
+    ``position``: ``none``, or ``log``: ``1 + sigmoid(alpha) * log(n)`` with ``n`` the number of visible keys.
+    A part that is ``none`` drops out of the sum, so that ``tau`` stays 1 where both are.
+    """
+
+    token: Literal["none", "shared"]
+    position: Literal["none", "log"]
+
+
+class TemperatureConfig(_Section):
+    """Which of query, key and value are scaled, and by what.  Absent (null) means that one is not scaled."""
+
+    name: Name
+    query: ScalarTemperature | None
+    key: ScalarTemperature | None
+    value: ScalarTemperature | None
+    per: Literal["head", "layer"]
+    alpha_init: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ModelConfig(_Section):
+    """A decoder-only transformer.  ``width``, ``n_layer``, ``n_head``: as in the published size tables."""
+
+    name: Name
+    size: Name
+    n_layer: PositiveInt
+    n_head: PositiveInt
+    width: PositiveInt
+    max_positions: PositiveInt
+    dropout: Fraction
+    temperature: TemperatureConfig
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.n_head:
+            divisors = [n for n in range(1, self.width + 1) if self.width % n == 0 and n <= 64]
+            raise ValueError(f"model.n_head={self.n_head} does not divide model.width={self.width}; valid: {divisors}")
+        return self
+
+
+class DataConfig(_Section):
+    """Where text comes from and how it becomes blocks of ``block_size`` tokens."""
+
+    name: Name
+    source: Literal["pydocs", "hub", "text"]
+    path: str | None
+    config: str | None
+    revision: str | None
+    text_column: str
+    train: str | None
+    validation: str | None
+    test: str | None
+    held_out: Annotated[float, Field(gt=0, le=0.2)]
+    max_documents: PositiveInt | None
+    tokenizer: Annotated[str, Field(min_length=1)]
+    block_size: PositiveInt
+    max_eval_tokens: PositiveInt
+    cache_dir: str | None
+    workers: PositiveInt
+
+    @model_validator(mode="after")
+    def _source_has_its_fields(self) -> Self:
+        needs = {"hub": "path", "text": "train"}.get(self.source)
+        if needs and not getattr(self, needs):
+            example = {"path": "data.path=ORG/NAME", "train": "data.train='books/*.txt'"}[needs]
+            raise ValueError(f"data.{needs} is not set; data={self.name} needs it: {example}")
+        return self
+
+
+class OptimConfig(_Section):
+    """AdamW and its learning-rate schedule.  Steps are optimizer steps."""
+
+    name: Literal["adamw"]
+    lr: PositiveFloat
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
+    schedule: Literal["cosine", "wsd", "constant"]
+    warmup_steps: NonNegativeInt
+    decay_fraction: Annotated[float, Field(gt=0, le=1)]
+    beta1: Fraction
+    beta2: Fraction
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    grad_clip: PositiveFloat | None
+    temperature_lr_multiplier: PositiveFloat
+
+
+class TrainerConfig(_Section):
+    """How long, how much at once, how often.  All intervals are in optimizer steps."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    log_every: PositiveInt
+    eval_every: PositiveInt
+    checkpoint_every: PositiveInt
+    probe_sequences: PositiveInt
+    precision: Literal["auto", "bf16-mixed", "32-true"]
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"]
+    compile: bool
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"trainer.micro_batch_size={self.micro_batch_size} does not divide trainer.batch_size={self.batch_size}"
+            )
+        return self
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches a batch."""
+        return self.batch_size // self.micro_batch_size
+
+
+class LoggerConfig(_Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    name: Literal["wandb", "none"]
+    mode: Literal["auto", "online", "offline"]
+    project: Name
+    entity: str | None
+    tags: list[str]
+    timeout_seconds: PositiveFloat
+
+
+class Config(_Section):
+    """One run, whole."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    scale: Name
+    experiment: Name
+    seed: NonNegativeInt
+    output_dir: Annotated[str, Field(min_length=1)]
+    resume: str | None
+    rerun: bool
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if self.data.block_size > self.model.max_positions:
+            raise ValueError(
+                f"data.block_size={self.data.block_size} is over the position table: "
+                f"model.max_positions={self.model.max_positions}"
+            )
+        if self.optim.warmup_steps >= self.trainer.steps:
+            raise ValueError(
+                f"optim.warmup_steps={self.optim.warmup_steps} is not below trainer.steps={self.trainer.steps}"
+            )
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The config as nested plain values, for YAML, JSON and W&B."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the numbers: no paths of this machine, no logging, no names of scales."""
+        plain = self.plain()
+        for key in ("logger", "output_dir", "resume", "rerun", "experiment", "scale"):
+            del plain[key]
+        for key in ("cache_dir", "workers", "name"):
+            del plain["data"][key]
+        return plain
+
+    @property
+    def run_id(self) -> str:
+        """The model, its size, the data and the seed in words, then a hash of `identity`."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return f"{self.model.name}-{self.model.size}-{self.data.name}-s{self.seed}-{digest[:10]}"
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Plain nested values, as composed by Hydra or read from a run folder -> `Config`.
+
+    Raises:
+        UserError: an unknown key, a missing one, a wrong type or a value out of range.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    field, value, kind = ".".join(location), first["input"], first["type"]
+    if kind == "value_error":
+        return str(first["ctx"]["error"])
+    if kind == "extra_forbidden":
+        valid = sorted(_fields_at(location[:-1]))
+        return f"{field}: unknown key{_closest(location[-1], valid)}; valid: {', '.join(valid)}"
+    if kind == "missing":
+        return f"{field}: not set"
+    return f"{field}={value}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _closest(word: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(word, valid, n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        section = next(kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+    return list(section.model_fields)
