@@ -1,7 +1,6 @@
 """Errors that are the user's to mend, and what is printed for them."""
 
 EXIT_BAD_INPUT = 2
-EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -10,3 +9,13 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class TrainingDiverged(UserError):
+    """The loss or its gradient is no longer finite: most often the learning rate is too high."""
+
+    def __init__(self, step: int, loss: float, lr: float, grad_norm: float, checkpoint: str) -> None:
+        super().__init__(
+            f"the loss is not finite at step {step}: loss {loss:g}, lr {lr:g}, gradient norm {grad_norm:g}; "
+            f"last good checkpoint: {checkpoint}; a lower optim.lr or a longer optim.warmup_steps may help"
+        )

@@ -1,0 +1,158 @@
+"""What happens around training steps: checkpoints, interruption, progress."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ssa.config import TrainerConfig
+from ssa.lit_module import LanguageModule
+
+
+class Interrupted(Exception):
+    """Training stopped at a step boundary on SIGINT or SIGTERM, its checkpoint saved."""
+
+
+class Interruption:
+    """Whether SIGINT or SIGTERM has come; a second SIGINT does not wait for the step to end."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Handles the signals within the block."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Checkpoints(Callback):
+    """``last`` to go on from, ``best`` (weights alone) by validation loss; each replaced in one move.
+
+    At a step with a validation the checkpoint follows it, so that a resumed run never lacks its row.
+    """
+
+    def __init__(self, last: Path, best: Path, config: TrainerConfig, interruption: Interruption) -> None:
+        self.last, self.best, self.config, self.interruption = last, best, config, interruption
+        self.best_loss = float("inf")
+        self.best_step = 0
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+        """At an optimizer step: saves if it is time, stops if asked to."""
+        step = trainer.global_step
+        if (index + 1) % self.config.accumulate:
+            return
+        if step == self.config.steps:
+            trainer.should_stop = True  # so that Lightning validates after the last step, whatever the interval
+        if step % self.config.eval_every == 0 or step == self.config.steps:
+            return
+        if step % self.config.checkpoint_every == 0 or self.interruption.requested:
+            self._save(trainer, module)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """After a validation during training: keeps the best weights, then saves."""
+        assert isinstance(module, LanguageModule)
+        if trainer.state.fn != "fit":
+            return
+        loss = module.evaluated["loss"]
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, trainer.global_step
+            weights = {"model": module.model.state_dict(), "config": module.config.plain(), "step": self.best_step}
+            _replace(self.best, lambda path: torch.save(weights, path))
+        self._save(trainer, module)
+
+    def _save(self, trainer: Trainer, module: LightningModule) -> None:
+        _replace(self.last, lambda path: trainer.save_checkpoint(path))
+        assert isinstance(module, LanguageModule)
+        module.last_checkpoint = str(self.last)
+        if self.interruption.requested:
+            raise Interrupted
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best_loss": self.best_loss, "best_step": self.best_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The best so far."""
+        self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+
+
+class ProgressBar(Callback):
+    """Optimizer steps, loss, tokens/s and time left: a live bar on a terminal, a line a row elsewhere."""
+
+    def __init__(self, console: Console, config: TrainerConfig) -> None:
+        self.console, self.config = console, config
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+        self.progress = Progress(TextColumn("train"), *columns, console=console, disable=not console.is_terminal)
+        self.task: TaskID | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Starts where the run is."""
+        self.task = self.progress.add_task("", total=self.config.steps, completed=trainer.global_step, text="")
+        self.progress.start()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+        """Moves on an optimizer step."""
+        assert isinstance(module, LanguageModule)
+        assert self.task is not None
+        if (index + 1) % self.config.accumulate:
+            return
+        step = trainer.global_step
+        speed = module.trained.get("train/tokens_per_second", 0.0)
+        left = (self.config.steps - step) * module.seconds_per_step
+        text = f"loss {module.trained['train/loss']:.3f}  {speed:,.0f} tokens/s  ETA {minutes(left)}"
+        self.progress.update(self.task, completed=step, text=text)
+        if not self.console.is_terminal and step % (10 * self.config.log_every) == 0:
+            self.console.print(f"step {step}/{self.config.steps}  {text}", highlight=False)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """A line for each validation during training."""
+        assert isinstance(module, LanguageModule)
+        if trainer.state.fn != "fit":
+            return
+        now = module.evaluated
+        text = f"perplexity {now['perplexity']:.2f}  bits/byte {now['bits_per_byte']:.3f}"
+        entropy = f"entropy {now['attention_entropy']:.3f} nats  spikiness {now['attention_spikiness']:.3f}"
+        self.console.print(f"step {trainer.global_step}: validation  {text}  {entropy}", highlight=False)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Leaves the bar as it stands."""
+        self.progress.stop()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self.progress.stop()
+
+
+def minutes(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside `path`, then moves it there: a kill leaves the old one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    write(partial)
+    os.replace(partial, path)

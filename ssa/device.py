@@ -1,0 +1,91 @@
+"""Device, precision and attention backend: what `auto` means here, decided in one place and said aloud."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ssa.config import ModelConfig, TrainerConfig
+from ssa.errors import UserError
+
+Precision = Literal["bf16-mixed", "32-true"]
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is cuda, else mps, else cpu.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        valid = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
+        raise UserError(f"trainer.device={name}: not available on this machine; valid here: {valid}")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """``auto`` is bf16-mixed where the hardware multiplies bf16 matrices fast, else 32-true."""
+    if name == "bf16-mixed" or (name == "auto" and _fast_bf16(device)):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return False
+
+
+def attention_kernels(name: str) -> AbstractContextManager[object]:
+    """Restrict `scaled_dot_product_attention` to one backend; ``auto`` leaves the choice to torch."""
+    return nullcontext() if name == "auto" else sdpa_kernel(BACKENDS[name])
+
+
+def attention_backend(model: ModelConfig, trainer: TrainerConfig, length: int, device: torch.device) -> str:
+    """The backend that attention of this shape, dtype and dropout runs on.
+
+    Raises:
+        UserError: the backend asked for cannot do it.
+    """
+    dtype = torch.bfloat16 if resolve_precision(trainer.precision, device) == "bf16-mixed" else torch.float32
+    shape = (trainer.micro_batch_size, model.n_head, length, model.width // model.n_head)
+    query = torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
+    with attention_kernels(trainer.attention_backend):
+        choice = torch._fused_sdp_choice(query, query, query, dropout_p=model.dropout, is_causal=True)
+    names = {backend.value: kind for kind, backend in BACKENDS.items()}
+    wanted = trainer.attention_backend
+    if choice not in names or (wanted != "auto" and names[choice] != wanted):
+        raise UserError(
+            f"trainer.attention_backend={wanted}: cannot run here ({device.type}, {dtype}); valid: auto, math"
+        )
+    return names[choice]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory: allocated on a CUDA device, else the peak resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """``cpu``, ``mps``, or ``cuda`` with the card's name."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

@@ -1,0 +1,57 @@
+"""Batches as Lightning iterates over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ssa.token_blocks import TrainingBatches, evaluation_windows
+from ssa.token_cache import TokenSplit
+
+Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) each
+
+
+class TrainingLoader:
+    """All micro-batches of a run, in order: one pass of it is the whole training.
+
+    Micro-batch m depends on (data, seed, m) alone, so its only state is where to go on; Lightning saves and restores
+    it by `state_dict`, and a resumed run reads what the unbroken one would have read.
+    """
+
+    def __init__(self, batches: TrainingBatches, micro_batch_size: int, steps: int) -> None:
+        self.batches = batches
+        self.micro_batch_size = micro_batch_size
+        self.length = steps * (batches.batch_size // micro_batch_size)
+        self.position = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.position < self.length:
+            self.position += 1
+            yield self.batches.micro_batch(self.position - 1, self.micro_batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of micro-batches handed out."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on after the micro-batches that a checkpoint has seen."""
+        self.position = state["position"]
+
+
+class EvaluationLoader:
+    """A whole split in consecutive windows; the last one may be shorter."""
+
+    def __init__(self, split: TokenSplit, block_size: int, batch_size: int) -> None:
+        self.split, self.block_size, self.batch_size = split, block_size, batch_size
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.split.n_tokens - 1, self.block_size)
+        return -(-full // self.batch_size) + (rest > 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(evaluation_windows(self.split, self.block_size, self.batch_size))

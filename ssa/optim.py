@@ -1,0 +1,54 @@
+"""Parameter groups, AdamW and the learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from ssa.config import OptimConfig
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Every trainable parameter in exactly one group: matrices decayed; norms and biases not; temperatures neither
+    decayed nor at the common learning rate.  Empty groups are left out.
+    """
+    names: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "temperature": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = "temperature" if ".temperature." in name else "decay" if parameter.ndim >= 2 else "no_decay"
+            names[kind].append(parameter)
+    settings = {
+        "decay": {"lr": config.lr, "weight_decay": config.weight_decay},
+        "no_decay": {"lr": config.lr, "weight_decay": 0.0},
+        "temperature": {"lr": config.lr * config.temperature_lr_multiplier, "weight_decay": 0.0},
+    }
+    return [{"name": kind, "params": names[kind], **settings[kind]} for kind in names if names[kind]]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[AdamW, LambdaLR]:
+    """AdamW over `parameter_groups`, and its schedule, to be stepped once an optimizer step."""
+    betas = (config.beta1, config.beta2)
+    optimizer = AdamW(parameter_groups(model, config), betas=betas, eps=config.eps, fused=True)
+    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, config, steps))
+
+
+def lr_factor(step: int, config: OptimConfig, steps: int) -> float:
+    """What the learning rate is multiplied by at a step (0 is the first).
+
+    Linear warm-up over ``warmup_steps``, then ``constant``; ``cosine`` down to ``min_lr_ratio`` at the last step; or
+    ``wsd`` (warm-up, stable, decay): constant, then linear to ``min_lr_ratio`` over the last ``decay_fraction``.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    if config.schedule == "constant":
+        return 1.0
+    start = config.warmup_steps
+    if config.schedule == "wsd":
+        start = max(start, steps - round(config.decay_fraction * steps))
+    done = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
+    share = 1 - done if config.schedule == "wsd" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * share

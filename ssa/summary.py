@@ -1,0 +1,111 @@
+"""What a run says at its start and at its end, on the terminal and in summary.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from ssa.callbacks import minutes
+from ssa.device import device_name, peak_memory_bytes
+from ssa.job import Job
+from ssa.lit_module import LanguageModule
+
+
+def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
+    """Evaluates the weights at hand on validation and test, whole, and puts the run's numbers together."""
+    config = job.config
+    trainer.validate(module, job.evaluation_loader("validation"), verbose=False)
+    measured = {f"val/{name}": value for name, value in module.evaluated.items()}
+    trainer.test(module, job.evaluation_loader("test"), verbose=False)
+    measured |= {f"test/{name}": value for name, value in module.evaluated.items()}
+    return {
+        "run_id": config.run_id,
+        "status": "finished",
+        "experiment": config.experiment,
+        "scale": config.scale,
+        "model": config.model.name,
+        "size": config.model.size,
+        "temperature": config.model.temperature.name,
+        "data": config.data.name,
+        "data_hash": job.corpus.fingerprint,
+        "seed": config.seed,
+        **{f"parameters.{kind}": number for kind, number in job.model.count_parameters().items()},
+        "steps": config.trainer.steps,
+        "tokens": config.trainer.steps * tokens_per_step(job),
+        "best_step": best_step,
+        **measured,
+        **{f"val/{name}_perplexity": value for name, value in job.references.items()},
+        "tokens_per_second": config.trainer.steps * tokens_per_step(job) / module.seconds,
+        "train_seconds": module.seconds,
+        "device": device_name(job.device),
+        "precision": job.precision,
+        "attention_backend": job.attention_backend,
+        "peak_memory_bytes": peak_memory_bytes(job.device),
+        **_counts(job),
+    }
+
+
+def tokens_per_step(job: Job) -> int:
+    """Tokens in an optimizer step."""
+    return job.config.trainer.batch_size * job.config.data.block_size
+
+
+def _counts(job: Job) -> dict[str, int]:
+    """What the perplexities divide by, and how much text there is to train on."""
+    splits = {"train": job.corpus.split("train"), **job.splits}
+    units = ("documents", "tokens", "words", "bytes")
+    return {f"data.{name}.{unit}": getattr(split, f"n_{unit}") for name, split in splits.items() for unit in units}
+
+
+def print_start(console: Console, job: Job, folder: Path, seconds: float) -> None:
+    """The run in words: size, tokens, device, time, and what a perplexity is to be held against."""
+    config, count = job.config, job.model.count_parameters()
+    per_step, steps = tokens_per_step(job), config.trainer.steps
+    share = count["temperature"] / count["total"]
+    accumulate = f", {config.trainer.accumulate} micro-batches" if config.trainer.accumulate > 1 else ""
+    epochs = steps * per_step / job.corpus.split("train").n_tokens
+    corpus = "  ".join(f"{name} {job.corpus.split(name).n_tokens:,}" for name in ("train", "validation", "test"))
+    reference = "  ".join(f"{name} {value:.1f}" for name, value in job.references.items())
+    lines = {
+        "run": str(folder),
+        "scale": f"{config.scale} (another: scale=smoke|laptop|gpu|paper; any value: --cfg job shows them)",
+        "model": f"{config.model.name} {config.model.size}: {count['total']:,} parameters, {count['non_embedding']:,} "
+        f"without embeddings, {count['temperature']:,} of temperatures ({share:.3%})",
+        "data": f"{config.data.name}, tokenizer {job.corpus.tokenizer.name}; tokens: {corpus}",
+        "steps": f"{steps:,} of {per_step:,} tokens ({config.trainer.batch_size} x {config.data.block_size}{accumulate})"
+        f" = {steps * per_step:,} tokens, {epochs:.2f} epochs",
+        "device": f"{device_name(job.device)}, {job.precision}, attention backend {job.attention_backend}"
+        + (", compiled" if config.trainer.compile else ""),
+        "time": f"about {minutes(seconds)} of training",
+        "to beat": f"{reference} (validation perplexity of n-gram models on the same tokens)",
+    }
+    if job.checkpoint_step is not None:
+        lines["resumed"] = f"at step {job.checkpoint_step:,}"
+    grid = Table.grid(padding=(0, 2))
+    for name, text in lines.items():
+        grid.add_row(name, text)
+    console.print(grid)
+
+
+def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
+    """A short table, then where everything is."""
+    table = Table(
+        "split", "loss", "perplexity", "word perplexity", "bits/byte", "entropy (nats)", "of log n", "spikiness"
+    )
+    for split in ("val", "test"):
+        names = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
+        attention = ("attention_entropy", "attention_entropy_normalized", "attention_spikiness")
+        values = [summary.get(f"{split}/{name}") for name in names + attention]
+        table.add_row(split, *("" if value is None else f"{value:.4g}" for value in values))
+    console.print(table)
+    reference = ", ".join(f"{name} {summary[f'val/{name}_perplexity']:.1f}" for name in ("unigram", "bigram"))
+    console.print(
+        f"validation perplexity {summary['val/perplexity']:.2f} ({reference} on the same tokens), "
+        f"attention entropy {summary['val/attention_entropy']:.3f} nats, "
+        f"{summary['tokens_per_second']:,.0f} tokens/s, best of step {summary['best_step']}"
+    )
+    console.print(str(folder.resolve()))

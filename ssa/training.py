@@ -1,0 +1,184 @@
+"""One run from config to summary: text, model, Lightning trainer, evaluation, record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+
+from ssa import environment
+from ssa.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar
+from ssa.checkpoint import load_weights, read_step
+from ssa.config import Config
+from ssa.device import (
+    attention_backend,
+    attention_kernels,
+    device_name,
+    resolve_device,
+    resolve_precision,
+)
+from ssa.errors import EXIT_INTERRUPTED
+from ssa.lit_module import LanguageModule
+from ssa.loaders import TrainingLoader
+from ssa.ngram import reference_perplexities
+from ssa.job import Job
+from ssa.run_record import RunRecord
+from ssa.summary import print_end, print_start, summarise
+from ssa.token_blocks import TrainingBatches
+from ssa.token_cache import prepare
+from ssa.transformer import Transformer
+from ssa.wandb_mirror import WandbMirror
+
+Row = dict[str, Any]
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Runs, resumes or, if it has finished before, only reports the run that `config` is.
+
+    Returns:
+        The run's summary, as in summary.json.
+
+    Raises:
+        UserError: the data, the device, the run folder or a checkpoint is not what the config needs; or the loss is
+            no longer finite.
+        SystemExit: 130, after SIGINT or SIGTERM; the run can be resumed.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    with RunRecord.open(config) as record:
+        if record.finished:
+            console.print("This run has finished before (rerun=true runs it again).")
+            summary: dict[str, Any] = json.loads((record.folder / "summary.json").read_text())
+        else:
+            job = _prepare(config, record)
+            summary = _run(job, record, console)
+        print_end(console, summary, record.folder)
+    return summary
+
+
+def _prepare(config: Config, record: RunRecord) -> Job:
+    device = resolve_device(config.trainer.device)
+    backend = attention_backend(config.model, config.trainer, config.data.block_size, device)
+    corpus = prepare(config.data)
+    corpus.check_block_size(config.data.block_size)
+    splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in EVALUATED}
+    train_split = corpus.split("train")
+    batches = TrainingBatches(train_split, config.data.block_size, config.trainer.batch_size, config.seed)
+    model = Transformer(config.model, corpus.tokenizer.vocab_size, config.seed)
+    vocab_size = corpus.tokenizer.vocab_size
+    return Job(
+        config=config,
+        device=device,
+        precision=resolve_precision(config.trainer.precision, device),
+        attention_backend=backend,
+        corpus=corpus,
+        splits=splits,
+        model=model,
+        loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps),
+        references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
+        checkpoint_step=read_step(record.resume_checkpoint) if record.resume_checkpoint else None,
+    )
+
+
+def _run(job: Job, record: RunRecord, console: Console) -> dict[str, Any]:
+    config, began = job.config, time.perf_counter()
+    facts = environment.describe(
+        device=device_name(job.device), precision=job.precision, attention_backend=job.attention_backend
+    )
+    resume_from = record.resume_checkpoint
+    record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
+    if config.trainer.compile:
+        job.model.compile()
+    print_start(console, job, record.folder, _estimated_seconds(job))
+    with WandbMirror.open(config, record) as mirror:
+
+        def log_row(row: Row) -> None:
+            record.log(row)
+            mirror.log(row)
+
+        module = LanguageModule(config, job.model, job.splits, log_row)
+        interruption = Interruption()
+        checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer, interruption)
+        trainer = _trainer(job, [checkpoints, ProgressBar(console, config.trainer)])
+        try:
+            with interruption.watch(), _quiet_lightning():
+                trainer.fit(
+                    module, job.loader, job.evaluation_loader("validation"), ckpt_path=resume_from, weights_only=True
+                )
+        except Interrupted:
+            record.set_status("interrupted", step=module.step)
+            mirror.finish(EXIT_INTERRUPTED)
+            console.print(
+                f"Interrupted at step {module.step}, saved.  To go on: python train.py resume={record.folder}"
+            )
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        best_step = load_weights(job.model, record.best_checkpoint)
+        with _quiet_lightning():
+            summary = summarise(job, trainer, module, best_step)
+            summary["wall_seconds"] = time.perf_counter() - began
+        record.write_summary(summary)
+        mirror.summary(summary)
+        record.set_status("finished", step=config.trainer.steps)
+    return summary
+
+
+def _trainer(job: Job, callbacks: list[L.Callback]) -> L.Trainer:
+    settings = job.config.trainer
+    with _quiet_lightning():
+        return L.Trainer(
+            accelerator={"cuda": "gpu"}.get(job.device.type, job.device.type),
+            devices=1,
+            precision=job.precision,  # type: ignore[arg-type]
+            max_steps=settings.steps,
+            accumulate_grad_batches=settings.accumulate,
+            val_check_interval=settings.eval_every * settings.accumulate,  # counted in micro-batches
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+def _estimated_seconds(job: Job) -> float:
+    """Of all the steps to come, from one forward and backward pass after another that warms up."""
+    steps = job.config.trainer.steps - (job.checkpoint_step or 0)
+    if steps == 0:
+        return 0.0
+    model, seconds = job.model.to(job.device), 0.0
+    inputs, targets = (part.to(job.device) for part in job.loader.batches.micro_batch(0, job.loader.micro_batch_size))
+    for _ in range(2):
+        began = time.perf_counter()
+        with (
+            torch.autocast(job.device.type, torch.bfloat16, enabled=job.precision == "bf16-mixed"),
+            attention_kernels(job.config.trainer.attention_backend),
+        ):
+            loss = model(inputs, targets).mean()
+        loss.backward()
+        loss.item()
+        seconds = time.perf_counter() - began
+    model.zero_grad(set_to_none=True)
+    return seconds * job.config.trainer.accumulate * steps
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's remarks on hardware, loaders and limits, all of them decided here, stay unsaid."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)

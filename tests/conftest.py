@@ -1,0 +1,62 @@
+"""Small models and configs that tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ssa.config import Config, ModelConfig, ScalarTemperature, TemperatureConfig, parse
+
+ROOT = Path(__file__).parent.parent
+BOTH = ScalarTemperature(token="shared", position="log")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token caches of tests stay out of the user's, and are shared within a test session."""
+    monkeypatch.setenv("SSA_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def model_config() -> Callable[..., ModelConfig]:
+    """A function that makes a small `ModelConfig`: `ssa=True`, or a temperature's fields, and any model field."""
+
+    def make(*, ssa: bool = False, query: Any = None, key: Any = None, value: Any = None, **fields: Any) -> ModelConfig:
+        if ssa:
+            query, value = BOTH, BOTH
+        settings = {name: fields.pop(name) for name in ("per", "alpha_init") if name in fields}
+        temperature = {"name": "test", "query": query, "key": key, "value": value, "per": "head", "alpha_init": -4.5}
+        small = {"name": "test", "size": "test", "n_layer": 2, "n_head": 2, "width": 16, "max_positions": 64}
+        return ModelConfig(
+            **{**small, "dropout": 0.0, **fields}, temperature=TemperatureConfig(**{**temperature, **settings})
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real English, about 200 kB: the topics of Python's own help."""
+    from pydoc_data.topics import topics
+
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\n\n".join(topics.values())[:200_000])
+    return path
+
+
+@pytest.fixture
+def smoke(small_text: Path, tmp_path: Path) -> Callable[..., Config]:
+    """A function that composes ``scale=smoke`` on a small text, without W&B, with overrides as typed."""
+
+    def make(*overrides: str) -> Config:
+        default = ["scale=smoke", "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512", "logger=none"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            composed = compose("config", [*default, f"output_dir={tmp_path}/outputs", *overrides])
+        return parse(OmegaConf.to_container(composed, resolve=True))
+
+    return make

@@ -1,0 +1,236 @@
+"""Whole runs on a small text: exact resume, pairing, accumulation, what is recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssa.config import Config
+from ssa.errors import UserError
+from ssa.training import train
+
+ROOT = Path(__file__).parent.parent
+TINY = ["trainer.steps=8", "trainer.eval_every=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
+TINY += ["trainer.batch_size=4", "trainer.micro_batch_size=2", "optim.warmup_steps=2", "optim.lr=3e-3"]
+SUMMARY_KEYS = """run_id status model size temperature data seed parameters.total parameters.non_embedding
+parameters.temperature steps tokens val/loss val/perplexity val/bits_per_byte val/word_perplexity val/attention_entropy
+val/attention_entropy_normalized val/attention_spikiness test/perplexity tokens_per_second wall_seconds device
+peak_memory_bytes""".split()
+TIMINGS = ("tokens_per_second", "memory", "seconds")
+
+
+def folder(config: Config) -> Path:
+    return Path(config.output_dir) / config.experiment / config.run_id
+
+
+def rows(config: Config) -> list[dict]:
+    return [json.loads(line) for line in (folder(config) / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(config: Config) -> list[dict]:
+    """The rows without what a clock or the machine's memory decides."""
+    return [{k: v for k, v in row.items() if not any(word in k for word in TIMINGS)} for row in rows(config)]
+
+
+def weights(config: Config, name: str = "last") -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder(config) / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return checkpoint["state_dict"] if name == "last" else checkpoint["model"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture
+def tiny(smoke: Callable[..., Config]) -> Callable[..., Config]:
+    return lambda *overrides: smoke(*TINY, *overrides)
+
+
+def test_a_run_leaves_its_record_and_learns(tiny) -> None:
+    config = tiny("trainer.steps=40", "trainer.eval_every=20")
+    summary = train(config)
+    assert [key for key in SUMMARY_KEYS if key not in summary] == []
+    assert json.loads((folder(config) / "summary.json").read_text()) == summary
+    assert json.loads((folder(config) / "status.json").read_text())["status"] == "finished"
+    losses = [row["train/loss"] for row in rows(config) if "train/loss" in row]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.5
+    validations = [row for row in rows(config) if "val/loss" in row]
+    assert [row["step"] for row in validations] == [20, 40]
+    assert [row["tokens"] for row in validations] == [20 * 4 * 64, 40 * 4 * 64]
+    for name in ("attention_entropy/layer_00", "attention_entropy/layer_00/head_00", "attention_spikiness/layer_00"):
+        assert f"val/{name}" in validations[0]
+    assert "val/temperature/value/layer_00/std" in validations[0]
+    best = min(validations, key=lambda row: row["val/loss"])
+    assert summary["best_step"] == best["step"]
+    assert summary["val/loss"] == pytest.approx(best["val/loss"], rel=1e-6)
+
+
+def test_a_finished_run_is_not_run_again_unless_asked(tiny, capsys) -> None:
+    config = tiny()
+    first = train(config)
+    written = (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert train(config) == first
+    assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
+    assert "finished before" in capsys.readouterr().out
+    train(tiny("rerun=true"))
+    assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns != written
+
+
+def test_two_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
+    one, other = tiny(), tiny(f"output_dir={tmp_path}/other")
+    train(one)
+    train(other)
+    assert one.run_id == other.run_id
+    assert same(weights(one), weights(other))
+    assert numbers(one) == numbers(other)
+
+
+def test_what_is_logged_and_saved_when_changes_no_number(tiny) -> None:
+    one = tiny()
+    other = tiny("trainer.log_every=3", "trainer.checkpoint_every=5", "trainer.probe_sequences=1", "experiment=other")
+    third = tiny("trainer.eval_every=8", "seed=0")
+    for config in (one, other, third):
+        train(config)
+    assert same(weights(one), weights(other))
+    assert same(weights(one), weights(third))
+
+
+def test_variants_see_the_same_batches_and_differ_in_temperature_alone(tiny) -> None:
+    ssa, vanilla = tiny(), tiny("model=gpt2")
+    train(ssa)
+    train(vanilla)
+    first = {config.model.name: numbers(config)[0]["train/loss"] for config in (ssa, vanilla)}
+    assert first["ssa_gpt2"] == pytest.approx(first["gpt2"], abs=2e-3)  # near the identity, on the same batch
+    assert set(weights(ssa)) > set(weights(vanilla))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_accumulated_micro_batches_equal_the_big_batch(tiny, dropout: float) -> None:
+    accumulated = tiny("trainer.precision=32-true", "trainer.micro_batch_size=1")
+    big = tiny("trainer.precision=32-true", "trainer.micro_batch_size=4")
+    train(accumulated)
+    train(big)
+    for one, other in zip(numbers(accumulated), numbers(big), strict=True):
+        assert one["step"] == other["step"]
+        if "train/loss" in one:
+            assert one["train/loss"] == pytest.approx(other["train/loss"], abs=1e-5)
+            assert one["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=1e-4)
+            assert one["train/lr"] == other["train/lr"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny) -> None:
+    config = tiny("optim.lr=1e18", "optim.grad_clip=null", "trainer.steps=30", "trainer.eval_every=30")
+    with pytest.raises(UserError, match=r"not finite at step \d+: loss .*, lr .*, gradient norm .*last\.ckpt") as error:
+        train(config)
+    status = json.loads((folder(config) / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert status["error"] in f"TrainingDiverged: {error.value}"
+
+
+def test_a_damaged_checkpoint_is_one_line(tiny) -> None:
+    config = tiny()
+    killed(config, at_step=4)
+    last = folder(config) / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"last\.ckpt: damaged") as error:
+        train(config)
+    assert "\n" not in str(error.value)
+
+
+KILLED = """
+import json, os, signal, sys
+from ssa import lit_module
+from ssa.config import parse
+from ssa.training import train
+number, step, hook = getattr(signal, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+before = getattr(lit_module.LanguageModule, hook)
+def hooked(self, *args, **kwargs):
+    if self.step == step:
+        os.kill(os.getpid(), number)
+    return before(self, *args, **kwargs)
+setattr(lit_module.LanguageModule, hook, hooked)
+train(parse(json.loads(sys.argv[1])))
+"""
+
+
+def killed(config: Config, at_step: int, by: str = "SIGKILL", hook: str = "training_step") -> int:
+    """Runs the config in a process that gets a signal when a hook is entered after a number of steps."""
+    command = [sys.executable, "-c", KILLED, json.dumps(config.plain()), by, str(at_step), hook]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ, timeout=300)
+    assert done.returncode != 0 or by != "SIGKILL", done.stdout + done.stderr
+    return done.returncode
+
+
+@pytest.mark.parametrize(
+    ("step", "hook"),
+    [
+        (1, "training_step"),  # before any checkpoint
+        (3, "training_step"),  # after one, before the next
+        (4, "on_validation_epoch_end"),  # in a validation
+        (5, "configure_gradient_clipping"),  # in the middle of a step, in the second epoch
+        (8, "on_test_epoch_end"),  # all trained, not yet evaluated
+    ],
+)
+def test_a_killed_run_resumes_bitwise(tiny, tmp_path, step: int, hook: str) -> None:
+    # 4 sequences a step of a train split of 17 blocks or so: step 5 is in the second epoch
+    options = ("data.train=" + str(tmp_path / "short.txt"), "model.dropout=0.1")
+    (tmp_path / "short.txt").write_text(short_text())
+    unbroken, broken = tiny(*options), tiny(*options, f"output_dir={tmp_path}/broken")
+    train(unbroken)
+    assert killed(broken, step, hook=hook) == -signal.SIGKILL
+    train(broken)
+    assert same(weights(unbroken), weights(broken))
+    assert same(weights(unbroken, "best"), weights(broken, "best"))
+    assert numbers(unbroken) == numbers(broken)
+
+
+def short_text() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics.values())[:9000]
+
+
+@pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
+def test_a_signal_saves_and_says_how_to_go_on(tiny, tmp_path, by: str) -> None:
+    unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
+    train(unbroken)
+    assert killed(broken, 3, by=by) == 130
+    status = json.loads((folder(broken) / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("interrupted", 4)
+    train(broken.model_copy(update={"resume": str(folder(broken))}))
+    assert same(weights(unbroken), weights(broken))
+    assert numbers(unbroken) == numbers(broken)
+
+
+def test_a_second_process_is_refused(tiny, tmp_path) -> None:
+    config = tiny("trainer.steps=400")
+    command = [sys.executable, "-c", KILLED, json.dumps(config.plain()), "SIGKILL", "399", "training_step"]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (folder(config) / "metrics.jsonl").exists() and first.poll() is None:
+            time.sleep(0.1)
+        with pytest.raises(UserError, match=f"in use by process {first.pid}"):
+            train(config)
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_compiled_equals_eager(tiny) -> None:
+    eager, compiled = tiny("trainer.precision=32-true"), tiny("trainer.precision=32-true", "trainer.compile=true")
+    train(eager)
+    train(compiled)
+    for one, other in zip(numbers(eager), numbers(compiled), strict=True):
+        for name in one:
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-3), name
+    assert weights(eager).keys() == weights(compiled).keys()
