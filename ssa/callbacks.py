@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ssa.config import TrainerConfig
+from ssa.device import peak_memory_bytes
+from ssa.errors import EXIT_INTERRUPTED
 from ssa.lit_module import LanguageModule
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
     """Training stopped at a step boundary on SIGINT or SIGTERM, its checkpoint saved."""
 
 
-class Interruption:
-    """Whether SIGINT or SIGTERM has come; a second SIGINT does not wait for the step to end."""
+class Interruption(Callback):
+    """Whether SIGINT or SIGTERM has come; a second one does not wait for the step to end."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -32,17 +38,75 @@ class Interruption:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Handles the signals within the block."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._install()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Once more: Lightning has put a handler before ours, which would stop within a step, unsaved."""
+        self._install()
+
+    def _install(self) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, self._handle)
+
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.requested:
+            raise SystemExit(EXIT_INTERRUPTED)
         self.requested = True
+
+
+class TrainingRows(Callback):
+    """A row of training metrics every ``log_every`` steps.  The first callback: a checkpoint comes after its row.
+
+    Attributes:
+        seconds: time in training steps so far, over all attempts; evaluations and checkpoints are not in it.
+        tokens_per_second: since the last row.
+    """
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self.config = config
+        self.seconds = 0.0
+        self.tokens_per_second = math.nan
+        self._started = 0.0
+        self._last = (0, 0.0)  # tokens and seconds at the last row
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Speed is of this attempt alone."""
+        assert isinstance(module, LanguageModule)
+        self._last = (module.tokens, self.seconds)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+        """Stops the clock; at an optimizer step, a row if it is time."""
+        assert isinstance(module, LanguageModule)
+        self.seconds += time.perf_counter() - self._started
+        if (index + 1) % self.config.accumulate:
+            return
+        tokens, seconds = self._last
+        self.tokens_per_second = (module.tokens - tokens) / (self.seconds - seconds)
+        if module.step % self.config.log_every == 0 or module.step == self.config.steps:
+            self._last = (module.tokens, self.seconds)
+            measured = {
+                "train/tokens_per_second": self.tokens_per_second,
+                "train/peak_memory_bytes": peak_memory_bytes(module.device),
+            }
+            module.log_row({"step": module.step, "tokens": module.tokens, **module.trained, **measured})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The time so far."""
+        self.seconds = state["seconds"]
 
 
 class Checkpoints(Callback):
@@ -99,8 +163,8 @@ class Checkpoints(Callback):
 class ProgressBar(Callback):
     """Optimizer steps, loss, tokens/s and time left: a live bar on a terminal, a line a row elsewhere."""
 
-    def __init__(self, console: Console, config: TrainerConfig) -> None:
-        self.console, self.config = console, config
+    def __init__(self, console: Console, config: TrainerConfig, rows: TrainingRows) -> None:
+        self.console, self.config, self.rows = console, config, rows
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
         self.progress = Progress(TextColumn("train"), *columns, console=console, disable=not console.is_terminal)
         self.task: TaskID | None = None
@@ -117,8 +181,8 @@ class ProgressBar(Callback):
         if (index + 1) % self.config.accumulate:
             return
         step = trainer.global_step
-        speed = module.trained.get("train/tokens_per_second", 0.0)
-        left = (self.config.steps - step) * module.seconds_per_step
+        speed = self.rows.tokens_per_second
+        left = (self.config.steps - step) * module.tokens / step / speed
         text = f"loss {module.trained['train/loss']:.3f}  {speed:,.0f} tokens/s  ETA {minutes(left)}"
         self.progress.update(self.task, completed=step, text=text)
         if not self.console.is_terminal and step % (10 * self.config.log_every) == 0:

@@ -1,20 +1,20 @@
 """The typed configuration of one run.
 
-Hydra composes YAML from ``conf/``; `from_hydra` turns the result into these frozen models once, and nothing
+Hydra composes YAML from ``conf/``; `parse` turns the result into these frozen models once, and nothing
 below that line sees OmegaConf.  Unknown keys, wrong types and values out of range are refused here, before torch
 is imported, each in one line that names the field, the value and what is valid.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ssa.config_errors import one_line
 from ssa.errors import UserError
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -23,6 +23,24 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+_NOT_IDENTITY = (
+    "logger",
+    "output_dir",
+    "resume",
+    "rerun",
+    "experiment",
+    "scale",
+    "model.name",
+    "model.size",
+    "model.temperature.name",
+    "data.name",
+    "data.cache_dir",
+    "data.workers",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+)
 
 
 class _Section(BaseModel):
@@ -67,8 +85,8 @@ class ModelConfig(_Section):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.width % self.n_head:
-            divisors = [n for n in range(1, self.width + 1) if self.width % n == 0 and n <= 64]
-            raise ValueError(f"model.n_head={self.n_head} does not divide model.width={self.width}; valid: {divisors}")
+            valid = _divisors(self.width)
+            raise ValueError(f"model.n_head={self.n_head}: does not divide model.width={self.width}; valid: {valid}")
         return self
 
 
@@ -137,7 +155,8 @@ class TrainerConfig(_Section):
     def _micro_batches_fill_the_batch(self) -> Self:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
-                f"trainer.micro_batch_size={self.micro_batch_size} does not divide trainer.batch_size={self.batch_size}"
+                f"trainer.micro_batch_size={self.micro_batch_size}: does not divide "
+                f"trainer.batch_size={self.batch_size}; valid: {_divisors(self.batch_size)}"
             )
         return self
 
@@ -177,12 +196,13 @@ class Config(_Section):
     def _parts_fit_together(self) -> Self:
         if self.data.block_size > self.model.max_positions:
             raise ValueError(
-                f"data.block_size={self.data.block_size} is over the position table: "
-                f"model.max_positions={self.model.max_positions}"
+                f"data.block_size={self.data.block_size}: over the position table; "
+                f"valid: up to model.max_positions={self.model.max_positions}"
             )
         if self.optim.warmup_steps >= self.trainer.steps:
             raise ValueError(
-                f"optim.warmup_steps={self.optim.warmup_steps} is not below trainer.steps={self.trainer.steps}"
+                f"optim.warmup_steps={self.optim.warmup_steps}: warm-up would not end in training; "
+                f"valid: below trainer.steps={self.trainer.steps}"
             )
         return self
 
@@ -191,19 +211,27 @@ class Config(_Section):
         return self.model_dump(mode="json")
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the numbers: no paths of this machine, no logging, no names of scales."""
+        """The part that decides the numbers: equal identity, equal losses.
+
+        Out: where things are read and written, logging and its cadence, how many processes help, and the labels of
+        choices (their values are in).  In is what moves the last bits alone, such as the device, and
+        ``trainer.eval_every``, which decides the steps the best checkpoint can be from.
+        """
         plain = self.plain()
-        for key in ("logger", "output_dir", "resume", "rerun", "experiment", "scale"):
-            del plain[key]
-        for key in ("cache_dir", "workers", "name"):
-            del plain["data"][key]
+        for path in _NOT_IDENTITY:
+            *sections, key = path.split(".")
+            section = plain
+            for name in sections:
+                section = section[name]
+            del section[key]
         return plain
 
     @property
     def run_id(self) -> str:
-        """The model, its size, the data and the seed in words, then a hash of `identity`."""
+        """The model, its size, the temperature, the data and the seed in words, then a hash of `identity`."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
-        return f"{self.model.name}-{self.model.size}-{self.data.name}-s{self.seed}-{digest[:10]}"
+        words = (self.model.name, self.model.size, self.model.temperature.name, self.data.name, f"s{self.seed}")
+        return "-".join((*words, digest[:10]))
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -215,31 +243,8 @@ def parse(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error, Config)) from None
 
 
-def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    location = [str(part) for part in first["loc"]]
-    field, value, kind = ".".join(location), first["input"], first["type"]
-    if kind == "value_error":
-        return str(first["ctx"]["error"])
-    if kind == "extra_forbidden":
-        valid = sorted(_fields_at(location[:-1]))
-        return f"{field}: unknown key{_closest(location[-1], valid)}; valid: {', '.join(valid)}"
-    if kind == "missing":
-        return f"{field}: not set"
-    return f"{field}={value}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _closest(word: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=1)
-    return f", did you mean {near[0]}?" if near else ""
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    section: type[BaseModel] = Config
-    for part in location:
-        annotation = section.model_fields[part].annotation
-        section = next(kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
-    return list(section.model_fields)
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

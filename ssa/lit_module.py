@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ssa.attention_stats import attention_statistics
 from ssa.config import Config
-from ssa.device import attention_kernels, peak_memory_bytes
+from ssa.device import attention_kernels
 from ssa.errors import TrainingDiverged
 from ssa.loaders import Batch
 from ssa.optim import build_optimizer
@@ -47,13 +46,9 @@ class LanguageModule(L.LightningModule):
         self.probe = _probe(splits["validation"], config.data.block_size, config.trainer.probe_sequences)
         self.evaluated: dict[str, float] = {}  # the newest evaluation, by metric name without its split
         self.last_checkpoint = "none"  # named when training diverges
-        self.trained: dict[str, float] = {}  # the newest training row's metrics
-        self.seconds = 0.0  # of training alone: no evaluation, no checkpoint
+        self.trained: dict[str, float] = {}  # the newest step's loss, gradient norm and learning rate
         self._nll = 0.0
         self._losses: list[Tensor] = []  # of the micro-batches of this step
-        self._grad_norm = math.nan
-        self._since_row = (0, 0.0)  # step and seconds at the last row
-        self._started = 0.0
 
     @property
     def step(self) -> int:
@@ -65,12 +60,6 @@ class LanguageModule(L.LightningModule):
         """Tokens trained on so far."""
         return self.step * self.config.trainer.batch_size * self.config.data.block_size
 
-    @property
-    def seconds_per_step(self) -> float:
-        """By the newest measured speed; nan before the first step."""
-        per_step = self.config.trainer.batch_size * self.config.data.block_size
-        return per_step / self.trained["train/tokens_per_second"] if self.trained else math.nan
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule, stepped once an optimizer step."""
         optimizer, schedule = build_optimizer(self.model, self.config.optim, self.config.trainer.steps)
@@ -79,7 +68,6 @@ class LanguageModule(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Dropout, the only randomness in a step, is a function of (seed, micro-batch) too: resuming is exact."""
         torch.manual_seed((self.config.seed << 32) + index)
-        self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean loss of a micro-batch; all are of one size, so that their mean is the big batch's."""
@@ -89,33 +77,14 @@ class LanguageModule(L.LightningModule):
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clips to ``optim.grad_clip``, keeps the norm for the row, and stops on what is not finite."""
+        """Clips to ``optim.grad_clip``, keeps the norm before it, and stops on what is not finite."""
         limit = self.config.optim.grad_clip or math.inf
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        loss = torch.stack(self._losses).mean().item()
-        if not (math.isfinite(loss) and math.isfinite(self._grad_norm)):
-            lr = optimizer.param_groups[0]["lr"]
-            raise TrainingDiverged(self.step + 1, loss, lr, self._grad_norm, self.last_checkpoint)
-        self.trained = {"train/loss": loss, "train/grad_norm": self._grad_norm}
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        loss, lr = torch.stack(self._losses).mean().item(), optimizer.param_groups[0]["lr"]
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise TrainingDiverged(self.step + 1, loss, lr, grad_norm, self.last_checkpoint)
+        self.trained = {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr}
         self._losses.clear()
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        """A row every ``trainer.log_every`` steps."""
-        self.seconds += time.perf_counter() - self._started
-        if (index + 1) % self.config.trainer.accumulate:
-            return
-        last_step, last_seconds = self._since_row
-        per_step = self.config.trainer.batch_size * self.config.data.block_size
-        speed = (self.step - last_step) * per_step / max(self.seconds - last_seconds, 1e-9)
-        self.trained |= {"train/lr": self.lr_schedulers().get_last_lr()[0], "train/tokens_per_second": speed}  # type: ignore[union-attr]
-        if self.step % self.config.trainer.log_every == 0 or self.step == self.config.trainer.steps:
-            self._since_row = (self.step, self.seconds)
-            memory = peak_memory_bytes(self.device)
-            self.log_row({"step": self.step, "tokens": self.tokens, **self.trained, "train/peak_memory_bytes": memory})
-
-    def on_train_start(self) -> None:
-        """Speed is of this attempt alone."""
-        self._since_row = (self.step, self.seconds)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sum over the split."""
@@ -150,11 +119,6 @@ class LanguageModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The run's config travels with its weights, as plain values."""
         checkpoint["config"] = self.config.plain()
-        checkpoint["seconds"] = self.seconds
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Training time goes on from where it was."""
-        self.seconds = checkpoint["seconds"]
 
 
 def _probe(split: TokenSplit, block_size: int, sequences: int) -> Tensor:

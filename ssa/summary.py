@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -39,8 +40,6 @@ def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: i
         "best_step": best_step,
         **measured,
         **{f"val/{name}_perplexity": value for name, value in job.references.items()},
-        "tokens_per_second": config.trainer.steps * tokens_per_step(job) / module.seconds,
-        "train_seconds": module.seconds,
         "device": device_name(job.device),
         "precision": job.precision,
         "attention_backend": job.attention_backend,
@@ -69,13 +68,15 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
     accumulate = f", {config.trainer.accumulate} micro-batches" if config.trainer.accumulate > 1 else ""
     epochs = steps * per_step / job.corpus.split("train").n_tokens
     corpus = "  ".join(f"{name} {job.corpus.split(name).n_tokens:,}" for name in ("train", "validation", "test"))
-    reference = "  ".join(f"{name} {value:.1f}" for name, value in job.references.items())
+    limit = config.data.max_documents
+    subset = f", at most the first {limit:,} documents (data.max_documents)" if limit else ""
+    reference = ", ".join(f"{name} {value:.1f}" for name, value in job.references.items())
     lines = {
         "run": str(folder),
         "scale": f"{config.scale} (another: scale=smoke|laptop|gpu|paper; any value: --cfg job shows them)",
         "model": f"{config.model.name} {config.model.size}: {count['total']:,} parameters, {count['non_embedding']:,} "
         f"without embeddings, {count['temperature']:,} of temperatures ({share:.3%})",
-        "data": f"{config.data.name}, tokenizer {job.corpus.tokenizer.name}; tokens: {corpus}",
+        "data": f"{config.data.name}{subset}, tokenizer {job.corpus.tokenizer.name}; tokens: {corpus}",
         "steps": f"{steps:,} of {per_step:,} tokens ({config.trainer.batch_size} x {config.data.block_size}{accumulate})"
         f" = {steps * per_step:,} tokens, {epochs:.2f} epochs",
         "device": f"{device_name(job.device)}, {job.precision}, attention backend {job.attention_backend}"
@@ -85,10 +86,8 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
     }
     if job.checkpoint_step is not None:
         lines["resumed"] = f"at step {job.checkpoint_step:,}"
-    grid = Table.grid(padding=(0, 2))
     for name, text in lines.items():
-        grid.add_row(name, text)
-    console.print(grid)
+        console.print(f"{name:<8} {text}")
 
 
 def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:

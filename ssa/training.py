@@ -8,14 +8,15 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from rich.console import Console
 
-from ssa import environment
-from ssa.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar
+from ssa import environment, wandb_mirror
+from ssa.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar, TrainingRows
 from ssa.checkpoint import load_weights, read_step
 from ssa.config import Config
 from ssa.device import (
@@ -57,6 +58,7 @@ def train(config: Config) -> dict[str, Any]:
             console.print("This run has finished before (rerun=true runs it again).")
             summary: dict[str, Any] = json.loads((record.folder / "summary.json").read_text())
         else:
+            wandb_mirror.check(config.logger)
             job = _prepare(config, record)
             summary = _run(job, record, console)
         print_end(console, summary, record.folder)
@@ -68,7 +70,7 @@ def _prepare(config: Config, record: RunRecord) -> Job:
     backend = attention_backend(config.model, config.trainer, config.data.block_size, device)
     corpus = prepare(config.data)
     corpus.check_block_size(config.data.block_size)
-    splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in EVALUATED}
+    splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in ("validation", "test")}
     train_split = corpus.split("train")
     batches = TrainingBatches(train_split, config.data.block_size, config.trainer.batch_size, config.seed)
     model = Transformer(config.model, corpus.tokenizer.vocab_size, config.seed)
@@ -89,64 +91,69 @@ def _prepare(config: Config, record: RunRecord) -> Job:
 
 def _run(job: Job, record: RunRecord, console: Console) -> dict[str, Any]:
     config, began = job.config, time.perf_counter()
-    facts = environment.describe(
-        device=device_name(job.device), precision=job.precision, attention_backend=job.attention_backend
-    )
     resume_from = record.resume_checkpoint
-    record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
+    device = {"device": device_name(job.device), "precision": job.precision, "attention_backend": job.attention_backend}
+    record.begin(environment.describe(**device), step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
     if config.trainer.compile:
         job.model.compile()
     print_start(console, job, record.folder, _estimated_seconds(job))
-    with WandbMirror.open(config, record) as mirror:
+    with WandbMirror.open(config, record) as mirror, _quiet_lightning():
 
         def log_row(row: Row) -> None:
             record.log(row)
             mirror.log(row)
 
         module = LanguageModule(config, job.model, job.splits, log_row)
-        interruption = Interruption()
-        checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer, interruption)
-        trainer = _trainer(job, [checkpoints, ProgressBar(console, config.trainer)])
-        try:
-            with interruption.watch(), _quiet_lightning():
-                trainer.fit(
-                    module, job.loader, job.evaluation_loader("validation"), ckpt_path=resume_from, weights_only=True
-                )
-        except Interrupted:
-            record.set_status("interrupted", step=module.step)
-            mirror.finish(EXIT_INTERRUPTED)
-            console.print(
-                f"Interrupted at step {module.step}, saved.  To go on: python train.py resume={record.folder}"
-            )
-            raise SystemExit(EXIT_INTERRUPTED) from None
+        rows = TrainingRows(config.trainer)
+        trainer = _fit(job, module, rows, record, console, resume_from)
         best_step = load_weights(job.model, record.best_checkpoint)
-        with _quiet_lightning():
-            summary = summarise(job, trainer, module, best_step)
-            summary["wall_seconds"] = time.perf_counter() - began
+        summary = summarise(job, trainer, module, best_step)
+        summary |= {
+            "tokens_per_second": summary["tokens"] / rows.seconds,
+            "train_seconds": rows.seconds,
+            "wall_seconds": time.perf_counter() - began,
+        }
         record.write_summary(summary)
         mirror.summary(summary)
         record.set_status("finished", step=config.trainer.steps)
     return summary
 
 
+def _fit(
+    job: Job, module: LanguageModule, rows: TrainingRows, record: RunRecord, console: Console, resume_from: Path | None
+) -> L.Trainer:
+    """Trains to the end, or to a signal."""
+    interruption = Interruption()
+    checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, job.config.trainer, interruption)
+    trainer = _trainer(job, [interruption, rows, checkpoints, ProgressBar(console, job.config.trainer, rows)])
+    validation = job.evaluation_loader("validation")
+    try:
+        with interruption.watch():
+            trainer.fit(module, job.loader, validation, ckpt_path=resume_from, weights_only=True)
+    except Interrupted:
+        record.set_status("interrupted", step=module.step)
+        console.print(f"Interrupted at step {module.step}, saved.  To go on: python train.py resume={record.folder}")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    return trainer
+
+
 def _trainer(job: Job, callbacks: list[L.Callback]) -> L.Trainer:
     settings = job.config.trainer
-    with _quiet_lightning():
-        return L.Trainer(
-            accelerator={"cuda": "gpu"}.get(job.device.type, job.device.type),
-            devices=1,
-            precision=job.precision,  # type: ignore[arg-type]
-            max_steps=settings.steps,
-            accumulate_grad_batches=settings.accumulate,
-            val_check_interval=settings.eval_every * settings.accumulate,  # counted in micro-batches
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+    return L.Trainer(
+        accelerator={"cuda": "gpu"}.get(job.device.type, job.device.type),
+        devices=1,
+        precision=job.precision,
+        max_steps=settings.steps,
+        accumulate_grad_batches=settings.accumulate,
+        val_check_interval=settings.eval_every * settings.accumulate,  # counted in micro-batches
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
 
 
 def _estimated_seconds(job: Job) -> float:

@@ -1,0 +1,169 @@
+"""From the command line to a job: what the programs in the repository's root share.
+
+Whatever is the user's to mend ends as one line on stderr and exit code 2, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import functools
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ssa import compose_errors, conf_groups
+from ssa.cli_resume import label, resumed
+from ssa.config import Config, parse
+from ssa.config_errors import closest
+from ssa.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
+
+EXIT_BUG = 1
+_LABELS = {"model/size": "model.size", "model/temperature": "model.temperature.name", "scale": "scale"}
+
+# Exit codes of the failed jobs of this process's sweep, by their overrides.
+_failed: dict[str, int] = {}
+
+
+def command_line(main: Callable[[], Any], program: str, purpose: str) -> int:
+    """Run `main`, a ``hydra.main`` function that calls `run`, on ``sys.argv``; returns the exit code."""
+    _failed.clear()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing and exiting
+    try:
+        arguments = _checked_arguments()
+        if arguments.help:
+            print(conf_groups.help_text(program, purpose))
+        else:
+            _compose_and_run(main, arguments.overrides)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UserError as error:
+        return _say(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return _sweep_result()
+
+
+def _compose_and_run(main: Callable[[], Any], overrides: list[str]) -> None:
+    try:
+        main()
+    except BrokenPipeError:
+        raise
+    except compose_errors.COMPOSITION_ERRORS as error:  # `run` lets none of a job's through, so it is Hydra's
+        raise UserError(compose_errors.explain(error, overrides)) from None
+
+
+def run(composed: DictConfig, job: Callable[[Config], float]) -> float:
+    """`job` on the typed config of one Hydra job.
+
+    A failure ends the process, with one line if it is the user's to mend and with a traceback if not.  In a sweep it
+    is reported at once, with the job's overrides; the other jobs go on, and the process ends with its exit code.
+    """
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    name = " ".join(_overrides())
+    try:
+        return job(configure(composed))
+    except UserError as error:
+        code = _say(f"[{name}] {error}" if in_sweep else str(error))
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_BUG
+    if not in_sweep:
+        sys.exit(code)
+    _failed[name] = code
+    return float("nan")  # what sweepers take for a failed trial
+
+
+def configure(composed: DictConfig) -> Config:
+    """The typed config of the current Hydra job.
+
+    Raises:
+        UserError: the first thing wrong with it.
+    """
+    try:
+        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except compose_errors.COMPOSITION_ERRORS as error:
+        raise UserError(compose_errors.explain(error, _overrides())) from None
+    choices = HydraConfig.get().runtime.choices
+    _check_choices(values, choices)
+    if values.get("resume"):
+        return resumed(values, _overrides(), set(choices))
+    return parse(values)
+
+
+def _overrides() -> list[str]:
+    """What was typed for the current Hydra job, as it was typed."""
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(typed)
+
+
+def _check_choices(values: dict[str, Any], choices: Mapping[str, Any]) -> None:
+    """Refuse what composes but does not choose: no option, two of them, or the name of one in place of its values."""
+    for group, options in conf_groups.options().items():
+        valid = f"valid: {', '.join(options)}"
+        if group not in choices:
+            raise UserError(f"{group}: takes exactly one option; {valid}")
+        if group in ("scale", "experiment") and isinstance(values[group], dict | list):
+            raise UserError(f"{group}={choices[group]}: its file must begin with '# @package _global_' and set values")
+        name = label(values, group)
+        if group in _LABELS and name is not None and str(name) != choices[group]:
+            raise UserError(f"{_LABELS[group]}={name}: only a label; choose with {group}={name}; {valid}")
+
+
+def _checked_arguments() -> argparse.Namespace:
+    parser = get_args_parser()
+    parser.error = _refuse_flag  # type: ignore[method-assign]
+    arguments = parser.parse_args()
+    if arguments.resolve and not arguments.cfg:
+        raise UserError("--resolve: only with --cfg; write --cfg job --resolve")
+    extra = [Path(arguments.config_dir)] if arguments.config_dir else []
+    compose_errors.refuse_launchers(arguments.overrides, [conf_groups.CONF, *extra])
+    return arguments
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    flag = message.removeprefix("unrecognized arguments: ").split()[0]
+    if "=" in flag and not flag.startswith("-"):
+        raise UserError(f"{flag}: after a flag in the middle; write flags first: -m model=gpt2,ssa_gpt2 seed=0,1,2")
+    if not flag.startswith("-"):
+        raise UserError(f"{message}; see --help")
+    known = [option for action in get_args_parser()._actions for option in action.option_strings]
+    raise UserError(
+        f"{flag}: unknown flag{closest(flag, known)}; values are set as KEY=VALUE without dashes; "
+        f"valid: {', '.join(conf_groups.FLAGS)}"
+    )
+
+
+def _sweep_result() -> int:
+    if not _failed:
+        return 0
+    _say(f"failed jobs: {len(_failed)}: " + ", ".join(f"[{overrides}]" for overrides in _failed))
+    return EXIT_BUG if EXIT_BUG in _failed.values() else EXIT_BAD_INPUT
+
+
+def _say(line: str) -> int:
+    print("error:", " ".join(line.split()), file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+@functools.cache
+def _scratch_dir() -> str:
+    """Hydra insists on a folder for a sweep: one that vanishes with the process."""
+    folder = tempfile.mkdtemp(prefix="ssa-sweep-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+OmegaConf.register_new_resolver("scratch_dir", _scratch_dir, replace=True)

@@ -1,0 +1,66 @@
+"""``resume=RUN_FOLDER``: the run's own config, with what the command line adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from ssa.config import Config, parse
+from ssa.errors import UserError
+from ssa.run_files import check_unchanged, load_config
+
+
+def resumed(composed: dict[str, Any], overrides: Sequence[str], groups: set[str]) -> Config:
+    """The config in the folder ``composed["resume"]``, changed by what the user typed and by no default.
+
+    Args:
+        composed: the config that Hydra composed, as plain values.
+        overrides: what was typed on the command line.
+        groups: the config groups, to tell ``data=wikitext`` from ``seed=1``.
+
+    Raises:
+        UserError: it is not a run folder, or an override would change what the run is.
+    """
+    folder = composed["resume"]
+    values = load_config(folder).plain() | {key: composed[key] for key in ("resume", "rerun")}
+    keys = [override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))]
+    for group in (key for key in keys if key in groups):
+        _choose(values, composed, group)
+    for key in (key for key in keys if key not in groups):
+        _copy(values, composed, key.split("."))
+    config = parse(values)
+    check_unchanged(folder, config)
+    return config
+
+
+def label(values: dict[str, Any], group: str) -> Any:
+    """What a config, as plain values, calls the option of `group` that it holds; None where options have no name."""
+    chosen: Any = values
+    for part in group.split("/"):
+        chosen = chosen.get(part) if isinstance(chosen, dict) else None
+    return chosen.get("name") if isinstance(chosen, dict) else chosen
+
+
+def _choose(values: dict[str, Any], composed: dict[str, Any], group: str) -> None:
+    """Take the typed option of `group`: nothing to do if it is the run's own, and only the logger may be another."""
+    before, after = label(values, group), label(composed, group)
+    if after is None or (group == "logger" and before != after):
+        values[group] = composed[group]
+    elif before != after:
+        raise UserError(
+            f"{composed['resume']} was made with another choice ({group}: {before} -> {after}): "
+            "resume it unchanged, or start a new run"
+        )
+
+
+def _copy(values: dict[str, Any], composed: dict[str, Any], path: Sequence[str]) -> None:
+    """Take over one value, also one that was added or deleted: `parse` judges the result."""
+    head, *rest = path
+    if head not in composed:
+        values.pop(head, None)
+    elif rest and isinstance(values.get(head), dict) and isinstance(composed[head], dict):
+        _copy(values[head], composed[head], rest)
+    else:
+        values[head] = composed[head]

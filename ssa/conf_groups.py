@@ -1,0 +1,63 @@
+"""The Hydra groups in ``conf/``, read from the folder itself, so that help and error messages cannot go stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+FLAGS = {
+    "--help, -h": "this page",
+    "--multirun, -m": "run every combination of comma-separated values: -m model=gpt2,ssa_gpt2 seed=0,1,2",
+    "--cfg job --resolve": "print the composed config, with every key there is, and stop",
+}
+
+
+def options() -> dict[str, dict[str, str]]:
+    """Group -> option -> the one line that describes it (its file's first comment that is no ``# @`` directive)."""
+    groups: dict[str, dict[str, str]] = {}
+    for file in sorted(CONF.rglob("*.yaml")):
+        if file.parent != CONF:
+            groups.setdefault(file.parent.relative_to(CONF).as_posix(), {})[file.stem] = _description(file)
+    return groups
+
+
+def help_text(program: str, purpose: str) -> str:
+    """The page that ``--help`` prints."""
+    defaults = _defaults()
+    lines = [purpose, "", f"usage: python {program} [GROUP=OPTION ...] [KEY=VALUE ...] [FLAG ...]", ""]
+    for group, choices in options().items():
+        lines.append(f"{group}=  (default: {defaults.get(group, 'as the model= or scale= file says')})")
+        lines += [f"  {name:<22} {text}" for name, text in choices.items()]
+    lines += ["", "flags", *(f"  {flag:<22} {text}" for flag, text in FLAGS.items()), "", "examples"]
+    examples = (
+        "model=ssa_gpt2 data=wikitext",
+        "model=gpt2 scale=smoke logger=none",
+        "scale=gpu model/size=micro trainer.steps=500",
+        "model/temperature=ssa model.temperature.value=null",
+        "-m model=gpt2,ssa_gpt2 seed=0,1,2",
+        "resume=outputs/main/RUN_ID",
+    )
+    return "\n".join([*lines, *(f"  python {program} {example}" for example in examples)])
+
+
+def _defaults() -> dict[str, Any]:
+    entries = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {
+        group: "none" if option is None else option
+        for entry in entries
+        if isinstance(entry, dict)
+        for group, option in entry.items()
+    }
+
+
+def _description(file: Path) -> str:
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not line.startswith("#"):
+                break
+            if not line.startswith("# @"):
+                return line.lstrip("# ").rstrip()
+    return ""

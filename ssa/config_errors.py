@@ -1,0 +1,131 @@
+"""What is wrong with a config, in one plain line: the field, its value, what is valid."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text of at least one character",
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-'",
+    "list_type": "a list, [a,b]",
+    "finite_number": "a finite number",
+}
+_RANGE_KINDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+_BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def one_line(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first error of a failed validation of `root`."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    field, kind = ".".join(path), first["type"]
+    if kind == "value_error":
+        return str(first["ctx"]["error"])
+    if kind == "extra_forbidden":
+        return unknown_key(field, root)
+    if kind == "missing":
+        return f"{field}: not set; write {field}=VALUE"
+    return f"{field}={shown(first['input'])}: {_validity(first, path, root)}"
+
+
+def unknown_key(key: str, root: type[BaseModel], also: Sequence[str] = ()) -> str:
+    """A line for `key` (dotted), which `root` does not have; `also`: valid top-level words besides its fields."""
+    section, known, rest = _walk(key.split("."), root)
+    if section is None:
+        return f"{key}: unknown key; {'.'.join(known)} is a value, it has no keys"
+    prefix = "".join(f"{part}." for part in known)
+    valid = [prefix + name for name in section.model_fields]
+    wrong = prefix + rest[0]
+    if known:
+        return f"{wrong}: unknown key{closest(wrong, valid)}; valid: {', '.join(section.model_fields)}"
+    namesakes = [leaf for leaf in (*leaves(root), *also) if re.split("[./]", leaf)[-1] == wrong]
+    guess = f", did you mean {namesakes[0]}?" if namesakes else closest(wrong, [*valid, *also])
+    return f"{wrong}: unknown key{guess}; valid: {', '.join(valid)}"
+
+
+def closest(word: str, valid: Iterable[str]) -> str:
+    """``, did you mean X?`` or nothing."""
+    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.7)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """A value as one types it on the command line, cut where it is long."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every value below `section`, dotted."""
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        yield from leaves(inner, f"{prefix}{name}.") if inner else [prefix + name]
+
+
+def _validity(error: ErrorDetails, path: list[str], root: type[BaseModel]) -> str:
+    kind = error["type"]
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"not one of the choices{closest(shown(error['input']), choices)}; valid: {', '.join(choices)}"
+    if kind in _RANGE_KINDS:
+        return f"out of range; valid: {_range(path, root)}"
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}{_instead(kind, error['input'], '.'.join(path))}"
+    section = _walk(path, root)[0]
+    if section is not None:
+        group = f"; as a group: {'/'.join(path)}={shown(error['input'])}" if "name" in section.model_fields else ""
+        return f"expected the keys {', '.join(section.model_fields)}{group}"
+    return error["msg"]
+
+
+def _instead(kind: str, value: Any, field: str) -> str:
+    """How a value that looks right can be of the wrong type."""
+    if kind == "string_type" and isinstance(value, int | float):
+        return f"; to give this as text, {field}='\"{shown(value)}\"'"
+    return ", not text" if kind in ("int_type", "float_type") and isinstance(value, str) else ""
+
+
+def _range(path: list[str], root: type[BaseModel]) -> str:
+    parent = _walk(path[:-1], root)[0]
+    assert parent is not None, "a bound belongs to a field of a section"
+    field = parent.model_fields[path[-1]]
+    bounds = [
+        f"{symbol} {getattr(item, name):g}"
+        for item in _constraints((*field.metadata, field.annotation))
+        for name, symbol in _BOUNDS.items()
+        if getattr(item, name, None) is not None
+    ]
+    return " and ".join(bounds)
+
+
+def _constraints(items: Iterable[Any]) -> Iterator[Any]:
+    """The constraint objects in nested `Annotated` and unions."""
+    for item in items:
+        yield item
+        yield from _constraints((*getattr(item, "metadata", ()), *get_args(item)))
+
+
+def _walk(path: list[str], root: type[BaseModel]) -> tuple[type[BaseModel] | None, list[str], list[str]]:
+    """As far down `path` as there are fields: the section there (none at a value), the path walked, and the rest."""
+    section: type[BaseModel] | None = root
+    for depth, part in enumerate(path):
+        if section is None or part not in section.model_fields:
+            return section, path[:depth], path[depth:]
+        section = _section_of(section.model_fields[part].annotation)
+    return section, path, []
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

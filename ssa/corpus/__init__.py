@@ -1,0 +1,115 @@
+"""Text: where it comes from, and which document is in which split.
+
+A *source* (`pydocs`, `hub`, `local`) knows its documents and the splits it has; `Corpus` takes the first
+``max_documents`` of its train set and cuts from that the splits which the source lacks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from itertools import count, groupby, islice
+from typing import Protocol
+
+from ssa.cache_files import hash_of
+from ssa.config import DataConfig
+from ssa.corpus import readers
+
+SPLITS = ("train", "validation", "test")
+
+
+class Source(Protocol):
+    """Documents as they come, by split; ``splits`` has ``train`` and may have ``validation`` and ``test``."""
+
+    splits: frozenset[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what text it is."""
+        ...
+
+    def documents(self, split: str) -> Iterator[str]:
+        """The documents of one of `splits`, always in the same order."""
+        ...
+
+
+class Corpus:
+    """The documents of train, validation and test, streamed: memory stays flat however many there are.
+
+    Splits that the source lacks are held out of its train set by place: of every 1/``held_out`` documents one is
+    validation and one is test.  Where there are fewer documents than that, they are first cut into passages at blank
+    lines (about four for each such turn), and neighbouring passages of one split stay one document.
+    """
+
+    def __init__(self, source: Source, held_out: float, max_documents: int | None) -> None:
+        self._source = source
+        self._max_documents = max_documents
+        self._missing = frozenset(SPLITS) - source.splits
+        self._period = round(1 / held_out)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the text and of what is in which split."""
+        period = self._period if self._missing else None
+        return hash_of(self._source.fingerprint, sorted(self._missing), period, self._max_documents)
+
+    def documents(self, split: str) -> Iterator[str]:
+        """The documents of ``train``, ``validation`` or ``test``, those of nothing but white space left out."""
+        return (text for text in self._all_documents(split) if not text.isspace() and text)
+
+    def _all_documents(self, split: str) -> Iterator[str]:
+        if split != "train" and split not in self._missing:
+            return self._source.documents(split)
+        if not self._missing:
+            return self._train_source()
+        if self._passage_size:
+            return self._passages(split, self._passage_size)
+        return (text for index, text in enumerate(self._train_source()) if self._owner(index) == split)
+
+    def _train_source(self) -> Iterator[str]:
+        return islice(self._source.documents("train"), self._max_documents)
+
+    def _owner(self, index: int) -> str:
+        place = index % self._period
+        if place == self._period - 1 and "test" in self._missing:
+            return "test"
+        if place == self._period // 2 and "validation" in self._missing:
+            return "validation"
+        return "train"
+
+    @functools.cached_property
+    def _passage_size(self) -> int | None:
+        """In characters; None where there are documents enough to hold out whole ones."""
+        lengths = [len(text) for text in islice(self._train_source(), self._period)]
+        return max(sum(lengths) // (4 * self._period), 1) if len(lengths) < self._period else None
+
+    def _passages(self, split: str, size: int) -> Iterator[str]:
+        index = count()
+        for text in self._train_source():
+            passages = readers.cut([text], size)
+            for owner, neighbours in groupby(passages, key=lambda _: self._owner(next(index))):
+                if owner == split:
+                    yield "".join(neighbours)
+
+
+def open_corpus(data: DataConfig) -> Corpus:
+    """The corpus that a config names.
+
+    Raises:
+        UserError: there is no such text, or it cannot be had.
+    """
+    return Corpus(_source(data), data.held_out, data.max_documents)
+
+
+def _source(data: DataConfig) -> Source:
+    if data.source == "pydocs":
+        from ssa.corpus.pydocs import PyDocs
+
+        return PyDocs(data.held_out)
+    if data.source == "text":
+        from ssa.corpus.local import LocalFiles
+
+        return LocalFiles(data)
+    from ssa.corpus.hub import HubDataset
+
+    return HubDataset(data)

@@ -1,0 +1,64 @@
+"""Text in local files, named by a glob for each split."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssa.cache_files import cache_root, hash_of, hash_of_file
+from ssa.config import DataConfig
+from ssa.corpus import readers
+from ssa.errors import UserError
+
+
+class LocalFiles:
+    """The files of ``data.train``, ``data.validation`` and ``data.test``, in the order of their paths.
+
+    Raises:
+        UserError: a glob without files, a file that is empty or of an unknown kind, one file in two splits.
+    """
+
+    def __init__(self, data: DataConfig) -> None:
+        globs = {"train": data.train, "validation": data.validation, "test": data.test}
+        self.files = {split: _matching(f"data.{split}", pattern) for split, pattern in globs.items() if pattern}
+        self.splits = frozenset(self.files)
+        self._column = data.text_column
+        root = cache_root(data.cache_dir)
+        self._hashes = {path: hash_of_file(path, root) for paths in self.files.values() for path in paths}
+        self._refuse_shared_files()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of contents, not of names: files may move."""
+        contents = {
+            split: [(readers.kind_of(path), self._hashes[path]) for path in paths]
+            for split, paths in self.files.items()
+        }
+        return hash_of("text", self._column, readers.LONGEST_TEXT, contents)
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Of every file of a split, one file after the other."""
+        for path in self.files[split]:
+            yield from readers.documents(path, self._column)
+
+    def _refuse_shared_files(self) -> None:
+        owners: dict[str, tuple[str, Path]] = {}
+        for split, paths in self.files.items():
+            for path in paths:
+                owner, other = owners.setdefault(self._hashes[path], (split, path))
+                if owner != split:
+                    raise UserError(f"data.{split}: {path} is also in data.{owner} ({other}); a text has one split")
+
+
+def _matching(field: str, pattern: str) -> list[Path]:
+    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    files = [path for path in map(Path, found) if path.is_file()]
+    if not files:
+        hint = "a folder" if found else "matches no file"
+        raise UserError(f"{field}={pattern}: {hint} (from {Path.cwd()}); give a file or a glob: {field}='texts/*.txt'")
+    for path in files:
+        readers.kind_of(path)
+        if path.stat().st_size == 0:
+            raise UserError(f"{field}={pattern}: {path} is empty; remove it or leave it out of the glob")
+    return files

@@ -1,0 +1,137 @@
+"""The documentation that ships inside every Python: pydoc's topics and the standard library's docstrings.
+
+Real English that needs no network.  Sources are parsed, never imported.  A document is one module's docstrings, or
+one topic; every docstring occurs once, so that none is in two splits.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import os
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from ssa.cache_files import hash_of
+from ssa.errors import UserError
+
+PROSE_VERSION = 1  # raise it when a document is put together in another way
+TOPICS = "pydoc_data.topics"
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_Definition: TypeAlias = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class PyDocs:
+    """Modules are dealt to the splits by a hash of their names; the topics, which quote one another, all train."""
+
+    splits = frozenset({"train", "validation", "test"})
+
+    def __init__(self, held_out: float, stdlib: Path | None = None) -> None:
+        self._held_out = held_out
+        self._stdlib = stdlib or Path(sysconfig.get_path("stdlib"))
+        self._sources = dict(_sources(self._stdlib))
+        self._documents: list[tuple[str, str]] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the Python version, the sources and the way they are read."""
+        contents = [(name, hashlib.sha256(source).hexdigest()) for name, source in self._sources.items()]
+        return hash_of("pydocs", PROSE_VERSION, sys.version_info[:3], self._held_out, contents)
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Parsed once and kept (about 2 MB).
+
+        Raises:
+            UserError: this Python was stripped of its documentation.
+        """
+        if self._documents is None:
+            self._documents = list(_without_repeats(self._sources))
+        if not self._documents:
+            raise UserError(
+                f"data=pydocs: {self._stdlib} holds no documentation (a stripped Python?); "
+                "use another Python, or data=text data.train=GLOB"
+            )
+        return (text for name, text in self._documents if self._split_of(name) == split)
+
+    def _split_of(self, module: str) -> str:
+        if module == TOPICS:
+            return "train"
+        place = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8]) / 2**64
+        return "test" if place < self._held_out else "validation" if place < 2 * self._held_out else "train"
+
+
+def _sources(stdlib: Path) -> Iterator[tuple[str, bytes]]:
+    """(module name, source), sorted by path, tests and installed packages left out."""
+    for folder, subfolders, names in os.walk(stdlib):
+        subfolders[:] = sorted(name for name in subfolders if name not in _LEFT_OUT and name.isidentifier())
+        for path in (Path(folder, name) for name in sorted(names) if name.endswith(".py")):
+            parts = path.relative_to(stdlib).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path.read_bytes()
+
+
+def _without_repeats(sources: dict[str, bytes]) -> Iterator[tuple[str, str]]:
+    """(module name, document) for every module or topic that says something no earlier one has said."""
+    said: set[str] = set()
+    for module, source in sources.items():
+        tree = _parse(source)
+        if tree is None:
+            continue
+        pages = _topics(tree) if module == TOPICS else [_docstrings(module, tree)]
+        for title, entries in pages:
+            new = [(heading, text) for heading, text in entries if text not in said]
+            said.update(text for _, text in new)
+            if new:
+                yield module, "\n\n".join([title, *(f"{heading}\n\n{text}".strip() for heading, text in new)]) + "\n"
+
+
+_Page: TypeAlias = tuple[str, list[tuple[str, str]]]  # title, [(heading, text)]
+
+
+def _docstrings(module: str, tree: ast.Module) -> _Page:
+    entries = [("", ast.get_docstring(tree)), *_definitions(tree, "")]
+    return module, [(heading, text.strip()) for heading, text in entries if text and text.strip()]
+
+
+def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, str | None]]:
+    """(heading, docstring) of every class and function below ``node``, in the order of the source."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Definition):
+            name = prefix + child.name
+            yield _heading(name, child), ast.get_docstring(child)
+            yield from _definitions(child, name + ".")
+        elif isinstance(child, ast.stmt | ast.excepthandler):
+            yield from _definitions(child, prefix)
+
+
+def _heading(name: str, definition: _Definition) -> str:
+    if isinstance(definition, ast.ClassDef):
+        return f"class {name}"
+    given = definition.args
+    names = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+    names += [f"*{given.vararg.arg}"] if given.vararg else []
+    names += [argument.arg for argument in given.kwonlyargs]
+    names += [f"**{given.kwarg.arg}"] if given.kwarg else []
+    return f"{name}({', '.join(names)})"
+
+
+def _topics(tree: ast.Module) -> Iterator[_Page]:
+    """Every entry of the dictionary ``topics``, whose keys and values are string literals."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield str(key.value), [("", inspect.cleandoc(value.value).strip())]
+
+
+def _parse(source: bytes) -> ast.Module | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in old sources
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None

@@ -1,0 +1,179 @@
+"""Documents out of one file: plain text, JSON lines or Parquet, each also compressed; a piece of the file at a time."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ssa.config_errors import closest
+from ssa.errors import UserError
+
+LONGEST_TEXT = 4_000_000  # characters; a longer .txt file is read as several documents, cut at blank lines
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_READ = 1 << 20  # bytes
+_ROWS = 64  # of a Parquet file at a time
+
+
+def documents(path: Path, column: str) -> Iterator[str]:
+    """Every document of a file, in order, as its suffix says; empty ones too.
+
+    Raises:
+        UserError: an unknown suffix, a damaged file, text that is not UTF-8, a line that is not JSON, no such column.
+    """
+    kind = kind_of(path)
+    with _no_damage(path):
+        if kind == ".txt":
+            yield from cut(_text(path), LONGEST_TEXT)
+        elif kind == ".jsonl":
+            yield from _json_lines(path, column)
+        else:
+            yield from _parquet(path, column)
+
+
+def kind_of(path: Path) -> str:
+    """``.txt``, ``.jsonl`` or ``.parquet``.
+
+    Raises:
+        UserError: another suffix.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    kind = suffixes[-1] if suffixes else ""
+    if kind not in (".txt", ".jsonl", ".parquet"):
+        raise UserError(f"{path}: unknown suffix; valid: .txt, .jsonl, .parquet, each also with .gz or .zst after it")
+    return kind
+
+
+def cut(pieces: Iterable[str], size: int) -> Iterator[str]:
+    """The same text in parts of at most ``size`` characters, cut after a blank line if one is near, else a line or
+    word."""
+    left = ""
+    for piece in pieces:
+        text, start = left + piece, 0
+        while len(text) - start > size:
+            end = _cutting_place(text, start, size)
+            yield text[start:end]
+            start = end
+        left = text[start:]
+    if left:
+        yield left
+
+
+def _cutting_place(text: str, start: int, size: int) -> int:
+    for separator in ("\n\n", "\n", " "):
+        place = text.rfind(separator, start + size // 2, start + size)
+        if place >= 0:
+            return place + len(separator)
+    return start + size
+
+
+@contextlib.contextmanager
+def _no_damage(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged or unreadable ({reason.rstrip('.')}); replace the file") from error
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    """The uncompressed bytes, from Arrow: unlike the package zstandard it notices a file that was cut off."""
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower())), _READ)
+
+
+def _text(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    offset = 0  # of the first byte that is not decoded yet
+    with _bytes(path) as stream:
+        while True:
+            block = stream.read(_READ)
+            pending = len(decoder.getstate()[0])
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset - pending + error.start) from None
+            offset += len(block)
+            if not block:
+                return
+
+
+def _not_utf8(path: Path, offset: int) -> UserError:
+    return UserError(f"{path}: not UTF-8 at byte {offset}; convert it: iconv -f LATIN1 -t UTF-8 (or its own encoding)")
+
+
+def _json_lines(path: Path, column: str) -> Iterator[str]:
+    offset = 0
+    with _bytes(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            place = f"{path}:{number}"
+            try:
+                row = json.loads(line) if line.strip() else None
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset + error.start) from None
+            except ValueError as error:
+                raise UserError(f"{place}: not JSON ({error}); a .jsonl file holds one object a line") from None
+            offset += len(line)
+            if row is not None:
+                yield from _field(row, column, place)
+
+
+def _field(row: Any, column: str, place: str) -> Iterator[str]:
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: a {type(row).__name__}, not an object with the field {column!r}")
+    if column not in row:
+        raise _no_column(place, column, list(row))
+    text = row[column]
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise UserError(f"{place}: {column!r} is a {type(text).__name__}, not text; set data.text_column")
+    yield text
+
+
+def _no_column(place: str, column: str, columns: list[str]) -> UserError:
+    return UserError(
+        f"data.text_column={column}: no such column in {place}{closest(column, columns)}; valid: {', '.join(columns)}"
+    )
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _seekable(path) as source, pq.ParquetFile(source, pre_buffer=False) as table:
+        schema = table.schema_arrow
+        if column not in schema.names:
+            raise _no_column(str(path), column, schema.names)
+        kind = schema.field(column).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(f"{path}: the column {column!r} is {kind}, not text; set data.text_column")
+        for batch in table.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):
+            try:
+                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: the column {column!r} is not UTF-8 ({error.reason})") from None
+
+
+@contextlib.contextmanager
+def _seekable(path: Path) -> Iterator[IO[bytes]]:
+    """Parquet is read from its end, so that a compressed file is unpacked first."""
+    if path.suffix.lower() not in _COMPRESSIONS:
+        with path.open("rb") as stream:
+            yield stream
+        return
+    with tempfile.TemporaryFile() as unpacked, _bytes(path) as stream:
+        shutil.copyfileobj(stream, unpacked)
+        unpacked.seek(0)
+        yield unpacked

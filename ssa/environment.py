@@ -1,0 +1,183 @@
+"""What a run ran on: commit and uncommitted changes, packages, machine, device, command.  Never a secret.
+
+Environment variables are not read.  Whatever looks like a key, a token or a password on the command line or in the
+uncommitted changes is replaced by ``[redacted]``, rather too much than too little.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_REDACTED = "[redacted]"
+_MAX_DIFF = 2**20  # characters; more is data rather than code
+_MAX_UNTRACKED = 100  # names
+
+_SECRET_NAME = re.compile(
+    r"(?:api|access|private|auth)[_-]?key|(?:api|access|auth|refresh)token|passw(?:or)?d|passphrase|secret|credential",
+    re.IGNORECASE,
+)
+_TOKEN_NAME = re.compile(r"(?<![a-z])token(?![a-z])", re.IGNORECASE)  # not tokens, not tokenizer
+_EMPTY = re.compile(r"none|null|true|false|\$\{.*|", re.IGNORECASE)
+_NO_TOKEN = re.compile(r"shared|-?[\d.]+|<[^<>]*>")  # of the model's config, or of a vocabulary
+_ASSIGNMENT = re.compile(r"""(?<![\w.-])([\w.-]+)(["']?\s*(?:==?|:)\s*)("[^"\n]*"|'[^'\n]*'|[^\s,;"')\]}]+)""")
+_VALUES = re.compile(
+    r"hf_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"|wandb_v\d_\w{16,}"
+    r"|(?:sk|pk|rk)-[\w-]{16,}"  # OpenAI, Anthropic
+    r"|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"|xox[abprs]-[\w-]{10,}"  # Slack
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}"  # AWS
+    r"|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # JWT
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password in an address
+    r"|(?<=[Bb]earer )[\w.~+/=-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+)
+_HEX_40 = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{40}(?![0-9a-fA-F])")  # a W&B key, but also a commit
+_COMMIT_NAME = re.compile(r"""(?:revision|commit|sha1?|rev)["']?\s*[:=]?\s*["']?$""", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """``facts``: what environment.json says.  ``diff``: the uncommitted changes, or None."""
+
+    facts: dict[str, Any]
+    diff: str | None
+
+
+def describe(*, argv: Sequence[str] | None = None, source: Path | None = None, **known: Any) -> Environment:
+    """The environment of this process, now.
+
+    Args:
+        argv: the command line; by default that of this process.
+        source: a file of the code that runs, by default of this package; its git checkout is the one described.
+        known: what the caller knows and this module would need torch for, as plain values: device, precision, ...
+    """
+    git, diff = _git(source or Path(__file__).with_name("__init__.py"))
+    facts = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": redact_command(sys.argv if argv is None else argv),
+        "host": socket.gethostname(),
+        "git": git,
+        "python": platform.python_version(),
+        "machine": _machine(),
+        **known,
+        "packages": _packages(),
+    }
+    return Environment(facts, diff)
+
+
+def redact(text: str) -> str:
+    """The text without what looks like a key, a token or a password."""
+    text = _ASSIGNMENT.sub(_redact_assignment, _VALUES.sub(_REDACTED, text))
+    return _HEX_40.sub(_redact_hex, text)
+
+
+def redact_command(argv: Sequence[str]) -> list[str]:
+    """The command line, with ``name=value`` and ``--name value`` redacted where the name says that it is secret."""
+    shown, secret_follows = [], False
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if secret_follows:
+            shown.append(_REDACTED)
+        elif equals and _is_secret(name, value):
+            shown.append(f"{name}={_REDACTED}")
+        else:
+            shown.append(redact(argument))
+        secret_follows = not equals and argument.startswith("-") and _names_secret(argument)
+    return shown
+
+
+def _names_secret(name: str) -> bool:
+    return bool(_SECRET_NAME.search(name) or _TOKEN_NAME.search(name))
+
+
+def _is_secret(name: str, value: str) -> bool:
+    value = value.strip("\"'")
+    if not _names_secret(name) or _EMPTY.fullmatch(value):
+        return False
+    return bool(_SECRET_NAME.search(name)) or not _NO_TOKEN.fullmatch(value)
+
+
+def _redact_assignment(match: re.Match[str]) -> str:
+    name, sign, value = match.groups()
+    quote = value[0] if value[0] in "\"'" else ""
+    if not _is_secret(name, value) or (not quote and _is_expression(name, sign, value)):
+        return match[0]
+    return f"{name}{sign}{quote}{_REDACTED}{quote}"
+
+
+def _is_expression(name: str, sign: str, value: str) -> bool:
+    """Whether it is code, such as ``token = next(stream)``, rather than ``HF_TOKEN=abc`` or ``token: abc123def``."""
+    is_shell = name.isupper() and sign == "="
+    is_literal = re.fullmatch(r"[\w-]{8,}", value) and re.search(r"\d", value)
+    return not (_SECRET_NAME.search(name) or is_shell or is_literal)
+
+
+def _redact_hex(match: re.Match[str]) -> str:
+    is_commit = _COMMIT_NAME.search(match.string[max(0, match.start() - 40) : match.start()])
+    return match[0] if is_commit else _REDACTED
+
+
+def _git(source: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The state of the checkout that tracks the file, and its uncommitted changes; (None, None) if none does."""
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(source.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30, check=True)
+        return done.stdout
+
+    try:
+        ask("ls-files", "--error-unmatch", source.name)  # a package installed below someone's checkout is not of it
+        root = ask("rev-parse", "--show-toplevel").rstrip("\n")
+        commit = ask("rev-parse", "HEAD").strip()
+        diff = ask("-C", root, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+        untracked = ask("-C", root, "ls-files", "--others", "--exclude-standard").splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    facts = {"commit": commit, "dirty": bool(diff or untracked), "untracked": untracked[:_MAX_UNTRACKED]}
+    return facts, redact(_shorten(diff)) or None
+
+
+def _shorten(diff: str) -> str:
+    if len(diff) <= _MAX_DIFF:
+        return diff
+    kept = diff[: diff.rfind("\n", 0, _MAX_DIFF) + 1]  # whole lines, or half a key would not look like one
+    return f"{kept}[{len(diff) - len(kept)} more characters are left out]\n"
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "os": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": psutil.cpu_count(),
+        "usable_threads": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None,
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _cpu_model() -> str:
+    """The CPU's name, which `platform` knows on no Linux."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _packages() -> dict[str, str]:
+    names = ((item.metadata["Name"], item.version) for item in metadata.distributions())
+    return dict(sorted(((name, version) for name, version in names if name), key=lambda pair: pair[0].lower()))

@@ -1,0 +1,281 @@
+"""The record of one run: one folder with its config, environment, metrics, summary, status and checkpoints.
+
+::
+
+    outputs/<experiment>/<run_id>/
+      config.yaml        the resolved config, plain values
+      environment.json   what it ran on, and uncommitted.diff; earlier attempts' as environment-1.json, ...
+      metrics.jsonl      a row a line: step, tokens, then metric names; the record of truth
+      summary.json       the numbers that a table needs
+      status.json        running, finished, interrupted or failed; since when, at which step, why
+      checkpoints/       last.ckpt, best.ckpt
+
+A run that is started over by ``rerun=true`` leaves its old folder as ``<run_id>.replaced-1``, ``-2``, ...
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
+
+from ssa.config import Config
+from ssa.environment import Environment
+from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.run_files import (
+    Row,
+    State,
+    Status,
+    check_unchanged,
+    load_config,
+    load_status,
+    read_environment,
+    read_rows,
+    to_line,
+    write_atomic,
+    write_json,
+)
+
+_LOCK_SECONDS = 1.0  # `read_status` holds the lock for an instant, which must not look like another run
+
+
+class RunRecord:
+    """One run's folder, locked against a second process for as long as this object is open.
+
+    Nothing is written before `begin`, so that a start that fails (bad data, no memory) leaves no trace.  As a context
+    manager it marks a run that ends by an exception as interrupted or failed, and gives the lock back.
+    """
+
+    def __init__(self, config: Config, folder: Path, lock: FileLock) -> None:
+        self.config = config
+        self.folder = folder
+        self._lock = lock
+        self._begun = False
+
+    @classmethod
+    def open(cls, config: Config) -> Self:
+        """Locks the folder of the config's run, or the one that ``config.resume`` names.
+
+        Raises:
+            UserError: another process has it; it holds a run of another config; it is damaged or cannot be written.
+        """
+        folder = Path(config.resume) if config.resume else run_folder(config)
+        if config.resume:
+            load_config(folder)  # before the lock, whose file goes beside the folder
+        record = cls(config, folder, _lock(folder))
+        try:
+            if not config.rerun and record.status:
+                check_unchanged(folder, config)
+        except BaseException:
+            record.close()
+            raise
+        return record
+
+    @property
+    def status(self) -> Status | None:
+        """What status.json says, or None before the first `begin`."""
+        return load_status(self.folder) if (self.folder / "status.json").exists() else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing to do: the run has finished, and ``rerun`` is not asked for."""
+        if self.config.rerun:
+            return False
+        status = self.status
+        return status is not None and status.status == "finished"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where the newest checkpoint goes."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Where the checkpoint with the lowest validation loss goes."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    @property
+    def resume_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, or None to start from step 0.  To be asked before `begin`."""
+        return self.last_checkpoint if self.last_checkpoint.exists() and not self.config.rerun else None
+
+    def begin(self, environment: Environment, *, step: int | None = None, data_hash: str | None = None) -> None:
+        """Starts an attempt: sets an old record aside if ``rerun``, else rewinds it; from here on it is ``running``.
+
+        Args:
+            environment: what this attempt runs on.
+            step: the optimizer step of the checkpoint that is resumed from; None: from the start.
+            data_hash: a fingerprint of the data, which must not change from one attempt to the next.
+
+        Raises:
+            UserError: the data are not those that the run began with.
+        """
+        if self.config.rerun and self.folder.exists():
+            self.folder.rename(_replaced(self.folder))
+        before = self.status
+        if before and step is not None:
+            self._check_data(data_hash)
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if before:
+            self._keep_environment(before.attempt)
+        else:
+            self._write_config()
+        write_json(self.folder / "environment.json", {**environment.facts, "data_hash": data_hash})
+        if environment.diff:
+            write_atomic(self.folder / "uncommitted.diff", environment.diff)
+        self.rewind(step)
+        attempt, now = before.attempt + 1 if before else 1, _now()
+        self._write_status(Status("running", attempt, now, now, step or 0, os.getpid(), socket.gethostname(), None))
+        self._begun = True
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to metrics.jsonl: ``step`` (optimizer steps), ``tokens`` (seen so far), then metrics.
+
+        The operating system has it when this returns: killing the process loses no earlier row.
+        """
+        line = to_line({"step": row["step"], "tokens": row["tokens"], **row})
+        with open(self.folder / "metrics.jsonl", "ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def rewind(self, step: int | None) -> None:
+        """Drops the rows after ``step``, all of them for None, and a torn last line."""
+        kept = [row for row in self.rows() if step is not None and row["step"] <= step]
+        write_atomic(self.folder / "metrics.jsonl", "".join(map(to_line, kept)))
+
+    def rows(self) -> list[Row]:
+        """The rows of metrics.jsonl."""
+        return read_rows(self.folder) if (self.folder / "metrics.jsonl").exists() else []
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Replaces summary.json."""
+        write_json(self.folder / "summary.json", values)
+
+    def set_status(self, status: State, *, step: int | None = None, error: str | None = None) -> None:
+        """Replaces status.json.  A ``step`` that is not given stays as it was; ``error`` becomes one line."""
+        before = load_status(self.folder)
+        line = " ".join(error.split()) if error else None
+        step = before.step if step is None else step
+        self._write_status(replace(before, status=status, time=_now(), step=step, error=line))
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._lock.is_locked:
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink()  # before the release: after it, it may be another process's
+            self._lock.release()
+        with suppress(OSError):
+            self.folder.parent.rmdir()  # refused unless it is empty, as after a failed start
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        try:
+            if error is not None and self._begun and load_status(self.folder).status == "running":
+                self._set_status_after(error)
+        finally:
+            self.close()
+
+    def _set_status_after(self, error: BaseException) -> None:
+        by_signal = isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED
+        if by_signal or isinstance(error, KeyboardInterrupt):
+            self.set_status("interrupted")
+        else:
+            self.set_status("failed", error=f"{type(error).__name__}: {error}")
+
+    def _check_data(self, data_hash: str | None) -> None:
+        recorded = read_environment(self.folder).get("data_hash")
+        if None not in (recorded, data_hash) and recorded != data_hash:
+            raise UserError(
+                f"{self.folder}: the data have changed since this run began (hash {recorded}, now {data_hash}); "
+                "put them back, or start over with rerun=true"
+            )
+
+    def _write_config(self) -> None:
+        config = self.config.model_copy(update={"resume": None, "rerun": False})  # of this command, not of the run
+        write_atomic(self.folder / "config.yaml", yaml.safe_dump(config.plain(), sort_keys=False))
+
+    def _keep_environment(self, attempt: int) -> None:
+        for path in (self.folder / "environment.json", self.folder / "uncommitted.diff"):
+            with suppress(FileNotFoundError):
+                path.rename(path.with_stem(f"{path.stem}-{attempt}"))
+
+    def _write_status(self, status: Status) -> None:
+        write_json(self.folder / "status.json", asdict(status))
+
+
+def run_folder(config: Config) -> Path:
+    """The folder of the config's run."""
+    return Path(config.output_dir) / config.experiment / config.run_id
+
+
+def read_status(folder: str | Path) -> Status:
+    """Where the run stands.  One that says ``running`` while no process has it was killed: ``interrupted``.
+
+    Raises:
+        UserError: it is not a run folder, or its status.json is damaged.
+    """
+    status = load_status(folder)
+    if status.status == "running" and not _is_locked(Path(folder)):
+        return replace(status, status="interrupted")
+    return status
+
+
+def _lock_path(folder: Path) -> Path:
+    """Beside the folder, which may not exist yet, and may be set aside while the lock is held."""
+    folder = folder.resolve()
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(_lock_path(folder), timeout=_LOCK_SECONDS, thread_local=False)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder} is in use by {_holder(folder)}: wait for it, or stop it") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; output_dir=FOLDER sets another place") from None
+    return lock
+
+
+def _holder(folder: Path) -> str:
+    try:
+        status = load_status(folder)
+    except UserError:  # it has not begun yet
+        return "another process"
+    return f"process {status.pid} on {status.host}"
+
+
+def _is_locked(folder: Path) -> bool:
+    path = _lock_path(folder)
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # not ours to open: whoever made it may be alive
+        return True
+
+
+def _replaced(folder: Path) -> Path:
+    """The first free name for a folder that is started over."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
+        number += 1
+    return target
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

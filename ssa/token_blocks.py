@@ -1,0 +1,78 @@
+"""Tokens as blocks: which tokens are in batch k, as a pure function of the data, the seed and k."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ssa.token_cache import TokenSplit
+
+
+class TrainingBatches:
+    """Random batches of a split's blocks; every block once in each epoch, in an order of its own.
+
+    Block i is ``tokens[i T : i T + T + 1]``.  Sample s, counted from the start of training, is block
+    ``permutation(seed, s // n_blocks)[s % n_blocks]``: its place depends on the seed alone, so that runs with other
+    batch sizes, other models or other logging see the same samples in the same order.
+
+    Args:
+        split: the tokens, (n_tokens,).
+        block_size: T, in tokens.
+        batch_size: samples in a batch.
+        seed: of the order.
+
+    Raises:
+        UserError: the split is shorter than one block.
+    """
+
+    def __init__(self, split: TokenSplit, block_size: int, batch_size: int, seed: int) -> None:
+        split.require(block_size + 1)
+        self.tokens = split.tokens
+        self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
+        self.n_blocks = (split.n_tokens - 1) // block_size
+        self._permutation = functools.lru_cache(maxsize=2)(self._make_permutation)
+
+    def batch(self, k: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of batch ``k``, each (batch_size, block_size), int64."""
+        return self.micro_batch(k, self.batch_size)
+
+    def micro_batch(self, m: int, micro_size: int) -> tuple[Tensor, Tensor]:
+        """The same sequence of samples ``micro_size`` at a time: batch k is its micro-batches in order."""
+        blocks = [self.block_of(sample) for sample in range(m * micro_size, (m + 1) * micro_size)]
+        return _windows(self.tokens, [block * self.block_size for block in blocks], self.block_size)
+
+    def block_of(self, sample: int) -> int:
+        """The block that a sample of the whole training is."""
+        epoch, place = divmod(sample, self.n_blocks)
+        return int(self._permutation(epoch)[place])
+
+    def _make_permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.n_blocks)
+
+
+def evaluation_windows(split: TokenSplit, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole split in consecutive windows that do not overlap; every token but the first is a target once.
+
+    Yields:
+        Inputs and targets, each (batch_size or fewer, block_size), int64; where tokens are left over, a last pair of
+        one shorter window, (1, rest).
+    """
+    n_full, rest = divmod(split.n_tokens - 1, block_size)
+    for first in range(0, n_full, batch_size):
+        windows = range(first, min(first + batch_size, n_full))
+        yield _windows(split.tokens, [window * block_size for window in windows], block_size)
+    if rest:
+        yield _windows(split.tokens, [n_full * block_size], rest)
+
+
+def _windows(tokens: npt.NDArray[Any], starts: list[int], length: int) -> tuple[Tensor, Tensor]:
+    """``length`` inputs from each start, and the token after each of them as its target."""
+    stacked = np.stack([tokens[start : start + length + 1] for start in starts])
+    windows = torch.from_numpy(stacked.astype(np.int64))
+    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

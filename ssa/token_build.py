@@ -1,0 +1,191 @@
+"""From documents to files of tokens: in restartable chunks, by several processes, a chunk of text in memory each.
+
+This process reads the documents and deals them out, the others tokenise: Parquet was read at 150 MB/s where one core
+tokenised 1.5 MB/s.  A chunk is complete when its ``.json`` is there, a split when its own is; after an interruption
+what is complete is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ssa.cache_files import hash_of_file, read_json, write_atomically, write_json
+from ssa.corpus import Corpus
+from ssa.errors import UserError
+from ssa.tokenization import Tokenizer
+
+CHUNK = 8_000_000  # characters of text in a chunk file
+_BATCH = 500_000  # characters tokenised at once: what bounds the tokenizer's memory
+_COUNTS = ("tokens", "documents", "words", "bytes")
+Record: TypeAlias = dict[str, Any]  # the counts and the sha256 of a token file
+OnChunk: TypeAlias = Callable[[Record], None]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive documents and the file (without suffix) that their tokens go to."""
+
+    path: Path
+    texts: list[str]
+    tokenizer: str
+    definition: str
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The smallest of uint16 and uint32 that holds every id; little-endian on every machine."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+
+def build_split(
+    corpus: Corpus, split: str, tokenizer: Tokenizer, folder: Path, workers: int, on_chunk: OnChunk
+) -> Record:
+    """Write ``split.bin`` into ``folder``: end-of-text, then each document followed by end-of-text.
+
+    Raises:
+        UserError: the split has no text, a source cannot be read, a process was killed.
+    """
+    done = _completed(folder / split)
+    if done is not None:
+        return done
+    records = []
+    for record in _chunk_records(_chunks(corpus, split, tokenizer, folder), workers):
+        on_chunk(record)
+        records.append(record)
+    if not records:
+        raise UserError(
+            f"data.{split}: no text in the {split} split; give it more text, "
+            "or where it is held out of the train split, raise data.held_out"
+        )
+    return _assemble(folder, split, records, tokenizer)
+
+
+def _chunks(corpus: Corpus, split: str, tokenizer: Tokenizer, folder: Path) -> Iterator[Chunk]:
+    texts: list[str] = []
+    size = number = 0
+    for text in chain(corpus.documents(split), [None]):
+        if text is not None:
+            texts.append(text)
+            size += len(text)
+        if texts and (text is None or size >= CHUNK):
+            yield Chunk(_chunk_path(folder, split, number), texts, tokenizer.name, tokenizer.definition)
+            texts, size, number = [], 0, number + 1
+
+
+def _chunk_path(folder: Path, split: str, number: int) -> Path:
+    return folder / "chunks" / f"{split}-{number:06d}"
+
+
+def _chunk_records(chunks: Iterator[Chunk], workers: int) -> Iterator[Record]:
+    """The record of each chunk, in order.  Processes are started only for more than one chunk."""
+    first = list(islice(chunks, 2))
+    executor = _processes(workers) if workers > 1 and len(first) > 1 else ThreadPoolExecutor(1)
+    try:
+        yield from _bounded_map(executor, chain(first, chunks), limit=workers + 1)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a tokenising process was killed (out of memory?); run again to go on from there, with data.workers=1"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _bounded_map(executor: Executor, chunks: Iterable[Chunk], limit: int) -> Iterator[Record]:
+    """`Executor.map`, which would read the whole corpus at once, with at most ``limit`` chunks under way."""
+    waiting: deque[Callable[[], Record]] = deque()
+    for chunk in chunks:
+        done = _completed(chunk.path)
+        waiting.append(functools.partial(dict, done) if done else executor.submit(tokenise_chunk, chunk).result)
+        if len(waiting) > limit:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+def _processes(workers: int) -> Executor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process)
+
+
+def _start_process() -> None:
+    """One core each; Ctrl-C is the parent's to handle; no process outlives a parent that was killed."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def tokenise_chunk(chunk: Chunk) -> Record:
+    """Write the tokens of a chunk, then its record; both appear whole or not at all."""
+    tokenizer = _tokenizer(chunk.tokenizer, chunk.definition)
+    tokens = np.concatenate(list(_encode(tokenizer, chunk.texts)))
+    content = tokens.tobytes()
+    write_atomically(chunk.path.with_suffix(".bin"), content)
+    record = {
+        "tokens": len(tokens),
+        "documents": len(chunk.texts),
+        "words": sum(len(text.split()) for text in chunk.texts),
+        "bytes": sum(len(text.encode()) for text in chunk.texts),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    write_json(chunk.path.with_suffix(".json"), record)
+    return record
+
+
+_tokenizer = functools.lru_cache(maxsize=1)(Tokenizer)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray[Any, Any]]:
+    """The ids of each text and end-of-text after it."""
+    dtype = token_dtype(tokenizer)
+    batch: list[str] = []
+    for index, text in enumerate(texts):
+        batch.append(text)
+        if index == len(texts) - 1 or sum(map(len, batch)) >= _BATCH:
+            for ids in tokenizer.encode_batch(batch):
+                yield np.array([*ids, tokenizer.end_of_text], dtype=dtype)
+            batch = []
+
+
+def _completed(path: Path) -> Record | None:
+    """The record of ``path.bin`` if it was written to its end and still is what was written."""
+    record, content = read_json(path.with_suffix(".json")), path.with_suffix(".bin")
+    if record is None or not content.exists():
+        return None
+    return record if hash_of_file(content, path.parent) == record.get("sha256") else None
+
+
+def _assemble(folder: Path, split: str, records: list[Record], tokenizer: Tokenizer) -> Record:
+    start = np.array([tokenizer.end_of_text], dtype=token_dtype(tokenizer)).tobytes()
+    chunks = [_chunk_path(folder, split, number).with_suffix(".bin") for number in range(len(records))]
+    digest = hashlib.sha256()
+    temporary = folder / f"{split}.tmp"
+    with temporary.open("wb") as stream:
+        for content in chain([start], (chunk.read_bytes() for chunk in chunks)):
+            digest.update(content)
+            stream.write(content)
+    os.replace(temporary, folder / f"{split}.bin")
+    record = {name: sum(record[name] for record in records) for name in _COUNTS}
+    record |= {"tokens": record["tokens"] + 1, "sha256": digest.hexdigest()}
+    write_json(folder / f"{split}.json", record)
+    return record

@@ -1,0 +1,196 @@
+"""Tokens on disk, memory-mapped: made once from a corpus and a tokenizer, checked whenever they are opened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssa.cache_files import cache_root, hash_of, hash_of_file, read_json, write_json, writing_to
+from ssa.config import DataConfig
+from ssa.corpus import SPLITS, Corpus, open_corpus
+from ssa.errors import UserError
+from ssa.token_build import OnChunk, build_split, token_dtype
+from ssa.token_progress import TokenProgress
+from ssa.tokenization import Tokenizer, load_tokenizer
+
+FORMAT = 1  # raise it when the files, or the tokens made of a text, change
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """One split as a stream of tokens: end-of-text, then each document followed by end-of-text.
+
+    Attributes:
+        tokens: (n_tokens,), of dtype uint16 or uint32; all but the first are predicted.
+        n_documents, n_words, n_bytes: of the text; words are split at white space, bytes are UTF-8.
+    """
+
+    name: str
+    tokens: npt.NDArray[Any]
+    n_documents: int
+    n_words: int
+    n_bytes: int
+    tokenizer: Tokenizer
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the stream, end-of-text tokens among them."""
+        return len(self.tokens)
+
+    def require(self, n_tokens: int) -> None:
+        """See that the split is long enough.
+
+        Raises:
+            UserError: it has fewer tokens.
+        """
+        if self.n_tokens < n_tokens:
+            raise UserError(
+                f"data.{self.name}: the {self.name} split has {self.n_tokens} tokens, a block needs {n_tokens}; "
+                "give more text or set a smaller data.block_size"
+            )
+
+    def prefix(self, n_tokens: int) -> TokenSplit:
+        """The first ``n_tokens`` (or all there are), with the counts of their text alone.
+
+        Raises:
+            UserError: fewer than two tokens, of which none is predicted.
+        """
+        if n_tokens < 2:
+            raise UserError(f"data.max_eval_tokens={n_tokens}: expected at least 2, the first is not predicted")
+        if n_tokens >= self.n_tokens:
+            return self
+        tokens = self.tokens[:n_tokens]
+        texts = list(self._texts(tokens))
+        n_words = sum(len(text.split()) for text in texts)
+        n_bytes = sum(len(text.encode()) for text in texts)
+        return TokenSplit(self.name, tokens, len(texts), n_words, n_bytes, self.tokenizer)
+
+    def _texts(self, tokens: npt.NDArray[Any]) -> Iterator[str]:
+        """Each document's text; the last may be cut off, a character of which only some bytes are there left out."""
+        ends = np.flatnonzero(tokens == self.tokenizer.end_of_text)
+        for start, end in zip(ends, [*ends[1:], len(tokens)], strict=True):
+            if end > start + 1:
+                text = self.tokenizer.decode(tokens[start + 1 : end].tolist())
+                yield text if end < len(tokens) else text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """The three splits of a corpus.  ``fingerprint`` is a hash of all that decides their tokens."""
+
+    fingerprint: str
+    tokenizer: Tokenizer
+    splits: dict[str, TokenSplit]
+
+    def split(self, name: str) -> TokenSplit:
+        """``train``, ``validation`` or ``test``."""
+        return self.splits[name]
+
+    def check_block_size(self, block_size: int) -> None:
+        """See that there is something to train on and to evaluate on.
+
+        Raises:
+            UserError: the train split is shorter than one block, or another has nothing to predict.
+        """
+        for name, needed in (("train", block_size + 1), ("validation", 2), ("test", 2)):
+            self.split(name).require(needed)
+
+
+def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpus:
+    """The tokens that a config names, from the cache or tokenised now.
+
+    Args:
+        data: what text, which tokenizer, where the cache is.
+        progress: called with the counts of each chunk that is done; default: a progress bar, or now and then a line.
+
+    Raises:
+        UserError: the text or the tokenizer cannot be had, or the cache cannot be written.
+    """
+    corpus = open_corpus(data)
+    tokenizer = load_tokenizer(data, corpus)
+    key = hash_of(FORMAT, corpus.fingerprint, tokenizer.hash)
+    root = cache_root(data.cache_dir)
+    folder = root / "tokens" / f"{data.source}-{key[:16]}"
+    manifest = _read_manifest(folder, key, root)
+    if isinstance(manifest, str):
+        manifest = _build(data, corpus, tokenizer, folder, key, progress)
+    splits = {name: _open_split(folder, name, manifest["splits"][name], tokenizer) for name in SPLITS}
+    return TokenizedCorpus(key, tokenizer, splits)
+
+
+def _open_split(folder: Path, name: str, counts: dict[str, Any], tokenizer: Tokenizer) -> TokenSplit:
+    tokens = np.memmap(folder / f"{name}.bin", dtype=token_dtype(tokenizer), mode="r")
+    return TokenSplit(name, tokens, counts["documents"], counts["words"], counts["bytes"], tokenizer)
+
+
+def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
+    """The manifest of a cache that is whole, or what is wrong with it (nothing, where there is none)."""
+    if not folder.exists():
+        return ""
+    manifest = read_json(folder / _MANIFEST)
+    if manifest is None:
+        return "the manifest is damaged"
+    if manifest.get("key") != key:
+        return "the manifest is of other data"
+    for name in SPLITS:
+        path = folder / f"{name}.bin"
+        if not path.exists() or hash_of_file(path, root) != manifest["splits"][name]["sha256"]:
+            return f"{path.name} is damaged"
+    return manifest
+
+
+def _build(
+    data: DataConfig, corpus: Corpus, tokenizer: Tokenizer, folder: Path, key: str, progress: OnChunk | None
+) -> dict[str, Any]:
+    """Tokenise into ``folder.building`` and rename that, so that a folder of the final name is always complete."""
+    building = folder.with_name(f"{folder.name}.building")
+    root = cache_root(data.cache_dir)
+    with writing_to(building.parent), _locked(folder):
+        manifest = _read_manifest(folder, key, root)  # another process may have built it meanwhile
+        if not isinstance(manifest, str):
+            return manifest
+        if manifest:
+            print(f"{folder}: {manifest}; building it again", flush=True)
+            shutil.rmtree(folder)
+        manifest = {"format": FORMAT, "key": key, "corpus": corpus.fingerprint, "dtype": str(token_dtype(tokenizer))}
+        manifest |= {"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": _description(data)}
+        with TokenProgress(folder) as shown:
+            manifest["splits"] = {
+                split: build_split(corpus, split, tokenizer, building, data.workers, progress or shown.of(split))
+                for split in SPLITS
+            }
+        write_json(building / _MANIFEST, manifest)
+        shutil.rmtree(building / "chunks", ignore_errors=True)
+        os.rename(building, folder)
+    return manifest
+
+
+def _description(data: DataConfig) -> dict[str, Any]:
+    """For a reader of the manifest."""
+    return data.model_dump(mode="json", exclude={"cache_dir", "workers", "block_size", "max_eval_tokens"})
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the others wait, and say so."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder}: another process is building it; waiting", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

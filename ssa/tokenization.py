@@ -1,0 +1,153 @@
+"""Tokenizers: from the Hub, from a file, or trained on the train split."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssa.cache_files import cache_root, hash_of, read_checked, write_checked
+from ssa.config import DataConfig
+from ssa.corpus import Corpus
+from ssa.errors import UserError
+from ssa.hub_client import ask_or_recall, download
+
+END_OF_TEXT = "<|endoftext|>"
+_ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]")
+_SMALLEST, _LARGEST = 257, 200_000  # 256 bytes and the end of text; an embedding one would still train
+_TRAINED_ON = 64_000_000  # characters of the train split, from its start
+_VALID = "valid: bpe-N (trained on the train split), an id of the Hub such as gpt2, a path of a tokenizer.json"
+
+
+class Tokenizer:
+    """Text to token ids and back.  Nothing is added to a text, nothing cut off, and no text becomes end-of-text.
+
+    Attributes:
+        name: as in ``data.tokenizer``.
+        vocab_size: the largest id + 1, which an embedding needs.
+        end_of_text: the id that stands between documents.
+
+    Raises:
+        UserError: there is no token for the end of a text.
+    """
+
+    def __init__(self, name: str, definition: str) -> None:
+        import tokenizers
+
+        try:
+            inner = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"data.tokenizer={name}: not a tokenizer.json ({error})") from None
+        ends = {token: inner.token_to_id(token) for token in _ENDS}
+        end, end_id = next(((token, token_id) for token, token_id in ends.items() if token_id is not None), ("", None))
+        if end_id is None:
+            raise UserError(f"data.tokenizer={name}: has no end-of-text token; known ones: {' '.join(_ENDS)}")
+        inner.no_truncation()
+        inner.no_padding()
+        inner.add_special_tokens([end])
+        inner.encode_special_tokens = True  # "<|endoftext|>" inside a text is ordinary tokens
+        self._inner = inner
+        self.name = name
+        self.end_of_text = end_id
+        self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """The sha256 of its definition."""
+        return hash_of(json.loads(self.definition))
+
+    @property
+    def definition(self) -> str:
+        """The content of its tokenizer.json."""
+        return str(self._inner.to_str())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens written out."""
+        return str(self._inner.decode(ids, skip_special_tokens=False))
+
+
+def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
+    """The tokenizer that ``data.tokenizer`` names.
+
+    Raises:
+        UserError: there is none of this name, it cannot be had, or it has no end-of-text token.
+    """
+    name = data.tokenizer
+    if name.startswith("bpe"):
+        return _trained(_entries(name), data, corpus)
+    if name.endswith(".json"):
+        return Tokenizer(name, _read(name, Path(name).expanduser()))
+    return _from_hub(data)
+
+
+def train_bpe(texts: Iterator[str], entries: int) -> str:
+    """A byte-level BPE in GPT-2's manner, as the content of a tokenizer.json.  It has fewer entries if texts are few.
+
+    Every byte is an entry, so that any text can be encoded.  The same texts give the same tokenizer.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=entries,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_first(texts, _TRAINED_ON), trainer)
+    return str(tokenizer.to_str())
+
+
+def _trained(entries: int, data: DataConfig, corpus: Corpus) -> Tokenizer:
+    """From the cache, or trained now."""
+    key = hash_of("bpe", entries, _TRAINED_ON, corpus.fingerprint)
+    path = cache_root(data.cache_dir) / "tokenizers" / f"{data.tokenizer}-{key[:16]}.json"
+    kept = read_checked(path)
+    if kept is None:
+        if path.exists():
+            print(f"{path}: damaged; training the tokenizer again", flush=True)
+        kept = {"definition": train_bpe(corpus.documents("train"), entries)}
+        write_checked(path, kept)
+    return Tokenizer(data.tokenizer, kept["definition"])
+
+
+def _from_hub(data: DataConfig) -> Tokenizer:
+    name = data.tokenizer
+    record = cache_root(data.cache_dir) / "tokenizers" / f"hub-{hash_of(name)[:16]}.json"
+
+    def ask(_: dict[str, Any] | None) -> dict[str, Any]:
+        return {"definition": _read(name, download(name, "tokenizer.json", "model"))}
+
+    return Tokenizer(name, ask_or_recall(record, name, ask)["definition"])
+
+
+def _entries(name: str) -> int:
+    match = re.fullmatch(r"bpe-(\d{1,9})", name)
+    if not match or not _SMALLEST <= int(match[1]) <= _LARGEST:
+        raise UserError(f"data.tokenizer={name}: bpe-N needs N from {_SMALLEST} to {_LARGEST}, e.g. bpe-4096; {_VALID}")
+    return int(match[1])
+
+
+def _read(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"data.tokenizer={name}: cannot be read ({reason}); {_VALID}") from None
+
+
+def _first(texts: Iterator[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return

@@ -1,0 +1,19 @@
+"""Data configs for tests: what ``conf/data`` says, with some fields changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from ssa.config import DataConfig
+
+CONF = Path(__file__).parent.parent / "conf" / "data"
+
+
+def data_config(option: str, **fields: Any) -> DataConfig:
+    """``data=option`` with ``fields``; a path may be a `Path`."""
+    values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml")))
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    return DataConfig.model_validate({**values, **plain})

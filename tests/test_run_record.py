@@ -1,0 +1,343 @@
+"""One run is one folder: whole after a kill, never two runs in one, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ssa.config import Config
+from ssa.environment import Environment
+from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.run_files import config_changes, load_config, load_status, read_environment, read_rows, read_summary
+from ssa.run_record import RunRecord, read_status, run_folder
+
+ENVIRONMENT = Environment({"host": "here"}, None)
+Configured = Callable[..., Config]
+
+
+@pytest.fixture
+def config(smoke: Configured) -> Config:
+    return smoke()
+
+
+def begun(config: Config, environment: Environment = ENVIRONMENT, **arguments: Any) -> RunRecord:
+    record = RunRecord.open(config)
+    record.begin(environment, **arguments)
+    return record
+
+
+def row(step: int, **metrics: Any) -> dict[str, Any]:
+    return {"step": step, "tokens": 8 * step, **metrics}
+
+
+def finish(config: Config) -> Path:
+    with begun(config) as record:
+        record.log(row(1, **{"train/loss": 2.0}))
+        record.set_status("finished", step=1)
+    return record.folder
+
+
+def test_a_run_from_begin_to_end(config: Config) -> None:
+    with begun(config, Environment({"host": "here"}, "+x\n"), data_hash="abc") as record:
+        record.log({"val/loss": 2.5, "tokens": 80, "step": 10})
+        record.write_summary({"val/loss": 2.5})
+        record.set_status("finished", step=10)
+    folder = run_folder(config)
+    assert folder == Path(config.output_dir) / config.experiment / config.run_id
+    assert load_config(folder) == config
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == config.plain()
+    assert read_environment(folder) == {"host": "here", "data_hash": "abc"}
+    assert (folder / "uncommitted.diff").read_text() == "+x\n"
+    assert (folder / "metrics.jsonl").read_text() == '{"step": 10, "tokens": 80, "val/loss": 2.5}\n'
+    assert read_summary(folder) == {"val/loss": 2.5}
+    status = read_status(folder)
+    assert (status.status, status.step, status.attempt, status.error) == ("finished", 10, 1, None)
+    assert status.pid == os.getpid()
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name}, "no lock file is left"
+
+
+def test_a_start_that_fails_leaves_nothing(config: Config, tmp_path: Path) -> None:
+    def start() -> None:
+        with RunRecord.open(config):
+            raise UserError("data.path=nowhere: no such data")
+
+    with pytest.raises(UserError):
+        start()
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_values_that_json_has_not(config: Config) -> None:
+    record = begun(config)
+    record.log(row(1, loss=math.nan, up=math.inf, down=-math.inf, name="NaN-free", none=None, heads=[math.inf, 1.0]))
+    record.write_summary({"val/loss": math.nan})
+    text = (record.folder / "metrics.jsonl").read_text()
+    strict = json.loads(text, parse_constant=pytest.fail)
+    assert (strict["loss"], strict["up"], strict["down"]) == ("NaN", "Infinity", "-Infinity")
+    found = record.rows()[0]
+    assert math.isnan(found["loss"])
+    assert (found["up"], found["down"], found["name"], found["none"]) == (math.inf, -math.inf, "NaN-free", None)
+    assert found["heads"] == [math.inf, 1.0]
+    assert math.isnan(read_summary(record.folder)["val/loss"])
+
+
+def test_floats_come_back_bit_for_bit(config: Config) -> None:
+    record = begun(config)
+    values = {"a": 0.1 + 0.2, "b": 5e-324, "c": 1e22, "d": 2**60 + 1}
+    record.log(row(1, **values))
+    record.rewind(1)
+    assert {key: record.rows()[0][key] for key in values} == values
+
+
+def test_resume_drops_what_the_checkpoint_has_not(config: Config) -> None:
+    with begun(config) as record:
+        for step in range(5):
+            record.log(row(step))
+    with open(record.folder / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 5, "tok')  # as a kill leaves it
+    assert [found["step"] for found in read_rows(record.folder)] == [0, 1, 2, 3, 4]
+    with begun(config, step=2) as record:
+        record.log(row(3, new=True))
+    assert read_rows(record.folder) == [row(0), row(1), row(2), row(3, new=True)]
+    assert load_status(record.folder).attempt == 2
+
+
+def test_a_torn_row_is_dropped_even_if_nothing_else_is(config: Config) -> None:
+    with begun(config) as record:
+        record.log(row(1))
+    with open(record.folder / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 2, "tokens": 16}')  # whole but for its end of line
+    begun(config, step=9).log(row(3))
+    assert [found["step"] for found in read_rows(record.folder)] == [1, 3]
+
+
+def test_a_start_from_step_0_drops_all_rows(config: Config) -> None:
+    with begun(config) as record:
+        record.log(row(0))
+    assert begun(config).rows() == []
+
+
+def test_earlier_attempts_keep_their_environment(config: Config) -> None:
+    begun(config, Environment({"host": "first"}, "+first\n")).close()
+    begun(config, Environment({"host": "second"}, None), step=0).close()
+    record = begun(config, Environment({"host": "third"}, "+third\n"), step=0)
+    hosts = {path.name: json.loads(path.read_text())["host"] for path in record.folder.glob("environment*.json")}
+    assert hosts == {"environment-1.json": "first", "environment-2.json": "second", "environment.json": "third"}
+    diffs = {path.name: path.read_text() for path in record.folder.glob("*.diff")}
+    assert diffs == {"uncommitted-1.diff": "+first\n", "uncommitted.diff": "+third\n"}
+
+
+def test_checkpoints_have_a_place(config: Config) -> None:
+    record = RunRecord.open(config)
+    assert record.resume_checkpoint is None
+    record.begin(ENVIRONMENT)
+    record.last_checkpoint.write_bytes(b"")
+    record.best_checkpoint.write_bytes(b"")
+    assert record.resume_checkpoint == record.last_checkpoint
+    assert record.last_checkpoint.parent == record.best_checkpoint.parent == record.folder / "checkpoints"
+
+
+def test_a_finished_run_is_known(config: Config, smoke: Configured) -> None:
+    assert not RunRecord.open(config).finished
+    finish(config)
+    assert RunRecord.open(config).finished
+    assert not RunRecord.open(smoke("seed=1")).finished
+    assert RunRecord.open(smoke("logger=wandb")).finished, "where it logs is not what it is"
+
+
+def test_rerun_keeps_the_old_record(config: Config, smoke: Configured) -> None:
+    folder = finish(config)
+    for number in (1, 2):
+        with RunRecord.open(smoke("rerun=true")) as record:
+            record.last_checkpoint.write_bytes(b"old")
+            assert not record.finished
+            assert record.resume_checkpoint is None
+            assert not folder.with_name(f"{folder.name}.replaced-{number}").exists(), "only once the data are there"
+            record.begin(ENVIRONMENT)
+            assert not record.last_checkpoint.exists()
+            record.log(row(number))
+            record.set_status("finished")
+        assert read_rows(folder) == [row(number)]
+    old = [folder.with_name(f"{folder.name}.replaced-{number}") for number in (1, 2)]
+    assert [read_rows(path)[0] for path in old] == [row(1, **{"train/loss": 2.0}), row(1)]
+    assert load_config(folder) == config, "rerun is of the command, not of the run"
+
+
+def test_rerun_mends_a_damaged_record(config: Config, smoke: Configured) -> None:
+    folder = finish(config)
+    (folder / "status.json").write_text("{")
+    with pytest.raises(UserError, match=r"status\.json is damaged"):
+        RunRecord.open(config)
+    begun(smoke("rerun=true"))
+    assert load_status(folder).status == "running"
+
+
+def test_resume_of_a_folder_that_was_moved(config: Config, smoke: Configured, tmp_path: Path) -> None:
+    moved = finish(config).rename(tmp_path / "moved")
+    with begun(smoke(f"resume={moved}"), step=1) as record:
+        assert record.folder == moved
+    assert load_config(moved) == config
+
+
+def test_resume_with_a_changed_config(config: Config, smoke: Configured) -> None:
+    folder = finish(config)
+    changed = smoke(f"resume={folder}", "trainer.steps=77", "model/temperature=none")
+    with pytest.raises(UserError, match=rf"trainer\.steps: {config.trainer.steps} -> 77") as refused:
+        RunRecord.open(changed)
+    assert "model.temperature.query.token: shared -> absent" in str(refused.value)
+    RunRecord.open(smoke(f"resume={folder}", "logger=wandb", "data.workers=7")).close()
+
+
+def test_config_changes_are_what_differs(config: Config, smoke: Configured) -> None:
+    assert config_changes(config, smoke("output_dir=elsewhere")) == []
+    changes = config_changes(config, smoke("optim.grad_clip=null", "seed=5"))
+    assert changes == [f"optim.grad_clip: {config.optim.grad_clip} -> null", "seed: 0 -> 5"]
+
+
+def test_resume_on_other_data(config: Config) -> None:
+    begun(config, data_hash="before").close()
+    with RunRecord.open(config) as record, pytest.raises(UserError, match="hash before, now after"):
+        record.begin(ENVIRONMENT, step=3, data_hash="after")
+    assert load_status(run_folder(config)).attempt == 1, "nothing was written"
+    begun(config, step=3, data_hash="before")
+
+
+HOLD = """
+import sys
+from ssa.environment import Environment
+from ssa.run_files import load_config
+from ssa.run_record import RunRecord
+record = RunRecord.open(load_config(sys.argv[1]))
+if sys.argv[2] == "begin":
+    record.begin(Environment({}, None))
+step = 0
+print("ready", flush=True)
+while True:
+    step += 1
+    record.log({"step": step, "tokens": step, "text": "x" * 5000})
+    if step == 100:
+        print("100", flush=True)
+"""
+
+
+def hold(folder: Path, how: str = "begin") -> subprocess.Popen[str]:
+    """A process that has the run, once it says so, and logs for ever."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_second_process_is_refused_and_a_killed_one_can_be_resumed(config: Config) -> None:
+    folder = finish(config)
+    with hold(folder) as process:
+        try:
+            with pytest.raises(UserError, match=rf"in use by process {process.pid} on "):
+                RunRecord.open(config)
+            assert read_status(folder).status == "running"
+            assert process.stdout
+            assert process.stdout.readline() == "100\n"
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert load_status(folder).status == "running", "it had no time to say otherwise"
+    assert read_status(folder).status == "interrupted"
+    logged = read_rows(folder)
+    assert [found["step"] for found in logged] == list(range(1, len(logged) + 1))
+    assert len(logged) >= 100
+    assert begun(config, step=50).rows() == logged[:50]
+
+
+def test_a_run_that_has_not_begun_is_locked_too(config: Config, smoke: Configured) -> None:
+    first = RunRecord.open(config)
+    with pytest.raises(UserError, match="in use by another process"):
+        RunRecord.open(config)
+    RunRecord.open(smoke("seed=1")).close()
+    first.close()
+    RunRecord.open(config).close()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("two\nlines"), "failed", "ValueError: two lines"),
+        (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(EXIT_INTERRUPTED), "interrupted", None),
+        (SystemExit(1), "failed", "SystemExit: 1"),
+    ],
+)
+def test_an_exception_ends_the_run(config: Config, error: BaseException, status: str, line: str | None) -> None:
+    with pytest.raises(type(error)), begun(config):
+        raise error
+    found = load_status(run_folder(config))
+    assert (found.status, found.error) == (status, line)
+
+
+def test_a_status_that_is_set_stays(config: Config) -> None:
+    record = begun(config)
+    record.set_status("failed", step=7, error="the loss is not finite")
+    with pytest.raises(SystemExit), record:
+        raise SystemExit(3)
+    found = load_status(run_folder(config))
+    assert (found.status, found.step, found.error) == ("failed", 7, "the loss is not finite")
+
+
+def test_a_folder_that_cannot_be_made(smoke: Configured, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written: .*output_dir"):
+        RunRecord.open(smoke(f"output_dir={tmp_path}/file"))
+
+
+def test_resume_of_what_is_no_run(smoke: Configured, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        RunRecord.open(smoke(f"resume={tmp_path}/nowhere/at/all"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("content", ["model: [", "", "[1, 2]", "model: 3", "\xff\xfe"])
+def test_a_damaged_config(config: Config, content: str) -> None:
+    folder = finish(config)
+    (folder / "config.yaml").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.yaml is damaged") as refused:
+        load_config(folder)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "running", "pid": 1}'])
+def test_a_damaged_status(config: Config, content: str) -> None:
+    folder = finish(config)
+    (folder / "status.json").write_text(content)
+    with pytest.raises(UserError, match=r"status\.json is damaged"):
+        read_status(folder)
+
+
+def test_an_unknown_status(config: Config) -> None:
+    folder = finish(config)
+    values = json.loads((folder / "status.json").read_text()) | {"status": "done"}
+    (folder / "status.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="status=done; valid: running, finished, interrupted, failed"):
+        read_status(folder)
+
+
+def test_damage_inside_the_metrics(config: Config) -> None:
+    folder = finish(config)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2\n{"step": 3, "tokens": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2, is damaged"):
+        read_rows(folder)
+
+
+@pytest.mark.parametrize("read", [load_config, read_status, read_rows, read_summary, read_environment])
+def test_not_a_run_folder(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        read(tmp_path)

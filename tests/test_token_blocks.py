@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ssa.errors import UserError
+from ssa.token_blocks import TrainingBatches, evaluation_windows
+from ssa.token_cache import TokenSplit
+from ssa.tokenization import Tokenizer, train_bpe
+
+TOKENIZER = Tokenizer("bpe-300", train_bpe(iter(["some text " * 99]), 300))
+
+
+def split_of(n_tokens: int) -> TokenSplit:
+    """Token i is i."""
+    return TokenSplit("train", np.arange(n_tokens, dtype=np.uint16), 1, 1, 1, TOKENIZER)
+
+
+def samples(batches: TrainingBatches, n: int) -> list[list[int]]:
+    """The first ``n`` samples' inputs, in order."""
+    size = batches.batch_size
+    rows = [row for k in range(-(-n // size)) for row in batches.batch(k)[0].tolist()]
+    return rows[:n]
+
+
+def test_a_batch_is_blocks_and_the_tokens_after() -> None:
+    inputs, targets = TrainingBatches(split_of(101), block_size=10, batch_size=4, seed=0).batch(3)
+    assert inputs.shape == targets.shape == (4, 10)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert torch.equal(targets, inputs + 1)
+    assert torch.equal(inputs, inputs[:, :1] + torch.arange(10))
+    assert set((inputs[:, 0] % 10).tolist()) == {0}
+
+
+def test_every_block_once_an_epoch_in_another_order() -> None:
+    rows = samples(TrainingBatches(split_of(105), block_size=10, batch_size=4, seed=0), 30)
+    epochs = [[row[0] // 10 for row in rows[start : start + 10]] for start in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_order_depends_on_seed_and_sample_alone() -> None:
+    split = split_of(203)
+    orders = [samples(TrainingBatches(split, 10, batch_size, seed=5), 60) for batch_size in (1, 4, 7, 30)]
+    assert all(order == orders[0] for order in orders)
+    assert samples(TrainingBatches(split, 10, 4, seed=6), 60) != orders[0]
+
+
+def test_a_batch_is_the_same_whatever_was_read_before() -> None:
+    split = split_of(203)
+    fresh = TrainingBatches(split, 10, 4, seed=1).batch(40)
+    used = TrainingBatches(split, 10, 4, seed=1)
+    for k in (0, 99, 7, 40):
+        again = used.batch(k)
+    assert used.batch(40)[0].equal(fresh[0])
+    assert not again[0].equal(used.batch(41)[0])
+
+
+def test_micro_batches_make_up_the_batch() -> None:
+    batches = TrainingBatches(split_of(203), block_size=10, batch_size=6, seed=2)
+    for part in (0, 1):
+        whole = batches.batch(5)[part]
+        assert torch.equal(torch.cat([batches.micro_batch(5 * 3 + m, 2)[part] for m in range(3)]), whole)
+
+
+def test_first_batches_of_a_seed_stay_what_they_are() -> None:
+    batches = TrainingBatches(split_of(81), block_size=10, batch_size=4, seed=0)
+    assert [batches.block_of(sample) for sample in range(16)] == [2, 4, 3, 6, 5, 0, 1, 7, 1, 3, 7, 6, 0, 4, 2, 5]
+
+
+def test_a_split_shorter_than_a_block() -> None:
+    with pytest.raises(UserError, match="train split has 10 tokens, a block needs 11; give more text or"):
+        TrainingBatches(split_of(10), block_size=10, batch_size=1, seed=0)
+    assert TrainingBatches(split_of(11), block_size=10, batch_size=2, seed=0).n_blocks == 1
+
+
+@pytest.mark.parametrize("n_tokens", [2, 9, 10, 11, 12, 40, 41, 42, 95])
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+def test_evaluation_predicts_every_token_but_the_first_once(n_tokens: int, batch_size: int) -> None:
+    windows = list(evaluation_windows(split_of(n_tokens), 10, batch_size))
+    assert torch.cat([targets.flatten() for _, targets in windows]).tolist() == list(range(1, n_tokens))
+    assert torch.cat([inputs.flatten() for inputs, _ in windows]).tolist() == list(range(n_tokens - 1))
+    assert all(inputs.shape[1] == 10 and len(inputs) <= batch_size for inputs, _ in windows[:-1])
+    assert all(inputs.dtype == torch.int64 for inputs, _ in windows)
