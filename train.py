@@ -5,15 +5,15 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from ssa import cli
+from ssa.command_line import cli
 from ssa.config import Config
 
 
 def train(config: Config) -> float:
     """Train as `config` says; returns the validation loss, the number a sweeper minimises."""
-    from ssa import training  # only now: importing torch takes seconds, and a mistyped option must not
+    from ssa.training import train as job  # only now: importing torch takes seconds, and a mistyped option must not
 
-    return float(training.train(config)["val/loss"])
+    return float(job.train(config)["val/loss"])
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

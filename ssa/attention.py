@@ -57,4 +57,5 @@ class CausalSelfAttention(nn.Module):
             observe(AttentionInputs(query, key, visible, temperatures))
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)  # (B, H, T, d)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))  # (B, T, D)
+        output: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))  # (B, T, D)
+        return output

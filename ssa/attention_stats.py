@@ -79,7 +79,7 @@ def attention_statistics(model: Transformer, ids: Tensor) -> dict[str, float]:
         ids: token ids, (B, T).
     """
     layers: list[list[dict[str, Tensor]]] = []
-    for sequence in ids.split(1):
+    for sequence in torch.split(ids, 1):
         observed: list[AttentionInputs] = []
         model.forward(sequence, observe=observed.append)
         layers.append([_of_layer(inputs) for inputs in observed])
@@ -96,7 +96,7 @@ def attention_statistics(model: Transformer, ids: Tensor) -> dict[str, float]:
 def _of_layer(inputs: AttentionInputs) -> dict[str, Tensor]:
     """Row statistics (1, H, T) and temperatures (1, H, T, 1) of one sequence."""
     rows = row_statistics(inputs.query, inputs.key)
-    shape = inputs.query.shape[:3] + (1,)
+    shape = (*inputs.query.shape[:3], 1)
     temperatures = {f"temperature/{name}": tau.expand(shape) for name, tau in inputs.temperatures.items()}
     return {
         "attention_entropy": rows.entropy,

@@ -25,7 +25,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        output: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return output
 
 
 class Block(nn.Module):
@@ -42,7 +43,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, visible: Tensor, observe: Observer | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), visible, observe))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x
 
 
 class Transformer(nn.Module):
@@ -93,7 +95,7 @@ class Transformer(nn.Module):
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, D)
         for block in self.blocks:
             x = block(x, positions + 1, observe)
-        logits = self.head(self.final_norm(x))  # (B, T, V)
+        logits: Tensor = self.head(self.final_norm(x))  # (B, T, V)
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from ssa import cli
+from ssa.command_line import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "train.py")

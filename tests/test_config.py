@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
-from ssa import cli
-from ssa.conf_groups import CONF
+from ssa.command_line import cli
+from ssa.command_line.conf_groups import CONF
 from ssa.config import Config, parse
 from ssa.errors import UserError
 

@@ -7,10 +7,10 @@ import pytest
 from data_configs import CONF, data_config
 
 from ssa.config import DataConfig
-from ssa.corpus import SPLITS, Corpus
-from ssa.corpus.hub import articles
-from ssa.corpus.pydocs import PyDocs
 from ssa.errors import UserError
+from ssa.text.corpus import SPLITS, Corpus
+from ssa.text.corpus.hub import articles
+from ssa.text.corpus.pydocs import PyDocs
 
 
 class Listed:

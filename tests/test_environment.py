@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ssa.environment import describe, redact, redact_command
+from ssa.record.environment import describe, redact, redact_command
 
 HEX = "0123456789abcdef0123456789abcdef01234567"
 HF_KEY = "hf_" + "aBcDeFgHiJ" * 3
@@ -116,7 +116,7 @@ def test_a_commit_is_missing(tmp_path: Path) -> None:
 
 def test_environment_variables_are_not_recorded() -> None:
     secret = "kept-to-myself-42"
-    program = "import json; from ssa.environment import describe; print(json.dumps(describe().facts))"
+    program = "import json; from ssa.record.environment import describe; print(json.dumps(describe().facts))"
     shown = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "MY_VARIABLE": secret, "WANDB_API_KEY": HEX},

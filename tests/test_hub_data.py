@@ -18,10 +18,10 @@ import pytest
 from data_configs import data_config
 
 from ssa.config import DataConfig
-from ssa.corpus import SPLITS, open_corpus
 from ssa.errors import UserError
-from ssa.token_cache import prepare
-from ssa.tokenization import load_tokenizer
+from ssa.text.corpus import SPLITS, open_corpus
+from ssa.text.token_cache import prepare
+from ssa.text.tokenization import load_tokenizer
 
 pytestmark = pytest.mark.hub
 
@@ -33,7 +33,7 @@ PREPARE = """
 import json, sys
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.token_cache import prepare
+from ssa.text.token_cache import prepare
 if __name__ == "__main__":
     try:
         corpus = prepare(DataConfig.model_validate_json(sys.argv[1]))

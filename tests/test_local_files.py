@@ -13,8 +13,8 @@ import zstandard
 from data_configs import data_config
 
 from ssa.config import DataConfig
-from ssa.corpus import open_corpus, readers
 from ssa.errors import UserError
+from ssa.text.corpus import open_corpus, readers
 
 TEXTS = ["Ein Text über Wälder.\n\nZweiter Absatz.", "A second one: 日本語, 🎉.", "Third."]
 

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from ssa import ngram
-from ssa.ngram import NgramModel, reference_perplexities
+from ssa.text import ngram
+from ssa.text.ngram import NgramModel, reference_perplexities
 
 V = 23
 

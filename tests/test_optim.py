@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from ssa.config import OptimConfig
-from ssa.optim import build_optimizer, lr_factor, parameter_groups
+from ssa.training.optim import build_optimizer, lr_factor, parameter_groups
 from ssa.transformer import Transformer
 
 
@@ -50,7 +52,7 @@ def test_cosine() -> None:
     assert factors[10] == 1
     assert factors[55] == pytest.approx(0.55)  # half way between 1 and 0.1
     assert factors[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
 def test_wsd_is_stable_then_linear() -> None:

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from ssa.config import Config
-from ssa.environment import Environment
 from ssa.errors import EXIT_INTERRUPTED, UserError
-from ssa.run_files import config_changes, load_config, load_status, read_environment, read_rows, read_summary
-from ssa.run_record import RunRecord, read_status, run_folder
+from ssa.record.environment import Environment
+from ssa.record.run_files import config_changes, load_config, load_status, read_environment, read_rows, read_summary
+from ssa.record.run_record import RunRecord, read_status, run_folder
 
 ENVIRONMENT = Environment({"host": "here"}, None)
 Configured = Callable[..., Config]
@@ -213,9 +213,9 @@ def test_resume_on_other_data(config: Config) -> None:
 
 HOLD = """
 import sys
-from ssa.environment import Environment
-from ssa.run_files import load_config
-from ssa.run_record import RunRecord
+from ssa.record.environment import Environment
+from ssa.record.run_files import load_config
+from ssa.record.run_record import RunRecord
 record = RunRecord.open(load_config(sys.argv[1]))
 if sys.argv[2] == "begin":
     record.begin(Environment({}, None))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ssa.config import ScalarTemperature
-from ssa.temperature import PositionPart, Temperature, TokenPart, build_temperatures, scale
+from ssa.temperature import Temperature, TokenPart, build_temperatures, scale
 
 H, T, D = 3, 7, 5
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from ssa.errors import UserError
-from ssa.token_blocks import TrainingBatches, evaluation_windows
-from ssa.token_cache import TokenSplit
-from ssa.tokenization import Tokenizer, train_bpe
+from ssa.text.token_blocks import TrainingBatches, evaluation_windows
+from ssa.text.token_cache import TokenSplit
+from ssa.text.tokenization import Tokenizer, train_bpe
 
 TOKENIZER = Tokenizer("bpe-300", train_bpe(iter(["some text " * 99]), 300))
 

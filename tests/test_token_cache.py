@@ -16,11 +16,11 @@ import pytest
 from data_configs import data_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from ssa import token_build
 from ssa.config import DataConfig
-from ssa.corpus import SPLITS, Corpus, open_corpus
 from ssa.errors import UserError
-from ssa.token_cache import TokenizedCorpus, prepare
+from ssa.text import token_build
+from ssa.text.corpus import SPLITS, Corpus, open_corpus
+from ssa.text.token_cache import TokenizedCorpus, prepare
 
 DOCUMENTS = [f"Document {i}: naïve text of {'some ' * (i % 7)}words, {i * i} in all.\n" for i in range(400)]
 CHUNK = 2_000  # characters, so that there are some ten chunks
@@ -243,9 +243,9 @@ def test_documents_are_read_no_further_than_needed(data: DataConfig, monkeypatch
 
 BUILD = """
 import sys
-from ssa import token_build
+from ssa.text import token_build
 from ssa.config import DataConfig
-from ssa.token_cache import prepare
+from ssa.text.token_cache import prepare
 if __name__ == "__main__":
     token_build.CHUNK = int(sys.argv[2])
     prepare(DataConfig.model_validate_json(sys.argv[1]))

@@ -8,10 +8,10 @@ from data_configs import data_config
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from ssa.config import DataConfig
-from ssa.corpus import open_corpus
 from ssa.errors import UserError
-from ssa.tokenization import Tokenizer as OurTokenizer
-from ssa.tokenization import load_tokenizer, train_bpe
+from ssa.text.corpus import open_corpus
+from ssa.text.tokenization import Tokenizer as OurTokenizer
+from ssa.text.tokenization import load_tokenizer, train_bpe
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps. " * 50
 STRANGE = ["", " ", "\n\n  x\t", "日本語 🎉 é", "\x00\x7f", "a<|endoftext|>b</s>", "don't  stop"]

@@ -16,15 +16,17 @@ import torch
 
 from ssa.config import Config
 from ssa.errors import UserError
-from ssa.training import train
+from ssa.training.train import train
 
 ROOT = Path(__file__).parent.parent
 TINY = ["trainer.steps=8", "trainer.eval_every=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
 TINY += ["trainer.batch_size=4", "trainer.micro_batch_size=2", "optim.warmup_steps=2", "optim.lr=3e-3"]
-SUMMARY_KEYS = """run_id status model size temperature data seed parameters.total parameters.non_embedding
-parameters.temperature steps tokens val/loss val/perplexity val/bits_per_byte val/word_perplexity val/attention_entropy
+SUMMARY_KEYS = """
+run_id status model size temperature data seed parameters.total parameters.non_embedding parameters.temperature
+steps tokens val/loss val/perplexity val/bits_per_byte val/word_perplexity val/attention_entropy
 val/attention_entropy_normalized val/attention_spikiness test/perplexity tokens_per_second wall_seconds device
-peak_memory_bytes""".split()
+peak_memory_bytes
+"""
 TIMINGS = ("tokens_per_second", "memory", "seconds")
 
 
@@ -58,7 +60,7 @@ def tiny(smoke: Callable[..., Config]) -> Callable[..., Config]:
 def test_a_run_leaves_its_record_and_learns(tiny) -> None:
     config = tiny("trainer.steps=40", "trainer.eval_every=20")
     summary = train(config)
-    assert [key for key in SUMMARY_KEYS if key not in summary] == []
+    assert [key for key in SUMMARY_KEYS.split() if key not in summary] == []
     assert json.loads((folder(config) / "summary.json").read_text()) == summary
     assert json.loads((folder(config) / "status.json").read_text())["status"] == "finished"
     losses = [row["train/loss"] for row in rows(config) if "train/loss" in row]
@@ -151,9 +153,9 @@ def test_a_damaged_checkpoint_is_one_line(tiny) -> None:
 
 KILLED = """
 import json, os, signal, sys
-from ssa import lit_module
+from ssa.training import lit_module
 from ssa.config import parse
-from ssa.training import train
+from ssa.training.train import train
 number, step, hook = getattr(signal, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 before = getattr(lit_module.LanguageModule, hook)
 def hooked(self, *args, **kwargs):

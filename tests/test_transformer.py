@@ -93,7 +93,7 @@ def test_attention_equals_the_score_matrix_written_out(model_config, projection:
         torch.nn.init.normal_(parameter)
     x, n = torch.randn(2, 9, 16), torch.arange(1, 10)
     q, k, v = (part.view(2, 9, 2, 8).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
-    tau = attention.temperature[projection](dict(query=q, key=k, value=v)[projection], n)  # (2, H, 9, 1)
+    tau = attention.temperature[projection]({"query": q, "key": k, "value": v}[projection], n)  # (2, H, 9, 1)
     scores = q @ k.transpose(-1, -2) / math.sqrt(8)
     if projection == "query":
         scores = tau * scores

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 
 from ssa.config import Config
-from ssa.environment import Environment
 from ssa.errors import EXIT_INTERRUPTED, UserError
-from ssa.run_record import RunRecord
-from ssa.wandb_mirror import WandbMirror, check, choose_mode
+from ssa.record.environment import Environment
+from ssa.record.run_record import RunRecord
+from ssa.record.wandb_mirror import WandbMirror, check, choose_mode
 
 Configured = Callable[..., Config]
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -125,8 +125,8 @@ def test_the_console_is_left_alone(wandb_config: Configured) -> None:
 def test_logger_none_does_without_the_package(smoke: Configured) -> None:
     record = begun(smoke())
     program = (
-        "import sys; from ssa.run_files import load_config; from ssa.run_record import RunRecord;"
-        "from ssa.wandb_mirror import WandbMirror, check;"
+        "import sys; from ssa.record.run_files import load_config; from ssa.record.run_record import RunRecord;"
+        "from ssa.record.wandb_mirror import WandbMirror, check;"
         "config = load_config(sys.argv[1]); check(config.logger);"
         "mirror = WandbMirror.open(config, RunRecord.open(config));"
         "mirror.log({'step': 1, 'tokens': 1}); mirror.summary({}); mirror.finish(0);"
@@ -237,9 +237,9 @@ def test_a_broken_service_ends_the_mirror_alone(wandb_config: Configured, smoke:
         folders.append(str(record.folder))
     program = """
 import psutil, sys
-from ssa.run_files import load_config
-from ssa.run_record import RunRecord
-from ssa.wandb_mirror import WandbMirror
+from ssa.record.run_files import load_config
+from ssa.record.run_record import RunRecord
+from ssa.record.wandb_mirror import WandbMirror
 for number, folder in enumerate(sys.argv[1:]):
     config = load_config(folder)
     with RunRecord.open(config) as record, WandbMirror.open(config, record) as mirror:
@@ -476,8 +476,8 @@ def test_the_process_ends_at_once_after_a_lost_server(wandb_config: Configured, 
     record = begun(wandb_config())
     record.close()
     program = (
-        "import sys, time; from ssa.run_files import load_config; from ssa.run_record import RunRecord;"
-        "from ssa.wandb_mirror import WandbMirror;"
+        "import sys, time; from ssa.record.run_files import load_config; from ssa.record.run_record import RunRecord;"
+        "from ssa.record.wandb_mirror import WandbMirror;"
         "config = load_config(sys.argv[1]); record = RunRecord.open(config);"
         "mirror = WandbMirror.open(config, record); mirror.log({'step': 1, 'tokens': 1}); mirror.finish(0);"
         "print(time.time())"

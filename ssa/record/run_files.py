@@ -1,4 +1,4 @@
-"""The files of a run folder: how they are written, and read back.  `ssa.run_record` says what each one holds.
+"""The files of a run folder: how they are written, and read back.  `ssa.record.run_record` says what each one holds.
 
 Every file but metrics.jsonl is replaced as a whole, so that a reader sees the old one or the new one.  metrics.jsonl
 only grows, a line a write: a kill can tear its last line, which readers skip and a resumed run cuts off.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 
 import yaml  # type: ignore[import-untyped]
 
+from ssa.atomic import replacing
 from ssa.config import Config, parse
 from ssa.errors import UserError
 
@@ -125,12 +125,8 @@ def config_changes(before: Config, after: Config) -> list[str]:
 
 def write_atomic(path: Path, text: str) -> None:
     """Replaces the file as a whole: after a crash it is the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

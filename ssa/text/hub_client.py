@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ssa.cache_files import read_checked, write_checked
 from ssa.errors import UserError
+from ssa.text.cache_files import read_checked, write_checked
 
 RepoKind = Literal["dataset", "model"]
 _FIELDS: dict[RepoKind, tuple[str, str]] = {

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from ssa import conf_groups
+from ssa.command_line import conf_groups
 from ssa.config import Config
 from ssa.config_errors import closest, unknown_key
 from ssa.errors import UserError

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssa.callbacks import minutes
 from ssa.device import device_name, peak_memory_bytes
-from ssa.job import Job
-from ssa.lit_module import LanguageModule
+from ssa.training.callbacks import minutes
+from ssa.training.job import Job
+from ssa.training.lit_module import LanguageModule
 
 
 def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
@@ -77,8 +76,8 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
         "model": f"{config.model.name} {config.model.size}: {count['total']:,} parameters, {count['non_embedding']:,} "
         f"without embeddings, {count['temperature']:,} of temperatures ({share:.3%})",
         "data": f"{config.data.name}{subset}, tokenizer {job.corpus.tokenizer.name}; tokens: {corpus}",
-        "steps": f"{steps:,} of {per_step:,} tokens ({config.trainer.batch_size} x {config.data.block_size}{accumulate})"
-        f" = {steps * per_step:,} tokens, {epochs:.2f} epochs",
+        "steps": f"{steps:,} of {per_step:,} tokens ({config.trainer.batch_size} x {config.data.block_size}"
+        f"{accumulate}) = {steps * per_step:,} tokens, {epochs:.2f} epochs",
         "device": f"{device_name(job.device)}, {job.precision}, attention backend {job.attention_backend}"
         + (", compiled" if config.trainer.compile else ""),
         "time": f"about {minutes(seconds)} of training",

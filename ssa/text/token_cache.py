@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssa.cache_files import cache_root, hash_of, hash_of_file, read_json, write_json, writing_to
 from ssa.config import DataConfig
-from ssa.corpus import SPLITS, Corpus, open_corpus
 from ssa.errors import UserError
-from ssa.token_build import OnChunk, build_split, token_dtype
-from ssa.token_progress import TokenProgress
-from ssa.tokenization import Tokenizer, load_tokenizer
+from ssa.text.cache_files import cache_root, hash_of, hash_of_file, read_json, write_json, writing_to
+from ssa.text.corpus import SPLITS, Corpus, open_corpus
+from ssa.text.token_build import OnChunk, build_split, token_dtype
+from ssa.text.token_progress import TokenProgress
+from ssa.text.tokenization import Tokenizer, load_tokenizer
 
 FORMAT = 1  # raise it when the files, or the tokens made of a text, change
 _MANIFEST = "manifest.json"

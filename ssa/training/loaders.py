@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ssa.token_blocks import TrainingBatches, evaluation_windows
-from ssa.token_cache import TokenSplit
+from ssa.text.token_blocks import TrainingBatches, evaluation_windows
+from ssa.text.token_cache import TokenSplit
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) each
 

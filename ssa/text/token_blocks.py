@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ssa.token_cache import TokenSplit
+from ssa.text.token_cache import TokenSplit
 
 
 class TrainingBatches:

@@ -6,10 +6,10 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssa.cache_files import cache_root, hash_of, hash_of_file
 from ssa.config import DataConfig
-from ssa.corpus import readers
 from ssa.errors import UserError
+from ssa.text.cache_files import cache_root, hash_of, hash_of_file
+from ssa.text.corpus import readers
 
 
 class LocalFiles:

@@ -20,8 +20,8 @@ from typing import Any, Literal, Self
 
 from ssa.config import Config, LoggerConfig
 from ssa.errors import EXIT_INTERRUPTED, UserError
-from ssa.run_files import write_json
-from ssa.run_record import RunRecord
+from ssa.record.run_files import write_json
+from ssa.record.run_record import RunRecord
 
 Mode = Literal["disabled", "offline", "online"]  # from the least to the most
 

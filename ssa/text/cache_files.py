@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ssa.atomic import replacing
 from ssa.errors import UserError
 
 ALWAYS_HASHED = 256 << 20  # bytes; a larger file is hashed again only when its size or time has changed
@@ -42,10 +43,8 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """All of ``content`` appears at ``path`` at once, or nothing does."""
-    with writing_to(path.parent):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+    with writing_to(path.parent), replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

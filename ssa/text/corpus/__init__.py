@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from itertools import count, groupby, islice
 from typing import Protocol
 
-from ssa.cache_files import hash_of
 from ssa.config import DataConfig
-from ssa.corpus import readers
+from ssa.text.cache_files import hash_of
+from ssa.text.corpus import readers
 
 SPLITS = ("train", "validation", "test")
 
@@ -103,13 +103,13 @@ def open_corpus(data: DataConfig) -> Corpus:
 
 def _source(data: DataConfig) -> Source:
     if data.source == "pydocs":
-        from ssa.corpus.pydocs import PyDocs
+        from ssa.text.corpus.pydocs import PyDocs
 
         return PyDocs(data.held_out)
     if data.source == "text":
-        from ssa.corpus.local import LocalFiles
+        from ssa.text.corpus.local import LocalFiles
 
         return LocalFiles(data)
-    from ssa.corpus.hub import HubDataset
+    from ssa.text.corpus.hub import HubDataset
 
     return HubDataset(data)

@@ -29,9 +29,9 @@ import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
 from ssa.config import Config
-from ssa.environment import Environment
 from ssa.errors import EXIT_INTERRUPTED, UserError
-from ssa.run_files import (
+from ssa.record.environment import Environment
+from ssa.record.run_files import (
     Row,
     State,
     Status,

@@ -15,10 +15,10 @@ from ssa.attention_stats import attention_statistics
 from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import TrainingDiverged
-from ssa.loaders import Batch
-from ssa.optim import build_optimizer
 from ssa.perplexity import perplexities
-from ssa.token_cache import TokenSplit
+from ssa.text.token_cache import TokenSplit
+from ssa.training.loaders import Batch
+from ssa.training.optim import build_optimizer
 from ssa.transformer import Transformer
 
 Row = dict[str, Any]

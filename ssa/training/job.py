@@ -8,8 +8,8 @@ import torch
 
 from ssa.config import Config
 from ssa.device import Precision
-from ssa.loaders import EvaluationLoader, TrainingLoader
-from ssa.token_cache import TokenizedCorpus, TokenSplit
+from ssa.text.token_cache import TokenizedCorpus, TokenSplit
+from ssa.training.loaders import EvaluationLoader, TrainingLoader
 from ssa.transformer import Transformer
 
 

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ssa.config import Config, parse
 from ssa.errors import UserError
-from ssa.run_files import check_unchanged, load_config
+from ssa.record.run_files import check_unchanged, load_config
 
 
 def resumed(composed: dict[str, Any], overrides: Sequence[str], groups: set[str]) -> Config:

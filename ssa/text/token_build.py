@@ -24,10 +24,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ssa.cache_files import hash_of_file, read_json, write_atomically, write_json
-from ssa.corpus import Corpus
 from ssa.errors import UserError
-from ssa.tokenization import Tokenizer
+from ssa.text.cache_files import hash_of_file, read_json, write_atomically, write_json
+from ssa.text.corpus import Corpus
+from ssa.text.tokenization import Tokenizer
 
 CHUNK = 8_000_000  # characters of text in a chunk file
 _BATCH = 500_000  # characters tokenised at once: what bounds the tokenizer's memory

@@ -22,8 +22,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ssa import compose_errors, conf_groups
-from ssa.cli_resume import label, resumed
+from ssa.command_line import compose_errors, conf_groups
+from ssa.command_line.resume import label, resumed
 from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError

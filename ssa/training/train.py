@@ -15,9 +15,6 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from ssa import environment, wandb_mirror
-from ssa.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar, TrainingRows
-from ssa.checkpoint import load_weights, read_step
 from ssa.config import Config
 from ssa.device import (
     attention_backend,
@@ -27,16 +24,19 @@ from ssa.device import (
     resolve_precision,
 )
 from ssa.errors import EXIT_INTERRUPTED
-from ssa.lit_module import LanguageModule
-from ssa.loaders import TrainingLoader
-from ssa.ngram import reference_perplexities
-from ssa.job import Job
-from ssa.run_record import RunRecord
-from ssa.summary import print_end, print_start, summarise
-from ssa.token_blocks import TrainingBatches
-from ssa.token_cache import prepare
+from ssa.record import environment, wandb_mirror
+from ssa.record.run_record import RunRecord
+from ssa.record.wandb_mirror import WandbMirror
+from ssa.text.ngram import reference_perplexities
+from ssa.text.token_blocks import TrainingBatches
+from ssa.text.token_cache import prepare
+from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar, TrainingRows
+from ssa.training.checkpoint import load_weights, read_step
+from ssa.training.job import Job
+from ssa.training.lit_module import LanguageModule
+from ssa.training.loaders import TrainingLoader
+from ssa.training.summary import print_end, print_start, summarise
 from ssa.transformer import Transformer
-from ssa.wandb_mirror import WandbMirror
 
 Row = dict[str, Any]
 
@@ -92,8 +92,10 @@ def _prepare(config: Config, record: RunRecord) -> Job:
 def _run(job: Job, record: RunRecord, console: Console) -> dict[str, Any]:
     config, began = job.config, time.perf_counter()
     resume_from = record.resume_checkpoint
-    device = {"device": device_name(job.device), "precision": job.precision, "attention_backend": job.attention_backend}
-    record.begin(environment.describe(**device), step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
+    facts = environment.describe(
+        device=device_name(job.device), precision=job.precision, attention_backend=job.attention_backend
+    )
+    record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
     if config.trainer.compile:
         job.model.compile()
     print_start(console, job, record.folder, _estimated_seconds(job))

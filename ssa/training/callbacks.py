@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,10 +16,11 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ssa.atomic import replacing
 from ssa.config import TrainerConfig
 from ssa.device import peak_memory_bytes
 from ssa.errors import EXIT_INTERRUPTED
-from ssa.lit_module import LanguageModule
+from ssa.training.lit_module import LanguageModule
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -141,11 +141,13 @@ class Checkpoints(Callback):
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
             weights = {"model": module.model.state_dict(), "config": module.config.plain(), "step": self.best_step}
-            _replace(self.best, lambda path: torch.save(weights, path))
+            with replacing(self.best) as partial:
+                torch.save(weights, partial)
         self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
-        _replace(self.last, lambda path: trainer.save_checkpoint(path))
+        with replacing(self.last) as partial:
+            trainer.save_checkpoint(partial)
         assert isinstance(module, LanguageModule)
         module.last_checkpoint = str(self.last)
         if self.interruption.requested:
@@ -212,11 +214,3 @@ def minutes(seconds: float) -> str:
     whole = round(seconds)
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file beside `path`, then moves it there: a kill leaves the old one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    write(partial)
-    os.replace(partial, path)
