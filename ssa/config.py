@@ -187,7 +187,7 @@ class Config(_Section):
     logger: LoggerConfig
     scale: Name
     experiment: Name
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
     output_dir: Annotated[str, Field(min_length=1)]
     resume: str | None
     rerun: bool

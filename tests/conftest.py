@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from ssa.config import Config, ModelConfig, ScalarTemperature, TemperatureConfig, parse
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the runs that tests start
 ROOT = Path(__file__).parent.parent
 BOTH = ScalarTemperature(token="shared", position="log")
 

@@ -95,7 +95,7 @@ TYPED_WRONG = {
     "optim.lr=-1e-3": ["optim.lr=-0.001:", "valid: > 0"],
     "data.path=3": ["data.path=3:", "text", "'\"3\"'"],
     "trainer.device=gpu": ["trainer.device=gpu:", "valid: auto, cuda, mps, cpu"],
-    "model.n_head=3": ["model.n_head=3:", "model.width=128", "valid: 1, 2, 4"],
+    "model.n_head=3": ["model.n_head=3:", "model.width=160", "valid: 1, 2, 4"],
     "data=hub": ["data.path", "ORG/NAME"],
     # the override language
     "trainer.steps=[": ["trainer.steps=[:", "KEY=VALUE"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 FLAGS = {
     "--help, -h": "this page",
     "--multirun, -m": "run every combination of comma-separated values: -m model=gpt2,ssa_gpt2 seed=0,1,2",

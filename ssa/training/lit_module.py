@@ -104,7 +104,7 @@ class LanguageModule(L.LightningModule):
         self.evaluated = self._perplexities("validation")
         with self.trainer.precision_plugin.forward_context():
             self.evaluated |= attention_statistics(self.model, self.probe.to(self.device))
-        if not self.trainer.state.fn or self.trainer.state.fn.value == "fit":
+        if self.trainer.state.fn == "fit":
             row = {f"val/{name}": value for name, value in self.evaluated.items()}
             self.log_row({"step": self.step, "tokens": self.tokens, **row})
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ssa.device import device_name, peak_memory_bytes
+from ssa.record.run_files import read_summary
 from ssa.training.callbacks import minutes
 from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
@@ -90,20 +92,36 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
 
 
 def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
-    """A short table, then where everything is."""
-    table = Table(
-        "split", "loss", "perplexity", "word perplexity", "bits/byte", "entropy (nats)", "of log n", "spikiness"
-    )
-    for split in ("val", "test"):
-        names = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
-        attention = ("attention_entropy", "attention_entropy_normalized", "attention_spikiness")
-        values = [summary.get(f"{split}/{name}") for name in names + attention]
-        table.add_row(split, *("" if value is None else f"{value:.4g}" for value in values))
+    """A short table, with the other runs that it can be held against, then where everything is."""
+    columns = ("", "loss", "perplexity", "word ppl", "bits/byte", "entropy", "of log n", "spikiness", "tokens/s")
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_row("validation", *_cells(summary, "val"))
+    table.add_row("test", *_cells(summary, "test"))
+    for other in _comparable(summary, folder):
+        table.add_row(f"{other['model']} {other['temperature']} s{other['seed']}", *_cells(other, "val"))
     console.print(table)
+    counts = (f"{summary[f'data.validation.{unit}']:,} {unit}" for unit in ("tokens", "words", "bytes"))
+    console.print(f"validation: {', '.join(counts)}; entropy in nats; weights of step {summary['best_step']}")
     reference = ", ".join(f"{name} {summary[f'val/{name}_perplexity']:.1f}" for name in ("unigram", "bigram"))
     console.print(
-        f"validation perplexity {summary['val/perplexity']:.2f} ({reference} on the same tokens), "
-        f"attention entropy {summary['val/attention_entropy']:.3f} nats, "
-        f"{summary['tokens_per_second']:,.0f} tokens/s, best of step {summary['best_step']}"
+        f"{summary['model']}: validation perplexity {summary['val/perplexity']:.2f} "
+        f"({reference} on the same tokens), attention entropy {summary['val/attention_entropy']:.3f} nats"
     )
     console.print(str(folder.resolve()))
+
+
+def _cells(summary: dict[str, Any], split: str) -> list[str]:
+    names = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
+    attention = ("attention_entropy", "attention_entropy_normalized", "attention_spikiness")
+    values = [summary.get(f"{split}/{name}") for name in names + attention]
+    speed = f"{summary['tokens_per_second']:,.0f}" if split == "val" else ""
+    return [*("" if value is None else f"{value:.4g}" for value in values), speed]
+
+
+def _comparable(summary: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The validation of the finished runs beside this one that read the same tokens, as many of them, at its size."""
+    same = ("data_hash", "tokens", "size", "scale")
+    paths = sorted(folder.resolve().parent.glob("*/summary.json"))
+    others = [read_summary(path.parent) for path in paths if ".replaced-" not in path.parent.name]
+    alike = [other for other in others if all(other.get(key) == summary[key] for key in same)]
+    return [other for other in alike if other["run_id"] != summary["run_id"]]

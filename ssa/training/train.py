@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import warnings
@@ -16,15 +15,10 @@ import torch
 from rich.console import Console
 
 from ssa.config import Config
-from ssa.device import (
-    attention_backend,
-    attention_kernels,
-    device_name,
-    resolve_device,
-    resolve_precision,
-)
+from ssa.device import attention_backend, attention_kernels, device_name, resolve_device, resolve_precision
 from ssa.errors import EXIT_INTERRUPTED
 from ssa.record import environment, wandb_mirror
+from ssa.record.run_files import read_summary
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror
 from ssa.text.ngram import reference_perplexities
@@ -52,15 +46,15 @@ def train(config: Config) -> dict[str, Any]:
             no longer finite.
         SystemExit: 130, after SIGINT or SIGTERM; the run can be resumed.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     with RunRecord.open(config) as record:
         if record.finished:
             console.print("This run has finished before (rerun=true runs it again).")
-            summary: dict[str, Any] = json.loads((record.folder / "summary.json").read_text())
+            summary = read_summary(record.folder)
         else:
             wandb_mirror.check(config.logger)
             job = _prepare(config, record)
-            summary = _run(job, record, console)
+            summary = _run(job, record, console, began)
         print_end(console, summary, record.folder)
     return summary
 
@@ -89,9 +83,8 @@ def _prepare(config: Config, record: RunRecord) -> Job:
     )
 
 
-def _run(job: Job, record: RunRecord, console: Console) -> dict[str, Any]:
-    config, began = job.config, time.perf_counter()
-    resume_from = record.resume_checkpoint
+def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[str, Any]:
+    config, resume_from = job.config, record.resume_checkpoint
     facts = environment.describe(
         device=device_name(job.device), precision=job.precision, attention_backend=job.attention_backend
     )
