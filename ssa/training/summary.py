@@ -93,7 +93,7 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
 
 def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """A short table, with the other runs that it can be held against, then where everything is."""
-    columns = ("", "loss", "perplexity", "word ppl", "bits/byte", "entropy", "of log n", "spikiness", "tokens/s")
+    columns = ("", "loss", "perplexity", "bits/byte", "entropy", "spikiness", "tokens/s")
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_row("validation", *_cells(summary, "val"))
     table.add_row("test", *_cells(summary, "test"))
@@ -111,9 +111,8 @@ def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
 
 
 def _cells(summary: dict[str, Any], split: str) -> list[str]:
-    names = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
-    attention = ("attention_entropy", "attention_entropy_normalized", "attention_spikiness")
-    values = [summary.get(f"{split}/{name}") for name in names + attention]
+    names = ("loss", "perplexity", "bits_per_byte", "attention_entropy", "attention_spikiness")
+    values = [summary.get(f"{split}/{name}") for name in names]
     speed = f"{summary['tokens_per_second']:,.0f}" if split == "val" else ""
     return [*("" if value is None else f"{value:.4g}" for value in values), speed]
 
