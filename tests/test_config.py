@@ -190,7 +190,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("data.block_size", 2048, ["data.block_size=2048:", "model.max_positions=1024"]),
     ("data.held_out", 0.5, ["data.held_out=0.5:", "valid: > 0 and <= 0.2"]),
     ("optim.warmup_steps", 10**6, ["optim.warmup_steps=1000000:", "trainer.steps="]),
-    ("trainer.micro_batch_size", 3, ["trainer.micro_batch_size=3:", "trainer.batch_size=8", "valid: 1, 2, 4, 5"]),
+    ("trainer.micro_batch_size", 3, ["trainer.micro_batch_size=3:", "trainer.batch_size=8", "valid: 1, 2, 4, 8"]),
 ]
 
 
