@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -67,8 +68,11 @@ def attention_backend(model: ModelConfig, trainer: TrainerConfig, length: int, d
     dtype = torch.bfloat16 if resolve_precision(trainer.precision, device) == "bf16-mixed" else torch.float32
     shape = (trainer.micro_batch_size, model.n_head, length, model.width // model.n_head)
     query = torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
-    with attention_kernels(trainer.attention_backend):
-        choice = torch._fused_sdp_choice(query, query, query, dropout_p=model.dropout, is_causal=True)
+    if device.type == "mps":  # torch has one way there, and no such question
+        choice = SDPBackend.MATH.value
+    else:
+        with attention_kernels(trainer.attention_backend):
+            choice = torch._fused_sdp_choice(query, query, query, dropout_p=model.dropout, is_causal=True)
     names = {backend.value: kind for kind, backend in BACKENDS.items()}
     wanted = trainer.attention_backend
     if choice not in names or (wanted != "auto" and names[choice] != wanted):
@@ -78,10 +82,21 @@ def attention_backend(model: ModelConfig, trainer: TrainerConfig, length: int, d
     return names[choice]
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """From here on `peak_memory_bytes` is of one job, where the system can forget an earlier peak: CUDA, Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory: allocated on a CUDA device, else the peak resident set of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

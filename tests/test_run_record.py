@@ -205,7 +205,10 @@ def test_config_changes_are_what_differs(config: Config, smoke: Configured) -> N
 
 def test_resume_on_other_data(config: Config) -> None:
     begun(config, data_hash="before").close()
-    with RunRecord.open(config) as record, pytest.raises(UserError, match="hash before, now after"):
+    with (
+        RunRecord.open(config) as record,
+        pytest.raises(UserError, match="data_hash has changed since this run began \\(before, now after\\)"),
+    ):
         record.begin(ENVIRONMENT, step=3, data_hash="after")
     assert load_status(run_folder(config)).attempt == 1, "nothing was written"
     begun(config, step=3, data_hash="before")

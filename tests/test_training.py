@@ -16,6 +16,7 @@ import torch
 
 from ssa.config import Config
 from ssa.errors import UserError
+from ssa.training.lit_module import LanguageModule
 from ssa.training.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -204,13 +205,22 @@ def short_text() -> str:
     return "\n\n".join(topics.values())[:9000]
 
 
-@pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
-def test_a_signal_saves_and_says_how_to_go_on(tiny, tmp_path, by: str) -> None:
+@pytest.mark.parametrize(
+    ("by", "step", "hook", "saved"),
+    [
+        ("SIGINT", 2, "training_step", 3),
+        ("SIGTERM", 3, "training_step", 4),
+        ("SIGTERM", 4, "validation_step", 4),
+        ("SIGINT", 8, "test_step", 8),
+        ("SIGTERM", 8, "test_step", 8),
+    ],
+)
+def test_a_signal_saves_and_says_how_to_go_on(tiny, tmp_path, by: str, step: int, hook: str, saved: int) -> None:
     unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
     train(unbroken)
-    assert killed(broken, 3, by=by) == 130
+    assert killed(broken, step, by=by, hook=hook) == 130
     status = json.loads((folder(broken) / "status.json").read_text())
-    assert (status["status"], status["step"]) == ("interrupted", 4)
+    assert (status["status"], status["step"]) == ("interrupted", saved)
     train(broken.model_copy(update={"resume": str(folder(broken))}))
     assert same(weights(unbroken), weights(broken))
     assert numbers(unbroken) == numbers(broken)
@@ -261,3 +271,23 @@ def test_a_sweep_of_two_jobs_is_two_whole_wandb_runs(small_text, tmp_path) -> No
         assert json.loads((there / "meta.json").read_text())["state"] == "finished"
         config = json.loads((there / "config.json").read_text())
         assert config["model"]["temperature"]["name"] == ("ssa" if "ssa" in run.name.split("-")[0] else "none")
+
+
+def test_seeds_have_dropout_of_their_own(tiny) -> None:
+    losses = []
+    for seed in (1, 2):
+        config = tiny("model.dropout=0.5", f"seed={seed}")
+        module = LanguageModule.__new__(LanguageModule)
+        object.__setattr__(module, "config", config)
+        LanguageModule.on_train_batch_start(module, (), 0)
+        losses.append(torch.rand(4))
+    assert not torch.equal(*losses)
+
+
+def test_a_resume_in_another_precision_is_refused(tiny) -> None:
+    config = tiny()
+    killed(config, at_step=3)
+    path = folder(config) / "environment.json"
+    path.write_text(path.read_text().replace("bf16-mixed", "other").replace("32-true", "other"))
+    with pytest.raises(UserError, match="precision has changed since this run began"):
+        train(config)

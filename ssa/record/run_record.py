@@ -16,6 +16,7 @@ A run that is started over by ``rerun=true`` leaves its old folder as ``<run_id>
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -117,14 +118,16 @@ class RunRecord:
             data_hash: a fingerprint of the data, which must not change from one attempt to the next.
 
         Raises:
-            UserError: the data are not those that the run began with.
+            UserError: the data, or the precision that ``auto`` means here, are not those that the run began with.
         """
         if self.config.rerun and self.folder.exists():
             self.folder.rename(_replaced(self.folder))
         before = self.status
         if before and step is not None:
-            self._check_data(data_hash)
+            self._check_same(data_hash=data_hash, precision=environment.facts.get("precision"))
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for partial in (self.folder / "checkpoints").glob(".*.partial"):
+            partial.unlink()  # of an attempt that was killed while it saved
         if before:
             self._keep_environment(before.attempt)
         else:
@@ -192,22 +195,25 @@ class RunRecord:
         else:
             self.set_status("failed", error=f"{type(error).__name__}: {error}")
 
-    def _check_data(self, data_hash: str | None) -> None:
-        recorded = read_environment(self.folder).get("data_hash")
-        if None not in (recorded, data_hash) and recorded != data_hash:
-            raise UserError(
-                f"{self.folder}: the data have changed since this run began (hash {recorded}, now {data_hash}); "
-                "put them back, or start over with rerun=true"
-            )
+    def _check_same(self, **now: str | None) -> None:
+        recorded = read_environment(self.folder)
+        for name, value in now.items():
+            before = recorded.get(name)
+            if None not in (before, value) and before != value:
+                raise UserError(
+                    f"{self.folder}: {name} has changed since this run began ({before}, now {value}): "
+                    "put it back, or start over with rerun=true"
+                )
 
     def _write_config(self) -> None:
         config = self.config.model_copy(update={"resume": None, "rerun": False})  # of this command, not of the run
         write_atomic(self.folder / "config.yaml", yaml.safe_dump(config.plain(), sort_keys=False))
 
     def _keep_environment(self, attempt: int) -> None:
-        for path in (self.folder / "environment.json", self.folder / "uncommitted.diff"):
-            with suppress(FileNotFoundError):
-                path.rename(path.with_stem(f"{path.stem}-{attempt}"))
+        path, diff = self.folder / "environment.json", self.folder / "uncommitted.diff"
+        shutil.copy2(path, path.with_stem(f"{path.stem}-{attempt}"))  # a run must have one at any moment
+        with suppress(FileNotFoundError):
+            diff.rename(diff.with_stem(f"{diff.stem}-{attempt}"))
 
     def _write_status(self, status: Status) -> None:
         write_json(self.folder / "status.json", asdict(status))

@@ -122,7 +122,9 @@ class WandbMirror:
 
     def _remember(self, run: Any) -> None:
         path = self._folder / "wandb.json"
-        known = json.loads(path.read_text())["attempts"] if path.exists() else []
+        known = []
+        with suppress(OSError, ValueError, KeyError):  # none yet, or damaged: only a convenience
+            known = json.loads(path.read_text())["attempts"]
         write_json(path, {"attempts": [*known, {"id": run.id, "mode": run.settings.mode, "url": run.url}]})
 
     @contextmanager

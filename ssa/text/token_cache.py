@@ -143,7 +143,8 @@ def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
         return "the manifest is of other data"
     for name in SPLITS:
         path = folder / f"{name}.bin"
-        if not path.exists() or hash_of_file(path, root) != manifest["splits"][name]["sha256"]:
+        recorded = (manifest.get("splits") or {}).get(name) or {}
+        if not path.exists() or hash_of_file(path, root) != recorded.get("sha256"):
             return f"{path.name} is damaged"
     return manifest
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ssa.atomic import replacing
 from ssa.config import TrainerConfig
 from ssa.device import peak_memory_bytes
-from ssa.errors import EXIT_INTERRUPTED
+from ssa.errors import EXIT_INTERRUPTED, TrainingDiverged
 from ssa.training.lit_module import LanguageModule
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -50,6 +50,21 @@ class Interruption(Callback):
         """Once more: Lightning has put a handler before ours, which would stop within a step, unsaved."""
         self._install()
 
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Likewise."""
+        self._install()
+
+    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Likewise."""
+        self._install()
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """After training nothing is left to save."""
+        if self.requested and trainer.state.fn != "fit":
+            raise Interrupted
+
+    on_validation_batch_end = on_test_batch_end
+
     def _install(self) -> None:
         for number in _SIGNALS:
             signal.signal(number, self._handle)
@@ -64,7 +79,7 @@ class TrainingRows(Callback):
     """A row of training metrics every ``log_every`` steps.  The first callback: a checkpoint comes after its row.
 
     Attributes:
-        seconds: time in training steps so far, over all attempts; evaluations and checkpoints are not in it.
+        seconds: time in training so far, data included, over all attempts; evaluations and checkpoints are not in it.
         tokens_per_second: since the last row.
     """
 
@@ -72,7 +87,7 @@ class TrainingRows(Callback):
         self.config = config
         self.seconds = 0.0
         self.tokens_per_second = math.nan
-        self._started = 0.0
+        self._started: float | None = None  # None while the clock stands
         self._last = (0, 0.0)  # tokens and seconds at the last row
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -81,13 +96,15 @@ class TrainingRows(Callback):
         self._last = (module.tokens, self.seconds)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
-        """Starts the clock."""
-        self._started = time.perf_counter()
+        """Starts the clock if it stands; else it has run on since the last step, whose kernels may still be running."""
+        self._started = self._started or time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
-        """Stops the clock; at an optimizer step, a row if it is time."""
+        """Reads the clock; at an optimizer step, a row if it is time."""
         assert isinstance(module, LanguageModule)
-        self.seconds += time.perf_counter() - self._started
+        now = time.perf_counter()
+        self.seconds += now - (self._started or now)
+        self._started = now
         if (index + 1) % self.config.accumulate:
             return
         tokens, seconds = self._last
@@ -99,6 +116,14 @@ class TrainingRows(Callback):
                 "train/peak_memory_bytes": peak_memory_bytes(module.device),
             }
             module.log_row({"step": module.step, "tokens": module.tokens, **module.trained, **measured})
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Stops the clock."""
+        self._started = None
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Likewise."""
+        self._started = None
 
     def state_dict(self) -> dict[str, Any]:
         """The time so far."""
@@ -138,6 +163,11 @@ class Checkpoints(Callback):
         if trainer.state.fn != "fit":
             return
         loss = module.evaluated["loss"]
+        if not math.isfinite(loss):
+            now = module.trained
+            raise TrainingDiverged(
+                trainer.global_step, loss, now["train/lr"], now["train/grad_norm"], module.last_checkpoint
+            )
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
             weights = {"model": module.model.state_dict(), "config": module.config.plain(), "step": self.best_step}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -67,7 +68,7 @@ class LanguageModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Dropout, the only randomness in a step, is a function of (seed, micro-batch) too: resuming is exact."""
-        torch.manual_seed((self.config.seed << 32) + index)
+        torch.manual_seed(int(np.random.SeedSequence((self.config.seed, index)).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean loss of a micro-batch; all are of one size, so that their mean is the big batch's."""
@@ -94,8 +95,11 @@ class LanguageModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Adds a window's losses; summed in float64 over windows."""
-        with attention_kernels(self.config.trainer.attention_backend):
-            self._nll += self.model(*batch).sum().item()
+        settings = self.config.trainer
+        full = batch[0].shape == (settings.micro_batch_size, self.config.data.block_size)
+        losses = self.model if full else self.model.forward  # what is left over is not worth a compilation
+        with attention_kernels(settings.attention_backend):
+            self._nll += losses(*batch).sum().item()
 
     test_step = validation_step
 

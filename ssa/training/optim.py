@@ -39,8 +39,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[
 def lr_factor(step: int, config: OptimConfig, steps: int) -> float:
     """What the learning rate is multiplied by at a step (0 is the first).
 
-    Linear warm-up over ``warmup_steps``, then ``constant``; ``cosine`` down to ``min_lr_ratio`` at the last step; or
-    ``wsd`` (warm-up, stable, decay): constant, then linear to ``min_lr_ratio`` over the last ``decay_fraction``.
+    Linear warm-up over ``warmup_steps``, then ``constant``; ``cosine`` down to ``min_lr_ratio`` after the last step; or
+    ``wsd`` (warm-up, stable, decay): constant, then linear to the same over the last ``decay_fraction``.
     """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssa.device import device_name, peak_memory_bytes
+from ssa.errors import UserError
 from ssa.record.run_files import read_summary
 from ssa.training.callbacks import minutes
 from ssa.training.job import Job
@@ -37,6 +39,7 @@ def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: i
         "seed": config.seed,
         **{f"parameters.{kind}": number for kind, number in job.model.count_parameters().items()},
         "steps": config.trainer.steps,
+        "block_size": config.data.block_size,
         "tokens": config.trainer.steps * tokens_per_step(job),
         "best_step": best_step,
         **measured,
@@ -119,8 +122,11 @@ def _cells(summary: dict[str, Any], split: str) -> list[str]:
 
 def _comparable(summary: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The validation of the finished runs beside this one that read the same tokens, as many of them, at its size."""
-    same = ("data_hash", "tokens", "size", "scale")
-    paths = sorted(folder.resolve().parent.glob("*/summary.json"))
-    others = [read_summary(path.parent) for path in paths if ".replaced-" not in path.parent.name]
+    same = ("data_hash", "tokens", "block_size", "data.validation.tokens", "size", "scale")
+    others = []
+    for path in sorted(folder.resolve().parent.glob("*/summary.json")):
+        if ".replaced-" not in path.parent.name:
+            with suppress(UserError):  # a damaged one is not this run's affair
+                others.append(read_summary(path.parent))
     alike = [other for other in others if all(other.get(key) == summary[key] for key in same)]
     return [other for other in alike if other["run_id"] != summary["run_id"]]

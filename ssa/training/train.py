@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,8 +14,15 @@ import torch
 from rich.console import Console
 
 from ssa.config import Config
-from ssa.device import attention_backend, attention_kernels, device_name, resolve_device, resolve_precision
-from ssa.errors import EXIT_INTERRUPTED
+from ssa.device import (
+    attention_backend,
+    attention_kernels,
+    device_name,
+    reset_peak_memory,
+    resolve_device,
+    resolve_precision,
+)
+from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.record import environment, wandb_mirror
 from ssa.record.run_files import read_summary
 from ssa.record.run_record import RunRecord
@@ -42,8 +48,8 @@ def train(config: Config) -> dict[str, Any]:
         The run's summary, as in summary.json.
 
     Raises:
-        UserError: the data, the device, the run folder or a checkpoint is not what the config needs; or the loss is
-            no longer finite.
+        UserError: the data, the device, its memory, the run folder or a checkpoint is not what the config needs; or
+            the loss is no longer finite.
         SystemExit: 130, after SIGINT or SIGTERM; the run can be resumed.
     """
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
@@ -54,7 +60,13 @@ def train(config: Config) -> dict[str, Any]:
         else:
             wandb_mirror.check(config.logger)
             job = _prepare(config, record)
-            summary = _run(job, record, console, began)
+            try:
+                summary = _run(job, record, console, began)
+            except torch.OutOfMemoryError:
+                size, device = config.trainer.micro_batch_size, device_name(job.device)
+                raise UserError(
+                    f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one"
+                ) from None
         print_end(console, summary, record.folder)
     return summary
 
@@ -88,10 +100,13 @@ def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[st
     facts = environment.describe(
         device=device_name(job.device), precision=job.precision, attention_backend=job.attention_backend
     )
-    record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
     if config.trainer.compile:
+        torch._dynamo.reset()  # the limit on recompilations counts those of earlier jobs in this process
         job.model.compile()
-    print_start(console, job, record.folder, _estimated_seconds(job))
+    reset_peak_memory(job.device)
+    seconds = _estimated_seconds(job)
+    record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
+    print_start(console, job, record.folder, seconds)
     with WandbMirror.open(config, record) as mirror, _quiet_lightning():
 
         def log_row(row: Row) -> None:
@@ -99,37 +114,30 @@ def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[st
             mirror.log(row)
 
         module = LanguageModule(config, job.model, job.splits, log_row)
-        rows = TrainingRows(config.trainer)
-        trainer = _fit(job, module, rows, record, console, resume_from)
-        best_step = load_weights(job.model, record.best_checkpoint)
-        summary = summarise(job, trainer, module, best_step)
+        module.last_checkpoint = str(resume_from or "none")
+        interruption, rows = Interruption(), TrainingRows(config.trainer)
+        checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer, interruption)
+        trainer = _trainer(job, [interruption, rows, checkpoints, ProgressBar(console, config.trainer, rows)])
+        validation = job.evaluation_loader("validation")
+        try:
+            with interruption.watch():
+                trainer.fit(module, job.loader, validation, ckpt_path=resume_from, weights_only=True)
+                best_step = load_weights(job.model, record.best_checkpoint)
+                summary = summarise(job, trainer, module, best_step)
+        except Interrupted:
+            record.set_status("interrupted", step=trainer.global_step)
+            resume = f"python train.py resume={record.folder}"
+            console.print(f"Interrupted at step {trainer.global_step}, saved.  To go on: {resume}")
+            raise SystemExit(EXIT_INTERRUPTED) from None
         summary |= {
             "tokens_per_second": summary["tokens"] / rows.seconds,
-            "train_seconds": rows.seconds,
-            "wall_seconds": time.perf_counter() - began,
+            "train_seconds": rows.seconds,  # of all attempts
+            "wall_seconds": time.perf_counter() - began,  # of this one
         }
         record.write_summary(summary)
         mirror.summary(summary)
         record.set_status("finished", step=config.trainer.steps)
     return summary
-
-
-def _fit(
-    job: Job, module: LanguageModule, rows: TrainingRows, record: RunRecord, console: Console, resume_from: Path | None
-) -> L.Trainer:
-    """Trains to the end, or to a signal."""
-    interruption = Interruption()
-    checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, job.config.trainer, interruption)
-    trainer = _trainer(job, [interruption, rows, checkpoints, ProgressBar(console, job.config.trainer, rows)])
-    validation = job.evaluation_loader("validation")
-    try:
-        with interruption.watch():
-            trainer.fit(module, job.loader, validation, ckpt_path=resume_from, weights_only=True)
-    except Interrupted:
-        record.set_status("interrupted", step=module.step)
-        console.print(f"Interrupted at step {module.step}, saved.  To go on: python train.py resume={record.folder}")
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    return trainer
 
 
 def _trainer(job: Job, callbacks: list[L.Callback]) -> L.Trainer:
@@ -144,6 +152,7 @@ def _trainer(job: Job, callbacks: list[L.Callback]) -> L.Trainer:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
+        inference_mode=False,  # another mode would be another compilation
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -161,7 +170,8 @@ def _estimated_seconds(job: Job) -> float:
     for _ in range(2):
         began = time.perf_counter()
         with (
-            torch.autocast(job.device.type, torch.bfloat16, enabled=job.precision == "bf16-mixed"),
+            # without its cache, as Lightning does it: else compiling would be for this pass alone
+            torch.autocast(job.device.type, torch.bfloat16, job.precision == "bf16-mixed", cache_enabled=False),
             attention_kernels(job.config.trainer.attention_backend),
         ):
             loss = model(inputs, targets).mean()
