@@ -68,16 +68,17 @@ def attention_backend(model: ModelConfig, trainer: TrainerConfig, length: int, d
     dtype = torch.bfloat16 if resolve_precision(trainer.precision, device) == "bf16-mixed" else torch.float32
     shape = (trainer.micro_batch_size, model.n_head, length, model.width // model.n_head)
     query = torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
+    choice = SDPBackend.ERROR.value
     if device.type == "mps":  # torch has one way there, and no such question
         choice = SDPBackend.MATH.value
     else:
-        with attention_kernels(trainer.attention_backend):
+        with attention_kernels(trainer.attention_backend), suppress(RuntimeError):  # no viable backend
             choice = torch._fused_sdp_choice(query, query, query, dropout_p=model.dropout, is_causal=True)
     names = {backend.value: kind for kind, backend in BACKENDS.items()}
     wanted = trainer.attention_backend
     if choice not in names or (wanted != "auto" and names[choice] != wanted):
         raise UserError(
-            f"trainer.attention_backend={wanted}: cannot run here ({device.type}, {dtype}); valid: auto, math"
+            f"trainer.attention_backend={wanted}: cannot run here ({device.type}, {dtype}); auto and math always can"
         )
     return names[choice]
 

@@ -73,7 +73,7 @@ def test_a_start_that_fails_leaves_nothing(config: Config, tmp_path: Path) -> No
 
     with pytest.raises(UserError):
         start()
-    assert list((tmp_path / "outputs").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_values_that_json_has_not(config: Config) -> None:

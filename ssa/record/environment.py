@@ -36,7 +36,7 @@ _ASSIGNMENT = re.compile(r"""(?<![\w.-])([\w.-]+)(["']?\s*(?:==?|:)\s*)("[^"\n]*
 _VALUES = re.compile(
     r"hf_[A-Za-z0-9]{16,}"  # Hugging Face
     r"|wandb_v\d_\w{16,}"
-    r"|(?:sk|pk|rk)-[\w-]{16,}"  # OpenAI, Anthropic
+    r"|(?:sk|pk|rk)-[\w-]{16,}"  # model providers
     r"|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|xox[abprs]-[\w-]{10,}"  # Slack
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}"  # AWS

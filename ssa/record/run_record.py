@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -56,10 +56,11 @@ class RunRecord:
     manager it marks a run that ends by an exception as interrupted or failed, and gives the lock back.
     """
 
-    def __init__(self, config: Config, folder: Path, lock: FileLock) -> None:
+    def __init__(self, config: Config, folder: Path, lock: FileLock, made: Sequence[Path] = ()) -> None:
         self.config = config
         self.folder = folder
         self._lock = lock
+        self._made = made  # folders that were not there before
         self._begun = False
 
     @classmethod
@@ -72,7 +73,8 @@ class RunRecord:
         folder = Path(config.resume) if config.resume else run_folder(config)
         if config.resume:
             load_config(folder)  # before the lock, whose file goes beside the folder
-        record = cls(config, folder, _lock(folder))
+        made = [parent for parent in folder.absolute().parents[:2] if not parent.exists()]
+        record = cls(config, folder, _lock(folder), made)
         try:
             if not config.rerun and record.status:
                 check_unchanged(folder, config)
@@ -175,8 +177,9 @@ class RunRecord:
             with suppress(OSError):
                 Path(self._lock.lock_file).unlink()  # before the release: after it, it may be another process's
             self._lock.release()
-        with suppress(OSError):
-            self.folder.parent.rmdir()  # refused unless it is empty, as after a failed start
+        for parent in self._made:
+            with suppress(OSError):
+                parent.rmdir()  # refused unless it is empty, as after a failed start
 
     def __enter__(self) -> Self:
         return self

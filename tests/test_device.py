@@ -1,0 +1,65 @@
+"""What `auto` means here, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssa import device
+from ssa.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert device.resolve_device("auto").type == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"trainer\.device=cuda: not available .* valid here: auto"):
+        device.resolve_device("cuda")
+
+
+def test_precision_asked_for_is_given() -> None:
+    assert device.resolve_precision("32-true", CPU) == "32-true"
+    assert device.resolve_precision("bf16-mixed", CPU) == "bf16-mixed"
+    assert device.resolve_precision("auto", torch.device("mps")) == "32-true"
+
+
+def test_the_attention_backend_is_the_one_that_runs(smoke) -> None:
+    config = smoke()
+    with torch.profiler.profile() as profile:
+        query = torch.randn(2, 2, 8, 32)
+        torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+    ran_flash = any("flash_attention_for_cpu" in event.key for event in profile.key_averages())
+    named = device.attention_backend(config.model, config.trainer, 8, CPU)
+    assert (named == "flash") == ran_flash
+    math = config.trainer.model_copy(update={"attention_backend": "math"})
+    assert device.attention_backend(config.model, math, 8, CPU) == "math"
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "efficient"])
+def test_a_backend_that_cannot_run_is_refused(smoke, backend: str) -> None:
+    config = smoke(f"trainer.attention_backend={backend}")
+    with pytest.raises(
+        UserError, match=f"trainer.attention_backend={backend}: cannot run here .* auto and math always can"
+    ):
+        device.attention_backend(config.model, config.trainer, 8, CPU)
+
+
+def test_vanilla_and_ssa_run_on_the_same_backend(smoke) -> None:
+    backends = {device.attention_backend(c.model, c.trainer, 64, CPU) for c in (smoke(), smoke("model=gpt2"))}
+    assert len(backends) == 1
+
+
+def test_peak_memory_is_of_one_job() -> None:
+    block = torch.ones(100_000_000)  # 400 MB
+    high = device.peak_memory_bytes(CPU)
+    del block
+    device.reset_peak_memory(CPU)
+    low = device.peak_memory_bytes(CPU)
+    assert high > 400_000_000
+    if device.Path("/proc/self/clear_refs").exists():
+        assert low < high - 300_000_000
