@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from ssa.atomic import replacing
 from ssa.config import TrainerConfig
@@ -197,8 +197,8 @@ class ProgressBar(Callback):
 
     def __init__(self, console: Console, config: TrainerConfig, rows: TrainingRows) -> None:
         self.console, self.config, self.rows = console, config, rows
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-        self.progress = Progress(TextColumn("train"), *columns, console=console, disable=not console.is_terminal)
+        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))  # 80 characters
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task: TaskID | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
