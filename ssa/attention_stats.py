@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssa.attention import AttentionInputs
+from ssa.attention import AttentionInputs, causal_mask
 from ssa.transformer import Transformer
 
 CHUNK_ELEMENTS = 2**21  # logits held at once
@@ -34,26 +34,31 @@ class RowStatistics(NamedTuple):
 
 
 @torch.no_grad()
-def row_statistics(query: Tensor, key: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> RowStatistics:
+def row_statistics(
+    query: Tensor, key: Tensor, visible: Tensor | None = None, chunk_elements: int = CHUNK_ELEMENTS
+) -> RowStatistics:
     """Statistics of the causal softmax over ``query . key / sqrt(d)``.
 
     Args:
         query: (B, H, T, d), with its temperature applied.
-        key: (B, H, T, d), likewise.
+        key: (B, K, T, d), likewise; K divides H (grouped-query attention).
+        visible: n, the keys each query sees: its own and the n - 1 before it, (T,) or (B, T).  Default: all before it.
         chunk_elements: the most logits to hold at once (one row of all heads at least).
     """
     batch, heads, length, head_dim = query.shape
-    query, key = query.float() * head_dim**-0.5, key.float()
+    query, key = query.float() * head_dim**-0.5, key.float().repeat_interleave(heads // key.size(1), dim=1)
+    if visible is None:
+        visible = torch.arange(1, length + 1, device=query.device)
     rows = max(1, chunk_elements // (batch * heads * length))
-    chunks = [_chunk(query[:, :, i : i + rows], key, i) for i in range(0, length, rows)]
+    chunks = [_chunk(query[:, :, i : i + rows], key, visible[..., i : i + rows], i) for i in range(0, length, rows)]
     return RowStatistics(*(torch.cat(parts, dim=-1) for parts in zip(*chunks, strict=True)))
 
 
-def _chunk(query: Tensor, key: Tensor, start: int) -> RowStatistics:
-    """Rows ``start`` to ``start + R`` against the keys that the last of them sees: (B, H, R, d), (B, H, T, d)."""
+def _chunk(query: Tensor, key: Tensor, visible: Tensor, start: int) -> RowStatistics:
+    """Rows ``start`` to ``start + R`` against the keys up to the last of them: (B, H, R, d), (B, H, T, d)."""
     stop = start + query.size(2)
-    n = torch.arange(start + 1, stop + 1, device=query.device)  # (R,) visible keys
-    hidden = torch.arange(stop, device=query.device) >= n[:, None]  # (R, stop)
+    n = visible.reshape(-1, 1, visible.size(-1))  # (1 or B, 1, R)
+    hidden = ~causal_mask(visible, stop)  # (1 or B, 1, R, stop)
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ key[:, :, :stop].transpose(-1, -2)  # (B, H, R, stop)
     logits = logits.masked_fill_(hidden, -torch.inf)
@@ -67,7 +72,7 @@ def _chunk(query: Tensor, key: Tensor, start: int) -> RowStatistics:
 
 
 @torch.no_grad()
-def attention_statistics(model: Transformer, ids: Tensor) -> dict[str, float]:
+def attention_statistics(model: Transformer, ids: Tensor, visible: Tensor | None = None) -> dict[str, float]:
     """Statistics of every layer and head over a fixed batch, by metric name.
 
     ``attention_entropy`` is the mean over layers; ``.../layer_00`` that of a layer over heads, sequences and
@@ -77,11 +82,13 @@ def attention_statistics(model: Transformer, ids: Tensor) -> dict[str, float]:
     Args:
         model: in evaluation mode; it is run once a sequence, its compiled form (if any) left alone.
         ids: token ids, (B, T).
+        visible: as the model takes it, (B, T).
     """
     layers: list[list[dict[str, Tensor]]] = []
-    for sequence in torch.split(ids, 1):
+    for number, sequence in enumerate(torch.split(ids, 1)):
         observed: list[AttentionInputs] = []
-        model.forward(sequence, observe=observed.append)
+        seen = None if visible is None else visible[number : number + 1]
+        model.forward(sequence, observe=observed.append, visible=seen)
         layers.append([_of_layer(inputs) for inputs in observed])
     statistics: dict[str, float] = {}
     for number, of_sequences in enumerate(zip(*layers, strict=True)):
@@ -94,10 +101,14 @@ def attention_statistics(model: Transformer, ids: Tensor) -> dict[str, float]:
 
 
 def _of_layer(inputs: AttentionInputs) -> dict[str, Tensor]:
-    """Row statistics (1, H, T) and temperatures (1, H, T, 1) of one sequence."""
-    rows = row_statistics(inputs.query, inputs.key)
-    shape = (*inputs.query.shape[:3], 1)
-    temperatures = {f"temperature/{name}": tau.expand(shape) for name, tau in inputs.temperatures.items()}
+    """Row statistics (1, H, T) and temperatures (1, H or K, T, 1 or d) of one sequence."""
+    rows = row_statistics(inputs.query, inputs.key, inputs.visible)
+    _, heads, length, _ = inputs.query.shape
+    counts = {"key": inputs.key.size(1), "value": inputs.key.size(1)}
+    temperatures = {
+        f"temperature/{name}": tau.expand(1, counts.get(name, heads), length, -1)
+        for name, tau in inputs.temperatures.items()
+    }
     return {
         "attention_entropy": rows.entropy,
         "attention_entropy_normalized": rows.entropy_normalized,

@@ -12,17 +12,22 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ssa.config_errors import one_line
 from ssa.errors import UserError
+from ssa.model_config import (
+    Fraction,
+    ModelConfig,
+    Name,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    divisors,
+)
 
-PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 _NOT_IDENTITY = (
@@ -43,54 +48,7 @@ _NOT_IDENTITY = (
 )
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ScalarTemperature(_Section):
-    """The inverse temperature of one of query, key, value: ``tau = tau_tok + tau_pos`` (paper, section 3).
-
-    ``token``: ``none``, or ``shared``: ``tanh(w . gelu(W x))`` with the projection ``W`` the layer already has.
-    ``position``: ``none``, or ``log``: ``1 + sigmoid(alpha) * log(n)`` with ``n`` the number of visible keys.
-    A part that is ``none`` drops out of the sum, so that ``tau`` stays 1 where both are.
-    """
-
-    token: Literal["none", "shared"]
-    position: Literal["none", "log"]
-
-
-class TemperatureConfig(_Section):
-    """Which of query, key and value are scaled, and by what.  Absent (null) means that one is not scaled."""
-
-    name: Name
-    query: ScalarTemperature | None
-    key: ScalarTemperature | None
-    value: ScalarTemperature | None
-    per: Literal["head", "layer"]
-    alpha_init: Annotated[float, Field(allow_inf_nan=False)]
-
-
-class ModelConfig(_Section):
-    """A decoder-only transformer.  ``width``, ``n_layer``, ``n_head``: as in the published size tables."""
-
-    name: Name
-    size: Name
-    n_layer: PositiveInt
-    n_head: PositiveInt
-    width: PositiveInt
-    max_positions: PositiveInt
-    dropout: Fraction
-    temperature: TemperatureConfig
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.width % self.n_head:
-            valid = _divisors(self.width)
-            raise ValueError(f"model.n_head={self.n_head}: does not divide model.width={self.width}; valid: {valid}")
-        return self
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where text comes from and how it becomes blocks of ``block_size`` tokens."""
 
     name: Name
@@ -106,6 +64,7 @@ class DataConfig(_Section):
     max_documents: PositiveInt | None
     tokenizer: Annotated[str, Field(min_length=1)]
     block_size: PositiveInt
+    document_mask: bool
     max_eval_tokens: PositiveInt
     cache_dir: str | None
     workers: PositiveInt
@@ -119,10 +78,14 @@ class DataConfig(_Section):
         return self
 
 
-class OptimConfig(_Section):
-    """AdamW and its learning-rate schedule.  Steps are optimizer steps."""
+class OptimConfig(Section):
+    """AdamW and its learning-rate schedule.  Steps are optimizer steps.
+
+    ``train``: all weights, or the temperatures alone, the rest frozen.
+    """
 
     name: Literal["adamw"]
+    train: Literal["all", "temperature"]
     lr: PositiveFloat
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
     schedule: Literal["cosine", "wsd", "constant"]
@@ -136,7 +99,7 @@ class OptimConfig(_Section):
     temperature_lr_multiplier: PositiveFloat
 
 
-class TrainerConfig(_Section):
+class TrainerConfig(Section):
     """How long, how much at once, how often.  All intervals are in optimizer steps."""
 
     steps: PositiveInt
@@ -156,7 +119,7 @@ class TrainerConfig(_Section):
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"trainer.micro_batch_size={self.micro_batch_size}: does not divide "
-                f"trainer.batch_size={self.batch_size}; valid: {_divisors(self.batch_size)}"
+                f"trainer.batch_size={self.batch_size}; valid: {divisors(self.batch_size)}"
             )
         return self
 
@@ -166,7 +129,7 @@ class TrainerConfig(_Section):
         return self.batch_size // self.micro_batch_size
 
 
-class LoggerConfig(_Section):
+class LoggerConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
     name: Literal["wandb", "none"]
@@ -177,7 +140,7 @@ class LoggerConfig(_Section):
     timeout_seconds: PositiveFloat
 
 
-class Config(_Section):
+class Config(Section):
     """One run, whole."""
 
     model: ModelConfig
@@ -188,6 +151,7 @@ class Config(_Section):
     scale: Name
     experiment: Name
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    init_from: Annotated[str, Field(min_length=1)] | None
     output_dir: Annotated[str, Field(min_length=1)]
     resume: str | None
     rerun: bool
@@ -198,6 +162,11 @@ class Config(_Section):
             raise ValueError(
                 f"data.block_size={self.data.block_size}: over the position table; "
                 f"valid: up to model.max_positions={self.model.max_positions}"
+            )
+        if self.optim.train == "temperature" and not self.model.temperature.scaled:
+            raise ValueError(
+                f"optim.train=temperature: model.temperature={self.model.temperature.name} has none to train; "
+                "choose a rule, model/temperature=ssa"
             )
         if self.optim.warmup_steps >= self.trainer.steps:
             raise ValueError(
@@ -245,6 +214,3 @@ def parse(values: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise UserError(one_line(error, Config)) from None
 
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ssa.config import ModelConfig, TrainerConfig
+from ssa.config import TrainerConfig
 from ssa.errors import UserError
+from ssa.model_config import ModelConfig
 
 Precision = Literal["bf16-mixed", "32-true"]
 BACKENDS = {
@@ -59,27 +60,31 @@ def attention_kernels(name: str) -> AbstractContextManager[object]:
     return nullcontext() if name == "auto" else sdpa_kernel(BACKENDS[name])
 
 
-def attention_backend(model: ModelConfig, trainer: TrainerConfig, length: int, device: torch.device) -> str:
-    """The backend that attention of this shape, dtype and dropout runs on.
+def attention_backend(
+    model: ModelConfig, trainer: TrainerConfig, length: int, device: torch.device, masked: bool = False
+) -> str:
+    """The backend that attention of this shape, dtype and dropout runs on; ``masked``: with `causal_mask` given.
 
     Raises:
         UserError: the backend asked for cannot do it.
     """
     dtype = torch.bfloat16 if resolve_precision(trainer.precision, device) == "bf16-mixed" else torch.float32
-    shape = (trainer.micro_batch_size, model.n_head, length, model.width // model.n_head)
+    shape = (trainer.micro_batch_size, model.n_head, length, model.d_head)
     query = torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
+    key = query[:, : model.kv_heads]
+    mask = torch.empty((shape[0], 1, length, length), device=device, dtype=torch.bool) if masked else None
+    how = {"dropout_p": model.dropout, "is_causal": not masked, "enable_gqa": model.kv_heads != model.n_head}
     choice = SDPBackend.ERROR.value
     if device.type == "mps":  # torch has one way there, and no such question
         choice = SDPBackend.MATH.value
     else:
         with attention_kernels(trainer.attention_backend), suppress(RuntimeError):  # no viable backend
-            choice = torch._fused_sdp_choice(query, query, query, dropout_p=model.dropout, is_causal=True)
+            choice = torch._fused_sdp_choice(query, key, key, attn_mask=mask, **how)
     names = {backend.value: kind for kind, backend in BACKENDS.items()}
     wanted = trainer.attention_backend
     if choice not in names or (wanted != "auto" and names[choice] != wanted):
-        raise UserError(
-            f"trainer.attention_backend={wanted}: cannot run here ({device.type}, {dtype}); auto and math always can"
-        )
+        what = f"{device.type}, {dtype}" + (", data.document_mask=true" if masked else "")
+        raise UserError(f"trainer.attention_backend={wanted}: cannot run here ({what}); auto and math always can")
     return names[choice]
 
 

@@ -11,7 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ssa.config import Config, ModelConfig, ScalarTemperature, TemperatureConfig, parse
+import ssa.command_line.cli  # noqa: F401  # the resolvers that the YAML files use
+from ssa.config import Config, parse
+from ssa.model_config import ModelConfig, ScalarTemperature, TemperatureConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the runs that tests start
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssa.config import ScalarTemperature
+from ssa.model_config import ScalarTemperature
 from ssa.temperature import Temperature, TokenPart, build_temperatures, scale
 
 H, T, D = 3, 7, 5

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ssa.attention import CausalSelfAttention
-from ssa.config import ScalarTemperature
+from ssa.model_config import ScalarTemperature
 from ssa.transformer import Transformer
 
 VOCAB = 61

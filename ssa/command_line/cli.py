@@ -166,4 +166,10 @@ def _scratch_dir() -> str:
     return folder
 
 
+def _if_pretrained(tuned: Any, scratch: Any, *, _root_: DictConfig) -> Any:
+    """``${if_pretrained:A,B}``: A where ``init_from`` names a pretrained model to fine-tune, else B."""
+    return tuned if _root_.get("init_from") else scratch
+
+
 OmegaConf.register_new_resolver("scratch_dir", _scratch_dir, replace=True)
+OmegaConf.register_new_resolver("if_pretrained", _if_pretrained, replace=True)

@@ -1,0 +1,69 @@
+"""Keys and values of the tokens so far, so that a new token costs one query a layer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LayerCache(Protocol):
+    """What attention needs of a cache, whoever keeps it."""
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes new keys and values, (B, H, T, d) each, as attention uses them: scaled by their temperatures, keys
+        rotated.  Returns all so far, the new ones last.
+        """
+        ...
+
+
+class GrowingCache:
+    """One layer's keys and values, in buffers that double when they are full."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LayerCache` says."""
+        end = self.length + key.size(2)
+        if self._buffers is None or self._buffers[0].size(2) < end:
+            self._buffers = self._grown(key, 2 * end), self._grown(value, 2 * end, 1)
+        for buffer, new in zip(self._buffers, (key, value), strict=True):
+            buffer[:, :, self.length : end] = new
+        self.length = end
+        return self._buffers[0][:, :, :end], self._buffers[1][:, :, :end]
+
+    def _grown(self, like: Tensor, capacity: int, which: int = 0) -> Tensor:
+        buffer = like.new_empty((*like.shape[:2], capacity, like.size(3)))
+        if self._buffers is not None:
+            buffer[:, :, : self.length] = self._buffers[which][:, :, : self.length]
+        return buffer
+
+
+class KVCache:
+    """The caches of all layers, and how many tokens are in them."""
+
+    def __init__(self, layers: list[LayerCache], length: int = 0) -> None:
+        self.layers = layers
+        self.length = length
+
+    @classmethod
+    def empty(cls, n_layer: int) -> KVCache:
+        """Of no tokens."""
+        return cls([GrowingCache() for _ in range(n_layer)])
+
+
+def visible_after_padding(padding: Tensor, length: int) -> Tensor:
+    """How many keys each query sees in sequences padded on the left.
+
+    Args:
+        padding: pad tokens before each sequence, (B,).
+        length: tokens of each row, pads among them.
+
+    Returns:
+        (B, length); pads see themselves alone.
+    """
+    slots = torch.arange(1, length + 1, device=padding.device)
+    return (slots - padding[:, None]).clamp(min=1)
