@@ -6,7 +6,7 @@ import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -73,7 +73,8 @@ def attention_backend(
     query = torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
     key = query[:, : model.kv_heads]
     mask = torch.empty((shape[0], 1, length, length), device=device, dtype=torch.bool) if masked else None
-    how = {"dropout_p": model.dropout, "is_causal": not masked, "enable_gqa": model.kv_heads != model.n_head}
+    how: dict[str, Any] = {"dropout_p": model.dropout, "is_causal": not masked}
+    how["enable_gqa"] = model.kv_heads != model.n_head
     choice = SDPBackend.ERROR.value
     if device.type == "mps":  # torch has one way there, and no such question
         choice = SDPBackend.MATH.value

@@ -118,7 +118,7 @@ class Shared(Part):
 
 
 class MLP(Part):
-    """``tanh(w . gelu(U x))`` with a first layer ``U`` of its own, ``mlp_hidden`` wide.  tau_tok without weight sharing.
+    """``tanh(w . gelu(U x))``, its first layer ``U`` its own, ``mlp_hidden`` wide: tau_tok without weight sharing.
 
     ``w = 0`` at the start, ``U`` normal(0, 0.02), without biases; ``mlp_hidden`` is half the width by default.
     Parameters: ``U``, mlp_hidden D; ``w``, G mlp_hidden.

@@ -6,6 +6,7 @@ Letters: B batch, T tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,11 @@ from ssa.rotary import rotation
 from ssa.temperature import Temperature
 
 INIT_STD = 0.02  # GPT-2's
-_ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh"), "silu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
 _NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
@@ -124,6 +129,11 @@ class Transformer(nn.Module):
     def temperatures(self) -> list[Temperature]:
         """All of them, first layer to last; none is vanilla attention."""
         return [module for module in self.modules() if isinstance(module, Temperature)]
+
+    def first_temperatures(self) -> dict[str, Temperature]:
+        """Those of the first layer, by what they scale; those of other layers are alike."""
+        found: Any = self.blocks[0].get_submodule("attention.temperature")
+        return dict(found.items())
 
     @torch.no_grad()
     def set_token_counts(self, counts: Tensor) -> None:

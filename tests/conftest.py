@@ -30,15 +30,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def model_config() -> Callable[..., ModelConfig]:
     """A function that makes a small `ModelConfig`: `ssa=True`, or a temperature's fields, and any model field."""
 
-    def make(*, ssa: bool = False, query: Any = None, key: Any = None, value: Any = None, **fields: Any) -> ModelConfig:
+    def make(*, ssa: bool = False, **fields: Any) -> ModelConfig:
         if ssa:
-            query, value = BOTH, BOTH
-        settings = {name: fields.pop(name) for name in ("per", "alpha_init") if name in fields}
-        temperature = {"name": "test", "query": query, "key": key, "value": value, "per": "head", "alpha_init": -4.5}
+            fields |= {"query": BOTH, "value": BOTH}
+        temperature = {name: fields.pop(name) for name in TemperatureConfig.model_fields if name in fields}
         small = {"name": "test", "size": "test", "n_layer": 2, "n_head": 2, "width": 16, "max_positions": 64}
-        return ModelConfig(
-            **{**small, "dropout": 0.0, **fields}, temperature=TemperatureConfig(**{**temperature, **settings})
-        )
+        return ModelConfig(**{**small, **fields}, temperature=TemperatureConfig(**{**temperature, "name": "test"}))
 
     return make
 

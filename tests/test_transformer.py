@@ -1,4 +1,4 @@
-"""The transformer against `transformers`, against itself at the identity, and against attention written out."""
+"""The transformer against itself at the identity, and against attention written out."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssa.attention import CausalSelfAttention
+from ssa.attention import CausalSelfAttention, Layout, causal_mask
 from ssa.model_config import ScalarTemperature
+from ssa.temperature import Tokens
 from ssa.transformer import Transformer
 
 VOCAB = 61
 BOTH = ScalarTemperature(token="shared", position="log")
+OWN_LAYER = ScalarTemperature(token="mlp")
+BACKBONES = {
+    "gpt2": {},
+    "pythia": {"positions": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, "tied_head": False},
+    "llama": {"positions": "rotary", "norm": "rms", "activation": "silu", "gated_mlp": True, "n_kv_head": 1},
+}
 
 
 def ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -37,72 +44,84 @@ def stir(model: Transformer, seed: int = 3) -> Transformer:
     return model
 
 
-@pytest.mark.parametrize(("n_layer", "n_head", "width", "length"), [(1, 1, 8, 1), (2, 2, 16, 33), (3, 4, 32, 64)])
-def test_gpt2_equals_transformers(model_config, n_layer: int, n_head: int, width: int, length: int) -> None:
-    transformers = pytest.importorskip("transformers")
-    shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": width, "n_positions": 64, "vocab_size": VOCAB}
-    torch.manual_seed(0)
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # norms and biases off their start values too
-    ours = Transformer(model_config(n_layer=n_layer, n_head=n_head, width=width), VOCAB)
-    ours.load_state_dict(from_gpt2(theirs.state_dict(), n_layer))
-    inputs = ids(2, length)
-    torch.testing.assert_close(ours(inputs), theirs(inputs).logits, rtol=0, atol=1e-4)
-
-
-def from_gpt2(state: dict[str, torch.Tensor], n_layer: int) -> dict[str, torch.Tensor]:
-    """Our names for their tensors; their linear layers are stored transposed."""
-    names = {"transformer.wte": "token_embedding", "transformer.wpe": "position_embedding"}
-    names |= {"transformer.ln_f": "final_norm", "lm_head": "head"}
-    for i in range(n_layer):
-        block = {"ln_1": "attention_norm", "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out"}
-        block |= {"ln_2": "mlp_norm", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
-        names |= {f"transformer.h.{i}.{old}": f"blocks.{i}.{new}" for old, new in block.items()}
-    renamed = {}
-    for name, tensor in state.items():
-        module, kind = name.rsplit(".", 1)
-        is_matrix = ".c_" in module and kind == "weight"
-        renamed[f"{names[module]}.{kind}"] = tensor.T if is_matrix else tensor
-    return renamed
-
-
-def test_at_the_identity_ssa_is_vanilla_bit_for_bit(model_config) -> None:
-    vanilla = Transformer(model_config(), VOCAB, seed=5)
-    ssa = Transformer(model_config(query=BOTH, key=BOTH, value=BOTH), VOCAB, seed=5)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_at_the_identity_ssa_is_vanilla_bit_for_bit(model_config, backbone: str) -> None:
+    vanilla = Transformer(model_config(**BACKBONES[backbone]), VOCAB, seed=5)
+    ssa = Transformer(model_config(query=BOTH, key=BOTH, value=BOTH, **BACKBONES[backbone]), VOCAB, seed=5)
     to_identity(ssa)
     assert torch.equal(vanilla(ids(2, 40)), ssa(ids(2, 40)))
 
 
-def test_variants_share_the_backbone_at_equal_seed(model_config) -> None:
+@pytest.mark.parametrize("rule", [{"ssa": True}, {"query": OWN_LAYER}, {"output": ScalarTemperature(token="gate")}])
+def test_variants_share_the_backbone_at_equal_seed(model_config, rule: dict) -> None:
     vanilla = Transformer(model_config(), VOCAB, seed=5).state_dict()
-    ssa = Transformer(model_config(ssa=True), VOCAB, seed=5).state_dict()
+    ssa = Transformer(model_config(**rule), VOCAB, seed=5).state_dict()
     assert set(ssa) > set(vanilla)
     assert all(torch.equal(tensor, ssa[name]) for name, tensor in vanilla.items())
     other = Transformer(model_config(), VOCAB, seed=6).state_dict()
     assert not torch.equal(vanilla["token_embedding.weight"], other["token_embedding.weight"])
 
 
-@pytest.mark.parametrize("projection", ["query", "key", "value"])
-def test_attention_equals_the_score_matrix_written_out(model_config, projection: str) -> None:
-    config = model_config(**{projection: BOTH})
+def causal(length: int) -> torch.Tensor:
+    return torch.ones(length, length).tril().bool()
+
+
+def attention_of(config, seed: int = 1) -> CausalSelfAttention:
     attention = CausalSelfAttention(config)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     for parameter in attention.temperature.parameters():
         torch.nn.init.normal_(parameter)
-    x, n = torch.randn(2, 9, 16), torch.arange(1, 10)
-    q, k, v = (part.view(2, 9, 2, 8).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
-    tau = attention.temperature[projection]({"query": q, "key": k, "value": v}[projection], n)  # (2, H, 9, 1)
-    scores = q @ k.transpose(-1, -2) / math.sqrt(8)
+    return attention
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+@pytest.mark.parametrize("projection", ["query", "key", "value", "output"])
+def test_attention_equals_the_score_matrix_written_out(model_config, projection: str, n_kv_head: int) -> None:
+    attention = attention_of(model_config(n_head=4, n_kv_head=n_kv_head, width=32, **{projection: BOTH}))
+    x, n = torch.randn(2, 9, 32), torch.arange(1, 10)
+    layout = Layout(n, None, None, None)
+    q, k, v = attention.qkv(x).split([32, 8 * n_kv_head, 8 * n_kv_head], dim=-1)
+    q, k, v = (part.unflatten(-1, (-1, 8)).transpose(1, 2) for part in (q, k, v))  # (2, heads, 9, 8)
+
+    def tau(features: torch.Tensor) -> torch.Tensor:
+        return attention.temperature[projection](features, Tokens(x, n))
+
+    def for_all_heads(part: torch.Tensor) -> torch.Tensor:
+        return torch.stack([part[:, head * n_kv_head // 4] for head in range(4)], dim=1)
+
+    scores = q @ for_all_heads(k).transpose(-1, -2) / math.sqrt(8)
     if projection == "query":
-        scores = tau * scores
+        scores = tau(q) * scores
     if projection == "key":
-        scores = scores * tau.transpose(-1, -2)
-    maps = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -math.inf).softmax(-1)
-    mixed = maps @ (tau * v if projection == "value" else v)
-    want = attention.out(mixed.transpose(1, 2).reshape(2, 9, 16))
-    torch.testing.assert_close(attention(x, n), want, rtol=1e-5, atol=1e-5)
+        scores = scores * for_all_heads(tau(k)).transpose(-1, -2)
+    maps = scores.masked_fill(~causal(9), -math.inf).softmax(-1)
+    mixed = maps @ for_all_heads(tau(v) * v if projection == "value" else v)
+    if projection == "output":
+        mixed = tau(mixed) * mixed
+    want = attention.out(mixed.transpose(1, 2).reshape(2, 9, 32))
+    torch.testing.assert_close(attention(x, layout), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [-1.0, 0.3, 1.5, 2.0])
+@pytest.mark.parametrize("form", ["released", "released_linear"])
+def test_released_equals_the_authors_formula_on_the_logits(model_config, form: str, beta: float) -> None:
+    attention = attention_of(model_config(query=ScalarTemperature(position=form), per="layer"))
+    with torch.no_grad():
+        attention.temperature["query"].parts["position"].beta.fill_(beta)
+    x, n = torch.randn(2, 30, 16), torch.arange(1.0, 31.0)
+    q, k, v = (part.view(2, 30, 2, 8).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
+    factor = math.exp(-math.exp(beta)) if form == "released" else beta
+    logits = q @ k.transpose(-1, -2) / math.sqrt(8) * (1 + factor * n.log())[:, None]  # a factor a row
+    mixed = logits.masked_fill(~causal(30), -math.inf).softmax(-1) @ v
+    want = attention.out(mixed.transpose(1, 2).reshape(2, 30, 16))
+    got = attention(x, Layout(n.long(), None, None, None))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_mask_is_what_visible_says() -> None:
+    mask = causal_mask(torch.tensor([[1, 2, 1, 2, 3]]), 5)[0, 0]
+    assert mask.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert torch.equal(causal_mask(torch.tensor([4, 5]), 5)[0, 0], causal(5)[3:])
 
 
 @pytest.mark.parametrize("projection", ["query", "key", "value"])

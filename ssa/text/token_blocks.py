@@ -71,6 +71,23 @@ def evaluation_windows(split: TokenSplit, block_size: int, batch_size: int) -> I
         yield _windows(split.tokens, [n_full * block_size], rest)
 
 
+def visible_in_documents(ids: Tensor, end_of_text: int) -> Tensor:
+    """How many tokens each token sees when attention restarts at each document, itself among them.
+
+    A document begins with the end-of-text token before it, as the first one of a split does.
+
+    Args:
+        ids: (B, T); what precedes the first end-of-text of a row is a document cut off on the left.
+        end_of_text: the id between documents.
+
+    Returns:
+        (B, T), from 1 at the start of each document on.
+    """
+    slots = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+    starts = torch.where(ids == end_of_text, slots, 0).cummax(dim=1).values
+    return slots - starts + 1
+
+
 def _windows(tokens: npt.NDArray[Any], starts: list[int], length: int) -> tuple[Tensor, Tensor]:
     """``length`` inputs from each start, and the token after each of them as its target."""
     stacked = np.stack([tokens[start : start + length + 1] for start in starts])

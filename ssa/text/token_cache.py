@@ -23,6 +23,7 @@ from ssa.text.tokenization import Tokenizer, load_tokenizer
 
 FORMAT = 1  # raise it when the files, or the tokens made of a text, change
 _MANIFEST = "manifest.json"
+_COUNTED_AT_ONCE = 10_000_000  # tokens
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ class TokenSplit:
         n_words = sum(len(text.split()) for text in texts)
         n_bytes = sum(len(text.encode()) for text in texts)
         return TokenSplit(self.name, tokens, len(texts), n_words, n_bytes, self.tokenizer)
+
+    def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        """How often each token occurs, (vocab_size,)."""
+        counts = np.zeros(vocab_size, np.int64)
+        for start in range(0, self.n_tokens, _COUNTED_AT_ONCE):
+            counts += np.bincount(self.tokens[start : start + _COUNTED_AT_ONCE], minlength=vocab_size)
+        return counts
 
     def _texts(self, tokens: npt.NDArray[Any]) -> Iterator[str]:
         """Each document's text; the last may be cut off, a character of which only some bytes are there left out."""

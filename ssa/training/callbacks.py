@@ -221,9 +221,9 @@ class ProgressBar(Callback):
             self.console.print(f"step {step}/{self.config.steps}  {text}", highlight=False)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """A line for each validation during training."""
+        """A line for each validation during training, and for that of step 0."""
         assert isinstance(module, LanguageModule)
-        if trainer.state.fn != "fit":
+        if not module.reported:
             return
         now = module.evaluated
         text = f"perplexity {now['perplexity']:.2f}  bits/byte {now['bits_per_byte']:.3f}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import TrainingDiverged
 from ssa.perplexity import perplexities
+from ssa.text.token_blocks import visible_in_documents
 from ssa.text.token_cache import TokenSplit
 from ssa.training.loaders import Batch
 from ssa.training.optim import build_optimizer
@@ -45,8 +47,10 @@ class LanguageModule(L.LightningModule):
         self.splits = splits
         self.log_row = log_row
         self.probe = _probe(splits["validation"], config.data.block_size, config.trainer.probe_sequences)
+        self.end_of_text = splits["validation"].tokenizer.end_of_text
         self.evaluated: dict[str, float] = {}  # the newest evaluation, by metric name without its split
         self.last_checkpoint = "none"  # named when training diverges
+        self._recorded = False  # whether an evaluation outside training goes into the record
         self.trained: dict[str, float] = {}  # the newest step's loss, gradient norm and learning rate
         self._nll = 0.0
         self._losses: list[Tensor] = []  # of the micro-batches of this step
@@ -73,7 +77,7 @@ class LanguageModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean loss of a micro-batch; all are of one size, so that their mean is the big batch's."""
         with attention_kernels(self.config.trainer.attention_backend):
-            loss: Tensor = self.model(*batch).mean()
+            loss: Tensor = self.model(*batch, visible=self._visible(batch[0])).mean()
         self._losses.append(loss.detach())
         return loss
 
@@ -99,7 +103,7 @@ class LanguageModule(L.LightningModule):
         full = batch[0].shape == (settings.micro_batch_size, self.config.data.block_size)
         losses = self.model if full else self.model.forward  # what is left over is not worth a compilation
         with attention_kernels(settings.attention_backend):
-            self._nll += losses(*batch).sum().item()
+            self._nll += losses(*batch, visible=self._visible(batch[0])).sum().item()
 
     test_step = validation_step
 
@@ -107,14 +111,31 @@ class LanguageModule(L.LightningModule):
         """The split's perplexities and the probe's attention; a row if training is under way."""
         self.evaluated = self._perplexities("validation")
         with self.trainer.precision_plugin.forward_context():
-            self.evaluated |= attention_statistics(self.model, self.probe.to(self.device))
-        if self.trainer.state.fn == "fit":
+            probe = self.probe.to(self.device)
+            self.evaluated |= attention_statistics(self.model, probe, self._visible(probe))
+        if self.reported:
             row = {f"val/{name}": value for name, value in self.evaluated.items()}
             self.log_row({"step": self.step, "tokens": self.tokens, **row})
+
+    @contextmanager
+    def before_training(self) -> Iterator[None]:
+        """An evaluation in the block is that of step 0, a row of the record: what a pretrained model starts from."""
+        self._recorded = True
+        yield
+        self._recorded = False
+
+    @property
+    def reported(self) -> bool:
+        """Whether the evaluation under way is one of training's, or of step 0."""
+        return self._recorded or self.trainer.state.fn == "fit"
 
     def on_test_epoch_end(self) -> None:
         """The split's perplexities."""
         self.evaluated = self._perplexities("test")
+
+    def _visible(self, ids: Tensor) -> Tensor | None:
+        """What each token sees, None for all before it; (B, T)."""
+        return visible_in_documents(ids, self.end_of_text) if self.config.data.document_mask else None
 
     def _perplexities(self, name: str) -> dict[str, float]:
         split = self.splits[name]

@@ -10,6 +10,24 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from ssa.config import OptimConfig
+from ssa.errors import UserError
+from ssa.transformer import Transformer
+
+
+def freeze(model: Transformer, config: OptimConfig) -> None:
+    """Leaves to training what ``optim.train`` says; the rest gets no gradient, and so no memory for one.
+
+    Raises:
+        UserError: there is nothing to train.
+    """
+    if config.train == "all":
+        return
+    model.requires_grad_(False)
+    for temperature in model.temperatures():
+        temperature.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        name = model.config.temperature.name
+        raise UserError(f"optim.train=temperature: model/temperature={name} has no parameters; choose ssa, for example")
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: i
         "model": config.model.name,
         "size": config.model.size,
         "temperature": config.model.temperature.name,
+        "init_from": config.init_from,
+        "train": config.optim.train,
         "data": config.data.name,
         "data_hash": job.corpus.fingerprint,
         "seed": config.seed,
@@ -85,6 +87,8 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
         f"{accumulate}) = {steps * per_step:,} tokens, {epochs:.2f} epochs",
         "device": f"{device_name(job.device)}, {job.precision}, attention backend {job.attention_backend}"
         + (", compiled" if config.trainer.compile else ""),
+        **({"from": f"{config.init_from}"} if config.init_from else {}),
+        "trains": _trained(job),
         "time": f"about {minutes(seconds)} of training",
         "to beat": f"{reference} (validation perplexity of n-gram models on the same tokens)",
     }
@@ -92,6 +96,27 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
         lines["resumed"] = f"at step {job.checkpoint_step:,}"
     for name, text in lines.items():
         console.print(f"{name:<8} {text}")
+    for note in _notes(job):
+        console.print(f"note     {note}")
+
+
+def _trained(job: Job) -> str:
+    trained = sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
+    return f"{trained:,} parameters (optim.train={job.config.optim.train})"
+
+
+def _notes(job: Job) -> list[str]:
+    """What of the temperatures will be without effect, or changes a pretrained model from the start."""
+    block_size, notes = job.config.data.block_size, []
+    rule = job.config.model.temperature.name
+    for name, temperature in job.model.first_temperatures().items():
+        if temperature.is_identity_up_to(block_size):
+            notes.append(
+                f"the {name} temperature ({rule}) is 1 at every position of data.block_size={block_size}: a no-op here"
+            )
+        elif job.config.init_from and not temperature.starts_at_identity:
+            notes.append(f"the {name} temperature ({rule}) does not start at 1: step 0 is not the pretrained model")
+    return notes
 
 
 def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
@@ -104,7 +129,9 @@ def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
         table.add_row(f"{other['model']} {other['temperature']} s{other['seed']}", *_cells(other, "val"))
     console.print(table)
     counts = (f"{summary[f'data.validation.{unit}']:,} {unit}" for unit in ("tokens", "words", "bytes"))
-    console.print(f"validation: {', '.join(counts)}; entropy in nats; weights of step {summary['best_step']}")
+    memory = f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB"
+    step = summary["best_step"]
+    console.print(f"validation: {', '.join(counts)}; entropy in nats; weights of step {step}; {memory}")
     reference = ", ".join(f"{name} {summary[f'val/{name}_perplexity']:.1f}" for name in ("unigram", "bigram"))
     console.print(
         f"{summary['model']}: validation perplexity {summary['val/perplexity']:.2f} "

@@ -24,17 +24,18 @@ from ssa.device import (
 )
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.record import environment, wandb_mirror
-from ssa.record.run_files import read_summary
+from ssa.record.run_files import read_summary, write_atomic
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror
 from ssa.text.ngram import reference_perplexities
-from ssa.text.token_blocks import TrainingBatches
-from ssa.text.token_cache import prepare
+from ssa.text.token_blocks import TrainingBatches, visible_in_documents
+from ssa.text.token_cache import TokenizedCorpus, prepare
 from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar, TrainingRows
 from ssa.training.checkpoint import load_weights, read_step
 from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
 from ssa.training.loaders import TrainingLoader
+from ssa.training.optim import freeze
 from ssa.training.summary import print_end, print_start, summarise
 from ssa.transformer import Transformer
 
@@ -73,13 +74,13 @@ def train(config: Config) -> dict[str, Any]:
 
 def _prepare(config: Config, record: RunRecord) -> Job:
     device = resolve_device(config.trainer.device)
-    backend = attention_backend(config.model, config.trainer, config.data.block_size, device)
+    length, masked = config.data.block_size, config.data.document_mask
+    backend = attention_backend(config.model, config.trainer, length, device, masked)
     corpus = prepare(config.data)
     corpus.check_block_size(config.data.block_size)
     splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in ("validation", "test")}
     train_split = corpus.split("train")
     batches = TrainingBatches(train_split, config.data.block_size, config.trainer.batch_size, config.seed)
-    model = Transformer(config.model, corpus.tokenizer.vocab_size, config.seed)
     vocab_size = corpus.tokenizer.vocab_size
     return Job(
         config=config,
@@ -88,11 +89,27 @@ def _prepare(config: Config, record: RunRecord) -> Job:
         attention_backend=backend,
         corpus=corpus,
         splits=splits,
-        model=model,
+        model=_model(config, corpus),
         loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps),
         references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
         checkpoint_step=read_step(record.resume_checkpoint) if record.resume_checkpoint else None,
     )
+
+
+def _model(config: Config, corpus: TokenizedCorpus) -> Transformer:
+    """At its start: new or pretrained weights, temperatures at their start values, what is frozen frozen."""
+    if config.init_from:
+        from ssa.pretrained.load import check_vocabulary, load_pretrained
+
+        check_vocabulary(config.model, corpus.tokenizer)
+        model = load_pretrained(config.model, config.init_from, config.seed)
+    else:
+        model = Transformer(config.model, config.model.vocab_size or corpus.tokenizer.vocab_size, config.seed)
+    if config.model.temperature.needs_frequencies:
+        counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
+        model.set_token_counts(torch.from_numpy(counts))
+    freeze(model, config.optim)
+    return model
 
 
 def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[str, Any]:
@@ -106,6 +123,7 @@ def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[st
     reset_peak_memory(job.device)
     seconds = _estimated_seconds(job)
     record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
+    write_atomic(record.folder / "tokenizer.json", job.corpus.tokenizer.definition)
     print_start(console, job, record.folder, seconds)
     with WandbMirror.open(config, record) as mirror, _quiet_lightning():
 
@@ -121,6 +139,9 @@ def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[st
         validation = job.evaluation_loader("validation")
         try:
             with interruption.watch():
+                if config.init_from and not resume_from:
+                    with module.before_training():
+                        trainer.validate(module, validation, verbose=False)
                 trainer.fit(module, job.loader, validation, ckpt_path=resume_from, weights_only=True)
                 best_step = load_weights(job.model, record.best_checkpoint)
                 summary = summarise(job, trainer, module, best_step)
@@ -167,6 +188,8 @@ def _estimated_seconds(job: Job) -> float:
         return 0.0
     model, seconds = job.model.to(job.device), 0.0
     inputs, targets = (part.to(job.device) for part in job.loader.batches.micro_batch(0, job.loader.micro_batch_size))
+    masked = job.config.data.document_mask
+    visible = visible_in_documents(inputs, job.corpus.tokenizer.end_of_text) if masked else None
     for _ in range(2):
         began = time.perf_counter()
         with (
@@ -174,7 +197,7 @@ def _estimated_seconds(job: Job) -> float:
             torch.autocast(job.device.type, torch.bfloat16, job.precision == "bf16-mixed", cache_enabled=False),
             attention_kernels(job.config.trainer.attention_backend),
         ):
-            loss = model(inputs, targets).mean()
+            loss = model(inputs, targets, visible=visible).mean()
         loss.backward()
         loss.item()
         seconds = time.perf_counter() - began

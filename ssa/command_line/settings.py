@@ -1,0 +1,147 @@
+"""The command line of the small programs: KEY=VALUE by the fields of one pydantic model, without Hydra.
+
+Text is taken as it stands, so that ``prompt="a=b, (c): d"`` needs no second quoting; the rest is read as YAML.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ValidationError
+
+from ssa.config_errors import one_line, shown, unknown_key
+from ssa.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
+
+S = TypeVar("S", bound=BaseModel)
+
+_EXIT_BUG = 1
+_WORDS = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER", "boolean": "true|false", "array": "[A,B]"}
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+_COLUMN, _WIDTH = 28, 100
+
+
+def program(
+    settings: type[S], job: Callable[[S], None], *, name: str, purpose: str, examples: Sequence[str] = ()
+) -> int:
+    """Run `job` on what ``sys.argv`` says; returns the exit code.
+
+    What is the user's to mend is one line on stderr and 2, an interrupt 130; a bug keeps its traceback and is 1.
+
+    Args:
+        settings: flat: text, numbers, booleans, choices, and lists; ``Field(description=...)`` is for the help page.
+        job: imports what is heavy itself, so that a mistyped key is refused before.
+        name: of the program's file.
+        purpose: one line.
+        examples: arguments, as typed.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character still gets the others
+    arguments = sys.argv[1:]
+    try:
+        if {"--help", "-h"} & set(arguments):
+            print(help_text(settings, name, purpose, examples))
+        else:
+            job(parse(settings, arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return _EXIT_BUG
+    return 0
+
+
+def parse(settings: type[S], arguments: Sequence[str]) -> S:
+    """``KEY=VALUE`` arguments -> the typed settings.
+
+    Raises:
+        UserError: the first thing wrong with them.
+    """
+    fields = _fields(settings)
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if argument.startswith("-"):
+            raise UserError(f"{shown(argument)}: unknown flag; values are set as KEY=VALUE without dashes; see --help")
+        if not equals or not key:
+            hint = "a value with spaces is quoted, KEY='two words'; see --help"
+            raise UserError(f"{shown(argument)}: not KEY=VALUE; {hint}")
+        if key not in fields:
+            raise UserError(unknown_key(key, settings))
+        if key in values:
+            raise UserError(f"{key}: given twice")
+        values[key] = _read(key, text, fields[key])
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(one_line(error, settings)) from None
+
+
+def help_text(settings: type[BaseModel], name: str, purpose: str, examples: Sequence[str] = ()) -> str:
+    """The page that ``--help`` prints."""
+    lines = [purpose, "", f"usage: python {name} KEY=VALUE ...", ""]
+    for key, schema in _fields(settings).items():
+        field = settings.model_fields[key]
+        default = "required" if field.is_required() else f"default: {_typed(field.default)}"
+        limits = [f"{symbol} {schema[bound]:g}" for bound, symbol in _BOUNDS.items() if bound in schema]
+        notes = "; ".join([*([" and ".join(limits)] if limits else []), default])
+        text = textwrap.wrap(f"{field.description or ''} ({notes})".strip(), _WIDTH - _COLUMN)
+        left = f"  {key}={_kind(schema)}"
+        if len(left) >= _COLUMN:
+            lines.append(left)
+            left = ""
+        lines += [f"{start:<{_COLUMN}}{line}" for start, line in zip([left, *[""] * len(text)], text, strict=False)]
+    lines += ["", "examples", *(f"  python {name} {example}" for example in examples)] if examples else []
+    return "\n".join(lines)
+
+
+def _fields(settings: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each field, of an optional one that of its value with ``optional`` set."""
+    fields = {}
+    for key, schema in settings.model_json_schema()["properties"].items():
+        kinds = schema.get("anyOf", [schema])
+        (kind, *others) = [kind for kind in kinds if kind.get("type") != "null"]
+        assert not others, f"{key}: a union of types has no one way to be read"
+        fields[key] = {**kind, "optional": len(kinds) > 1}
+    return fields
+
+
+def _read(key: str, text: str, schema: Mapping[str, Any]) -> Any:
+    """A value as typed -> a value of the field's type, or one that validation refuses."""
+    if schema["optional"] and text == "null":
+        return None
+    if schema["type"] == "string":
+        if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{key}={shown(ascii(text)[1:-1])}: not valid UTF-8")
+        return text
+    for number in (int, float):  # YAML 1.1 would read 1e-3 as text and 010 as 8
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    try:
+        return yaml.safe_load(text) if text else text
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [_WORDS[schema["type"]]])
+    return "|".join([*choices, *(["null"] if schema["optional"] else [])])
+
+
+def _typed(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
