@@ -14,6 +14,7 @@ CONF = Path(__file__).parent.parent / "conf" / "data"
 
 def data_config(option: str, **fields: Any) -> DataConfig:
     """``data=option`` with ``fields``; a path may be a `Path`."""
-    values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml")))
+    root = OmegaConf.create({"init_from": None, "data": OmegaConf.load(CONF / f"{option}.yaml")})
+    values = cast("dict[str, Any]", OmegaConf.to_container(root.data, resolve=True))
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
     return DataConfig.model_validate({**values, **plain})

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from ssa.config import OptimConfig
-from ssa.training.optim import build_optimizer, lr_factor, parameter_groups
+from ssa.errors import UserError
+from ssa.model_config import ScalarTemperature
+from ssa.training.optim import build_optimizer, freeze, lr_factor, parameter_groups
 from ssa.transformer import Transformer
 
 
 def optim(**fields) -> OptimConfig:
-    values = {"name": "adamw", "lr": 1e-2, "min_lr_ratio": 0.1, "schedule": "cosine", "warmup_steps": 10}
+    values = {"name": "adamw", "train": "all", "lr": 1e-2, "min_lr_ratio": 0.1, "schedule": "cosine", "warmup_steps": 10}
     values |= {"decay_fraction": 0.2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
     return OptimConfig(**{**values, "grad_clip": 1.0, "temperature_lr_multiplier": 3.0, **fields})
 
@@ -44,6 +46,22 @@ def test_vanilla_has_no_temperature_group_and_frozen_parameters_none(model_confi
     groups = parameter_groups(model, optim())
     assert [group["name"] for group in groups] == ["decay", "no_decay"]
     assert all(parameter.requires_grad for group in groups for parameter in group["params"])
+
+
+def test_temperatures_alone_are_trained_where_asked(model_config) -> None:
+    model = Transformer(model_config(ssa=True), 61)
+    freeze(model, optim(train="temperature"))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if ".temperature." in name} != set()
+    assert [group["name"] for group in parameter_groups(model, optim())] == ["temperature"]
+    model(torch.randint(0, 61, (2, 8)), torch.randint(0, 61, (2, 8))).mean().backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
+
+
+def test_a_rule_without_parameters_cannot_be_trained_alone(model_config) -> None:
+    model = Transformer(model_config(query=ScalarTemperature(position="qwen_logn")), 61)
+    with pytest.raises(UserError, match="has no parameters"):
+        freeze(model, optim(train="temperature"))
 
 
 def test_cosine() -> None:

@@ -193,7 +193,7 @@ def test_resume_with_a_changed_config(config: Config, smoke: Configured) -> None
     changed = smoke(f"resume={folder}", "trainer.steps=77", "model/temperature=none")
     with pytest.raises(UserError, match=rf"trainer\.steps: {config.trainer.steps} -> 77") as refused:
         RunRecord.open(changed)
-    assert "model.temperature.query.token: shared -> absent" in str(refused.value)
+    assert "model.temperature.query: {token: shared, position: log} -> null" in str(refused.value)
     RunRecord.open(smoke(f"resume={folder}", "logger=wandb", "data.workers=7")).close()
 
 

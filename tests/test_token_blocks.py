@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ssa.errors import UserError
-from ssa.text.token_blocks import TrainingBatches, evaluation_windows
+from ssa.text.token_blocks import TrainingBatches, evaluation_windows, visible_in_documents
 from ssa.text.token_cache import TokenSplit
 from ssa.text.tokenization import Tokenizer, train_bpe
 
@@ -83,3 +83,13 @@ def test_evaluation_predicts_every_token_but_the_first_once(n_tokens: int, batch
     assert torch.cat([inputs.flatten() for inputs, _ in windows]).tolist() == list(range(n_tokens - 1))
     assert all(inputs.shape[1] == 10 and len(inputs) <= batch_size for inputs, _ in windows[:-1])
     assert all(inputs.dtype == torch.int64 for inputs, _ in windows)
+
+
+def test_what_documents_let_a_token_see() -> None:
+    ids = torch.tensor([[0, 5, 6, 0, 7, 0, 8, 9], [5, 6, 0, 7, 7, 7, 7, 0]])
+    assert visible_in_documents(ids, end_of_text=0).tolist() == [[1, 2, 3, 1, 2, 1, 2, 3], [1, 2, 1, 2, 3, 4, 5, 1]]
+
+
+def test_token_counts_are_of_the_whole_split() -> None:
+    split = TokenSplit("train", np.array([3, 1, 3, 3, 0], dtype=np.uint16), 1, 1, 1, TOKENIZER)
+    assert split.token_counts(6).tolist() == [1, 1, 0, 3, 0, 0]

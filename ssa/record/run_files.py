@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -118,9 +118,7 @@ def check_unchanged(folder: str | Path, config: Config) -> None:
 
 def config_changes(before: Config, after: Config) -> list[str]:
     """What differs between the identities of two configs, each as ``trainer.steps: 100 -> 200``."""
-    old, new = _flat(before.identity()), _flat(after.identity())
-    pairs = [(key, old.get(key, "absent"), new.get(key, "absent")) for key in old | new]
-    return [f"{key}: {was} -> {now}" for key, was, now in pairs if was != now]
+    return list(_differences(before.identity(), after.identity()))
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -174,11 +172,16 @@ def _to_floats(value: Any) -> Any:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
-    return found
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in dict.fromkeys((*before, *after)):
+        was, now = before.get(key, "absent"), after.get(key, "absent")
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from _differences(was, now, f"{prefix}{key}.")
+        elif was != now:
+            yield f"{prefix}{key}: {_plain(was)} -> {_plain(now)}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):  # a section that is there or not: only what is chosen in it
+        return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items() if item != "none") + "}"
+    return value if isinstance(value, str) else json.dumps(value)
