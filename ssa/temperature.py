@@ -65,7 +65,7 @@ class Part(nn.Module):
         config: ``per`` head or layer, and the settings of all parts.
     """
 
-    starts_at_identity: ClassVar[bool] = True  # exactly, or within what its start value says
+    starts_at_identity: bool = True  # exactly, or within what its start value says
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__()
@@ -346,6 +346,7 @@ class Yarn(Part):
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
         self.factor = 0.1 * math.log(max(config.yarn_factor, 1.0)) + 1
+        self.starts_at_identity = self.factor == 1
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """A scalar."""

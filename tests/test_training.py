@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -11,13 +12,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ssa.config import Config
+from ssa.device import resolve_precision
 from ssa.errors import UserError
+from ssa.text.token_blocks import evaluation_windows
+from ssa.text.token_cache import prepare
 from ssa.training.lit_module import LanguageModule
 from ssa.training.train import train
+from ssa.transformer import Transformer
 
 ROOT = Path(__file__).parent.parent
 TINY = ["trainer.steps=8", "trainer.eval_every=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
@@ -28,6 +34,7 @@ steps tokens val/loss val/perplexity val/bits_per_byte val/word_perplexity val/a
 val/attention_entropy_normalized val/attention_spikiness test/perplexity tokens_per_second wall_seconds device
 peak_memory_bytes
 """
+BF16 = resolve_precision("auto", torch.device("cpu")) == "bf16-mixed"
 TIMINGS = ("tokens_per_second", "memory", "seconds")
 
 
@@ -156,6 +163,7 @@ import json, os, signal, sys
 from ssa.training import lit_module
 from ssa.config import parse
 from ssa.training.train import train
+from ssa.transformer import Transformer
 number, step, hook = getattr(signal, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 before = getattr(lit_module.LanguageModule, hook)
 def hooked(self, *args, **kwargs):
@@ -291,3 +299,47 @@ def test_a_resume_in_another_precision_is_refused(tiny) -> None:
     path.write_text(path.read_text().replace("bf16-mixed", "other").replace("32-true", "other"))
     with pytest.raises(UserError, match="precision has changed since this run began"):
         train(config)
+
+
+def test_temperatures_alone_are_trained_where_asked(tiny) -> None:
+    config = tiny("optim.train=temperature")
+    train(config)
+    start = Transformer(config.model, 512, config.seed).state_dict()
+    trained = weights(config, "best")
+    changed = {name for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
+    assert changed == {name for name in start if ".temperature." in name}
+
+
+def test_documents_apart_are_documents_one_by_one(tiny, tmp_path) -> None:
+    text = tmp_path / "short.jsonl"
+    text.write_text("".join(json.dumps({"text": f"Document {i} " + "says this. " * (i % 7)}) + "\n" for i in range(999)))
+    overrides = [f"data.train={text}", "data.block_size=48", "data.max_eval_tokens=2000"]
+    together, apart = tiny(*overrides), tiny(*overrides, "data.document_mask=true")
+    assert train(together)["val/loss"] != train(apart)["val/loss"]
+    split = prepare(apart.data).split("validation").prefix(2000)
+    model = Transformer(apart.model, split.tokenizer.vocab_size)
+    model.load_state_dict(weights(apart, "best"))
+    losses = []
+    for inputs, targets in evaluation_windows(split, 48, 1):
+        starts = [0, *(i for i in range(1, inputs.size(1)) if inputs[0, i] == split.tokenizer.end_of_text)]
+        for start, end in itertools.pairwise([*starts, inputs.size(1)]):
+            losses.append(model(inputs[:, start:end], targets[:, start:end])[0])
+    got = json.loads((folder(apart) / "summary.json").read_text())["val/loss"]
+    assert got == pytest.approx(torch.cat(losses).mean().item(), abs=2e-3 if BF16 else 1e-5)
+
+
+def test_token_frequencies_are_counted_and_kept(tiny) -> None:
+    config = tiny("model/temperature=frequency")
+    train(config)
+    split = prepare(config.data).split("train")
+    kept = weights(config, "best")["log_frequency"]
+    counts = np.bincount(split.tokens, minlength=len(kept))
+    of_text = kept[torch.from_numpy(split.tokens.astype(np.int64))]
+    assert of_text.mean().item() == pytest.approx(0, abs=1e-3)
+    assert of_text.std().item() == pytest.approx(1, abs=1e-3)
+    assert np.all(np.diff(kept.numpy()[np.argsort(counts)]) >= 0)
+
+
+def test_a_no_op_is_named(tiny, capsys) -> None:
+    train(tiny("model/temperature=llama4"))
+    assert "the query temperature (llama4) is 1 at every position of data.block_size=64" in capsys.readouterr().out

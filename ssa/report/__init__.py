@@ -1,0 +1,1 @@
+"""From models and runs to tables."""

@@ -1,0 +1,69 @@
+"""How many parameters each temperature rule adds, as Markdown tables: ``python -m ssa.report.parameters``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import ssa.command_line.cli  # noqa: F401  # the resolvers that the YAML files use
+from ssa.command_line.conf_groups import CONF, options
+from ssa.config import parse
+from ssa.transformer import Transformer
+
+BACKBONES = {  # size: backbone, vocabulary of the published model
+    "124m": ("gpt2", 50257),
+    "160m": ("pythia", 50304),
+    "410m": ("pythia", 50304),
+    "tinyllama-1.1b": ("llama", 32000),
+}
+REFERENCE = "124m"  # what the rules are compared at
+
+
+def model_of(size: str, rule: str) -> Transformer:
+    """The model of a size in `BACKBONES` with a rule of ``model/temperature``, without memory for its weights."""
+    backbone, vocab_size = BACKBONES[size]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", [f"model={backbone}", f"model/size={size}", f"model/temperature={rule}"])
+    values: Any = OmegaConf.to_container(composed, resolve=True)
+    with torch.device("meta"):
+        return Transformer(parse(values).model, vocab_size, seed=None)
+
+
+def share_table() -> str:
+    """SSA with and without weight sharing, at each of `BACKBONES`."""
+    rows = [["model", "parameters", "SSA, weight-shared (`ssa`)", "", "SSA, own first layer (`ssa_mlp`)", ""]]
+    for size, (backbone, _) in BACKBONES.items():
+        counts = [model_of(size, rule).count_parameters() for rule in ("ssa", "ssa_mlp")]
+        vanilla = counts[0]["total"] - counts[0]["temperature"]
+        cells = [cell for count in counts for cell in _new(count["temperature"], vanilla)]
+        rows.append([f"{backbone} {size}", f"{vanilla:,}", *cells])
+    return _markdown(rows)
+
+
+def rule_table() -> str:
+    """Every rule at the size `REFERENCE`."""
+    rows = [["rule", "scales", "new parameters", "", "starts at 1"]]
+    for rule in options()["model/temperature"]:
+        model = model_of(REFERENCE, rule)
+        count, temperatures = model.count_parameters(), model.first_temperatures()
+        starts = all(tau.starts_at_identity for tau in temperatures.values())
+        new = _new(count["temperature"], count["total"] - count["temperature"])
+        rows.append([f"`{rule}`", ", ".join(temperatures) or "nothing", *new, "yes" if starts else "no"])
+    return _markdown(rows)
+
+
+def _new(count: int, vanilla: int) -> list[str]:
+    return [f"{count:,}", f"{count / vanilla:.4%}"]
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---", *("--:" for _ in head[1:])], *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+if __name__ == "__main__":
+    print(share_table(), rule_table(), sep="\n\n")
