@@ -213,4 +213,3 @@ def parse(values: Mapping[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(one_line(error, Config)) from None
-

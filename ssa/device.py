@@ -24,8 +24,8 @@ BACKENDS = {
 }
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is cuda, else mps, else cpu.
+def resolve_device(name: str, field: str = "trainer.device") -> torch.device:
+    """``auto`` is cuda, else mps, else cpu; ``field`` is what an error calls it.
 
     Raises:
         UserError: the device is not there.
@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         valid = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
-        raise UserError(f"trainer.device={name}: not available on this machine; valid here: {valid}")
+        raise UserError(f"{field}={name}: not available on this machine; valid here: {valid}")
     return torch.device(name)
 
 

@@ -1,5 +1,6 @@
 """Errors that are the user's to mend, and what is printed for them."""
 
+EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssa.kv_cache import KVCache, visible_after_padding
+from ssa.model_config import ModelConfig
 from ssa.transformer import Transformer
 
 _PAD = 0  # any id: nothing sees it
@@ -85,6 +86,20 @@ class _Choice:
             return chosen
         uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in self.generators])
         return sample(logits, uniform, self.temperature, self.top_p).tolist()
+
+
+def check_length(config: ModelConfig, prompt_tokens: int, max_new_tokens: int) -> None:
+    """See that a prompt and its continuation have positions; rotary ones do not end.
+
+    Raises:
+        ValueError: learned positions end before.
+    """
+    limit = config.max_positions
+    if config.positions == "learned" and prompt_tokens + max_new_tokens > limit:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}: with a prompt of {prompt_tokens} tokens over the model's {limit} "
+            f"positions; valid: up to {max(0, limit - prompt_tokens)}"
+        )
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
@@ -181,12 +196,6 @@ def _check(
         raise ValueError(f"temperature={temperature:g}: the sampling temperature; valid: > 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p:g}: valid: > 0 and <= 1")
-    longest = max((len(prompt) for prompt in prompts), default=1)
     if not all(prompts):
         raise ValueError("a prompt has no tokens; the end-of-text token stands for the start of a text")
-    limit = model.config.max_positions
-    if model.config.positions == "learned" and longest + max_new_tokens > limit:
-        raise ValueError(
-            f"max_new_tokens={max_new_tokens}: with a prompt of {longest} tokens over the model's {limit} positions; "
-            f"valid: up to {max(0, limit - longest)}"
-        )
+    check_length(model.config, max((len(prompt) for prompt in prompts), default=0), max_new_tokens)

@@ -15,8 +15,8 @@ from ssa.transformer import Transformer
 
 
 def optim(**fields) -> OptimConfig:
-    values = {"name": "adamw", "train": "all", "lr": 1e-2, "min_lr_ratio": 0.1, "schedule": "cosine", "warmup_steps": 10}
-    values |= {"decay_fraction": 0.2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+    values = {"name": "adamw", "train": "all", "lr": 1e-2, "min_lr_ratio": 0.1, "schedule": "cosine"}
+    values |= {"warmup_steps": 10, "decay_fraction": 0.2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
     return OptimConfig(**{**values, "grad_clip": 1.0, "temperature_lr_multiplier": 3.0, **fields})
 
 

@@ -312,7 +312,8 @@ def test_temperatures_alone_are_trained_where_asked(tiny) -> None:
 
 def test_documents_apart_are_documents_one_by_one(tiny, tmp_path) -> None:
     text = tmp_path / "short.jsonl"
-    text.write_text("".join(json.dumps({"text": f"Document {i} " + "says this. " * (i % 7)}) + "\n" for i in range(999)))
+    documents = ({"text": f"Document {i} " + "says this. " * (i % 7)} for i in range(999))
+    text.write_text("".join(json.dumps(document) + "\n" for document in documents))
     overrides = [f"data.train={text}", "data.block_size=48", "data.max_eval_tokens=2000"]
     together, apart = tiny(*overrides), tiny(*overrides, "data.document_mask=true")
     assert train(together)["val/loss"] != train(apart)["val/loss"]

@@ -23,12 +23,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ssa.command_line import compose_errors, conf_groups
+from ssa.command_line.init_from import adopted
 from ssa.command_line.resume import label, resumed
 from ssa.config import Config, parse
 from ssa.config_errors import closest
-from ssa.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
+from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
 
-EXIT_BUG = 1
 _LABELS = {"model/size": "model.size", "model/temperature": "model.temperature.name", "scale": "scale"}
 
 # Exit codes of the failed jobs of this process's sweep, by their overrides.
@@ -100,6 +100,8 @@ def configure(composed: DictConfig) -> Config:
     _check_choices(values, choices)
     if values.get("resume"):
         return resumed(values, _overrides(), set(choices))
+    if values.get("init_from") is not None:
+        values = adopted(values, _overrides(), choices)
     return parse(values)
 
 

@@ -18,11 +18,10 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
 from ssa.config_errors import one_line, shown, unknown_key
-from ssa.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, UserError
+from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
 
 S = TypeVar("S", bound=BaseModel)
 
-_EXIT_BUG = 1
 _WORDS = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER", "boolean": "true|false", "array": "[A,B]"}
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 _COLUMN, _WIDTH = 28, 100
@@ -60,7 +59,7 @@ def program(
         return EXIT_INTERRUPTED
     except Exception:
         traceback.print_exc()
-        return _EXIT_BUG
+        return EXIT_BUG
     return 0
 
 
@@ -95,8 +94,10 @@ def help_text(settings: type[BaseModel], name: str, purpose: str, examples: Sequ
     lines = [purpose, "", f"usage: python {name} KEY=VALUE ...", ""]
     for key, schema in _fields(settings).items():
         field = settings.model_fields[key]
-        default = "required" if field.is_required() else f"default: {_typed(field.default)}"
-        limits = [f"{symbol} {schema[bound]:g}" for bound, symbol in _BOUNDS.items() if bound in schema]
+        default = (
+            "required" if field.is_required() else f"default: {_typed(field.get_default(call_default_factory=True))}"
+        )
+        limits = [f"{symbol} {schema[bound]:.10g}" for bound, symbol in _BOUNDS.items() if bound in schema]
         notes = "; ".join([*([" and ".join(limits)] if limits else []), default])
         text = textwrap.wrap(f"{field.description or ''} ({notes})".strip(), _WIDTH - _COLUMN)
         left = f"  {key}={_kind(schema)}"
@@ -124,7 +125,7 @@ def _read(key: str, text: str, schema: Mapping[str, Any]) -> Any:
     if schema["optional"] and text == "null":
         return None
     if schema["type"] == "string":
-        if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"{key}={shown(ascii(text)[1:-1])}: not valid UTF-8")
         return text
     for number in (int, float):  # YAML 1.1 would read 1e-3 as text and 010 as 8

@@ -12,9 +12,12 @@ from ssa.errors import UserError
 from ssa.text.cache_files import read_checked, write_checked
 
 RepoKind = Literal["dataset", "model"]
-_FIELDS: dict[RepoKind, tuple[str, str]] = {
-    "dataset": ("data.path", "data=text or data=pydocs"),
-    "model": ("data.tokenizer", "data.tokenizer=bpe-4096"),
+Field = Literal["data.path", "data.tokenizer", "init_from"]  # of the config, that named the repository
+_FIELDS: dict[RepoKind, Field] = {"dataset": "data.path", "model": "data.tokenizer"}
+_INSTEAD: dict[Field, str] = {
+    "data.path": "data=text or data=pydocs",
+    "data.tokenizer": "data.tokenizer=bpe-4096",
+    "init_from": "a folder that holds the model, init_from=FOLDER",
 }
 
 for _library in ("httpx", "httpx2"):
@@ -25,16 +28,23 @@ class HubUnreachable(UserError):
     """No answer, or a refusal that may pass: what was fetched earlier can still be used."""
 
 
-def download(repo: str, filename: str, kind: RepoKind, revision: str | None = None) -> Path:
+class NotInRepository(UserError):
+    """The repository has no such file."""
+
+
+def download(
+    repo: str, filename: str, kind: RepoKind, revision: str | None = None, *, field: Field | None = None
+) -> Path:
     """A file of a repository, from the Hub or from the client's cache of earlier downloads.
 
     Raises:
         HubUnreachable: it could not be fetched, and is not in the cache.
-        UserError: there is no such file, or it may not be read.
+        NotInRepository: there is no such file.
+        UserError: it may not be read.
     """
     from huggingface_hub import hf_hub_download
 
-    with faults_as_user_errors(repo, kind):
+    with faults_as_user_errors(repo, kind, field):
         return Path(hf_hub_download(repo, filename, repo_type=kind, revision=revision))
 
 
@@ -70,11 +80,11 @@ def ask_or_recall(record: Path, what: str, ask: Callable[[dict[str, Any] | None]
 
 
 @contextlib.contextmanager
-def faults_as_user_errors(repo: str, kind: RepoKind) -> Iterator[None]:
-    """Turn whatever the Hub's clients raise into a `UserError`."""
+def faults_as_user_errors(repo: str, kind: RepoKind, field: Field | None = None) -> Iterator[None]:
+    """Turn whatever the Hub's clients raise into a `UserError` that names ``field``, by default the usual one."""
     from huggingface_hub import errors
 
-    field, instead = _FIELDS[kind]
+    field = field or _FIELDS[kind]
     try:
         yield
     except errors.GatedRepoError:
@@ -91,12 +101,12 @@ def faults_as_user_errors(repo: str, kind: RepoKind) -> Iterator[None]:
     except errors.HFValidationError:
         raise UserError(f"{field}={repo}: not an id of the Hub; an id looks like ORG/NAME") from None
     except errors.RemoteEntryNotFoundError as error:
-        raise UserError(f"{field}={repo}: {_first_line(error)}") from None
+        raise NotInRepository(f"{field}={repo}: {_first_line(error)}") from None
     except (_transport_error(), OSError) as error:  # refused, cut off, no route, offline mode, nothing cached
         raise HubUnreachable(
             f"{field}={repo}: cannot be fetched from the Hugging Face Hub ({_reason(error)}); try again, or set "
             "HF_ENDPOINT to a mirror, or run once where there is network (the download is kept in HF_HOME), "
-            f"or use {instead}"
+            f"or use {_INSTEAD[field]}"
         ) from error
 
 

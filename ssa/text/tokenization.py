@@ -19,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]")
 _SMALLEST, _LARGEST = 257, 200_000  # 256 bytes and the end of text; an embedding one would still train
 _TRAINED_ON = 64_000_000  # characters of the train split, from its start
-_VALID = "valid: bpe-N (trained on the train split), an id of the Hub such as gpt2, a path of a tokenizer.json"
+_VALID = "valid: bpe-N (trained on the train split), an id of the Hub such as gpt2, a tokenizer.json, a folder with one"
 
 
 class Tokenizer:
@@ -79,11 +79,15 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
     Raises:
         UserError: there is none of this name, it cannot be had, or it has no end-of-text token.
     """
-    name = data.tokenizer
-    if name.startswith("bpe"):
+    name, path = data.tokenizer, Path(data.tokenizer).expanduser()
+    if name.startswith("bpe") and "/" not in name:
         return _trained(_entries(name), data, corpus)
-    if name.endswith(".json"):
-        return Tokenizer(name, _read(name, Path(name).expanduser()))
+    if path.is_dir():
+        path = path / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"data.tokenizer={name}: the folder has no tokenizer.json; {_VALID}")
+    if path.suffix == ".json":
+        return Tokenizer(name, _read(name, path))
     return _from_hub(data)
 
 

@@ -23,6 +23,7 @@ from ssa.device import (
     resolve_precision,
 )
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.record import environment, wandb_mirror
 from ssa.record.run_files import read_summary, write_atomic
 from ssa.record.run_record import RunRecord
@@ -89,18 +90,16 @@ def _prepare(config: Config, record: RunRecord) -> Job:
         attention_backend=backend,
         corpus=corpus,
         splits=splits,
-        model=_model(config, corpus),
+        model=_model(config, corpus, resuming=record.resume_checkpoint is not None),
         loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps),
         references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
         checkpoint_step=read_step(record.resume_checkpoint) if record.resume_checkpoint else None,
     )
 
 
-def _model(config: Config, corpus: TokenizedCorpus) -> Transformer:
+def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transformer:
     """At its start: new or pretrained weights, temperatures at their start values, what is frozen frozen."""
-    if config.init_from:
-        from ssa.pretrained.load import check_vocabulary, load_pretrained
-
+    if config.init_from and not resuming:  # the checkpoint has all the weights
         check_vocabulary(config.model, corpus.tokenizer)
         model = load_pretrained(config.model, config.init_from, config.seed)
     else:

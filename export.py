@@ -1,0 +1,54 @@
+"""A trained model for Hugging Face tools: ``python export.py run=RUN_FOLDER to=FOLDER``; see ``--help``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, create_model
+
+from ssa.command_line.settings import program
+from ssa.model_config import Section
+
+Text = Annotated[str, Field(min_length=1)]
+Kind = Annotated[
+    Literal["auto", "ssa"],
+    Field(
+        description="auto: vanilla models for the class that transformers has for them; "
+        "ssa: with this project's own code, as models with temperatures always are"
+    ),
+]
+
+
+class _Folders(Section):
+    run: Text = Field(description="the folder of a run, outputs/<experiment>/<run-id>; its best weights are used")
+    to: Text = Field(description="the folder to write, which must not exist or be empty")
+
+
+fields: dict[str, Any] = {"as": (Kind, "auto")}  # a word that the class statement does not take
+ExportSettings = create_model("ExportSettings", __base__=_Folders, **fields)
+
+
+def export(settings: _Folders) -> None:
+    """Write the folder; say how large it is and how it is loaded."""
+    from ssa.run_model import load_run_config
+
+    load_run_config(settings.run)
+    from ssa.pretrained import export as writer  # only now: importing torch takes seconds, and a mistake must not
+    from ssa.pretrained.model_card import loading
+
+    folder, own = writer.export(settings.run, settings.to, getattr(settings, "as"))
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {size / 1e6:.1f} MB", loading(str(folder), own), sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(
+        program(
+            ExportSettings,
+            export,
+            name="export.py",
+            purpose="Write a trained model as a folder that Hugging Face's transformers loads.",
+            examples=("run=outputs/main/RUN_ID to=my-model", "run=outputs/main/RUN_ID to=my-model as=ssa"),
+        )
+    )

@@ -1,0 +1,119 @@
+"""``init_from=MODEL``: the architecture of the pretrained model in place of the one that was composed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from pydantic import ValidationError
+
+from ssa.command_line import conf_groups
+from ssa.config_errors import shown
+from ssa.errors import UserError
+from ssa.model_config import ModelConfig
+from ssa.pretrained.families import ARCHITECTURE
+from ssa.pretrained.source import Pretrained, architecture, check_rule, describe
+
+_BACKBONE = ("positions", "norm", "gated_mlp")  # what tells GPT-2, GPT-NeoX and Llama apart
+_MODELS = conf_groups.CONF / "model"
+
+
+def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The composed config, as plain values, with the architecture of the model in ``values["init_from"]``.
+
+    It reads no more than that model's config.json.
+
+    Args:
+        values: as composed.
+        overrides: what was typed on the command line, which may not say otherwise.
+        choices: the option of each config group.
+
+    Raises:
+        UserError: the model cannot be had, or something that was typed or chosen differs from it.
+    """
+    model, init_from = values.get("model"), values["init_from"]
+    if not isinstance(init_from, str) or not init_from:
+        raise UserError(f"init_from={shown(init_from)}: valid: a folder, or an id of the Hub")
+    if not isinstance(model, dict):
+        return values  # for `parse` to refuse
+    pretrained = describe(init_from)
+    keys = [override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))]
+    for key in keys:
+        section, _, path = key.partition(".")
+        if key in ("model/size", "model.size"):
+            _check_size(model, str(choices["model/size"]), pretrained)
+        elif section == "model" and path.split(".")[0] in ARCHITECTURE:
+            _check_field(model, path.split("."), pretrained)
+    _check_backbone(model, str(choices["model"]), pretrained)
+    fields = pretrained.model.model_dump(mode="json", include={*ARCHITECTURE, "size"})
+    values = {**values, "model": {**model, **fields}}
+    with contextlib.suppress(ValidationError):  # for `parse` to refuse
+        check_rule(ModelConfig.model_validate(values["model"]), pretrained)
+    return values
+
+
+def _check_field(model: dict[str, Any], path: Sequence[str], pretrained: Pretrained) -> None:
+    """Refuse ``model.FIELD=VALUE`` that differs."""
+    if not _agrees(model, path[0], pretrained):
+        value, has = _at(model, path), _at(architecture(pretrained.model), path)
+        raise UserError(f"model.{'.'.join(path)}={shown(value)}: init_from={pretrained.init_from} has {shown(has)}")
+
+
+def _check_size(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:
+    """Refuse ``model/size=OPTION`` that differs."""
+    file = _MODELS / "size" / f"{option}.yaml"
+    fields = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else model
+    for field in ARCHITECTURE:
+        if field in fields and not _agrees(model, field, pretrained):
+            value, has = shown(model.get(field)), shown(architecture(pretrained.model)[field])
+            raise UserError(
+                f"model/size={option}: init_from={pretrained.init_from} has {field}={has}, not {value}; "
+                "the size is the pretrained model's"
+            )
+
+
+def _check_backbone(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:
+    """Refuse ``model=OPTION`` of another family, chosen or by default: its other settings would not be meant."""
+    backbone = _backbone(architecture(pretrained.model))
+    if _backbone(model) != backbone:
+        fitting = [name for name in conf_groups.options()["model"] if _backbone(_fields(name)) == backbone]
+        choose = f"choose {' or '.join(f'model={name}' for name in fitting)}" if fitting else "no model= is like it"
+        raise UserError(
+            f"model={option}: init_from={pretrained.init_from} is {pretrained.model_type} (model_type); {choose}"
+        )
+
+
+def _agrees(model: dict[str, Any], field: str, pretrained: Pretrained) -> bool:
+    """Whether the pretrained model with this one field of `model` would be the same."""
+    plain = pretrained.model.model_dump(mode="json")
+    try:
+        changed = ModelConfig.model_validate({**plain, field: model.get(field)})
+    except ValidationError:
+        return False
+    return field in model and architecture(changed) == architecture(pretrained.model)
+
+
+def _at(values: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def _backbone(fields: Mapping[str, Any]) -> list[Any]:
+    return [fields.get(field) for field in _BACKBONE]
+
+
+def _fields(option: str) -> dict[str, Any]:
+    """What the file of ``model=OPTION`` sets, with those that it begins with."""
+    return dict(_entries(option))
+
+
+def _entries(option: str) -> Iterator[tuple[str, Any]]:
+    content = yaml.safe_load((_MODELS / f"{option}.yaml").read_text(encoding="utf-8"))
+    for parent in content.pop("defaults", []):
+        if isinstance(parent, str) and parent != "_self_":
+            yield from _entries(parent)
+    yield from content.items()

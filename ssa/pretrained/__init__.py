@@ -1,0 +1,1 @@
+"""Pretrained models in Hugging Face's format: read and written."""

@@ -1,0 +1,268 @@
+"""How transformers' GPT-2, GPT-NeoX (Pythia) and Llama correspond to a `ModelConfig` and to our parameters, both ways.
+
+`FAMILIES` is the table.  Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ssa.config_errors import shown
+from ssa.errors import UserError
+from ssa.model_config import ModelConfig
+from ssa.pretrained.correspondence import (
+    GPT2_MODULES,
+    GPT_NEOX_MODULES,
+    LLAMA_MODULES,
+    Correspondence,
+    Module,
+)
+from ssa.pretrained.hf_config import HF_ACTIVATIONS, HFConfig, write_rope
+
+# The fields of a ModelConfig that a pretrained model decides.
+ARCHITECTURE = tuple(f for f in ModelConfig.model_fields if f not in ("name", "size", "dropout", "temperature"))
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of transformers.
+
+    Attributes:
+        model_type: as in config.json.
+        architecture: the class of the language model.
+        base: the class without its output matrix.
+        prefix: of the tensors that ``base`` has; its own files lack it.
+        renamed: other names that some versions give tensors.
+        leftovers: a pattern for tensors, less the prefix, that older files have and nothing reads.
+        modules: all with parameters, the output matrix last.
+        read: config.json -> fields of `ModelConfig`.
+        write: the inverse.
+        vocab_size: where config.json does not say.
+        tied_head: likewise.
+    """
+
+    model_type: str
+    architecture: str
+    base: str
+    prefix: str
+    renamed: Mapping[str, str]
+    leftovers: str
+    modules: tuple[Module, ...]
+    read: Callable[[HFConfig], dict[str, Any]]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    vocab_size: int
+    tied_head: bool
+
+    def to_model(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """A config.json -> the fields in `ARCHITECTURE`.
+
+        Raises:
+            UserError: it asks for what `ModelConfig` has not, or a value is of the wrong type.
+        """
+        if hf.get("quantization_config"):
+            raise UserError("config.json: quantization_config: quantised weights are not read; valid: none")
+        named = hf.get("architectures") or [self.architecture]
+        if named not in ([self.architecture], [self.base]):
+            valid = f"{self.architecture}, {self.base}"
+            raise UserError(f"config.json: architectures={shown(named)}: not supported; valid: {valid}")
+        config = HFConfig(hf)
+        sizes = {"vocab_size": config.count(self.vocab_size, "vocab_size")}
+        return {
+            **_COMMON,
+            **sizes,
+            "tied_head": config.flag(self.tied_head, "tie_word_embeddings"),
+            **self.read(config),
+        }
+
+    def to_hf(self, model: ModelConfig, vocab_size: int) -> dict[str, Any]:
+        """A config.json that transformers 4.56 to 5 read; ids of special tokens are null, and no dtype is given.
+
+        It describes ``model`` if `to_model` gives the same architecture back, and the nearest the family has if not.
+        """
+        named = {"architectures": [self.architecture], "model_type": self.model_type, "vocab_size": vocab_size}
+        tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        return {**named, **tokens, "tie_word_embeddings": model.tied_head, **self.write(model)}
+
+    def tensors(self, model: ModelConfig) -> list[Correspondence]:
+        """All parameters of ``model`` but the temperatures'.  A tied output matrix is the token embedding's."""
+        modules = self.modules[:-1] if model.tied_head else self.modules
+        return [parameter for module in modules for parameter in module.parameters(model)]
+
+
+_COMMON: dict[str, Any] = {  # where a family does not say otherwise
+    "n_kv_head": None,
+    "head_dim": None,
+    "positions": "rotary",
+    "rotary_fraction": 1.0,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "norm": "layer",
+    "gated_mlp": False,
+    "parallel_residual": False,
+    "qkv_bias": True,
+    "out_bias": True,
+    "mlp_bias": True,
+}
+
+
+def _read_gpt2(hf: HFConfig) -> dict[str, Any]:
+    hf.must_be("scale_attn_weights", True)
+    hf.must_be("scale_attn_by_inverse_layer_idx", False)
+    hf.must_be("add_cross_attention", False)
+    return {
+        "n_layer": hf.count(12, "n_layer", "num_hidden_layers"),
+        "n_head": hf.count(12, "n_head", "num_attention_heads"),
+        "width": hf.count(768, "n_embd", "hidden_size"),
+        "mlp_width": hf.count(None, "n_inner"),
+        "max_positions": hf.count(1024, "n_positions", "max_position_embeddings"),
+        "positions": "learned",
+        "norm_eps": hf.number(1e-5, "layer_norm_epsilon"),
+        "activation": hf.activation("gelu_new", "activation_function"),
+    }
+
+
+def _write_gpt2(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "n_layer": model.n_layer,
+        "n_head": model.n_head,
+        "n_embd": model.width,
+        "n_inner": model.d_mlp,
+        "n_positions": model.max_positions,
+        "layer_norm_epsilon": model.norm_eps,
+        "activation_function": HF_ACTIVATIONS[model.activation],
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout),
+    }
+
+
+def _read_rotary(hf: HFConfig, layers: int, heads: int, width: int, inner: int, activation: str) -> dict[str, Any]:
+    """What GPT-NeoX and Llama share; the arguments are the defaults."""
+    max_positions = hf.count(2048, "max_position_embeddings")
+    return {
+        "n_layer": hf.count(layers, "num_hidden_layers"),
+        "n_head": hf.count(heads, "num_attention_heads"),
+        "width": hf.count(width, "hidden_size"),
+        "mlp_width": hf.count(inner, "intermediate_size"),
+        "max_positions": max_positions,
+        "rope_scaling": hf.rope_scaling(max_positions),
+        "activation": hf.activation(activation, "hidden_act"),
+    }
+
+
+def _write_rotary(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": model.n_layer,
+        "num_attention_heads": model.n_head,
+        "hidden_size": model.width,
+        "intermediate_size": model.d_mlp,
+        "max_position_embeddings": model.max_positions,
+        "hidden_act": HF_ACTIVATIONS[model.activation],
+        "attention_bias": model.qkv_bias,
+        "attention_dropout": model.dropout,
+    }
+
+
+def _read_neox(hf: HFConfig) -> dict[str, Any]:
+    fields = _read_rotary(hf, layers=44, heads=64, width=6144, inner=24576, activation="gelu")
+    fraction = hf.rope.number(hf.number(0.25, "rotary_pct", "partial_rotary_factor"), "partial_rotary_factor")
+    head_dim = fields["width"] // fields["n_head"]
+    if int(head_dim * fraction) % 2:
+        raise UserError(f"config.json: rotary_pct={fraction:g}: rotates an odd number of a head's {head_dim} features")
+    bias = hf.flag(True, "attention_bias")
+    return {
+        **fields,
+        "rotary_fraction": fraction,
+        "rope_theta": hf.rope.number(hf.number(10000.0, "rotary_emb_base", "rope_theta"), "rope_theta"),
+        "norm_eps": hf.number(1e-5, "layer_norm_eps"),
+        "parallel_residual": hf.flag(True, "use_parallel_residual"),
+        "qkv_bias": bias,
+        "out_bias": bias,
+    }
+
+
+def _write_neox(model: ModelConfig) -> dict[str, Any]:
+    fraction = model.rotary_fraction
+    if int(model.d_head * fraction) % 2:  # of an odd number ours leaves one out
+        fraction = (model.d_rotary + 0.5) / model.d_head
+    return {
+        **_write_rotary(model),
+        **write_rope(model, {"partial_rotary_factor": fraction}),
+        "rotary_pct": fraction,
+        "rotary_emb_base": model.rope_theta,
+        "layer_norm_eps": model.norm_eps,
+        "use_parallel_residual": model.parallel_residual,
+        "hidden_dropout": model.dropout,
+    }
+
+
+def _read_llama(hf: HFConfig) -> dict[str, Any]:
+    hf.must_be("partial_rotary_factor", 1.0)
+    hf.rope.must_be("partial_rotary_factor", 1.0)
+    attention_bias = hf.flag(False, "attention_bias")
+    return {
+        **_read_rotary(hf, layers=32, heads=32, width=4096, inner=11008, activation="silu"),
+        "n_kv_head": hf.count(None, "num_key_value_heads"),
+        "head_dim": hf.count(None, "head_dim"),
+        "rope_theta": hf.rope.number(hf.number(10000.0, "rope_theta"), "rope_theta"),
+        "norm": "rms",
+        "norm_eps": hf.number(1e-6, "rms_norm_eps"),
+        "gated_mlp": True,
+        "qkv_bias": attention_bias,
+        "out_bias": attention_bias,
+        "mlp_bias": hf.flag(False, "mlp_bias"),
+    }
+
+
+def _write_llama(model: ModelConfig) -> dict[str, Any]:
+    return {
+        **_write_rotary(model),
+        **write_rope(model, {}),
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.d_head,
+        "rms_norm_eps": model.norm_eps,
+        "rope_theta": model.rope_theta,
+        "mlp_bias": model.mlp_bias,
+    }
+
+
+GPT2 = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    base="GPT2Model",
+    prefix="transformer.",
+    renamed={},
+    leftovers=r"h\.\d+\.attn\.(bias|masked_bias)",  # causal masks
+    modules=GPT2_MODULES,
+    read=_read_gpt2,
+    write=_write_gpt2,
+    vocab_size=50257,
+    tied_head=True,
+)
+GPT_NEOX = Family(
+    model_type="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    base="GPTNeoXModel",
+    prefix="gpt_neox.",
+    renamed={"lm_head.weight": "embed_out.weight"},
+    leftovers=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|rotary_emb\.inv_freq",
+    modules=GPT_NEOX_MODULES,
+    read=_read_neox,
+    write=_write_neox,
+    vocab_size=50432,
+    tied_head=False,
+)
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    base="LlamaModel",
+    prefix="model.",
+    renamed={},
+    leftovers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+    modules=LLAMA_MODULES,
+    read=_read_llama,
+    write=_write_llama,
+    vocab_size=32000,
+    tied_head=False,
+)
+FAMILIES = (GPT2, GPT_NEOX, LLAMA)

@@ -1,0 +1,85 @@
+"""The README.md of an exported model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ssa.config import Config
+from ssa.record.run_files import read_summary
+
+_MEASURES = {"loss": "loss, nats a token", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
+_SSA = """\
+Attention has inverse temperatures, by the rule `{rule}` on: {scaled}. That is Selective Self-Attention (*Selective
+Attention: Enhancing Transformer through Principled Context Control*,
+[arXiv 2411.12892](https://arxiv.org/abs/2411.12892)) or a rule that it is compared with: `temperature.py` has the
+equations.
+
+"""
+_CODE = """\
+The model's code is in this folder, so that loading it takes `trust_remote_code=True`, torch, transformers (4.56 or
+later) and pydantic, and nothing else. Batches are padded on the left.
+
+"""
+_LICENCE = """\
+No licence is stated here. What the licences of the training data and of the base model ask of these weights is for you
+to find out and to write down before you share them.
+"""
+
+
+def model_card(config: Config, run: Path, name: str, own: bool) -> str:
+    """The card, brief: what the model is, what it measured, how to load it.
+
+    Args:
+        config: the run's.
+        run: its folder, which has a summary once the run has finished.
+        name: of the exported folder.
+        own: whether the model's code is in the folder.
+
+    Raises:
+        UserError: the summary is damaged.
+    """
+    model, rule, base = config.model, config.model.temperature, config.init_from
+    origin = f"fine-tuned from `{base}`" if base else "trained from scratch"
+    hub = base is not None and not Path(base).expanduser().exists()
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        **({"base_model": base} if hub else {}),
+        **({"tags": ["selective-self-attention"]} if rule.scaled else {}),
+    }
+    parts = [
+        "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in front.items()) + "---\n\n",
+        f"# {name}\n\n",
+        f"`{model.name}` of size `{model.size}`, {origin} on `{config.data.name}`: {config.trainer.steps:,} steps of "
+        f"{config.trainer.batch_size} x {config.data.block_size} tokens, seed {config.seed}, as run\n"
+        f"`{config.run_id}`.\n\n",
+        _SSA.format(rule=rule.name, scaled=", ".join(rule.scaled)) if rule.scaled else "",
+        "## Evaluation\n\n",
+        _evaluation(read_summary(run)) if (run / "summary.json").exists() else "The run had not finished.\n\n",
+        "## Loading\n\n",
+        f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{loading(name, own)}\n```\n\n",
+        _CODE if own else "",
+        "## Licence\n\n",
+        _LICENCE,
+    ]
+    return "".join(parts)
+
+
+def loading(folder: str, own: bool) -> str:
+    """Two lines of Python that load an exported folder."""
+    trust = ", trust_remote_code=True" if own else ""
+    return (
+        f"tokenizer = AutoTokenizer.from_pretrained({folder!r}{trust})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({folder!r}{trust})"
+    )
+
+
+def _evaluation(summary: dict[str, Any]) -> str:
+    lines = [f"| | {' | '.join(_MEASURES.values())} |", "|---" * (len(_MEASURES) + 1) + "|"]
+    for split, prefix in (("validation", "val"), ("test", "test")):
+        values = [summary.get(f"{prefix}/{measure}") for measure in _MEASURES]
+        if None not in values:
+            lines.append(f"| {split} | {' | '.join(f'{value:.4g}' for value in values)} |")
+    return "\n".join(lines) + f"\n\nWeights of step {summary.get('best_step')}, the best on validation.\n\n"

@@ -1,0 +1,148 @@
+"""The model class of an exported model with temperatures: `Transformer` behind the interface of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ssa.kv_cache import KVCache
+from ssa.model_config import ModelConfig
+from ssa.pretrained.remote.configuration_ssa import SSAConfig
+from ssa.transformer import INIT_STD, Transformer
+
+_REFUSED = {
+    "position_ids": "they follow from attention_mask",
+    "inputs_embeds": "temperatures may read token ids",
+    "output_attentions": "the attention maps are never computed",
+    "output_hidden_states": "the model does not return them",
+}
+
+
+class CacheLayer:
+    """One layer of a transformers cache, as attention wants it: a `LayerCache`."""
+
+    def __init__(self, cache: Cache, number: int) -> None:
+        self.cache, self.number = cache, number
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LayerCache` says."""
+        keys, values = self.cache.update(key, value, self.number)
+        return keys, values
+
+
+class SSAForCausalLM(PreTrainedModel, GenerationMixin):
+    """A language model with temperatures.  New weights are drawn as in training, seeded by torch's generator."""
+
+    config_class = SSAConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _no_split_modules = ["Block"]  # noqa: RUF012  # this and the next two: as in all model classes
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _tied_weights_keys = {"model.head.weight": "model.token_embedding.weight"}  # noqa: RUF012
+    _supports_sdpa = True
+
+    def __init__(self, config: SSAConfig) -> None:
+        super().__init__(config)
+        self.model = Transformer(ModelConfig.model_validate(config.ssa), config.vocab_size, seed=None)
+        self.post_init()
+        self._keep_in_fp32_modules_strict = {"temperature", "log_frequency"}  # as in training, also in a bf16 model
+        if self.model.token_embedding.weight.device.type != "meta":  # there, weights are yet to be loaded
+            self.model.initialise(int(torch.randint(2**31, ())))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As of any model.
+
+        Raises:
+            ValueError: the folder lacks weights, which would else be left to chance.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if lost := sorted(info["missing_keys"]):
+            raise ValueError(f"{len(lost)} weights are missing, among them {lost[0]}")
+        return (model, info) if output_loading_info else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Of new embeddings after a resize.  Not `Tensor.normal_`: transformers makes torch.nn.init skip what is loaded.
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=INIT_STD)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.model.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embedding."""
+        self.model.token_embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output matrix."""
+        return self.model.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the output matrix."""
+        self.model.head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Next-token logits and, with labels, the mean loss.
+
+        Args:
+            input_ids: (B, T), those after the ones in the cache.
+            attention_mask: (B, S), 1 at tokens, 0 at padding, of the tokens in the cache too.
+            past_key_values: a cache that grows, such as `DynamicCache`.
+            labels: (B, T), the ``input_ids`` themselves; -100 where there is none.
+            use_cache: whether to return a cache; default: the config's.
+            logits_to_keep: only the last so many logits, or those at these indices; 0: all.
+            return_dict: whether to return names rather than a tuple; default: the config's.
+            kwargs: of the loss.
+
+        Raises:
+            ValueError: padding between tokens, a mask of another shape, a cache of fixed size, or an argument that this
+                model has no use for.
+        """
+        for name, reason in _REFUSED.items():
+            if kwargs.get(name) is not None and kwargs[name] is not False:
+                raise ValueError(f"{name}: not supported, {reason}")
+        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
+            past_key_values = DynamicCache()
+        cache = _adapted(past_key_values, len(self.model.blocks)) if past_key_values is not None else None
+        visible = _visible(attention_mask, input_ids.size(1), cache.length if cache is not None else 0)
+        logits = self.model(input_ids, visible=visible, cache=cache)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.size(-1), **kwargs)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        output = CausalLMOutputWithPast(loss=loss, logits=logits[:, kept], past_key_values=past_key_values)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _adapted(cache: Cache, n_layer: int) -> KVCache:
+    if getattr(cache, "is_compileable", False):
+        raise ValueError(f"past_key_values: {type(cache).__name__} is of fixed size; valid: DynamicCache")
+    return KVCache([CacheLayer(cache, number) for number in range(n_layer)], cache.get_seq_length())
+
+
+def _visible(mask: Tensor | None, length: int, past: int) -> Tensor | None:
+    """How many tokens each of the last ``length`` sees; None where it is all before it, the fast path of attention."""
+    if mask is None:
+        return None
+    if mask.shape[1:] != (past + length,):
+        raise ValueError(f"attention_mask: of shape {tuple(mask.shape)}; valid: (batch, {past + length})")
+    mask = mask.bool().long()
+    if (mask[:, 0] + (mask.diff() > 0).sum(1) > 1).any():
+        raise ValueError("attention_mask: padding between tokens; in batches that are continued, it goes on the left")
+    return None if mask[:, 0].all() else mask.cumsum(1).clamp(min=1)[:, -length:]

@@ -1,0 +1,243 @@
+"""A pretrained model by its name in ``init_from``: where its files are, and what its config.json says it is.
+
+Nothing heavy is imported: a mistyped name is refused at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ssa.config_errors import one_line, shown
+from ssa.errors import UserError
+from ssa.model_config import ModelConfig
+from ssa.pretrained.families import ARCHITECTURE, FAMILIES, Family
+
+SSA_TYPE = "ssa"  # model_type of this project's own exports
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a config.json describes.
+
+    Attributes:
+        init_from: its name.
+        model_type: as in config.json.
+        family: whose tensors its files have; None: our own.
+        model: its architecture with its vocab_size and, of our own export, its temperatures.
+    """
+
+    init_from: str
+    model_type: str
+    family: Family | None
+    model: ModelConfig
+
+    @property
+    def has_temperatures(self) -> bool:
+        """Whether its files hold temperatures, too."""
+        return bool(self.model.temperature.scaled)
+
+    @property
+    def architecture(self) -> str:
+        """The class of its language model."""
+        return self.family.architecture if self.family else "SSAForCausalLM"
+
+    @property
+    def output_matrix(self) -> str:
+        """The name of the tensor that a file with a tied one may have besides the embedding."""
+        return f"{self.family.modules[-1].theirs[0]}.weight" if self.family else "model.head.weight"
+
+    @property
+    def prefix(self) -> str:
+        """What names of tensors may lack."""
+        return self.family.prefix if self.family else ""
+
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """Other names of tensors."""
+        return self.family.renamed if self.family else {}
+
+    @property
+    def leftovers(self) -> str:
+        """A pattern for tensors, less the prefix, that nothing reads."""
+        return self.family.leftovers if self.family else ""
+
+
+def describe(init_from: str) -> Pretrained:
+    """What ``init_from`` is, by its config.json alone.
+
+    Raises:
+        UserError: there is no config.json to be had, it is damaged, or asks for something that this project has not.
+    """
+    config = _json_of(init_from, "config.json")
+    model_type = config.get("model_type")
+    family = next((family for family in FAMILIES if family.model_type == model_type), None)
+    if family is None and model_type != SSA_TYPE:
+        valid = ", ".join([*(family.model_type for family in FAMILIES), SSA_TYPE])
+        raise UserError(
+            f"init_from={init_from}: config.json: model_type={shown(model_type)}: not supported; valid: {valid}"
+        )
+    try:
+        fields = family.to_model(config) if family else _exported(config)
+        model = ModelConfig.model_validate({"name": model_type, **fields, "size": size_label(init_from)})
+    except ValidationError as error:
+        what = "" if family else "ssa is damaged, or of another version: "
+        raise UserError(f"init_from={init_from}: config.json: {what}{one_line(error, ModelConfig)}") from None
+    except UserError as error:
+        raise UserError(f"init_from={init_from}: {error}") from None
+    return Pretrained(init_from, str(model_type), family, model)
+
+
+def weight_files(init_from: str) -> list[Path]:
+    """Its safetensors files, from the Hub or in its folder.
+
+    Raises:
+        UserError: there are none, a part is missing, or they cannot be had.
+    """
+    from ssa.text.hub_client import HubUnreachable
+
+    unreachable: HubUnreachable | None = None
+    try:
+        if single := _file(init_from, _SINGLE):
+            return [single]
+    except HubUnreachable as error:  # its parts may have been kept
+        unreachable = error
+    try:
+        index = _json_of(init_from, _INDEX)
+    except HubUnreachable:
+        raise unreachable or HubUnreachable(f"init_from={init_from}: {_INDEX} cannot be fetched") from None
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
+        raise UserError(f"init_from={init_from}: {_INDEX} is damaged: no weight_map of tensors to file names")
+    found = {name: _file(init_from, name) for name in sorted(set(names.values()))}
+    absent = [name for name, path in found.items() if path is None]
+    if absent:
+        raise UserError(
+            f"init_from={init_from}: {absent[0]} is missing, which {_INDEX} names "
+            f"({len(absent)} of {len(found)} files are)"
+        )
+    return [path for path in found.values() if path is not None]
+
+
+def size_label(init_from: str) -> str:
+    """The last part of its name, as a value of ``model.size``."""
+    path = Path(init_from).expanduser()
+    name = path.name or path.resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "pretrained"
+
+
+def check_architecture(model: ModelConfig, pretrained: Pretrained) -> None:
+    """Refuses to load it into another architecture.
+
+    Raises:
+        UserError: naming the first field that differs.
+    """
+    wanted, found = architecture(model), architecture(pretrained.model)
+    for field, value in found.items():
+        if wanted[field] != value and not (field == "vocab_size" and wanted[field] is None):
+            raise UserError(
+                f"model.{field}={shown(wanted[field])}: init_from={pretrained.init_from} has {shown(value)}"
+            )
+
+
+def architecture(model: ModelConfig) -> dict[str, Any]:
+    """What a pretrained model decides, as plain values, with defaults that follow from other fields filled in."""
+    plain = model.model_dump(mode="json", include=set(ARCHITECTURE))
+    return plain | {"n_kv_head": model.kv_heads, "head_dim": model.d_head, "mlp_width": model.d_mlp}
+
+
+def check_rule(model: ModelConfig, pretrained: Pretrained) -> None:
+    """Refuses to load temperatures into others: all must be equal but where they start.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    if not pretrained.has_temperatures:
+        return
+    name = pretrained.model.temperature.name
+    choose = f"choose its rule, model/temperature={name}"
+    if not model.temperature.scaled:
+        raise UserError(
+            f"model.temperature={model.temperature.name}: init_from={pretrained.init_from} has temperatures; {choose}"
+        )
+    wanted, found = _rule(model), _rule(pretrained.model)
+    for field, value in found.items():
+        if wanted[field] != value:
+            raise UserError(
+                f"model.temperature.{field}={shown(wanted[field])}: init_from={pretrained.init_from} "
+                f"has {shown(value)}; {choose}"
+            )
+
+
+def _rule(model: ModelConfig) -> dict[str, Any]:
+    """What shapes the temperatures' parameters or their function, by its path below ``model.temperature``."""
+    values = model.temperature.model_dump(exclude={"name", "alpha_init", "beta_init", "slope_init", "ssmax_init"})
+    parts = {key: values.pop(key) for key in ("query", "key", "value", "output")}
+    words = {
+        f"{key}.{part}": (chosen or {}).get(part, "none")
+        for key, chosen in parts.items()
+        for part in ("token", "position", "base")
+    }
+    values["mlp_hidden"] = values["mlp_hidden"] or max(1, model.width // 2)
+    return words | values
+
+
+def _exported(config: dict[str, Any]) -> dict[str, Any]:
+    """The model in the config.json of an export of this project."""
+    if not isinstance(config.get("ssa"), dict):
+        raise UserError("config.json: ssa: not set; it describes a model with temperatures")
+    vocab_size = config["ssa"].get("vocab_size") or config.get("vocab_size")
+    if vocab_size is None:
+        raise UserError("config.json: vocab_size: not set")
+    return {**config["ssa"], "vocab_size": vocab_size}
+
+
+def _json_of(init_from: str, filename: str) -> dict[str, Any]:
+    path = _file(init_from, filename)
+    if path is None:
+        raise UserError(f"init_from={init_from}: {_why_absent(init_from, filename)}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"init_from={init_from}: {filename} cannot be read ({error.strerror})") from None
+    except ValueError as error:  # not JSON, not UTF-8
+        raise UserError(f"init_from={init_from}: {filename} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"init_from={init_from}: {filename} is damaged: it holds no JSON object")
+    return values
+
+
+def _file(init_from: str, filename: str) -> Path | None:
+    """A file of the model, None where there is none."""
+    folder = Path(init_from).expanduser()
+    if folder.is_dir():
+        return folder / filename if (folder / filename).is_file() else None
+    if folder.exists():
+        raise UserError(f"init_from={init_from}: a file; valid: the folder that it is in, or an id of the Hub")
+    if init_from.startswith((".", "/", "~")) or init_from.count("/") > 1:
+        raise UserError(f"init_from={init_from}: no such folder")
+    from ssa.text.hub_client import NotInRepository, download
+
+    try:
+        return download(init_from, filename, "model", field="init_from")
+    except NotInRepository:
+        return None
+
+
+def _why_absent(init_from: str, filename: str) -> str:
+    folder = Path(init_from).expanduser()
+    if filename == _INDEX:
+        return (
+            f"no {_SINGLE}, and no {_INDEX}; pytorch_model.bin and the like are not read: "
+            "have transformers save the model again, model.save_pretrained(FOLDER)"
+        )
+    if (folder / "config.yaml").is_file():
+        return f"a run folder; export it first: python export.py run={init_from} to=FOLDER"
+    return f"no {filename}; valid: a model in Hugging Face's format, a folder or an id of the Hub"

@@ -1,0 +1,125 @@
+"""The model of a run folder, with the tokenizer it was trained with, and what it makes of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssa.config import Config
+from ssa.errors import UserError
+from ssa.record.run_files import load_config
+
+if TYPE_CHECKING:
+    from ssa.text.tokenization import Tokenizer
+    from ssa.transformer import Transformer
+
+
+def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
+    """A run's config, its best model so far, and its tokenizer; the run may be going on.
+
+    Returns:
+        The model is on the CPU, in float32 and in evaluation mode.
+
+    Raises:
+        UserError: it is not a run folder, it has no weights yet, or a file in it is damaged.
+    """
+    config = load_run_config(folder)
+    from ssa.training.checkpoint import load_weights  # only now: torch takes seconds, and a wrong folder must not
+    from ssa.transformer import Transformer
+
+    tokenizer = load_run_tokenizer(folder, config)
+    model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size, seed=None)
+    load_weights(model, _best(folder))
+    return config, model.eval(), tokenizer
+
+
+def load_run_config(folder: str | Path) -> Config:
+    """The config of a run that has weights.  It imports nothing heavy.
+
+    Raises:
+        UserError: it is not a run folder, its config is damaged, or it has no weights yet.
+    """
+    path = Path(folder)
+    if not (path / "config.yaml").is_file() and (path / "config.json").is_file():
+        raise UserError(f"{folder} is an exported model, not a run folder; give the run folder that it was made from")
+    config = load_config(folder)
+    if not _best(folder).is_file():
+        raise UserError(
+            f"{folder} has no {_best('')} yet: it is written at the first validation, "
+            f"after trainer.eval_every={config.trainer.eval_every} steps"
+        )
+    return config
+
+
+def load_run_tokenizer(folder: str | Path, config: Config) -> Tokenizer:
+    """The tokenizer in a run folder, or where an old run has none, the one that its config names.
+
+    Raises:
+        UserError: the file is damaged, or the tokenizer cannot be had.
+    """
+    from ssa.text.tokenization import Tokenizer, load_tokenizer
+
+    path = Path(folder) / "tokenizer.json"
+    if not path.exists():
+        from ssa.text.corpus import open_corpus
+
+        return load_tokenizer(config.data, open_corpus(config.data))
+    try:
+        return Tokenizer(config.data.tokenizer, path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def continue_text(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    write: Callable[[str], None] = lambda text: None,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    greedy: bool = False,
+    seed: int = 0,
+) -> list[int]:
+    """A text and its continuation, up to an end-of-text.
+
+    Args:
+        model, tokenizer: of a run.
+        prompt: may be empty.
+        max_new_tokens, temperature, top_p, greedy, seed: as in `ssa.generation.generate`.
+        write: called with the prompt, then with the text that follows, piece by piece, in whole characters.
+
+    Returns:
+        All tokens: end-of-text, as before every text in training, the prompt's, the new ones.
+
+    Raises:
+        UserError: the learned positions end before.
+    """
+    from ssa.generation import TextStream, check_length, generate
+
+    ids = [tokenizer.end_of_text, *tokenizer.encode_batch([prompt])[0]]
+    try:
+        check_length(model.config, len(ids), max_new_tokens)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    write(prompt)
+    stream = TextStream(tokenizer.decode)
+    (new,) = generate(
+        model,
+        [ids],
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        greedy=greedy,
+        seed=seed,
+        stop=[tokenizer.end_of_text],
+        on_token=lambda _, token: write(stream.push(token)),
+    )
+    write(stream.flush())
+    return ids + new
+
+
+def _best(folder: str | Path) -> Path:
+    return Path(folder) / "checkpoints" / "best.ckpt"

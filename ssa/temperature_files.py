@@ -1,0 +1,137 @@
+"""A `TemperatureView` as a file: HTML, or PNG (with matplotlib, which nothing else needs)."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len, chop_cells
+
+from ssa.atomic import replacing
+from ssa.errors import UserError
+from ssa.temperature_view import RGB, TemperatureView, colour
+
+_COLUMNS, _POINTS, _DPI = 100, 10, 150
+_ADVANCE, _LINE = 0.602, 1.6  # of a monospaced character, in font sizes: DejaVu Sans Mono's, and room around it
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{what}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font-family: system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; line-height: 1.5; }}
+pre {{ font: 1em/1.8 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }}
+span {{ padding: 0.15em 0; }}
+i {{ display: inline-block; width: 16em; height: 1em; vertical-align: middle; margin: 0 0.5em;
+     background: linear-gradient(to right, {stops}); }}
+</style>
+<p>{what}: {numbers}.<br>{low:.3f}<i></i>{high:.3f}<br>{meaning} Point at a token to see its number.</p>
+<pre>{spans}</pre>
+</html>
+"""
+
+
+def check_files(html: str | None, png: str | None) -> None:
+    """See that files can be written before the work is done.
+
+    Raises:
+        UserError: there is no such folder, or no matplotlib.
+    """
+    for key, name in (("html", html), ("png", png)):
+        if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
+            raise UserError(f"{key}={name}: not a file in a folder that exists")
+    if png is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"png={png}: needs matplotlib; to install it, pip install -e '.[plots]'")
+
+
+def write_html(view: TemperatureView, path: Path) -> None:
+    """A page that needs no other file; each token has its temperature as a tooltip.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    spans = "".join(
+        f'<span style="background:{_hex(background)};color:{_hex(foreground)}" title="{value:.4f}">'
+        f"{html.escape(piece)}</span>"
+        for piece, value, background, foreground in view.tokens()
+    )
+    stops = ", ".join(_hex(colour(value, view.reach)) for value in view.scale(3))
+    what, numbers, meaning = (html.escape(line) for line in view.legend)
+    low, high = 1 - view.reach, 1 + view.reach
+    page = _PAGE.format(what=what, numbers=numbers, meaning=meaning, stops=stops, spans=spans, low=low, high=high)
+    with _writing("html", path) as partial:
+        partial.write_text(page, encoding="utf-8", newline="\n")
+
+
+def write_png(view: TemperatureView, path: Path) -> None:
+    """A picture of the text in a monospaced font, the legend below.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    figures, patches = (importlib.import_module(f"matplotlib.{name}") for name in ("figure", "patches"))
+    cells = list(_cells(view))
+    rows = max(row for row, *_ in cells) + 5  # four of them for the legend
+    size = ((_COLUMNS + 4) * _ADVANCE * _POINTS / 72, (rows + 1) * _LINE * _POINTS / 72)  # with margins
+    figure = figures.Figure(figsize=size, dpi=_DPI, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(rows + 0.5, -0.5))
+    axes.set_axis_off()
+    font: dict[str, Any] = {
+        "family": "monospace",
+        "fontsize": _POINTS,
+        "verticalalignment": "center_baseline",
+        "parse_math": False,
+    }
+    for row, column, text, background, foreground in cells:
+        axes.add_patch(
+            patches.Rectangle((column, row + 0.05), cell_len(text), 0.9, color=_hex(background), linewidth=0)
+        )
+        axes.text(column, row + 0.5, text, color=_hex(foreground), **font)
+    what, numbers, meaning = view.legend
+    for row, line in ((rows - 3, what), (rows - 2, numbers), (rows - 1, meaning)):
+        axes.text(0, row + 0.5, line, color="black", **font)
+    low, high = f"{1 - view.reach:.3f} ", f" {1 + view.reach:.3f}"
+    start = len(numbers) + 3 + len(low)
+    for step, value in enumerate(view.scale(33)):
+        patch = patches.Rectangle(
+            (start + step / 2, rows - 1.9), 0.5, 0.8, color=_hex(colour(value, view.reach)), linewidth=0
+        )
+        axes.add_patch(patch)
+    axes.text(start - len(low), rows - 1.5, low, color="black", **font)
+    axes.text(start + 16.5, rows - 1.5, high, color="black", **font)
+    with _writing("png", path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks is drawn as boxes
+        figure.savefig(partial, format="png")
+
+
+def _cells(view: TemperatureView) -> Iterator[tuple[int, int, str, RGB, RGB]]:
+    """The tokens' texts on a grid of characters: row, column, text, background, text colour."""
+    row = column = 0
+    for piece, _, background, foreground in view.tokens():
+        for number, line in enumerate(piece.split("\n")):
+            if number:
+                row, column = row + 1, 0
+            for part in chop_cells(line, _COLUMNS):
+                if column + cell_len(part) > _COLUMNS:
+                    row, column = row + 1, 0
+                yield row, column, part, background, foreground
+                column += cell_len(part)
+
+
+@contextmanager
+def _writing(key: str, path: Path) -> Iterator[Path]:
+    try:
+        with replacing(path) as partial:
+            yield partial
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be written ({error.strerror or error})") from None
+
+
+def _hex(rgb: RGB) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*rgb)

@@ -1,0 +1,56 @@
+"""What README and docs say can be typed composes, and every rule is described."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssa.command_line.conf_groups import options
+from ssa.config import Config
+
+ROOT = Path(__file__).parents[1]
+
+
+def ablations() -> list[str]:
+    """The overrides in the table of ablations: those between backticks that set something of the model."""
+    section = (ROOT / "README.md").read_text().split("## Which part of it helps")[1].split("\n## ")[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    typed = re.findall(r"`([^`]+)`", table)
+    named = [f"model/temperature={text}" if text in options()["model/temperature"] else text for text in typed]
+    return sorted({text for text in named if re.match(r"'?model[./]temperature", text)})
+
+
+@pytest.mark.parametrize("typed", ablations())
+@pytest.mark.parametrize("backbone", ["gpt2", "pythia", "llama"])
+def test_an_ablation_is_overrides_only(smoke: Callable[..., Config], backbone: str, typed: str) -> None:
+    ssa = smoke(f"model={backbone}", "model/temperature=ssa")
+    overrides = shlex.split(typed)
+    base = [] if any(text.startswith("model/temperature=") for text in overrides) else ["model/temperature=ssa"]
+    assert smoke(f"model={backbone}", *base, *overrides).run_id != ssa.run_id
+
+
+def test_the_table_of_ablations_is_found() -> None:
+    assert len(ablations()) > 15
+
+
+@pytest.mark.parametrize("rule", options()["model/temperature"])
+def test_every_rule_has_its_page(rule: str) -> None:
+    folder = ROOT / "docs" / "temperature"
+    pages = re.findall(r"\((\w+\.md)\) \| ([^|]+) \|", (folder / "README.md").read_text())
+    page = next((page for page, rules in pages if f"`{rule}`" in rules), None)
+    assert rule == "none" or f"`{rule}`" in (folder / str(page)).read_text()
+
+
+def test_every_size_and_backbone_is_listed() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in (*options()["model/size"], *options()["model"]) if name not in readme] == []
+
+
+def test_links_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            assert link.startswith("http") or (document.parent / link).exists(), f"{document.name}: {link}"
