@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict, read_write
+from composing import composed_by_hydra, configured
 
 from ssa.command_line import cli
 from ssa.command_line.conf_groups import CONF
 from ssa.config import Config, parse
 from ssa.errors import UserError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hydra() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
-def configured(*overrides: str) -> Config:
-    """What `overrides` on the command line come to."""
-    composed = compose("config", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)
-    job = deepcopy(composed)
-    with read_write(job), open_dict(job):
-        del job["hydra"]
-    return cli.configure(job)
 
 
 @pytest.fixture(scope="module")
@@ -332,11 +312,7 @@ def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def job(config: Config) -> float:
         raise ZeroDivisionError(config.run_id)
 
-    composed = compose("config", return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)
-    with read_write(composed), open_dict(composed):
-        del composed["hydra"]
     with pytest.raises(SystemExit, match="1"):
-        cli.run(composed, job)
+        cli.run(composed_by_hydra(), job)
     assert "Traceback" in (told := capsys.readouterr().err)
     assert told.splitlines()[-1].startswith("ZeroDivisionError: ssa_gpt2-nano")

@@ -5,42 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from composing import configured
 from conftest import ROOT
 from data_configs import data_config
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict, read_write
 from pretrained_folders import SSA, VOCAB, small, write_export, write_model
 
-from ssa.command_line import cli
-from ssa.command_line.conf_groups import CONF
-from ssa.config import Config
 from ssa.errors import UserError
 from ssa.text.corpus import open_corpus
 from ssa.text.tokenization import load_tokenizer, train_bpe
 
 WIDTHS = ["model.width=32", "model.n_head=4", "data.block_size=64"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hydra() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
-def configured(*overrides: str) -> Config:
-    """What `overrides` on the command line come to."""
-    composed = compose("config", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)
-    job = deepcopy(composed)
-    with read_write(job), open_dict(job):
-        del job["hydra"]
-    return cli.configure(job)
 
 
 @pytest.fixture(scope="module")
