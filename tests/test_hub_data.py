@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composing import configured
 from data_configs import data_config
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
+from ssa.pretrained.load import from_pretrained
 from ssa.text.corpus import SPLITS, open_corpus
 from ssa.text.token_cache import prepare
 from ssa.text.tokenization import load_tokenizer
@@ -233,3 +235,11 @@ def test_without_network_and_nothing_fetched(machine: Machine, environment: dict
     assert said.startswith("error: data.path=Salesforce/wikitext: cannot be fetched from the Hugging Face Hub")
     assert said.count("\n") == 1
     assert time.monotonic() - began < 10
+
+
+def test_a_pretrained_model_is_described_by_the_hub_and_its_missing_weights_are_one_line() -> None:
+    config = configured("model=ssa_pythia", "init_from=EleutherAI/pythia-410m")
+    assert (config.model.n_layer, config.model.width, config.model.vocab_size) == (24, 1024, 50304)
+    assert config.data.tokenizer == "EleutherAI/pythia-410m"
+    with pytest.raises(UserError, match=r"init_from=openai-community/gpt2: no model\.safetensors"):
+        from_pretrained("openai-community/gpt2")
