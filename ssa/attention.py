@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ssa.kv_cache import LayerCache
 from ssa.model_config import ModelConfig
 from ssa.rotary import Rotation, rotate
-from ssa.temperature import Shape, Tokens, build_temperatures, scale
+from ssa.temperature import build_temperatures, scale
+from ssa.temperature_part import Shape, Tokens
 
 
 class Layout(NamedTuple):

@@ -17,7 +17,7 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
-# The words are the keys of BASE_PARTS, TOKEN_PARTS and POSITION_PARTS in ssa/temperature.py, where each is explained.
+# The words are the keys of BASE_PARTS, TOKEN_PARTS and POSITION_PARTS in ssa/temperature.py.
 BasePartName = Literal["none", "constant", "yarn", "rms_norm"]
 TokenPartName = Literal["none", "shared", "mlp", "frequency", "gate"]
 PositionPartName = Literal["none", "log", "released", "released_linear", "ssmax", "qwen_logn", "llama4"]

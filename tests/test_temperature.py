@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ssa import temperature as rules
 from ssa.model_config import BasePartName, PositionPartName, ScalarTemperature, TemperatureConfig, TokenPartName
-from ssa.temperature import Part, Shape, Temperature, Tokens, build_temperatures, scale
+from ssa.temperature import Temperature, build_temperatures, scale
+from ssa.temperature_part import Part, Shape, Tokens
 
 B, H, T, D, WIDTH = 2, 3, 7, 5, 11
 SHAPE = Shape(n_head=H, head_dim=D, width=WIDTH)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ssa.attention import CausalSelfAttention, Layout, causal_mask
 from ssa.model_config import ScalarTemperature
-from ssa.temperature import Tokens
+from ssa.temperature_part import Tokens
 from ssa.transformer import Transformer
 
 VOCAB = 61

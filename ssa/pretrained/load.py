@@ -13,7 +13,8 @@ from ssa.model_config import ModelConfig, TemperatureConfig
 from ssa.pretrained.correspondence import Correspondence
 from ssa.pretrained.source import Pretrained, check_architecture, check_rule, describe, weight_files
 from ssa.pretrained.tensor_files import ITEM_BYTES, StoredTensor, contents
-from ssa.temperature import Shape, build_temperatures
+from ssa.temperature import build_temperatures
+from ssa.temperature_part import Shape
 from ssa.transformer import Transformer
 
 if TYPE_CHECKING:
