@@ -160,7 +160,7 @@ class Config(Section):
     def _parts_fit_together(self) -> Self:
         if self.data.block_size > self.model.max_positions:
             raise ValueError(
-                f"data.block_size={self.data.block_size}: over the position table; "
+                f"data.block_size={self.data.block_size}: over the model's positions; "
                 f"valid: up to model.max_positions={self.model.max_positions}"
             )
         if self.optim.train == "temperature" and not self.model.temperature.scaled:
@@ -193,6 +193,8 @@ class Config(Section):
             for name in sections:
                 section = section[name]
             del section[key]
+        for setting in self.model.temperature.unused_settings:
+            del plain["model"]["temperature"][setting]
         return plain
 
     @property

@@ -23,6 +23,19 @@ TokenPartName = Literal["none", "shared", "mlp", "frequency", "gate"]
 PositionPartName = Literal["none", "log", "released", "released_linear", "ssmax", "qwen_logn", "llama4"]
 
 
+_SETTINGS = {  # of parts
+    "log": ("alpha_init",),
+    "mlp": ("mlp_hidden",),
+    "released": ("beta_init",),
+    "released_linear": ("slope_init",),
+    "ssmax": ("ssmax_init",),
+    "yarn": ("yarn_factor",),
+    "qwen_logn": ("train_length",),
+    "llama4": ("floor_length", "floor_scale"),
+}
+FINE_TUNING_ALPHA = -10.0  # alpha_init where a pretrained model is to be left as it is: tau - 1 is under 0.0004
+
+
 class Section(BaseModel):
     """Frozen, strict about types, and without unknown keys."""
 
@@ -73,6 +86,16 @@ class TemperatureConfig(Section):
         """What is scaled, by its name: ``query``, ``key``, ``value``, ``output``."""
         named = {"query": self.query, "key": self.key, "value": self.value, "output": self.output}
         return {name: parts for name, parts in named.items() if parts is not None and not parts.is_identity}
+
+    @property
+    def unused_settings(self) -> set[str]:
+        """The settings that no part in use reads."""
+        parts = {name for chosen in self.scaled.values() for name in (chosen.token, chosen.position, chosen.base)}
+        return {setting for part, settings in _SETTINGS.items() if part not in parts for setting in settings}
+
+    def d_mlp(self, width: int) -> int:
+        """Width of the first layer of the ``mlp`` part, in a model of this width."""
+        return self.mlp_hidden or max(1, width // 2)
 
     @property
     def needs_frequencies(self) -> bool:
@@ -165,7 +188,7 @@ class ModelConfig(Section):
         if self.positions == "rotary" and self.d_rotary == 0:
             raise ValueError(
                 f"model.rotary_fraction={self.rotary_fraction:g}: rotates less than 2 of a head's {self.d_head} "
-                f"features; valid: {2 / self.d_head:g} to 1"
+                f"features; valid: {min(1, 2 / self.d_head):g} to 1, of a model.head_dim of 2 or more"
             )
         return self
 

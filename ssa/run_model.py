@@ -25,7 +25,7 @@ def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
         UserError: it is not a run folder, it has no weights yet, or a file in it is damaged.
     """
     config = load_run_config(folder)
-    from ssa.training.checkpoint import load_weights  # only now: torch takes seconds, and a wrong folder must not
+    from ssa.record.checkpoint import load_weights  # only now: torch takes seconds, and a wrong folder must not
     from ssa.transformer import Transformer
 
     tokenizer = load_run_tokenizer(folder, config)

@@ -62,7 +62,7 @@ class MLP(Part):
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        hidden = config.mlp_hidden or max(1, shape.width // 2)
+        hidden = config.d_mlp(shape.width)
         self.first = nn.Parameter(torch.empty(hidden, shape.width))  # (hidden, D)
         self.weight = nn.Parameter(torch.zeros(groups(shape, config), hidden))  # (G, hidden)
 
@@ -139,6 +139,17 @@ class Temperature(nn.Module):
     def starts_at_identity(self) -> bool:
         """Whether it is 1 before training, exactly or within what the start values say."""
         return all(part.starts_at_identity for part in self._parts())
+
+    def position_reach(self, moved: float, n: int) -> float | None:
+        """How far the position-aware part gets from 0 at n keys, if its learned scalar moves by so much from its start.
+
+        None where it has no such part.  A step of Adam moves a parameter by about the learning rate.
+        """
+        part = next((part for part in self._parts() if isinstance(part, Slope)), None)
+        if part is None:
+            return None
+        start = part.get_parameter(part.name).flatten()[0].item()
+        return max(abs(part.deviation(start + step, n)) for step in (-moved, moved))
 
     def is_identity_up_to(self, n: int) -> bool:
         """Whether it is 1, whatever its parameters, as long as queries see at most n keys."""

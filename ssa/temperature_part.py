@@ -5,6 +5,7 @@ Letters: B batch, H heads, T tokens, d head_dim, D width; G is H, or 1 with one 
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from ssa.model_config import TemperatureConfig
 
-INIT_STD = 0.02  # of the matrices that some rules bring; GPT-2's
+INIT_STD = 0.02  # GPT-2's
+AT_IDENTITY, TOLERANCE = 1024, 1e-3  # up to so many keys, at most so far from 1
 
 
 class Shape(NamedTuple):
@@ -43,7 +45,7 @@ class Part(nn.Module):
         config: ``per`` head or layer, and the settings of all parts.
     """
 
-    starts_at_identity: bool = True  # exactly, or within what its start value says
+    starts_at_identity: bool = True  # for any number of keys up to `AT_IDENTITY`, within a thousandth
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__()
@@ -80,11 +82,13 @@ class Slope(Part):
     attention dilution.  Parameters: G.
     """
 
+    name: ClassVar[str]  # of ``raw``
+
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.register_parameter(self.name, nn.Parameter(torch.full((groups(shape, config),), self.start(config))))
-
-    name: ClassVar[str]
+        start = self.start(config)
+        self.register_parameter(self.name, nn.Parameter(torch.full((groups(shape, config),), start)))
+        self.starts_at_identity = abs(self.deviation(start, AT_IDENTITY)) < TOLERANCE
 
     def start(self, config: TemperatureConfig) -> float:
         """The start value of ``raw``."""
@@ -98,3 +102,7 @@ class Slope(Part):
         """-> (1 or B, G, T, 1)."""
         raw: Tensor = self.get_parameter(self.name)
         return self.slope(raw)[:, None, None] * tokens.log_n(raw.dtype)
+
+    def deviation(self, raw: float, n: int) -> float:
+        """The value at ``raw`` and n visible keys, as a number."""
+        return self.slope(torch.tensor(raw, dtype=torch.float64, device="cpu")).item() * math.log(n)

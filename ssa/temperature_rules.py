@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssa.model_config import TemperatureConfig
-from ssa.temperature_part import INIT_STD, Part, Shape, Slope, Tokens, groups, over_heads, precise
+from ssa.temperature_part import AT_IDENTITY, INIT_STD, Part, Shape, Slope, Tokens, groups, over_heads, precise
 
 RMS_EPS = 1e-6
 
@@ -103,7 +103,6 @@ class SSMax(Slope):
     """
 
     name = "s"
-    starts_at_identity = False
 
     def start(self, config: TemperatureConfig) -> float:
         """``ssmax_init``."""
@@ -117,6 +116,10 @@ class SSMax(Slope):
         """-> (1 or B, G, T, 1)."""
         return super().forward(features, tokens) - 1
 
+    def deviation(self, raw: float, n: int) -> float:
+        """As `Slope` has it."""
+        return super().deviation(raw, n) - 1
+
 
 class QwenLogN(Part):
     """``max(log(n) / log(train_length), 1) - 1``: the log-n scaling of Qwen-1 (``use_logn_attn`` in its code).
@@ -127,6 +130,7 @@ class QwenLogN(Part):
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
         self.train_length = config.train_length
+        self.starts_at_identity = self.is_identity_up_to(AT_IDENTITY)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (1 or B, 1, T, 1)."""
@@ -147,6 +151,7 @@ class Llama4(Part):
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
         self.floor_length, self.floor_scale = config.floor_length, config.floor_scale
+        self.starts_at_identity = self.is_identity_up_to(AT_IDENTITY)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (1 or B, 1, T, 1)."""
@@ -169,8 +174,8 @@ class Constant(Part):
         self.weight = nn.Parameter(torch.ones(groups(shape, config)))
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (G, 1, 1)."""
-        return self.weight[:, None, None]
+        """-> (1, G, 1, 1)."""
+        return self.weight[None, :, None, None]
 
 
 class Yarn(Part):
@@ -186,8 +191,8 @@ class Yarn(Part):
         self.starts_at_identity = self.factor == 1
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """A scalar."""
-        return torch.full((), self.factor, dtype=precise(features), device=features.device)
+        """-> (1, 1, 1, 1)."""
+        return torch.full((1, 1, 1, 1), self.factor, dtype=precise(features), device=features.device)
 
     def is_identity_up_to(self, n: int) -> bool:
         """Where there is no extension."""

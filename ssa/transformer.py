@@ -18,8 +18,8 @@ from ssa.kv_cache import KVCache, LayerCache
 from ssa.model_config import ModelConfig
 from ssa.rotary import rotation
 from ssa.temperature import Temperature
+from ssa.temperature_part import INIT_STD
 
-INIT_STD = 0.02  # GPT-2's
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),

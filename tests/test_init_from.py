@@ -96,7 +96,7 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
     "longer than the positions": (
         "llama",
         ["model=llama", "data.block_size=65"],
-        "data.block_size=65: over the position table; valid: up to model.max_positions=64",
+        "data.block_size=65: over the model's positions; valid: up to model.max_positions=64",
     ),
     "unknown key": ("llama", ["model=llama", "+model.depth=3"], "model.depth: unknown key"),
     "elsewhere": ("llama", ["model=llama", "trainer.steps=0"], "trainer.steps=0: out of range"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from ssa.attention_stats import attention_statistics
 from ssa.config import Config
 from ssa.model_config import TemperatureConfig
 from ssa.training.optim import build_optimizer
@@ -58,27 +60,30 @@ def test_trains(smoke: Callable[..., Config], rule: str, backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "none"])
-def test_changes_the_output_and_only_through_its_parameters(
-    smoke: Callable[..., Config], rule: str, backbone: str
-) -> None:
+def test_changes_the_output_with_each_of_its_parameters(smoke: Callable[..., Config], rule: str, backbone: str) -> None:
     model = build(smoke(f"model={backbone}", f"model/temperature={rule}", *SMALL))
     vanilla = Transformer(model.config.model_copy(update={"temperature": TemperatureConfig()}), VOCAB, seed=None)
     vanilla.load_state_dict({k: v for k, v in model.state_dict().items() if k in vanilla.state_dict()})
-    parameters = temperature_parameters(model)
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator))  # off a start where w = 0 hides the rest
-    before = model(ids(1, 12))
-    if not parameters:  # a fixed function of the position
-        assert not torch.allclose(before, vanilla(ids(1, 12)), atol=1e-5)
-        return
-    for parameter in parameters:
+    before = vanilla(ids(1, 12))
+    for number, parameter in enumerate([None, *temperature_parameters(model)]):
         with torch.no_grad():
-            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+            # All at once at first, off a start where w = 0 hides the rest; then one by one.
+            for moved in temperature_parameters(model) if parameter is None else [parameter]:
+                moved.normal_(generator=generator)
         after = model(ids(1, 12))
-        assert not torch.equal(after, before)
+        assert not torch.allclose(before, after, atol=1e-6), number
         before = after
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("rule", RULES)
+def test_is_measured(smoke: Callable[..., Config], rule: str, backbone: str) -> None:
+    model = build(smoke(f"model={backbone}", f"model/temperature={rule}", *SMALL)).eval()
+    statistics = attention_statistics(model, ids(2, 12))
+    named = {name.split("/")[1] for name in statistics if name.startswith("temperature/")}
+    assert named == set(model.config.temperature.scaled)
+    assert all(math.isfinite(value) for value in statistics.values())
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

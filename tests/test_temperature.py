@@ -179,10 +179,28 @@ def test_parameter_counts_are_those_stated(slot: str, name: str) -> None:
 
 @pytest.mark.parametrize(("slot", "name"), PARTS)
 def test_starts_at_the_identity_or_says_that_it_does_not(slot: str, name: str) -> None:
-    tau = build(**{slot: name}, settings={"alpha_init": -10.0, "mlp_hidden": 4, "yarn_factor": 1.0})
-    values = tau(*batch()).detach()
-    distance = (values - 1).abs().max().item()
-    assert (distance < 0.03) == tau.starts_at_identity
+    tokens = Tokens(torch.randn(1, 1024, WIDTH), torch.arange(1, 1025), torch.randn(1, 1024))
+    for settings in (
+        {"alpha_init": -10.0, "beta_init": 3.0, "yarn_factor": 1.0},
+        {"alpha_init": -4.5, "beta_init": 1.5, "yarn_factor": 2.0, "slope_init": 0.5},
+        {"train_length": 64, "floor_length": 100},
+    ):
+        tau = build(**{slot: name}, settings=settings)
+        distance = (tau(torch.randn(1, H, 1024, D), tokens) - 1).abs().max().item()
+        assert (distance < 1e-3) == tau.starts_at_identity
+
+
+def test_says_how_far_the_position_aware_part_can_get() -> None:
+    tau = build(position="log", settings={"alpha_init": -10.0})
+    assert tau.position_reach(2.0, 1024) == pytest.approx(sigmoid(-8.0) * math.log(1024))
+    assert build(token="shared").position_reach(2.0, 1024) is None
+
+
+def test_every_setting_is_of_a_part() -> None:
+    everything = TemperatureConfig().unused_settings
+    assert everything == set(TemperatureConfig.model_fields) - {"name", "query", "key", "value", "output", "per"}
+    used = TemperatureConfig(query=ScalarTemperature(token="mlp", position="llama4"))
+    assert everything - used.unused_settings == {"mlp_hidden", "floor_length", "floor_scale"}
 
 
 @pytest.mark.parametrize(

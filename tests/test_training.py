@@ -249,8 +249,17 @@ def test_a_second_process_is_refused(tiny, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_equals_eager(tiny) -> None:
-    eager, compiled = tiny("trainer.precision=32-true"), tiny("trainer.precision=32-true", "trainer.compile=true")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=ssa_gpt2"],
+        ["model=ssa_pythia", "model/temperature=frequency"],
+        ["model=ssa_llama", "model/temperature=qk_norm", "model.n_kv_head=1", "data.document_mask=true"],
+    ],
+)
+def test_compiled_equals_eager(tiny, overrides: list[str]) -> None:
+    eager = tiny("trainer.precision=32-true", *overrides)
+    compiled = tiny("trainer.precision=32-true", "trainer.compile=true", *overrides)
     train(eager)
     train(compiled)
     for one, other in zip(numbers(eager), numbers(compiled), strict=True):

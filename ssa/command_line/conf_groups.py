@@ -38,6 +38,7 @@ def help_text(program: str, purpose: str) -> str:
         "scale=gpu model/size=micro trainer.steps=500",
         "model/temperature=ssa model.temperature.value=null",
         "-m model=gpt2,ssa_gpt2 seed=0,1,2",
+        "model=ssa_llama init_from=HuggingFaceTB/SmolLM2-135M optim.train=temperature",
         "resume=outputs/main/RUN_ID",
     )
     return "\n".join([*lines, *(f"  python {program} {example}" for example in examples)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -39,20 +40,36 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
         raise UserError(f"init_from={shown(init_from)}: valid: a folder, or an id of the Hub")
     if not isinstance(model, dict):
         return values  # for `parse` to refuse
-    pretrained = describe(init_from)
+    values = _with_whole_path(values)
+    pretrained = describe(values["init_from"])
     keys = [override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))]
+    extended: dict[str, Any] = {}
     for key in keys:
         section, _, path = key.partition(".")
         if key in ("model/size", "model.size"):
             _check_size(model, str(choices["model/size"]), pretrained)
+        elif key == "model.max_positions" and _extends(model, pretrained):
+            extended["max_positions"] = model["max_positions"]
         elif section == "model" and path.split(".")[0] in ARCHITECTURE:
             _check_field(model, path.split("."), pretrained)
     _check_backbone(model, str(choices["model"]), pretrained)
-    fields = pretrained.model.model_dump(mode="json", include={*ARCHITECTURE, "size"})
+    fields = pretrained.model.model_dump(mode="json", include={*ARCHITECTURE, "size"}) | extended
     values = {**values, "model": {**model, **fields}}
     with contextlib.suppress(ValidationError):  # for `parse` to refuse
         check_rule(ModelConfig.model_validate(values["model"]), pretrained)
     return values
+
+
+def _with_whole_path(values: dict[str, Any]) -> dict[str, Any]:
+    """A folder by its whole path, here and where the tokenizer is that of the pretrained model: one run, one name."""
+    init_from, data = values["init_from"], values.get("data")
+    folder = Path(init_from).expanduser()
+    if not folder.is_dir():
+        return values
+    whole = str(folder.resolve())
+    if isinstance(data, dict) and data.get("tokenizer") == init_from:
+        values = {**values, "data": {**data, "tokenizer": whole}}
+    return {**values, "init_from": whole}
 
 
 def _check_field(model: dict[str, Any], path: Sequence[str], pretrained: Pretrained) -> None:
@@ -60,6 +77,12 @@ def _check_field(model: dict[str, Any], path: Sequence[str], pretrained: Pretrai
     if not _agrees(model, path[0], pretrained):
         value, has = _at(model, path), _at(architecture(pretrained.model), path)
         raise UserError(f"model.{'.'.join(path)}={shown(value)}: init_from={pretrained.init_from} has {shown(has)}")
+
+
+def _extends(model: dict[str, Any], pretrained: Pretrained) -> bool:
+    """Whether the typed number of positions goes beyond those of pre-training, as rotary ones can."""
+    typed, has = model.get("max_positions"), pretrained.model
+    return has.positions == "rotary" and isinstance(typed, int) and typed > has.max_positions
 
 
 def _check_size(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:

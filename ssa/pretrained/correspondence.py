@@ -5,7 +5,7 @@ Letters: H heads, K key-value heads, d head_dim.  Nothing heavy is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,11 +38,6 @@ class Correspondence:
         """Each of theirs, from ours; most are views into it.  On the meta device: their shapes."""
         flat = (view.flatten(0, view.ndim - ours.ndim) for view in self.views(ours))
         return dict(zip(self.theirs, flat, strict=True))
-
-    def to_ours(self, theirs: Mapping[str, Tensor], ours: Tensor) -> None:
-        """Fills ours, in place, with theirs, which may be of another dtype."""
-        for name, view in zip(self.theirs, self.views(ours), strict=True):
-            view.copy_(theirs[name].view(view.shape))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssa.errors import UserError
-from ssa.model_config import ModelConfig, TemperatureConfig
+from ssa.model_config import FINE_TUNING_ALPHA, ModelConfig, TemperatureConfig
 from ssa.pretrained.correspondence import Correspondence
 from ssa.pretrained.source import Pretrained, check_architecture, check_rule, describe, weight_files
 from ssa.pretrained.tensor_files import ITEM_BYTES, StoredTensor, contents
@@ -28,7 +28,8 @@ def from_pretrained(init_from: str, temperature: TemperatureConfig | None = None
 
     Args:
         init_from: a folder in Hugging Face's format, or an id of the Hub.
-        temperature: the rule; default: the model's own if it has one, else none.
+        temperature: the rule, with `FINE_TUNING_ALPHA` unless it sets ``alpha_init``; default: the model's own if it
+            has one, else none.
         seed: of temperatures that do not start at constants.
 
     Raises:
@@ -36,6 +37,8 @@ def from_pretrained(init_from: str, temperature: TemperatureConfig | None = None
     """
     model = describe(init_from).model
     if temperature is not None:
+        if "alpha_init" not in temperature.model_fields_set:
+            temperature = temperature.model_copy(update={"alpha_init": FINE_TUNING_ALPHA})
         model = model.model_copy(update={"temperature": temperature})
     return load_pretrained(model, init_from, seed)
 
@@ -78,7 +81,7 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
 
 
 def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """See that the pretrained embedding has a row for every token.
+    """See that the embedding has a row for every token.
 
     Raises:
         UserError: it has not.
@@ -86,7 +89,7 @@ def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
     if model.vocab_size is not None and tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"data.tokenizer={tokenizer.name}: {tokenizer.vocab_size:,} tokens; "
-            f"valid: up to model.vocab_size={model.vocab_size:,}, the rows of the pretrained embedding"
+            f"valid: up to model.vocab_size={model.vocab_size:,}, the rows of the embedding"
         )
 
 

@@ -13,13 +13,18 @@ _MEASURES = {"loss": "loss, nats a token", "perplexity": "perplexity", "bits_per
 _SSA = """\
 Attention has inverse temperatures, by the rule `{rule}` on: {scaled}. That is Selective Self-Attention (*Selective
 Attention: Enhancing Transformer through Principled Context Control*,
-[arXiv 2411.12892](https://arxiv.org/abs/2411.12892)) or a rule that it is compared with: `temperature.py` has the
-equations.
+[arXiv 2411.12892](https://arxiv.org/abs/2411.12892)) or a rule that it is compared with: `temperature.py` and
+`temperature_rules.py` have the equations.
 
 """
 _CODE = """\
 The model's code is in this folder, so that loading it takes `trust_remote_code=True`, torch, transformers (4.56 or
 later) and pydantic, and nothing else. Batches are padded on the left.
+
+"""
+_PROMPTS = """\
+In training every text began with the end-of-text token: a prompt does as the model knows it with
+`tokenizer.eos_token + text`.
 
 """
 _LICENCE = """\
@@ -60,6 +65,7 @@ def model_card(config: Config, run: Path, name: str, own: bool) -> str:
         _evaluation(read_summary(run)) if (run / "summary.json").exists() else "The run had not finished.\n\n",
         "## Loading\n\n",
         f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{loading(name, own)}\n```\n\n",
+        _PROMPTS,
         _CODE if own else "",
         "## Licence\n\n",
         _LICENCE,

@@ -126,6 +126,17 @@ def weight_files(init_from: str) -> list[Path]:
     return [path for path in found.values() if path is not None]
 
 
+def weights_hash(init_from: str) -> str:
+    """A hash of all its safetensors files.
+
+    Raises:
+        UserError: as `weight_files`.
+    """
+    from ssa.text.cache_files import cache_root, hash_of, hash_of_file
+
+    return hash_of([hash_of_file(path, cache_root(None)) for path in weight_files(init_from)])
+
+
 def size_label(init_from: str) -> str:
     """The last part of its name, as a value of ``model.size``."""
     path = Path(init_from).expanduser()
@@ -141,10 +152,16 @@ def check_architecture(model: ModelConfig, pretrained: Pretrained) -> None:
     """
     wanted, found = architecture(model), architecture(pretrained.model)
     for field, value in found.items():
-        if wanted[field] != value and not (field == "vocab_size" and wanted[field] is None):
+        if wanted[field] != value and not _may_differ(field, wanted, found):
             raise UserError(
                 f"model.{field}={shown(wanted[field])}: init_from={pretrained.init_from} has {shown(value)}"
             )
+
+
+def _may_differ(field: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """An absent vocab_size is the pretrained model's; rotary positions go on beyond those of pre-training."""
+    further = field == "max_positions" and found["positions"] == "rotary" and wanted[field] > found[field]
+    return further or (field == "vocab_size" and wanted[field] is None)
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
@@ -185,7 +202,7 @@ def _rule(model: ModelConfig) -> dict[str, Any]:
         for key, chosen in parts.items()
         for part in ("token", "position", "base")
     }
-    values["mlp_hidden"] = values["mlp_hidden"] or max(1, model.width // 2)
+    values["mlp_hidden"] = model.temperature.d_mlp(model.width)
     return words | values
 
 

@@ -111,13 +111,21 @@ class RunRecord:
         """The checkpoint to go on from, or None to start from step 0.  To be asked before `begin`."""
         return self.last_checkpoint if self.last_checkpoint.exists() and not self.config.rerun else None
 
-    def begin(self, environment: Environment, *, step: int | None = None, data_hash: str | None = None) -> None:
+    def begin(
+        self,
+        environment: Environment,
+        *,
+        step: int | None = None,
+        data_hash: str | None = None,
+        weights_hash: str | None = None,
+    ) -> None:
         """Starts an attempt: sets an old record aside if ``rerun``, else rewinds it; from here on it is ``running``.
 
         Args:
             environment: what this attempt runs on.
             step: the optimizer step of the checkpoint that is resumed from; None: from the start.
             data_hash: a fingerprint of the data, which must not change from one attempt to the next.
+            weights_hash: likewise of the pretrained weights that the run starts from.
 
         Raises:
             UserError: the data, or the precision that ``auto`` means here, are not those that the run began with.
@@ -126,7 +134,7 @@ class RunRecord:
             self.folder.rename(_replaced(self.folder))
         before = self.status
         if before and step is not None:
-            self._check_same(data_hash=data_hash, precision=environment.facts.get("precision"))
+            self.check_same(data_hash=data_hash, precision=environment.facts.get("precision"))
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for partial in (self.folder / "checkpoints").glob(".*.partial"):
             partial.unlink()  # of an attempt that was killed while it saved
@@ -134,7 +142,10 @@ class RunRecord:
             self._keep_environment(before.attempt)
         else:
             self._write_config()
-        write_json(self.folder / "environment.json", {**environment.facts, "data_hash": data_hash})
+        if before and step is not None:  # nobody reads the pretrained weights again
+            weights_hash = read_environment(self.folder).get("weights_hash")
+        facts = {**environment.facts, "data_hash": data_hash, "weights_hash": weights_hash}
+        write_json(self.folder / "environment.json", facts)
         if environment.diff:
             write_atomic(self.folder / "uncommitted.diff", environment.diff)
         self.rewind(step)
@@ -198,7 +209,12 @@ class RunRecord:
         else:
             self.set_status("failed", error=f"{type(error).__name__}: {error}")
 
-    def _check_same(self, **now: str | None) -> None:
+    def check_same(self, **now: str | None) -> None:
+        """See that what the run stands on is what it began with: facts of environment.json by name; None is unknown.
+
+        Raises:
+            UserError: naming the first that differs.
+        """
         recorded = read_environment(self.folder)
         for name, value in now.items():
             before = recorded.get(name)

@@ -26,7 +26,8 @@ def model_of(size: str, rule: str) -> Transformer:
     """The model of a size in `BACKBONES` with a rule of ``model/temperature``, without memory for its weights."""
     backbone, vocab_size = BACKBONES[size]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", [f"model={backbone}", f"model/size={size}", f"model/temperature={rule}"])
+        chosen = [f"model={backbone}", f"model/size={size}", f"model/temperature={rule}"]
+        composed = compose("config", [*chosen, "init_from=ANY"])  # the start values of fine-tuning
     values: Any = OmegaConf.to_container(composed, resolve=True)
     with torch.device("meta"):
         return Transformer(parse(values).model, vocab_size, seed=None)
@@ -45,7 +46,7 @@ def share_table() -> str:
 
 def rule_table() -> str:
     """Every rule at the size `REFERENCE`."""
-    rows = [["rule", "scales", "new parameters", "", "starts at 1"]]
+    rows = [["rule", "scales", "new parameters", "", "starts at 1 in fine-tuning"]]
     for rule in options()["model/temperature"]:
         model = model_of(REFERENCE, rule)
         count, temperatures = model.count_parameters(), model.first_temperatures()

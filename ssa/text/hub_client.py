@@ -20,8 +20,8 @@ _INSTEAD: dict[Field, str] = {
     "init_from": "a folder that holds the model, init_from=FOLDER",
 }
 
-for _library in ("httpx", "httpx2"):
-    logging.getLogger(_library).setLevel(logging.WARNING)  # else a line for every request, once anybody logs
+for _library, _level in (("httpx", "WARNING"), ("httpx2", "WARNING"), ("huggingface_hub.utils._http", "ERROR")):
+    logging.getLogger(_library).setLevel(_level)  # else a line for every request or retry, once anybody logs
 
 
 class HubUnreachable(UserError):

@@ -88,6 +88,8 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
             raise UserError(f"data.tokenizer={name}: the folder has no tokenizer.json; {_VALID}")
     if path.suffix == ".json":
         return Tokenizer(name, _read(name, path))
+    if name.startswith((".", "/", "~")):
+        raise UserError(f"data.tokenizer={name}: no such folder or file; {_VALID}")
     return _from_hub(data)
 
 

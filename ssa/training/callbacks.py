@@ -158,9 +158,9 @@ class Checkpoints(Callback):
             self._save(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """After a validation during training: keeps the best weights, then saves."""
+        """After a validation during training, or that of step 0: keeps the best weights, then saves."""
         assert isinstance(module, LanguageModule)
-        if trainer.state.fn != "fit":
+        if not module.reported:
             return
         loss = module.evaluated["loss"]
         if not math.isfinite(loss):
@@ -173,7 +173,8 @@ class Checkpoints(Callback):
             weights = {"model": module.model.state_dict(), "config": module.config.plain(), "step": self.best_step}
             with replacing(self.best) as partial:
                 torch.save(weights, partial)
-        self._save(trainer, module)
+        if trainer.state.fn == "fit":
+            self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
         with replacing(self.last) as partial:

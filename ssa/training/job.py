@@ -25,6 +25,7 @@ class Job:
     splits: dict[str, TokenSplit]  # validation and test, as far as they are evaluated
     model: Transformer
     loader: TrainingLoader
+    weights_hash: str | None  # of the pretrained weights that it starts from
     references: dict[str, float]  # perplexities of n-gram models on the validation split, by their name
     checkpoint_step: int | None  # the optimizer step that this attempt goes on from
 

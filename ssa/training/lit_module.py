@@ -85,7 +85,9 @@ class LanguageModule(L.LightningModule):
         """Clips to ``optim.grad_clip``, keeps the norm before it, and stops on what is not finite."""
         limit = self.config.optim.grad_clip or math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        loss, lr = torch.stack(self._losses).mean().item(), optimizer.param_groups[0]["lr"]
+        loss = torch.stack(self._losses).mean().item()
+        first = optimizer.param_groups[0]
+        lr = self.config.optim.lr * first["lr"] / first["initial_lr"]  # the common one, whichever group is first
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingDiverged(self.step + 1, loss, lr, grad_norm, self.last_checkpoint)
         self.trained = {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr}

@@ -11,12 +11,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ssa.config import Config
 from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.record.run_files import read_summary
+from ssa.temperature_part import TOLERANCE
 from ssa.training.callbacks import minutes
 from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
+from ssa.training.optim import lr_factor
 
 
 def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: i
         **{f"parameters.{kind}": number for kind, number in job.model.count_parameters().items()},
         "steps": config.trainer.steps,
         "block_size": config.data.block_size,
+        "document_mask": config.data.document_mask,
         "tokens": config.trainer.steps * tokens_per_step(job),
         "best_step": best_step,
         **measured,
@@ -105,6 +109,12 @@ def _trained(job: Job) -> str:
     return f"{trained:,} parameters (optim.train={job.config.optim.train})"
 
 
+def _moved(config: Config) -> float:
+    """About how far AdamW can move a parameter of a temperature in the run: a learning rate a step."""
+    optim, steps = config.optim, config.trainer.steps
+    return optim.lr * optim.temperature_lr_multiplier * sum(lr_factor(step, optim, steps) for step in range(steps))
+
+
 def _notes(job: Job) -> list[str]:
     """What of the temperatures will be without effect, or changes a pretrained model from the start."""
     block_size, notes = job.config.data.block_size, []
@@ -116,6 +126,12 @@ def _notes(job: Job) -> list[str]:
             )
         elif job.config.init_from and not temperature.starts_at_identity:
             notes.append(f"the {name} temperature ({rule}) does not start at 1: step 0 is not the pretrained model")
+        reach = temperature.position_reach(_moved(job.config), block_size)
+        if reach is not None and reach < TOLERANCE:
+            notes.append(
+                f"the {name} temperature ({rule}): in these steps its position-aware part gets at most {reach:.1g} "
+                "away from 1; more steps, optim.temperature_lr_multiplier or model.temperature.alpha_init change that"
+            )
     return notes
 
 
@@ -126,7 +142,9 @@ def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
     table.add_row("validation", *_cells(summary, "val"))
     table.add_row("test", *_cells(summary, "test"))
     for other in _comparable(summary, folder):
-        table.add_row(f"{other['model']} {other['temperature']} s{other['seed']}", *_cells(other, "val"))
+        table.add_row(
+            f"{other['model']} {other['temperature']} s{other['seed']} {other['run_id'][-4:]}", *_cells(other, "val")
+        )
     console.print(table)
     counts = (f"{summary[f'data.validation.{unit}']:,} {unit}" for unit in ("tokens", "words", "bytes"))
     memory = f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB"
@@ -149,7 +167,8 @@ def _cells(summary: dict[str, Any], split: str) -> list[str]:
 
 def _comparable(summary: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The validation of the finished runs beside this one that read the same tokens, as many of them, at its size."""
-    same = ("data_hash", "tokens", "block_size", "data.validation.tokens", "size", "scale")
+    text = ("data_hash", "tokens", "block_size", "document_mask", "data.validation.tokens")
+    same = (*text, "size", "scale", "init_from", "train")
     others = []
     for path in sorted(folder.resolve().parent.glob("*/summary.json")):
         if ".replaced-" not in path.parent.name:

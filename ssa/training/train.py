@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from ssa.config import Config
+from ssa.config import Config, DataConfig
 from ssa.device import (
     attention_backend,
     attention_kernels,
@@ -24,7 +24,9 @@ from ssa.device import (
 )
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.pretrained.load import check_vocabulary, load_pretrained
+from ssa.pretrained.source import weights_hash
 from ssa.record import environment, wandb_mirror
+from ssa.record.checkpoint import load_weights, read_step
 from ssa.record.run_files import read_summary, write_atomic
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror
@@ -32,7 +34,6 @@ from ssa.text.ngram import reference_perplexities
 from ssa.text.token_blocks import TrainingBatches, visible_in_documents
 from ssa.text.token_cache import TokenizedCorpus, prepare
 from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar, TrainingRows
-from ssa.training.checkpoint import load_weights, read_step
 from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
 from ssa.training.loaders import TrainingLoader
@@ -57,6 +58,7 @@ def train(config: Config) -> dict[str, Any]:
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     with RunRecord.open(config) as record:
         if record.finished:
+            record.check_same(weights_hash=weights_hash(config.init_from) if config.init_from else None)
             console.print("This run has finished before (rerun=true runs it again).")
             summary = read_summary(record.folder)
         else:
@@ -77,7 +79,8 @@ def _prepare(config: Config, record: RunRecord) -> Job:
     device = resolve_device(config.trainer.device)
     length, masked = config.data.block_size, config.data.document_mask
     backend = attention_backend(config.model, config.trainer, length, device, masked)
-    corpus = prepare(config.data)
+    resuming = record.resume_checkpoint is not None
+    corpus = prepare(_with_own_tokenizer(config.data, record) if resuming else config.data)
     corpus.check_block_size(config.data.block_size)
     splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in ("validation", "test")}
     train_split = corpus.split("train")
@@ -90,21 +93,29 @@ def _prepare(config: Config, record: RunRecord) -> Job:
         attention_backend=backend,
         corpus=corpus,
         splits=splits,
-        model=_model(config, corpus, resuming=record.resume_checkpoint is not None),
+        model=_model(config, corpus, resuming),
         loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps),
         references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
+        weights_hash=weights_hash(config.init_from) if config.init_from and not resuming else None,
         checkpoint_step=read_step(record.resume_checkpoint) if record.resume_checkpoint else None,
     )
 
 
+def _with_own_tokenizer(data: DataConfig, record: RunRecord) -> DataConfig:
+    """The tokenizer kept with the run, so that a resumed one needs no other folder, and no network, for it."""
+    kept = record.folder / "tokenizer.json"
+    return data.model_copy(update={"tokenizer": str(kept)}) if kept.is_file() else data
+
+
 def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transformer:
     """At its start: new or pretrained weights, temperatures at their start values, what is frozen frozen."""
+    check_vocabulary(config.model, corpus.tokenizer)
     if config.init_from and not resuming:  # the checkpoint has all the weights
-        check_vocabulary(config.model, corpus.tokenizer)
         model = load_pretrained(config.model, config.init_from, config.seed)
     else:
         model = Transformer(config.model, config.model.vocab_size or corpus.tokenizer.vocab_size, config.seed)
-    if config.model.temperature.needs_frequencies:
+    known = model.log_frequency is not None and bool(model.log_frequency.any())  # an export has those it was made with
+    if config.model.temperature.needs_frequencies and not known:
         counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
         model.set_token_counts(torch.from_numpy(counts))
     freeze(model, config.optim)
@@ -121,7 +132,7 @@ def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[st
         job.model.compile()
     reset_peak_memory(job.device)
     seconds = _estimated_seconds(job)
-    record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint)
+    record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint, weights_hash=job.weights_hash)
     write_atomic(record.folder / "tokenizer.json", job.corpus.tokenizer.definition)
     print_start(console, job, record.folder, seconds)
     with WandbMirror.open(config, record) as mirror, _quiet_lightning():
@@ -147,17 +158,26 @@ def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[st
         except Interrupted:
             record.set_status("interrupted", step=trainer.global_step)
             resume = f"python train.py resume={record.folder}"
-            console.print(f"Interrupted at step {trainer.global_step}, saved.  To go on: {resume}")
+            saved = "saved" if record.last_checkpoint.exists() else "nothing to save yet"
+            console.print(f"Interrupted at step {trainer.global_step}, {saved}.  To go on: {resume}")
             raise SystemExit(EXIT_INTERRUPTED) from None
         summary |= {
             "tokens_per_second": summary["tokens"] / rows.seconds,
             "train_seconds": rows.seconds,  # of all attempts
             "wall_seconds": time.perf_counter() - began,  # of this one
         }
+        summary |= _before(record)
         record.write_summary(summary)
         mirror.summary(summary)
         record.set_status("finished", step=config.trainer.steps)
     return summary
+
+
+def _before(record: RunRecord) -> dict[str, Any]:
+    """The validation of step 0, of a pretrained model."""
+    names = ("val/loss", "val/perplexity", "val/word_perplexity", "val/bits_per_byte")
+    first = next((row for row in record.rows() if row["step"] == 0), {})
+    return {f"step_0/{name}": first[name] for name in names if name in first}
 
 
 def _trainer(job: Job, callbacks: list[L.Callback]) -> L.Trainer:

@@ -12,7 +12,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ssa.kv_cache import KVCache
 from ssa.model_config import ModelConfig
 from ssa.pretrained.remote.configuration_ssa import SSAConfig
-from ssa.transformer import INIT_STD, Transformer
+from ssa.temperature_part import INIT_STD
+from ssa.transformer import Transformer
 
 _REFUSED = {
     "position_ids": "they follow from attention_mask",
