@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,11 +13,14 @@ from composing import configured
 from pretrained_folders import VOCAB, write_model
 
 from ssa.config import Config
+from ssa.errors import UserError
 from ssa.pretrained.export import export
 from ssa.pretrained.load import from_pretrained
-from ssa.record.run_files import read_rows, read_summary
+from ssa.pretrained.source import weights_hash
+from ssa.record.run_files import read_environment, read_rows, read_summary
 from ssa.record.run_record import run_folder
 from ssa.text.tokenization import train_bpe
+from ssa.training.lit_module import LanguageModule
 from ssa.training.train import train
 
 
@@ -83,23 +86,95 @@ def test_temperatures_alone(finetune, llama: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_a_fine_tune_resumes_without_the_pretrained_weights(finetune, llama: Path, tmp_path: Path) -> None:
+def test_a_fine_tune_resumes_without_the_pretrained_folder(finetune, llama: Path, tmp_path: Path) -> None:
     unbroken = finetune("model=ssa_llama", f"output_dir={tmp_path}/unbroken")
     train(unbroken)
     config = finetune("model=ssa_llama")
-    folder = run_folder(config)
-    train(config)
-    shutil.copytree(folder, tmp_path / "kept")
-    kept = json.loads((folder / "status.json").read_text())
-    (folder / "status.json").write_text(json.dumps({**kept, "status": "interrupted"}))
-    hidden = llama / "model.safetensors"
-    hidden.rename(llama / "away")
+    with pytest.raises(ZeroDivisionError), patch.object(LanguageModule, "on_train_batch_start", broken_at(4)):
+        train(config)
+    hidden = llama.rename(tmp_path / "elsewhere")
     try:
-        train(configured(f"resume={folder}"))
+        train(configured(f"resume={run_folder(config)}"))
     finally:
-        (llama / "away").rename(hidden)
+        hidden.rename(llama)
     assert [row["step"] for row in rows(config)] == [row["step"] for row in rows(unbroken)]
     assert all(torch.equal(tensor, weights(unbroken)[name]) for name, tensor in weights(config).items())
+    assert read_environment(run_folder(config))["weights_hash"] == weights_hash(str(llama))
+
+
+def broken_at(step: int) -> Callable[..., None]:
+    original = LanguageModule.on_train_batch_start
+
+    def hooked(self: LanguageModule, *arguments: Any) -> None:
+        if self.step == step:
+            raise ZeroDivisionError
+        original(self, *arguments)
+
+    return hooked
+
+
+def test_other_weights_in_the_folder_are_another_run(finetune, llama: Path) -> None:
+    config = finetune("model=llama")
+    train(config)
+    train(config)  # is reported
+    kept = (llama / "model.safetensors").read_bytes()
+    write_model(llama, "llama", seed=1, n_layer=3)
+    try:
+        with pytest.raises(UserError, match=r"weights_hash has changed .* start over with rerun=true"):
+            train(config)
+    finally:
+        (llama / "model.safetensors").write_bytes(kept)
+
+
+def test_a_fine_tune_that_only_harms_keeps_the_pretrained_model(finetune, llama: Path) -> None:
+    config = finetune("model=llama", "optim.lr=3.0")
+    train(config)
+    summary = read_summary(run_folder(config))
+    assert summary["best_step"] == 0
+    assert summary["val/loss"] == pytest.approx(summary["step_0/val/loss"], abs=1e-6)
+    start = from_pretrained(str(llama)).state_dict()
+    assert all(torch.equal(tensor, weights(config)[name]) for name, tensor in start.items())
+
+
+def test_the_common_learning_rate_is_logged_whatever_is_trained(finetune) -> None:
+    rates = []
+    for what in ("all", "temperature"):
+        config = finetune("model=ssa_llama", f"optim.train={what}")
+        train(config)
+        rates.append([row["train/lr"] for row in rows(config) if "train/lr" in row])
+    assert rates[0] == pytest.approx(rates[1])
+
+
+def test_what_is_said_of_a_rule_at_the_start(finetune, capsys) -> None:
+    train(finetune("model=ssa_llama"))
+    assert "its position-aware part gets at most 0.0002 away from 1" in capsys.readouterr().out
+    train(finetune("model=llama", "model/temperature=gate"))
+    assert "the output temperature (gate) does not start at 1: step 0 is not the pretrained" in capsys.readouterr().out
+
+
+def test_token_frequencies_of_an_export_stay(finetune, tmp_path: Path) -> None:
+    config = finetune("model=llama", "model/temperature=frequency")
+    train(config)
+    folder, _ = export(str(run_folder(config)), str(tmp_path / "exported"))
+    (tmp_path / "other.txt").write_text("Another text, of other words. " * 2000)
+    again = finetune(
+        "model=llama", "model/temperature=frequency", f"init_from={folder}", f"data.train={tmp_path}/other.txt"
+    )
+    train(again)
+    assert torch.equal(weights(again)["log_frequency"], weights(config)["log_frequency"])
+
+
+def test_rotary_positions_go_on(finetune) -> None:
+    config = finetune("model=llama", "model/temperature=yarn", "model.max_positions=128", "data.block_size=128")
+    assert config.model.max_positions == 128
+    train(config)
+    with pytest.raises(UserError, match=r"model\.max_positions=32: init_from=.* has 64"):
+        finetune("model=llama", "model.max_positions=32")
+
+
+def test_a_vocabulary_too_small_is_refused(finetune) -> None:
+    with pytest.raises(UserError, match=r"data\.tokenizer=.*: 512 tokens; valid: up to model\.vocab_size=100"):
+        train(finetune("model=gpt2", "init_from=null", "data.tokenizer=bpe-512", "model.vocab_size=100"))
 
 
 def test_there_and_back(finetune, tmp_path: Path) -> None:
