@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
@@ -39,6 +40,8 @@ def export(settings: _Folders) -> None:
 
     folder, own = writer.export(settings.run, settings.to, getattr(settings, "as"))
     size = sum(path.stat().st_size for path in folder.iterdir())
+    if not (Path(settings.run) / "summary.json").exists():
+        print(f"{settings.run} has not finished: its best weights so far")
     print(f"{folder}: {size / 1e6:.1f} MB", loading(str(folder), own), sep="\n")
 
 

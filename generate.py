@@ -19,7 +19,7 @@ class GenerateSettings(Section):
     """What the command line sets."""
 
     run: Text = Field(description="the folder of a run, outputs/<experiment>/<run-id>; its best weights are used")
-    prompt: str = Field(description="the text to continue, taken as it is")
+    prompt: str = Field(description="the text to continue, taken as it is; an end-of-text goes before, as in training")
     max_new_tokens: NonNegativeInt = Field(64, description="tokens to add; 0: only look at the prompt")
     temperature: PositiveFloat = Field(
         0.8, description="the sampling temperature, which divides the logits; not the inverse temperature of attention"

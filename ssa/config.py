@@ -171,7 +171,7 @@ class Config(Section):
         if self.optim.warmup_steps >= self.trainer.steps:
             raise ValueError(
                 f"optim.warmup_steps={self.optim.warmup_steps}: warm-up would not end in training; "
-                f"valid: below trainer.steps={self.trainer.steps}"
+                f"valid: below trainer.steps={self.trainer.steps}, such as optim.warmup_steps=0"
             )
         return self
 

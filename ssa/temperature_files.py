@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def write_png(view: TemperatureView, path: Path) -> None:
     """
     figures, patches = (importlib.import_module(f"matplotlib.{name}") for name in ("figure", "patches"))
     cells = list(_cells(view))
-    rows = max(row for row, *_ in cells) + 5  # four of them for the legend
+    rows = max(row for row, *_ in cells) + 6  # five of them for the legend
     size = ((_COLUMNS + 4) * _ADVANCE * _POINTS / 72, (rows + 1) * _LINE * _POINTS / 72)  # with margins
     figure = figures.Figure(figsize=size, dpi=_DPI, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(rows + 0.5, -0.5))
@@ -94,17 +95,17 @@ def write_png(view: TemperatureView, path: Path) -> None:
         )
         axes.text(column, row + 0.5, text, color=_hex(foreground), **font)
     what, numbers, meaning = view.legend
-    for row, line in ((rows - 3, what), (rows - 2, numbers), (rows - 1, meaning)):
+    for row, line in ((rows - 4, what), (rows - 3, numbers), *enumerate(textwrap.wrap(meaning, _COLUMNS), rows - 2)):
         axes.text(0, row + 0.5, line, color="black", **font)
     low, high = f"{1 - view.reach:.3f} ", f" {1 + view.reach:.3f}"
     start = len(numbers) + 3 + len(low)
     for step, value in enumerate(view.scale(33)):
         patch = patches.Rectangle(
-            (start + step / 2, rows - 1.9), 0.5, 0.8, color=_hex(colour(value, view.reach)), linewidth=0
+            (start + step / 2, rows - 2.9), 0.5, 0.8, color=_hex(colour(value, view.reach)), linewidth=0
         )
         axes.add_patch(patch)
-    axes.text(start - len(low), rows - 1.5, low, color="black", **font)
-    axes.text(start + 16.5, rows - 1.5, high, color="black", **font)
+    axes.text(start - len(low), rows - 2.5, low, color="black", **font)
+    axes.text(start + 16.5, rows - 2.5, high, color="black", **font)
     with _writing("png", path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks is drawn as boxes
         figure.savefig(partial, format="png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     write_model(folder, "llama", n_layer=3)
     (folder / "tokenizer.json").write_text(train_bpe(iter(topics.values()), VOCAB))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "of", "bos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, "eos_token_id": 7}))
     return folder
 
 
@@ -117,13 +123,14 @@ def test_other_weights_in_the_folder_are_another_run(finetune, llama: Path) -> N
     config = finetune("model=llama")
     train(config)
     train(config)  # is reported
-    kept = (llama / "model.safetensors").read_bytes()
+    kept = {path: path.read_bytes() for path in llama.iterdir()}
     write_model(llama, "llama", seed=1, n_layer=3)
     try:
         with pytest.raises(UserError, match=r"weights_hash has changed .* start over with rerun=true"):
             train(config)
     finally:
-        (llama / "model.safetensors").write_bytes(kept)
+        for path, content in kept.items():
+            path.write_bytes(content)
 
 
 def test_a_fine_tune_that_only_harms_keeps_the_pretrained_model(finetune, llama: Path) -> None:
@@ -184,3 +191,8 @@ def test_there_and_back(finetune, tmp_path: Path) -> None:
     again = from_pretrained(str(folder)).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights(config).items())
     assert finetune("model=ssa_llama", f"init_from={folder}").model.n_layer == 3
+    # The special tokens and the template of the model that it was tuned from.
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 7
+    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert tokenizer.eos_token == "of"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hm"}], tokenize=False) == "hm"

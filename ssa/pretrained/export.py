@@ -16,18 +16,23 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ssa.config import Config
 from ssa.errors import UserError
 from ssa.model_config import ModelConfig
 from ssa.pretrained.families import FAMILIES, Family
 from ssa.pretrained.model_card import model_card
 from ssa.pretrained.remote.aliases import aliases
 from ssa.pretrained.remote_code import ARCHITECTURE, AUTO_MAP, MODEL_TYPE, remote_code
+from ssa.pretrained.source import small_files
 from ssa.run_model import load_run
 from ssa.text.tokenization import Tokenizer
 from ssa.transformer import Transformer
 
 Kind = Literal["auto", "ssa"]
 
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_KEPT = ("config.json", "generation_config.json", *_TOKENIZER)
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 _UNREAD = dict.fromkeys(("rotary_fraction", "rope_theta", "rope_scaling"))  # where positions are learned
 
@@ -53,10 +58,12 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, 
     own = kind == "ssa" or bool(config.model.temperature.scaled)
     end = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     described, tensors = _own(model) if own else _stock(model)
+    theirs = _kept_files(config)
+    ids = {key: value for key, value in json.loads(theirs.pop("config.json", "{}")).items() if key in _TOKEN_IDS}
     texts = {
-        "config.json": _json({**described, **end, "dtype": "float32", "torch_dtype": "float32"}),
+        "config.json": _json({**described, **(ids or end), "dtype": "float32", "torch_dtype": "float32"}),
         "generation_config.json": _json({**end, "pad_token_id": tokenizer.end_of_text}),
-        **tokenizer_files(tokenizer, config.model.max_positions),
+        **(theirs or tokenizer_files(tokenizer, config.model.max_positions)),
         "README.md": model_card(config, Path(run), target.name, own),
         **(remote_code() if own else {}),
     }
@@ -85,6 +92,23 @@ def tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, str]:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     return {"tokenizer.json": _json(definition), "tokenizer_config.json": _json(settings)}
+
+
+def _kept_files(config: Config) -> dict[str, str]:
+    """Of a fine-tuned model with its own tokenizer, the files that say what its special tokens and templates are."""
+    if config.init_from is None or config.data.tokenizer != config.init_from:
+        return {}
+    try:
+        files = small_files(config.init_from, _KEPT)
+    except (UserError, OSError, ValueError):
+        files = {}
+    if "tokenizer.json" in files and "tokenizer_config.json" in files:
+        return files
+    print(
+        f"{config.init_from}: its tokenizer files are not to be had; special tokens and templates are left out",
+        flush=True,
+    )
+    return {}
 
 
 def stock_family(config: ModelConfig, vocab_size: int) -> Family:

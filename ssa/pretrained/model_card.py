@@ -62,7 +62,7 @@ def model_card(config: Config, run: Path, name: str, own: bool) -> str:
         f"`{config.run_id}`.\n\n",
         _SSA.format(rule=rule.name, scaled=", ".join(rule.scaled)) if rule.scaled else "",
         "## Evaluation\n\n",
-        _evaluation(read_summary(run)) if (run / "summary.json").exists() else "The run had not finished.\n\n",
+        _evaluation(read_summary(run), config) if (run / "summary.json").exists() else "The run had not finished.\n\n",
         "## Loading\n\n",
         f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{loading(name, own)}\n```\n\n",
         _PROMPTS,
@@ -82,10 +82,12 @@ def loading(folder: str, own: bool) -> str:
     )
 
 
-def _evaluation(summary: dict[str, Any]) -> str:
+def _evaluation(summary: dict[str, Any], config: Config) -> str:
     lines = [f"| | {' | '.join(_MEASURES.values())} |", "|---" * (len(_MEASURES) + 1) + "|"]
     for split, prefix in (("validation", "val"), ("test", "test")):
         values = [summary.get(f"{prefix}/{measure}") for measure in _MEASURES]
         if None not in values:
             lines.append(f"| {split} | {' | '.join(f'{value:.4g}' for value in values)} |")
-    return "\n".join(lines) + f"\n\nWeights of step {summary.get('best_step')}, the best on validation.\n\n"
+    how = f"windows of {config.data.block_size} tokens, {summary.get('precision')}"
+    how += ", attention restarting at each document" if config.data.document_mask else ""
+    return "\n".join(lines) + f"\n\nWeights of step {summary.get('best_step')}, the best on validation; {how}.\n\n"

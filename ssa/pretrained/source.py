@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,16 @@ def weight_files(init_from: str) -> list[Path]:
             f"({len(absent)} of {len(found)} files are)"
         )
     return [path for path in found.values() if path is not None]
+
+
+def small_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
+    """The contents of those of some text files that it has, by their names.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    found = {name: _file(init_from, name) for name in names}
+    return {name: path.read_text(encoding="utf-8") for name, path in found.items() if path is not None}
 
 
 def weights_hash(init_from: str) -> str:

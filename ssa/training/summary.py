@@ -21,6 +21,8 @@ from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor
 
+_SHOWN = 10  # other runs in the closing table
+
 
 def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
     """Evaluates the weights at hand on validation and test, whole, and puts the run's numbers together."""
@@ -117,16 +119,20 @@ def _moved(config: Config) -> float:
 
 def _notes(job: Job) -> list[str]:
     """What of the temperatures will be without effect, or changes a pretrained model from the start."""
-    block_size, notes = job.config.data.block_size, []
-    rule = job.config.model.temperature.name
+    config, notes = job.config, []
+    block_size, rule = config.data.block_size, config.model.temperature.name
+    if config.init_from and config.data.tokenizer != config.init_from:
+        notes.append(f"data.tokenizer={config.data.tokenizer} is not that of {config.init_from}: its ids may differ")
+    if config.optim.train == "temperature" and not config.init_from:
+        notes.append("optim.train=temperature leaves the rest as it was drawn; it is meant for init_from=")
     for name, temperature in job.model.first_temperatures().items():
         if temperature.is_identity_up_to(block_size):
             notes.append(
                 f"the {name} temperature ({rule}) is 1 at every position of data.block_size={block_size}: a no-op here"
             )
-        elif job.config.init_from and not temperature.starts_at_identity:
+        elif config.init_from and not temperature.starts_at_identity:
             notes.append(f"the {name} temperature ({rule}) does not start at 1: step 0 is not the pretrained model")
-        reach = temperature.position_reach(_moved(job.config), block_size)
+        reach = temperature.position_reach(_moved(config), block_size)
         if reach is not None and reach < TOLERANCE:
             notes.append(
                 f"the {name} temperature ({rule}): in these steps its position-aware part gets at most {reach:.1g} "
@@ -166,13 +172,13 @@ def _cells(summary: dict[str, Any], split: str) -> list[str]:
 
 
 def _comparable(summary: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The validation of the finished runs beside this one that read the same tokens, as many of them, at its size."""
+    """The validation of the newest runs beside this one that read the same tokens, as many of them, at its size."""
     text = ("data_hash", "tokens", "block_size", "document_mask", "data.validation.tokens")
     same = (*text, "size", "scale", "init_from", "train")
     others = []
-    for path in sorted(folder.resolve().parent.glob("*/summary.json")):
+    for path in sorted(folder.resolve().parent.glob("*/summary.json"), key=lambda path: path.stat().st_mtime):
         if ".replaced-" not in path.parent.name:
             with suppress(UserError):  # a damaged one is not this run's affair
                 others.append(read_summary(path.parent))
     alike = [other for other in others if all(other.get(key) == summary[key] for key in same)]
-    return [other for other in alike if other["run_id"] != summary["run_id"]]
+    return [other for other in alike if other["run_id"] != summary["run_id"]][-_SHOWN:]

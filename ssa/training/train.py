@@ -24,7 +24,7 @@ from ssa.device import (
 )
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.pretrained.load import check_vocabulary, load_pretrained
-from ssa.pretrained.source import weights_hash
+from ssa.pretrained.source import weight_files, weights_hash
 from ssa.record import environment, wandb_mirror
 from ssa.record.checkpoint import load_weights, read_step
 from ssa.record.run_files import read_summary, write_atomic
@@ -76,10 +76,11 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def _prepare(config: Config, record: RunRecord) -> Job:
-    device = resolve_device(config.trainer.device)
+    device, resuming = resolve_device(config.trainer.device), record.resume_checkpoint is not None
+    if config.init_from and not resuming:
+        weight_files(config.init_from)  # before text is tokenized for a model that is not there
     length, masked = config.data.block_size, config.data.document_mask
     backend = attention_backend(config.model, config.trainer, length, device, masked)
-    resuming = record.resume_checkpoint is not None
     corpus = prepare(_with_own_tokenizer(config.data, record) if resuming else config.data)
     corpus.check_block_size(config.data.block_size)
     splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in ("validation", "test")}
