@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ssa.command_line.settings import program
+from ssa.errors import UserError
 from ssa.model_config import PositiveFloat, Section
 
 Text = Annotated[str, Field(min_length=1)]
@@ -51,6 +52,9 @@ def generate(settings: GenerateSettings) -> None:
     from ssa.temperature_files import check_files, write_html, write_png
     from ssa.temperature_view import CONTROLS, check_choice, print_view, view_tokens
 
+    unread = [key for key in ("of", "layer", "head") if key in settings.model_fields_set]
+    if unread and not settings.shows_temperatures:
+        raise UserError(f"{unread[0]}={getattr(settings, unread[0])}: needs show=temperature, html=FILE or png=FILE")
     config = load_run_config(settings.run)
     if settings.shows_temperatures:
         check_choice(config.model, settings.of, settings.layer, settings.head)

@@ -42,11 +42,13 @@ def check_files(html: str | None, png: str | None) -> None:
     """See that files can be written before the work is done.
 
     Raises:
-        UserError: there is no such folder, or no matplotlib.
+        UserError: there is no such folder, the name says another kind of file, or there is no matplotlib.
     """
     for key, name in (("html", html), ("png", png)):
         if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
             raise UserError(f"{key}={name}: not a file in a folder that exists")
+        if name is not None and Path(name).suffix.lower() != f".{key}":
+            raise UserError(f"{key}={name}: valid: a name that ends in .{key}")
     if png is not None and importlib.util.find_spec("matplotlib") is None:
         raise UserError(f"png={png}: needs matplotlib; to install it, pip install -e '.[plots]'")
 

@@ -148,6 +148,8 @@ WRONG = {
     "show=temperatures": ["show=temperatures:", "did you mean temperature?"],
     "html=nowhere/x.html": ["html=nowhere/x.html:", "folder that exists"],
     "png=nowhere/x.png": ["png=nowhere/x.png:", "folder that exists"],
+    "png=x.jpg": ["png=x.jpg:", "ends in .png"],
+    "layer=1": ["layer=1:", "needs show=temperature"],
 }
 
 

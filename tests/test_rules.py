@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from composing import configured
 
 from ssa.attention_stats import attention_statistics
 from ssa.config import Config
@@ -22,6 +23,11 @@ BACKBONES = ["gpt2", "pythia", "llama"]
 SMALL = ["model.n_layer=2", "model.n_head=4", "model.n_kv_head=2", "model.width=32"]
 SMALL += ["model.temperature.train_length=5", "model.temperature.floor_length=3"]  # so that none is a no-op
 VOCAB = 61
+
+
+@functools.cache
+def configured_rule(rule: str, backbone: str) -> Config:
+    return configured(f"model={backbone}", f"model/temperature={rule}", *SMALL, "optim.warmup_steps=1")
 
 
 def ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -40,8 +46,8 @@ def temperature_parameters(model: Transformer) -> list[torch.nn.Parameter]:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("rule", RULES)
-def test_trains(smoke: Callable[..., Config], rule: str, backbone: str) -> None:
-    config = smoke(f"model={backbone}", f"model/temperature={rule}", *SMALL, "optim.warmup_steps=1")
+def test_trains(rule: str, backbone: str) -> None:
+    config = configured_rule(rule, backbone)
     model = build(config)
     optimizer, schedule = build_optimizer(model, config.optim, 5)
     before = [parameter.detach().clone() for parameter in temperature_parameters(model)]
@@ -60,8 +66,8 @@ def test_trains(smoke: Callable[..., Config], rule: str, backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "none"])
-def test_changes_the_output_with_each_of_its_parameters(smoke: Callable[..., Config], rule: str, backbone: str) -> None:
-    model = build(smoke(f"model={backbone}", f"model/temperature={rule}", *SMALL))
+def test_changes_the_output_with_each_of_its_parameters(rule: str, backbone: str) -> None:
+    model = build(configured_rule(rule, backbone))
     vanilla = Transformer(model.config.model_copy(update={"temperature": TemperatureConfig()}), VOCAB, seed=None)
     vanilla.load_state_dict({k: v for k, v in model.state_dict().items() if k in vanilla.state_dict()})
     generator = torch.Generator().manual_seed(1)
@@ -78,8 +84,8 @@ def test_changes_the_output_with_each_of_its_parameters(smoke: Callable[..., Con
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("rule", RULES)
-def test_is_measured(smoke: Callable[..., Config], rule: str, backbone: str) -> None:
-    model = build(smoke(f"model={backbone}", f"model/temperature={rule}", *SMALL)).eval()
+def test_is_measured(rule: str, backbone: str) -> None:
+    model = build(configured_rule(rule, backbone)).eval()
     statistics = attention_statistics(model, ids(2, 12))
     named = {name.split("/")[1] for name in statistics if name.startswith("temperature/")}
     assert named == set(model.config.temperature.scaled)
@@ -88,8 +94,8 @@ def test_is_measured(smoke: Callable[..., Config], rule: str, backbone: str) -> 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("rule", RULES)
-def test_no_token_sees_a_later_one(smoke: Callable[..., Config], rule: str, backbone: str) -> None:
-    model = build(smoke(f"model={backbone}", f"model/temperature={rule}", *SMALL))
+def test_no_token_sees_a_later_one(rule: str, backbone: str) -> None:
+    model = build(configured_rule(rule, backbone))
     with torch.no_grad():
         for parameter in temperature_parameters(model):
             parameter.normal_(generator=torch.Generator().manual_seed(2))
@@ -107,8 +113,8 @@ def test_the_defaults_of_the_class_are_those_of_the_files() -> None:
     assert {**settings, **gpt2, "alpha_init": -4.5} == TemperatureConfig().model_dump()
 
 
-def test_backbones_have_the_released_start_of_beta(smoke: Callable[..., Config]) -> None:
-    starts = {name: smoke(f"model={name}", "model/temperature=released").model.temperature for name in BACKBONES}
+def test_backbones_have_the_released_start_of_beta() -> None:
+    starts = {name: configured_rule("released", name).model.temperature for name in BACKBONES}
     assert {name: temperature.beta_init for name, temperature in starts.items()} == {
         "gpt2": 1.5,
         "pythia": 2.0,
