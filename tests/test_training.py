@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,14 +185,18 @@ def killed(config: Config, at_step: int, by: str = "SIGKILL", hook: str = "train
     return done.returncode
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("step", "hook"),
     [
-        (1, "training_step"),  # before any checkpoint
+        slow(1, "training_step"),  # before any checkpoint
         (3, "training_step"),  # after one, before the next
-        (4, "on_validation_epoch_end"),  # in a validation
+        slow(4, "on_validation_epoch_end"),  # in a validation
         (5, "configure_gradient_clipping"),  # in the middle of a step, in the second epoch
-        (8, "on_test_epoch_end"),  # all trained, not yet evaluated
+        slow(8, "on_test_epoch_end"),  # all trained, not yet evaluated
     ],
 )
 def test_a_killed_run_resumes_bitwise(tiny, tmp_path, step: int, hook: str) -> None:
@@ -217,10 +222,10 @@ def short_text() -> str:
     ("by", "step", "hook", "saved"),
     [
         ("SIGINT", 2, "training_step", 3),
-        ("SIGTERM", 3, "training_step", 4),
+        slow("SIGTERM", 3, "training_step", 4),
         ("SIGTERM", 4, "validation_step", 4),
-        ("SIGINT", 8, "test_step", 8),
-        ("SIGTERM", 8, "test_step", 8),
+        slow("SIGINT", 8, "test_step", 8),
+        slow("SIGTERM", 8, "test_step", 8),
     ],
 )
 def test_a_signal_saves_and_says_how_to_go_on(tiny, tmp_path, by: str, step: int, hook: str, saved: int) -> None:

@@ -23,7 +23,7 @@ class SSAConfig(PretrainedConfig):
     """
 
     model_type = "ssa"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  # as in all config classes
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  # as in all config classes
     has_no_defaults_at_init = True
 
     def __init__(self, ssa: dict[str, Any] | None = None, vocab_size: int | None = None, **kwargs: Any) -> None:

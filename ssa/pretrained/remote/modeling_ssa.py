@@ -21,6 +21,7 @@ _REFUSED = {
     "output_attentions": "the attention maps are never computed",
     "output_hidden_states": "the model does not return them",
 }
+_CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # before 5.24
 
 
 class CacheLayer:
@@ -42,7 +43,7 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _no_split_modules = ["Block"]  # noqa: RUF012  # this and the next two: as in all model classes
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _tied_weights_keys = {"model.head.weight": "model.token_embedding.weight"}  # noqa: RUF012
     _supports_sdpa = True
 
@@ -93,6 +94,7 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -105,6 +107,7 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: (B, T), those after the ones in the cache.
             attention_mask: (B, S), 1 at tokens, 0 at padding, of the tokens in the cache too.
             past_key_values: a cache that grows, such as `DynamicCache`.
+            cache: the same, as transformers calls it from 5.24 on.
             labels: (B, T), the ``input_ids`` themselves; -100 where there is none.
             use_cache: whether to return a cache; default: the config's.
             logits_to_keep: only the last so many logits, or those at these indices; 0: all.
@@ -118,22 +121,23 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
         for name, reason in _REFUSED.items():
             if kwargs.get(name) is not None and kwargs[name] is not False:
                 raise ValueError(f"{name}: not supported, {reason}")
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = DynamicCache()
-        cache = _adapted(past_key_values, len(self.model.blocks)) if past_key_values is not None else None
-        visible = _visible(attention_mask, input_ids.size(1), cache.length if cache is not None else 0)
-        logits = self.model(input_ids, visible=visible, cache=cache)
+        cache = past_key_values if cache is None else cache
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache()
+        kept = _adapted(cache, len(self.model.blocks)) if cache is not None else None
+        visible = _visible(attention_mask, input_ids.size(1), kept.length if kept is not None else 0)
+        logits = self.model(input_ids, visible=visible, cache=kept)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.size(-1), **kwargs)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        output = CausalLMOutputWithPast(loss=loss, logits=logits[:, kept], past_key_values=past_key_values)
+        asked = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        output = CausalLMOutputWithPast(loss=loss, logits=logits[:, asked], **{_CACHE: cache})
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 def _adapted(cache: Cache, n_layer: int) -> KVCache:
     if getattr(cache, "is_compileable", False):
-        raise ValueError(f"past_key_values: {type(cache).__name__} is of fixed size; valid: DynamicCache")
+        raise ValueError(f"cache: {type(cache).__name__} is of fixed size; valid: DynamicCache")
     return KVCache([CacheLayer(cache, number) for number in range(n_layer)], cache.get_seq_length())
 
 
