@@ -30,6 +30,7 @@ def generate(
     greedy: bool = False,
     seed: int = 0,
     stop: Collection[int] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Continuations of token sequences, without dropout.
@@ -46,6 +47,7 @@ def generate(
         greedy: take the likeliest token instead of sampling.
         seed: of the sampling.
         stop: ids that end a row.
+        ended: called with the new tokens of a row after each one: whether it ends there.
         on_token: called with row and id as soon as there is a new token.
 
     Returns:
@@ -66,6 +68,7 @@ def generate(
             max_new_tokens,
             _Choice(len(prompts), temperature, top_p, greedy, seed),
             frozenset(stop or ()),
+            ended or (lambda tokens: False),
             on_token or (lambda row, token: None),
         )
     finally:
@@ -160,9 +163,10 @@ def _generate(
     max_new_tokens: int,
     choose: _Choice,
     stop: frozenset[int],
+    ended: Callable[[list[int]], bool],
     on_token: Callable[[int, int], None],
 ) -> list[list[int]]:
-    device = model.token_embedding.weight.device
+    device = model.device
     length = max(len(prompt) for prompt in prompts)
     padding = [length - len(prompt) for prompt in prompts]
     ids = torch.tensor([[_PAD] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)])
@@ -172,7 +176,7 @@ def _generate(
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     for number in range(max_new_tokens):
-        logits = model(ids.to(device), visible=visible, cache=cache)[:, -1]  # (B, V)
+        logits = model.head(model.hidden(ids.to(device), visible=visible, cache=cache)[:, -1])  # (B, V)
         chosen = choose(logits)
         for row in sorted(running):
             if chosen[row] in stop:
@@ -180,6 +184,8 @@ def _generate(
             else:
                 rows[row].append(chosen[row])
                 on_token(row, chosen[row])
+                if ended(rows[row]):
+                    running.remove(row)
         if not running or number + 1 == max_new_tokens:
             break
         ids = torch.tensor(chosen)[:, None]  # (B, 1); rows that have ended go on unread

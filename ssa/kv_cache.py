@@ -35,6 +35,15 @@ class GrowingCache:
         self.length = end
         return self._buffers[0][:, :, :end], self._buffers[1][:, :, :end]
 
+    def rows(self, index: Tensor) -> GrowingCache:
+        """A cache of its own for each row that is named, as often as it is: (N,)."""
+        chosen = GrowingCache()
+        if self._buffers is not None:
+            chosen.length = self.length
+            key, value = (buffer[:, :, : self.length].index_select(0, index) for buffer in self._buffers)
+            chosen._buffers = key, value
+        return chosen
+
     def _grown(self, like: Tensor, capacity: int, which: int = 0) -> Tensor:
         buffer = like.new_empty((*like.shape[:2], capacity, like.size(3)))
         if self._buffers is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssa.config import Config
+from ssa.config import Config, DataConfig
 from ssa.errors import UserError
 from ssa.record.run_files import load_config
 
@@ -30,7 +30,7 @@ def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
 
     tokenizer = load_run_tokenizer(folder, config)
     model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size, seed=None)
-    load_weights(model, _best(folder))
+    load_weights(model, best_weights(folder))
     return config, model.eval(), tokenizer
 
 
@@ -44,9 +44,9 @@ def load_run_config(folder: str | Path) -> Config:
     if not (path / "config.yaml").is_file() and (path / "config.json").is_file():
         raise UserError(f"{folder} is an exported model, not a run folder; give the run folder that it was made from")
     config = load_config(folder)
-    if not _best(folder).is_file():
+    if not best_weights(folder).is_file():
         raise UserError(
-            f"{folder} has no {_best('')} yet: it is written at the first validation, "
+            f"{folder} has no {best_weights('')} yet: it is written at the first validation, "
             f"after trainer.eval_every={config.trainer.eval_every} steps"
         )
     return config
@@ -69,6 +69,12 @@ def load_run_tokenizer(folder: str | Path, config: Config) -> Tokenizer:
         return Tokenizer(config.data.tokenizer, path.read_text(encoding="utf-8"))
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+
+
+def with_own_tokenizer(data: DataConfig, folder: str | Path) -> DataConfig:
+    """The tokenizer kept in the run folder, so that nothing needs another folder, or the network, for it."""
+    kept = Path(folder) / "tokenizer.json"
+    return data.model_copy(update={"tokenizer": str(kept)}) if kept.is_file() else data
 
 
 def continue_text(
@@ -121,5 +127,6 @@ def continue_text(
     return ids + new
 
 
-def _best(folder: str | Path) -> Path:
+def best_weights(folder: str | Path) -> Path:
+    """The file of a run's best weights by validation loss."""
     return Path(folder) / "checkpoints" / "best.ckpt"

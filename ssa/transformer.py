@@ -174,6 +174,20 @@ class Transformer(nn.Module):
         Returns:
             logits (B, T, V); or negative log-likelihoods (B, T), float32, in nats.
         """
+        logits: Tensor = self.head(self.hidden(ids, observe, visible=visible, cache=cache))  # (B, T, V)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        observe: Observer | None = None,
+        *,
+        visible: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """What the output matrix reads, (B, T, D): for those who need few logits.  Arguments as in `forward`."""
         past = cache.length if cache is not None else 0
         layout = self._layout(ids, visible, past)
         x = self.token_embedding(ids)  # (B, T, D)
@@ -184,10 +198,13 @@ class Transformer(nn.Module):
             x = block(x, layout, cache.layers[number] if cache is not None else None, observe)
         if cache is not None:
             cache.length = past + ids.size(1)
-        logits: Tensor = self.head(self.final_norm(x))  # (B, T, V)
-        if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+        normalised: Tensor = self.final_norm(x)
+        return normalised
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.token_embedding.weight.device
 
     def _layout(self, ids: Tensor, visible: Tensor | None, past: int) -> Layout:
         length = ids.size(1)

@@ -80,7 +80,7 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
     return transformer
 
 
-def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
+def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, field: str = "data.tokenizer") -> None:
     """See that the embedding has a row for every token.
 
     Raises:
@@ -88,7 +88,7 @@ def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
     """
     if model.vocab_size is not None and tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"data.tokenizer={tokenizer.name}: {tokenizer.vocab_size:,} tokens; "
+            f"{field}={tokenizer.name}: {tokenizer.vocab_size:,} tokens; "
             f"valid: up to model.vocab_size={model.vocab_size:,}, the rows of the embedding"
         )
 

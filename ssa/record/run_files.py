@@ -65,7 +65,7 @@ def load_status(folder: str | Path) -> Status:
     """
     path = Path(folder) / "status.json"
     try:
-        status = Status(**_read_json(path))
+        status = Status(**read_json(path))
     except TypeError:
         raise UserError(f"{path} is damaged: it has not the fields of a status") from None
     if status.status not in get_args(State):
@@ -92,7 +92,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is none yet, or it is damaged.
     """
-    return _read_json(Path(folder) / "summary.json")
+    return read_json(Path(folder) / "summary.json")
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def read_environment(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is no environment.json, or it is damaged.
     """
-    return _read_json(Path(folder) / "environment.json")
+    return read_json(Path(folder) / "environment.json")
 
 
 def check_unchanged(folder: str | Path, config: Config) -> None:
@@ -137,7 +137,12 @@ def to_line(row: Mapping[str, Any]) -> str:
     return json.dumps(_to_finite(row), allow_nan=False) + "\n"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that `write_json` wrote.
+
+    Raises:
+        UserError: there is none yet, or it is damaged.
+    """
     try:
         return _parse(path.read_bytes(), str(path))
     except FileNotFoundError:

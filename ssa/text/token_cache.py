@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class TokenSplit:
         if n_tokens >= self.n_tokens:
             return self
         tokens = self.tokens[:n_tokens]
-        texts = list(self._texts(tokens))
+        texts = list(replace(self, tokens=tokens).texts())
         n_words = sum(len(text.split()) for text in texts)
         n_bytes = sum(len(text.encode()) for text in texts)
         return TokenSplit(self.name, tokens, len(texts), n_words, n_bytes, self.tokenizer)
@@ -82,13 +82,13 @@ class TokenSplit:
             counts += np.bincount(self.tokens[start : start + _COUNTED_AT_ONCE], minlength=vocab_size)
         return counts
 
-    def _texts(self, tokens: npt.NDArray[Any]) -> Iterator[str]:
+    def texts(self) -> Iterator[str]:
         """Each document's text; the last may be cut off, a character of which only some bytes are there left out."""
-        ends = np.flatnonzero(tokens == self.tokenizer.end_of_text)
-        for start, end in zip(ends, [*ends[1:], len(tokens)], strict=True):
+        ends = np.flatnonzero(self.tokens == self.tokenizer.end_of_text)
+        for start, end in zip(ends, [*ends[1:], self.n_tokens], strict=True):
             if end > start + 1:
-                text = self.tokenizer.decode(tokens[start + 1 : end].tolist())
-                yield text if end < len(tokens) else text.rstrip("\N{REPLACEMENT CHARACTER}")
+                text = self.tokenizer.decode(self.tokens[start + 1 : end].tolist())
+                yield text if end < self.n_tokens else text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,16 @@ class Tokenizer:
         """The ids of each text."""
         return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_with_specials(self, text: str) -> list[int]:
+        """The ids of a text as the tokenizer's own file has them: begun, say, with ``<s>``, where it says so."""
+        ids: list[int] = self._inner.encode(text).ids
+        return ids
+
+    def token_id(self, token: str) -> int | None:
+        """The id of an entry of the vocabulary, None where it is none."""
+        found: int | None = self._inner.token_to_id(token)
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens written out."""
         return str(self._inner.decode(ids, skip_special_tokens=False))
@@ -79,18 +89,28 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
     Raises:
         UserError: there is none of this name, it cannot be had, or it has no end-of-text token.
     """
-    name, path = data.tokenizer, Path(data.tokenizer).expanduser()
+    name = data.tokenizer
     if name.startswith("bpe") and "/" not in name:
         return _trained(_entries(name), data, corpus)
+    return published_tokenizer(name, data.cache_dir)
+
+
+def published_tokenizer(name: str, cache_dir: str | None = None, field: str = "data.tokenizer") -> Tokenizer:
+    """A tokenizer by the id of its model on the Hub, its tokenizer.json or the folder of that.
+
+    Raises:
+        UserError: as `load_tokenizer`; ``field`` is what it calls ``name``.
+    """
+    path = Path(name).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
         if not path.is_file():
-            raise UserError(f"data.tokenizer={name}: the folder has no tokenizer.json; {_VALID}")
+            raise UserError(f"{field}={name}: the folder has no tokenizer.json; {_VALID}")
     if path.suffix == ".json":
         return Tokenizer(name, _read(name, path))
     if name.startswith((".", "/", "~")):
-        raise UserError(f"data.tokenizer={name}: no such folder or file; {_VALID}")
-    return _from_hub(data)
+        raise UserError(f"{field}={name}: no such folder or file; {_VALID}")
+    return _from_hub(name, cache_dir)
 
 
 def train_bpe(texts: Iterator[str], entries: int) -> str:
@@ -126,9 +146,8 @@ def _trained(entries: int, data: DataConfig, corpus: Corpus) -> Tokenizer:
     return Tokenizer(data.tokenizer, kept["definition"])
 
 
-def _from_hub(data: DataConfig) -> Tokenizer:
-    name = data.tokenizer
-    record = cache_root(data.cache_dir) / "tokenizers" / f"hub-{hash_of(name)[:16]}.json"
+def _from_hub(name: str, cache_dir: str | None) -> Tokenizer:
+    record = cache_root(cache_dir) / "tokenizers" / f"hub-{hash_of(name)[:16]}.json"
 
     def ask(_: dict[str, Any] | None) -> dict[str, Any]:
         return {"definition": _read(name, download(name, "tokenizer.json", "model"))}

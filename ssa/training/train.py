@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from ssa.config import Config, DataConfig
+from ssa.config import Config
 from ssa.device import (
     attention_backend,
     attention_kernels,
@@ -30,6 +30,7 @@ from ssa.record.checkpoint import load_weights, read_step
 from ssa.record.run_files import read_summary, write_atomic
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror
+from ssa.run_model import with_own_tokenizer
 from ssa.text.ngram import reference_perplexities
 from ssa.text.token_blocks import TrainingBatches, visible_in_documents
 from ssa.text.token_cache import TokenizedCorpus, prepare
@@ -81,7 +82,7 @@ def _prepare(config: Config, record: RunRecord) -> Job:
         weight_files(config.init_from)  # before text is tokenized for a model that is not there
     length, masked = config.data.block_size, config.data.document_mask
     backend = attention_backend(config.model, config.trainer, length, device, masked)
-    corpus = prepare(_with_own_tokenizer(config.data, record) if resuming else config.data)
+    corpus = prepare(with_own_tokenizer(config.data, record.folder) if resuming else config.data)
     corpus.check_block_size(config.data.block_size)
     splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in ("validation", "test")}
     train_split = corpus.split("train")
@@ -100,12 +101,6 @@ def _prepare(config: Config, record: RunRecord) -> Job:
         weights_hash=weights_hash(config.init_from) if config.init_from and not resuming else None,
         checkpoint_step=read_step(record.resume_checkpoint) if record.resume_checkpoint else None,
     )
-
-
-def _with_own_tokenizer(data: DataConfig, record: RunRecord) -> DataConfig:
-    """The tokenizer kept with the run, so that a resumed one needs no other folder, and no network, for it."""
-    kept = record.folder / "tokenizer.json"
-    return data.model_copy(update={"tokenizer": str(kept)}) if kept.is_file() else data
 
 
 def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transformer:

@@ -1,0 +1,33 @@
+"""Evaluate a trained or a pretrained model: ``python evaluate.py run=RUN_FOLDER tasks=...``; see ``--help``."""
+
+from __future__ import annotations
+
+import sys
+
+from ssa.command_line.settings import program
+from ssa.evaluation.settings import EvaluateSettings
+
+
+def run(settings: EvaluateSettings) -> None:
+    """Import what is heavy only now: a mistyped key is refused at once."""
+    from ssa.evaluation.evaluate import evaluate
+
+    evaluate(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(
+        program(
+            EvaluateSettings,
+            run,
+            name="evaluate.py",
+            purpose="Evaluate a model: perplexity, lm-evaluation-harness, passkey retrieval, its attention.",
+            examples=(
+                "run=outputs/main/RUN_ID",
+                "run=outputs/main/RUN_ID tasks=paper",
+                "init_from=HuggingFaceTB/SmolLM2-135M tasks=wikitext,piqa limit=200",
+                "run=outputs/main/RUN_ID tasks=length,passkey lengths=256,512,1024",
+                "run=outputs/main/RUN_ID tasks=perplexity_hf_strided text=wikitext stride=128",
+            ),
+        )
+    )

@@ -1,0 +1,1 @@
+"""What a trained model can do: tasks, each with its numbers, their uncertainty, and what decided them."""

@@ -1,0 +1,35 @@
+"""Tasks by their names."""
+
+from __future__ import annotations
+
+from ssa.evaluation.attention import Attention
+from ssa.evaluation.harness import PAPER, HarnessTask
+from ssa.evaluation.length import Length
+from ssa.evaluation.passkey import Passkey
+from ssa.evaluation.perplexity import CONVENTIONS, Perplexity
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.evaluation.subject import Subject
+from ssa.evaluation.task import Task
+
+_OTHERS = {"length": Length, "passkey": Passkey, "attention": Attention}
+OURS = (*CONVENTIONS, *_OTHERS)
+GROUPS = {"paper": tuple(PAPER)}
+
+
+def names(tasks: str) -> list[str]:
+    """The names between commas, groups by their members, each once."""
+    asked = [name.strip() for name in tasks.split(",") if name.strip()]
+    return list(dict.fromkeys(task for name in asked for task in GROUPS.get(name, (name,))))
+
+
+def task(name: str, settings: EvaluateSettings, subject: Subject) -> Task:
+    """A task, ready to run.
+
+    Raises:
+        UserError: there is no such task, or it cannot be done with these settings or this model.
+    """
+    if name in CONVENTIONS:
+        return Perplexity(name, settings, subject)
+    if name in _OTHERS:
+        return _OTHERS[name](settings, subject)
+    return HarnessTask(name, settings, (*OURS, *GROUPS))
