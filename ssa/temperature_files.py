@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import textwrap
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, chop_cells
 
+from ssa import plotting
 from ssa.atomic import replacing
 from ssa.errors import UserError
 from ssa.temperature_view import RGB, TemperatureView, colour
 
-_COLUMNS, _POINTS, _DPI = 100, 10, 150
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_Cell = tuple[int, int, str, RGB, RGB]  # row, column, text, background, text colour
+_COLUMNS, _POINTS = 100, 10
 _ADVANCE, _LINE = 0.602, 1.6  # of a monospaced character, in font sizes: DejaVu Sans Mono's, and room around it
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -49,8 +52,8 @@ def check_files(html: str | None, png: str | None) -> None:
             raise UserError(f"{key}={name}: not a file in a folder that exists")
         if name is not None and Path(name).suffix.lower() != f".{key}":
             raise UserError(f"{key}={name}: valid: a name that ends in .{key}")
-    if png is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"png={png}: needs matplotlib; to install it, pip install -e '.[plots]'")
+    if png is not None and not plotting.available():
+        raise UserError(f"png={png}: needs matplotlib; to install it, {plotting.INSTALL}")
 
 
 def write_html(view: TemperatureView, path: Path) -> None:
@@ -68,7 +71,7 @@ def write_html(view: TemperatureView, path: Path) -> None:
     what, numbers, meaning = (html.escape(line) for line in view.legend)
     low, high = 1 - view.reach, 1 + view.reach
     page = _PAGE.format(what=what, numbers=numbers, meaning=meaning, stops=stops, spans=spans, low=low, high=high)
-    with _writing("html", path) as partial:
+    with _faults_of("html", path), replacing(path) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
 
 
@@ -78,13 +81,20 @@ def write_png(view: TemperatureView, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    figures, patches = (importlib.import_module(f"matplotlib.{name}") for name in ("figure", "patches"))
     cells = list(_cells(view))
     rows = max(row for row, *_ in cells) + 6  # five of them for the legend
     size = ((_COLUMNS + 4) * _ADVANCE * _POINTS / 72, (rows + 1) * _LINE * _POINTS / 72)  # with margins
-    figure = figures.Figure(figsize=size, dpi=_DPI, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(rows + 0.5, -0.5))
-    axes.set_axis_off()
+    with plotting.figure(*size, layout=None) as figure, _faults_of("png", path):
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(rows + 0.5, -0.5))
+        axes.set_axis_off()
+        _draw(axes, view, cells, rows)
+        plotting.write(figure, path)
+
+
+def _draw(axes: Axes, view: TemperatureView, cells: Sequence[_Cell], rows: int) -> None:
+    """Text and legend in axes whose unit is a character."""
+    from matplotlib.patches import Rectangle
+
     font: dict[str, Any] = {
         "family": "monospace",
         "fontsize": _POINTS,
@@ -92,9 +102,7 @@ def write_png(view: TemperatureView, path: Path) -> None:
         "parse_math": False,
     }
     for row, column, text, background, foreground in cells:
-        axes.add_patch(
-            patches.Rectangle((column, row + 0.05), cell_len(text), 0.9, color=_hex(background), linewidth=0)
-        )
+        axes.add_patch(Rectangle((column, row + 0.05), cell_len(text), 0.9, color=_hex(background), linewidth=0))
         axes.text(column, row + 0.5, text, color=_hex(foreground), **font)
     what, numbers, meaning = view.legend
     for row, line in ((rows - 4, what), (rows - 3, numbers), *enumerate(textwrap.wrap(meaning, _COLUMNS), rows - 2)):
@@ -102,19 +110,14 @@ def write_png(view: TemperatureView, path: Path) -> None:
     low, high = f"{1 - view.reach:.3f} ", f" {1 + view.reach:.3f}"
     start = len(numbers) + 3 + len(low)
     for step, value in enumerate(view.scale(33)):
-        patch = patches.Rectangle(
-            (start + step / 2, rows - 2.9), 0.5, 0.8, color=_hex(colour(value, view.reach)), linewidth=0
-        )
-        axes.add_patch(patch)
+        place = (start + step / 2, rows - 2.9)
+        axes.add_patch(Rectangle(place, 0.5, 0.8, color=_hex(colour(value, view.reach)), linewidth=0))
     axes.text(start - len(low), rows - 2.5, low, color="black", **font)
     axes.text(start + 16.5, rows - 2.5, high, color="black", **font)
-    with _writing("png", path) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks is drawn as boxes
-        figure.savefig(partial, format="png")
 
 
-def _cells(view: TemperatureView) -> Iterator[tuple[int, int, str, RGB, RGB]]:
-    """The tokens' texts on a grid of characters: row, column, text, background, text colour."""
+def _cells(view: TemperatureView) -> Iterator[_Cell]:
+    """The tokens' texts on a grid of characters."""
     row = column = 0
     for piece, _, background, foreground in view.tokens():
         for number, line in enumerate(piece.split("\n")):
@@ -128,10 +131,9 @@ def _cells(view: TemperatureView) -> Iterator[tuple[int, int, str, RGB, RGB]]:
 
 
 @contextmanager
-def _writing(key: str, path: Path) -> Iterator[Path]:
+def _faults_of(key: str, path: Path) -> Iterator[None]:
     try:
-        with replacing(path) as partial:
-            yield partial
+        yield
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be written ({error.strerror or error})") from None
 

@@ -22,7 +22,7 @@ from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
 
 S = TypeVar("S", bound=BaseModel)
 
-_WORDS = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER", "boolean": "true|false", "array": "[A,B]"}
+_WORDS = {"string": "TEXT", "integer": "INTEGER", "number": "NUMBER", "boolean": "true|false", "array": "A,B"}
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 _COLUMN, _WIDTH = 28, 100
 
@@ -128,6 +128,12 @@ def _read(key: str, text: str, schema: Mapping[str, Any]) -> Any:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"{key}={shown(ascii(text)[1:-1])}: not valid UTF-8")
         return text
+    if schema["type"] == "array":
+        return [_value(item) for item in text.strip("[]").split(",") if item.strip()]
+    return _value(text)
+
+
+def _value(text: str) -> Any:
     for number in (int, float):  # YAML 1.1 would read 1e-3 as text and 010 as 8
         try:
             return number(text)

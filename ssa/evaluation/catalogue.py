@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from ssa.evaluation.attention import Attention
+from importlib import import_module
+
 from ssa.evaluation.harness import PAPER, HarnessTask
-from ssa.evaluation.length import Length
-from ssa.evaluation.passkey import Passkey
 from ssa.evaluation.perplexity import CONVENTIONS, Perplexity
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.subject import Subject
 from ssa.evaluation.task import Task
 
-_OTHERS = {"length": Length, "passkey": Passkey, "attention": Attention}
+_OTHERS = {"length": "Length", "passkey": "Passkey", "attention": "Attention"}  # class of the module of that name
 OURS = (*CONVENTIONS, *_OTHERS)
 GROUPS = {"paper": tuple(PAPER)}
 
@@ -31,5 +30,6 @@ def task(name: str, settings: EvaluateSettings, subject: Subject) -> Task:
     if name in CONVENTIONS:
         return Perplexity(name, settings, subject)
     if name in _OTHERS:
-        return _OTHERS[name](settings, subject)
+        made: Task = getattr(import_module(f"ssa.evaluation.{name}"), _OTHERS[name])(settings, subject)
+        return made
     return HarnessTask(name, settings, (*OURS, *GROUPS))

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from ssa.config import Config, LoggerConfig
 from ssa.errors import EXIT_INTERRUPTED, UserError
-from ssa.record.run_files import write_json
+from ssa.record.run_files import read_rows, write_json
 from ssa.record.run_record import RunRecord
 
 Mode = Literal["disabled", "offline", "online"]  # from the least to the most
@@ -97,12 +97,14 @@ class WandbMirror:
         self._run = self._init("offline")
         return _say(f"offline ({reason}); send it later: {_sync_command(self._run)}")
 
-    def _init(self, mode: Mode) -> Any:
+    def _init(self, mode: Mode, known: str | None = None) -> Any:
+        """A new W&B run, or the known one of this id gone on with."""
         import wandb
 
         config, logger = self._config, self._config.logger
         run = wandb.init(
-            id=f"{config.run_id}-{secrets.token_hex(3)}",
+            id=known or f"{config.run_id}-{secrets.token_hex(3)}",
+            resume="must" if known else None,
             name=config.run_id,
             group=config.experiment,
             project=logger.project,
@@ -117,15 +119,13 @@ class WandbMirror:
         run.define_metric("step")
         run.define_metric("tokens")
         run.define_metric("*", step_metric="step")
-        self._remember(run)
+        if known is None:
+            self._remember(run)
         return run
 
     def _remember(self, run: Any) -> None:
-        path = self._folder / "wandb.json"
-        known = []
-        with suppress(OSError, ValueError, KeyError):  # none yet, or damaged: only a convenience
-            known = json.loads(path.read_text())["attempts"]
-        write_json(path, {"attempts": [*known, {"id": run.id, "mode": run.settings.mode, "url": run.url}]})
+        known = _attempts(self._folder)
+        write_json(self._folder / "wandb.json", {"attempts": [*known, {"id": run.id, "mode": run.settings.mode, "url": run.url}]})
 
     @contextmanager
     def _or_without(self, what: str) -> Iterator[None]:
@@ -138,6 +138,33 @@ class WandbMirror:
             self._run = None
             _say(f"{what} ({_first_line(error)}); the run goes on, with metrics.jsonl alone")
             _drop_service()
+
+
+def mirror_evaluation(config: Config, folder: Path, values: Mapping[str, float]) -> None:
+    """Adds what an evaluation found to the run's newest W&B run, or where that is not online, to a new one of all rows.
+
+    Nothing here can fail the evaluation.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        values: by metric name.
+    """
+    if config.logger.name != "wandb":
+        return
+    mirror = WandbMirror(config, folder)
+    with mirror._or_without("did not take the evaluation"):
+        mode, reason = choose_mode(config.logger)
+        newest = _attempts(folder)[-1:]
+        if mode == "online" and newest and newest[0].get("mode") == "online":
+            mirror._run = mirror._init("online", newest[0]["id"])
+            _say(f"online, {mirror._run.url}")
+        else:
+            mirror._start(mode, reason)
+            for row in read_rows(folder):
+                mirror.log(row)
+    mirror.summary(values)
+    mirror.finish(0)
 
 
 def check(logger: LoggerConfig) -> None:
@@ -172,6 +199,14 @@ def choose_mode(logger: LoggerConfig) -> tuple[Mode, str]:
     if problem and logger.mode == "online":
         raise UserError(f"logger.mode=online: {problem}; or take logger.mode=offline")
     return ("offline", problem) if problem else ("online", "")
+
+
+def _attempts(folder: Path) -> list[dict[str, Any]]:
+    """The W&B runs of a run so far; none where wandb.json is damaged, which is only a convenience."""
+    with suppress(OSError, ValueError, KeyError):
+        known: list[dict[str, Any]] = json.loads((folder / "wandb.json").read_text())["attempts"]
+        return known
+    return []
 
 
 def _key_problem() -> str | None:

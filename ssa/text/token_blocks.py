@@ -71,6 +71,17 @@ def evaluation_windows(split: TokenSplit, block_size: int, batch_size: int) -> I
         yield _windows(split.tokens, [n_full * block_size], rest)
 
 
+def probe_windows(tokens: npt.NDArray[Any], block_size: int, sequences: int) -> Tensor:
+    """The first windows of a stream of tokens, (n_tokens,): the fixed batch that attention is measured on.
+
+    Returns:
+        (sequences or fewer, block_size), int64; of a stream shorter than a block, all of it, (1, n_tokens).
+    """
+    first = torch.from_numpy(tokens[: sequences * block_size].astype(np.int64))
+    rows = max(1, len(first) // block_size)
+    return first[: rows * block_size].reshape(rows, -1)
+
+
 def visible_in_documents(ids: Tensor, end_of_text: int) -> Tensor:
     """How many tokens each token sees when attention restarts at each document, itself among them.
 

@@ -18,7 +18,7 @@ from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import TrainingDiverged
 from ssa.perplexity import perplexities
-from ssa.text.token_blocks import visible_in_documents
+from ssa.text.token_blocks import probe_windows, visible_in_documents
 from ssa.text.token_cache import TokenSplit
 from ssa.training.loaders import Batch
 from ssa.training.optim import build_optimizer
@@ -46,7 +46,7 @@ class LanguageModule(L.LightningModule):
         self.model = model
         self.splits = splits
         self.log_row = log_row
-        self.probe = _probe(splits["validation"], config.data.block_size, config.trainer.probe_sequences)
+        self.probe = probe_windows(splits["validation"].tokens, config.data.block_size, config.trainer.probe_sequences)
         self.end_of_text = splits["validation"].tokenizer.end_of_text
         self.evaluated: dict[str, float] = {}  # the newest evaluation, by metric name without its split
         self.last_checkpoint = "none"  # named when training diverges
@@ -146,10 +146,3 @@ class LanguageModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The run's config travels with its weights, as plain values."""
         checkpoint["config"] = self.config.plain()
-
-
-def _probe(split: TokenSplit, block_size: int, sequences: int) -> Tensor:
-    """The first windows of a split, (sequences or fewer, block_size); of a shorter split, all of it."""
-    tokens = torch.as_tensor(split.tokens[: sequences * block_size].astype("int64"))
-    rows = max(1, len(tokens) // block_size)
-    return tokens[: rows * block_size].reshape(rows, -1)
