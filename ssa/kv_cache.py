@@ -33,16 +33,20 @@ class GrowingCache:
         for buffer, new in zip(self._buffers, (key, value), strict=True):
             buffer[:, :, self.length : end] = new
         self.length = end
-        return self._buffers[0][:, :, :end], self._buffers[1][:, :, :end]
+        return self.held
 
-    def rows(self, index: Tensor) -> GrowingCache:
-        """A cache of its own for each row that is named, as often as it is: (N,)."""
-        chosen = GrowingCache()
-        if self._buffers is not None:
-            chosen.length = self.length
-            key, value = (buffer[:, :, : self.length].index_select(0, index) for buffer in self._buffers)
-            chosen._buffers = key, value
-        return chosen
+    @classmethod
+    def of(cls, key: Tensor, value: Tensor) -> GrowingCache:
+        """One that has taken these, (B, H, T, d) each."""
+        cache = cls()
+        cache.length, cache._buffers = key.size(2), (key, value)
+        return cache
+
+    @property
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Keys and values so far, (B, H, T, d) each."""
+        assert self._buffers is not None, "nothing was appended"
+        return self._buffers[0][:, :, : self.length], self._buffers[1][:, :, : self.length]
 
     def _grown(self, like: Tensor, capacity: int, which: int = 0) -> Tensor:
         buffer = like.new_empty((*like.shape[:2], capacity, like.size(3)))

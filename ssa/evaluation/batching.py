@@ -17,16 +17,14 @@ def in_batches(
     lengths: Sequence[int],
     device: torch.device,
     batch_size: int | None = None,
-    rows: Sequence[int] | None = None,
 ) -> None:
     """Runs items in their order, batch by batch; where memory is short and the size is ours, in halves of a batch.
 
     Args:
         run: takes the numbers of a batch's items.
-        lengths: tokens in a row of each item.
+        lengths: tokens of each item.
         device: what it runs on.
         batch_size: rows at once; None: as many as suit the device.
-        rows: of each item; default: one.
 
     Raises:
         UserError: out of memory.
@@ -43,22 +41,18 @@ def in_batches(
         attempt(items[: len(items) // 2])
         attempt(items[len(items) // 2 :])
 
-    for items in _batches(lengths, rows or [1] * len(lengths), device, batch_size):
+    for items in _batches(lengths, device, batch_size):
         attempt(items)
 
 
-def _batches(
-    lengths: Sequence[int], rows: Sequence[int], device: torch.device, batch_size: int | None
-) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], device: torch.device, batch_size: int | None) -> Iterator[list[int]]:
     items: list[int] = []
-    count = longest = 0
-    for item, (length, more) in enumerate(zip(lengths, rows, strict=True)):
+    longest = 0
+    for item, length in enumerate(lengths):
         longest = max(longest, length)
-        limit = batch_size or max(1, min(_ROWS, _TOKENS[device.type] // longest))
-        if items and count + more > limit:
+        if items and len(items) >= (batch_size or max(1, min(_ROWS, _TOKENS[device.type] // longest))):
             yield items
-            items, count, longest = [], 0, length
+            items, longest = [], length
         items.append(item)
-        count += more
     if items:
         yield items

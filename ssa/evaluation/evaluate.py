@@ -32,9 +32,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
         UserError: the model cannot be had; or, when all others are done, tasks failed.
     """
     subject = Subject(
-        **settings.model_dump(
-            include={"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
-        )
+        **settings.model_dump(include={"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"})
     )
     console = Console(highlight=False, soft_wrap=True)
     folder = subject.folder / "evaluation"
@@ -86,7 +84,11 @@ def _table(results: Mapping[str, Result]) -> Table:
         for number, (metric, found) in enumerate(result["metrics"].items()):
             first = number == 0
             table.add_row(
-                name if first else "", metric, f"{found['value']:.4g}", _error(found), f"{result['n']:,}" if first else ""
+                name if first else "",
+                metric,
+                f"{found['value']:.4g}",
+                _error(found),
+                f"{result['n']:,}" if first else "",
             )
     return table
 

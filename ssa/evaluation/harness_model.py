@@ -76,7 +76,9 @@ class HarnessModel(TemplateLM):
         answers = [""] * len(requests)
         for label, group in groupby(sorted(range(len(requests)), key=settings), key=settings):
             numbers = list(group)
-            texts = self._generated([requests[number].args[0] for number in numbers], requests[numbers[0]].args[1], label)
+            texts = self._generated(
+                [requests[number].args[0] for number in numbers], requests[numbers[0]].args[1], label
+            )
             for number, text in zip(numbers, texts, strict=True):
                 answers[number] = text
         return answers

@@ -16,15 +16,17 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ssa.errors import UserError
 from ssa.evaluation.batching import in_batches
 from ssa.evaluation.subject import Subject
-from ssa.kv_cache import GrowingCache, KVCache, visible_after_padding
+from ssa.kv_cache import GrowingCache, KVCache, LayerCache
 from ssa.transformer import Transformer
 
-_SAVED = 16  # tokens that a shared prefix must save: a second pass through the model has its price
-_GROUP = 32  # rows of one, where the size of a batch is ours to choose
+_SAVED = 8  # tokens that a shared prefix must save: rows without one need no mask
+_GROUP = 32  # rows with one prefix, where the size of a batch is ours to choose
+_HELD = 8192  # tokens whose keys and values are held while rows go on from them
 _LOGITS = 2**25  # held at once
 _PAD = 0  # any id: nothing reads it
 
@@ -50,13 +52,20 @@ class _Row(NamedTuple):
 
 
 class _Group(NamedTuple):
-    prefix: int  # tokens that its rows have in common, all before the first prediction that is scored
+    prefix: int  # tokens that its rows have in common
     rows: list[_Row]
 
     @property
     def length(self) -> int:
         """Input tokens of its longest row."""
         return max(len(row.tokens) for row in self.rows) - 1
+
+
+class _Held(NamedTuple):
+    """A prefix that has been through the model."""
+
+    layers: list[tuple[Tensor, Tensor]]  # keys and values, (T, K, d) each
+    hidden: Tensor  # (T, D)
 
 
 def score_requests(
@@ -80,21 +89,18 @@ def score_requests(
     """
     rows = [_row(number, request, context) for number, request in enumerate(requests)]
     groups = sorted(_groups(rows, batch_size), key=lambda group: group.length, reverse=True)
-    for shared in (False, True):
-        chosen = [group for group in groups if bool(group.prefix) == shared]
 
-        def run(items: list[int], chosen: list[_Group] = chosen, shared: bool = shared) -> None:
-            score = _score_shared if shared else _score_lone
-            with torch.inference_mode(), subject.autocast():
-                keep(score(subject.model, [chosen[item] for item in items]))
+    def in_rows(run: Callable[[list[int]], None], lengths: list[int]) -> None:
+        with torch.inference_mode(), subject.autocast():
+            in_batches(run, lengths, subject.device, batch_size)
 
-        in_batches(
-            run,
-            [group.length for group in chosen],
-            subject.device,
-            batch_size,
-            [len(group.rows) for group in chosen],
-        )
+    lone = [row for group in groups if not group.prefix for row in group.rows]
+    in_rows(
+        lambda items: keep(_score_lone(subject.model, [lone[item] for item in items])),
+        [len(row.tokens) - 1 for row in lone],
+    )
+    for shared in _portions([group for group in groups if group.prefix]):
+        _score_shared(subject.model, shared, in_rows, keep)
 
 
 def input_tokens(request: Request) -> int:
@@ -113,7 +119,7 @@ def _groups(rows: Sequence[_Row], batch_size: int | None) -> Iterator[_Group]:
     """Neighbours in alphabetical order, for as long as each that joins saves more tokens."""
     prefix, together = 0, list[_Row]()
     for row in sorted(rows, key=lambda row: row.tokens):
-        common = min(prefix, _common(together[0].tokens, row.tokens) if together else 0, _before_scored(row))
+        common = min(prefix, _common(together[0].tokens, row.tokens) if together else 0, _sharable(row))
         saved, before = len(together) * common, (len(together) - 1) * prefix
         if len(together) < (batch_size or _GROUP) and saved >= max(_SAVED, before):
             prefix = common
@@ -121,70 +127,111 @@ def _groups(rows: Sequence[_Row], batch_size: int | None) -> Iterator[_Group]:
             continue
         if together:
             yield _Group(prefix if len(together) > 1 else 0, together)
-        prefix, together = _before_scored(row), [row]
+        prefix, together = _sharable(row), [row]
     if together:
         yield _Group(prefix if len(together) > 1 else 0, together)
 
 
-def _before_scored(row: _Row) -> int:
-    """Tokens before the one that predicts the first scored one."""
-    return len(row.tokens) - row.scored - 1
+def _sharable(row: _Row) -> int:
+    """Tokens that may be a prefix: all but the last input and what it predicts."""
+    return len(row.tokens) - 2
+
+
+def _portions(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
+    """As many at once as may be held."""
+    portion: list[_Group] = []
+    for group in groups:
+        if sum(other.prefix for other in portion) + group.prefix > _HELD and portion:
+            yield portion
+            portion = []
+        portion.append(group)
+    if portion:
+        yield portion
 
 
 def _common(one: list[int], other: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def _score_lone(model: Transformer, groups: Sequence[_Group]) -> list[tuple[int, Score]]:
-    """Rows one by one, padded on the right, where causal attention looks at no pad."""
-    rows = [row for group in groups for row in group.rows]
-    ids = _padded([row.tokens[:-1] for row in rows])
-    hidden = model.hidden(ids.to(model.device))  # (B, T, D)
-    return _scores(model, hidden, rows, [0] * len(rows))
+def _score_lone(model: Transformer, rows: Sequence[_Row]) -> list[tuple[int, Score]]:
+    """Padded on the right, where causal attention looks at no pad."""
+    hidden = model.hidden(_padded([row.tokens[:-1] for row in rows]).to(model.device))  # (B, T, D)
+    return _scores(model, rows, [states[: len(row.tokens) - 1] for states, row in zip(hidden, rows, strict=True)])
 
 
-def _score_shared(model: Transformer, groups: Sequence[_Group]) -> list[tuple[int, Score]]:
-    """The prefix of each group once, padded on the left; then what follows it in each row, padded on the right."""
-    prefixes = [group.rows[0].tokens[: group.prefix] for group in groups]
-    longest = max(map(len, prefixes))
-    ids = torch.tensor([[_PAD] * (longest - len(prefix)) + prefix for prefix in prefixes], device=model.device)
-    padding = torch.tensor([longest - len(prefix) for prefix in prefixes], device=model.device)
+def _score_shared(
+    model: Transformer,
+    groups: Sequence[_Group],
+    in_rows: Callable[[Callable[[list[int]], None], list[int]], None],
+    keep: Callable[[list[tuple[int, Score]]], None],
+) -> None:
+    """The prefixes, then what follows them in each row, each in batches of like length."""
+    groups = sorted(groups, key=lambda group: group.prefix, reverse=True)
+    held: list[_Held] = []
+    in_rows(
+        lambda items: held.extend(_hold(model, [_prefix(groups[item]) for item in items])),
+        [group.prefix for group in groups],
+    )
+    rows = [(row, prefix) for group, prefix in zip(groups, held, strict=True) for row in group.rows]
+    rows.sort(key=lambda pair: len(pair[0].tokens) - len(pair[1].hidden), reverse=True)
+    new = [len(row.tokens) - len(prefix.hidden) for row, prefix in rows]
+    in_rows(
+        lambda items: keep(_score_after(model, [rows[item] for item in items])),
+        [max(length, len(row.tokens) // 4) for length, (row, _) in zip(new, rows, strict=True)],  # a prefix costs less
+    )
+
+
+def _prefix(group: _Group) -> list[int]:
+    return group.rows[0].tokens[: group.prefix]
+
+
+def _hold(model: Transformer, prefixes: Sequence[list[int]]) -> list[_Held]:
+    """Padded on the right, like rows alone."""
     layers = [GrowingCache() for _ in range(model.config.n_layer)]
-    visible = visible_after_padding(padding, longest) if padding.any() else None
-    model.hidden(ids, visible=visible, cache=KVCache(list(layers)))
-    owners = torch.tensor([place for place, group in enumerate(groups) for _ in group.rows], device=model.device)
-    cache = KVCache([layer.rows(owners) for layer in layers], longest)
-    rows = [row for group in groups for row in group.rows]
-    starts = [group.prefix for group in groups for _ in group.rows]
-    rest = [row.tokens[start:-1] for row, start in zip(rows, starts, strict=True)]
+    hidden = model.hidden(_padded(prefixes).to(model.device), cache=KVCache(list(layers)))  # (B, T, D)
+    stored = [tuple(tensor.transpose(1, 2) for tensor in layer.held) for layer in layers]  # (B, T, K, d) each
+    return [
+        _Held(
+            [(key[row, : len(prefix)], value[row, : len(prefix)]) for key, value in stored], hidden[row, : len(prefix)]
+        )
+        for row, prefix in enumerate(prefixes)
+    ]
+
+
+def _score_after(model: Transformer, rows: Sequence[tuple[_Row, _Held]]) -> list[tuple[int, Score]]:
+    """Prefixes padded on the left, what follows on the right."""
+    starts = [len(held.hidden) for _, held in rows]
+    rest = [row.tokens[start:-1] for (row, _), start in zip(rows, starts, strict=True)]
+    layers: list[LayerCache] = [
+        GrowingCache.of(*(_padded_left([held.layers[layer][which] for _, held in rows]) for which in (0, 1)))
+        for layer in range(model.config.n_layer)
+    ]
     lengths = torch.tensor([len(tokens) for tokens in rest], device=model.device)[:, None]  # (B, 1)
     slots = torch.arange(1, max(map(len, rest)) + 1, device=model.device).minimum(lengths)  # pads stay in position
-    seen = torch.tensor(starts, device=model.device)[:, None] + slots  # (B, T)
-    hidden = model.hidden(_padded(rest).to(model.device), visible=seen, cache=cache)
-    return _scores(model, hidden, rows, starts)
-
-
-def _scores(
-    model: Transformer, hidden: Tensor, rows: Sequence[_Row], starts: Sequence[int]
-) -> list[tuple[int, Score]]:
-    """The scored tokens of each row, from hidden states (B, T, D) that begin after ``starts`` of its tokens."""
-    places = [
-        (number, len(row.tokens) - 1 - start - back)
-        for number, (row, start) in enumerate(zip(rows, starts, strict=True))
-        for back in range(row.scored, 0, -1)
+    visible = torch.tensor(starts, device=model.device)[:, None] + slots  # (B, T)
+    cache = KVCache(layers, max(starts))
+    hidden = model.hidden(_padded(rest).to(model.device), visible=visible, cache=cache)  # (B, T, D)
+    states = [
+        torch.cat([held.hidden, after[: len(tokens)]])
+        for (_, held), after, tokens in zip(rows, hidden, rest, strict=True)
     ]
+    return _scores(model, [row for row, _ in rows], states)
+
+
+def _scores(model: Transformer, rows: Sequence[_Row], states: Sequence[Tensor]) -> list[tuple[int, Score]]:
+    """The scored tokens of each row, from the hidden states of its inputs, (T, D)."""
+    hidden = torch.cat([of_row[-row.scored :] for row, of_row in zip(rows, states, strict=True)])  # (N, D)
     targets = torch.tensor([token for row in rows for token in row.tokens[-row.scored :]], device=hidden.device)
-    batch, slots = torch.tensor(places, device=hidden.device).T
     found: list[Tensor] = []
     likeliest: list[Tensor] = []
-    for index in torch.arange(len(places), device=hidden.device).split(max(1, _LOGITS // model.head.out_features)):
-        logits = model.head(hidden[batch[index], slots[index]]).float()  # (N, V)
-        wanted = targets[index]
+    at_once = max(1, _LOGITS // model.head.out_features)
+    for some, wanted in zip(hidden.split(at_once), targets.split(at_once), strict=True):  # type: ignore[no-untyped-call]
+        logits = model.head(some).float()  # (N, V)
         found.append(-F.cross_entropy(logits, wanted, reduction="none"))  # training's; logsumexp differs by 1e-5
         likeliest.append(logits.argmax(1) == wanted)
     lengths = [row.scored for row in rows]
-    logprobs = torch.cat(found).cpu().split(lengths)
-    greedy = torch.cat(likeliest).cpu().split(lengths)
+    logprobs = torch.cat(found).cpu().split(lengths)  # type: ignore[no-untyped-call]
+    greedy = torch.cat(likeliest).cpu().split(lengths)  # type: ignore[no-untyped-call]
     return [
         (row.number, Score(values.tolist(), bool(hits.all())))
         for row, values, hits in zip(rows, logprobs, greedy, strict=True)
@@ -195,3 +242,8 @@ def _padded(rows: Sequence[list[int]]) -> Tensor:
     """On the right: (B, T)."""
     longest = max(map(len, rows))
     return torch.tensor([tokens + [_PAD] * (longest - len(tokens)) for tokens in rows])
+
+
+def _padded_left(rows: list[Tensor]) -> Tensor:
+    """(T, K, d) each -> (B, K, T, d)."""
+    return pad_sequence(rows, batch_first=True, padding_side="left").transpose(1, 2)

@@ -29,12 +29,16 @@ class EvaluateSettings(Section):
     num_fewshot: NonNegativeInt | None = Field(
         None, description="examples before each question of lm-evaluation-harness; null: the task's own, else 0"
     )
-    batch_size: Text = Field("auto", description="rows at once; auto: as many as suit the device; no number depends on it")
+    batch_size: Text = Field(
+        "auto", description="rows at once; auto: as many as suit the device; no number depends on it"
+    )
     context: PositiveInt | None = Field(
-        None, description="the longest input in tokens; null: the block size of the run, the pretrained model's positions"
+        None,
+        description="the longest input in tokens; null: the block size of the run, the pretrained model's positions",
     )
     stride: PositiveInt | None = Field(
-        None, description="tokens between windows of perplexity (null: the context) and perplexity_hf_strided (null: 512)"
+        None,
+        description="tokens between windows of perplexity (null: the context) and perplexity_hf_strided (null: 512)",
     )
     text: Text | None = Field(
         None,
@@ -54,7 +58,8 @@ class EvaluateSettings(Section):
     trials: PositiveInt = Field(20, description="pass keys for each length and depth")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of the pass keys")
     tokenizer: Text | None = Field(
-        None, description="in place of the pretrained model's own: an id of the Hub, a tokenizer.json, a folder with one"
+        None,
+        description="in place of the pretrained model's own: an id of the Hub, a tokenizer.json, a folder with one",
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["auto", "bf16-mixed", "32-true"] = Field(

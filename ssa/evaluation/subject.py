@@ -15,8 +15,6 @@ from ssa.model_config import ModelConfig
 from ssa.pretrained.source import describe, size_label, small_files, weights_hash
 
 if TYPE_CHECKING:
-    import torch
-
     from ssa.text.tokenization import Tokenizer
     from ssa.transformer import Transformer
 

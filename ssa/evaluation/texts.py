@@ -56,7 +56,7 @@ class EvaluationText:
         for encoded in tokenizer.encode_batch(self.documents):
             ids += [*encoded, tokenizer.end_of_text]
         counts = self.counts
-        return TokenSplit(self.name, np.array(ids), *(counts[unit] for unit in counts), tokenizer)
+        return TokenSplit(self.name, np.array(ids), counts["documents"], counts["words"], counts["bytes"], tokenizer)
 
 
 def text_name(settings: EvaluateSettings, subject: Subject) -> str:

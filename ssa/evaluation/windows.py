@@ -23,7 +23,7 @@ def stream_windows(
 
 
 def strided_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Request]:
-    """Windows of ``window`` tokens, ``stride`` apart; each scores what no earlier one did, its own first token never."""
+    """Windows of ``window`` tokens, ``stride`` apart; each scores what none before did, and not its own first."""
     done = 0
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))

@@ -124,8 +124,8 @@ class WandbMirror:
         return run
 
     def _remember(self, run: Any) -> None:
-        known = _attempts(self._folder)
-        write_json(self._folder / "wandb.json", {"attempts": [*known, {"id": run.id, "mode": run.settings.mode, "url": run.url}]})
+        this = {"id": run.id, "mode": run.settings.mode, "url": run.url}
+        write_json(self._folder / "wandb.json", {"attempts": [*_attempts(self._folder), this]})
 
     @contextmanager
     def _or_without(self, what: str) -> Iterator[None]:
