@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,23 @@ def smoke(small_text: Path, tmp_path: Path) -> Callable[..., Config]:
         return parse(OmegaConf.to_container(composed, resolve=True))
 
     return make
+
+
+@pytest.fixture
+def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B without an account, in a working directory of its own, and started anew for each test."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    yield
+    sys.modules["wandb"].teardown() if sys.modules.get("wandb") else None
+
+
+@pytest.fixture
+def wandb_config(smoke: Callable[..., Config]) -> Callable[..., Config]:
+    """A function that makes a config that logs to W&B; a short timeout, so that tests of it are short."""
+    return lambda *overrides: smoke("logger=wandb", "logger.timeout_seconds=4", *overrides)

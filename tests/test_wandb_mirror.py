@@ -6,20 +6,24 @@ prints its address, and keeps what it gets in ``DIR/entity/PROJECT/RUN_ID/{meta,
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb_backend import (
+    KEY,
+    assert_whole,
+    attempts,
+    received,
+    server,
+)
 
 from ssa.config import Config
 from ssa.errors import EXIT_INTERRUPTED, UserError
@@ -28,31 +32,10 @@ from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror, check, choose_mode
 
 Configured = Callable[..., Config]
-KEY = "0123456789abcdef" * 2 + "01234567"
-SERVER = os.environ.get("SSA_WANDB_SERVER", "")
+pytestmark = pytest.mark.usefixtures("fresh_wandb")
 WANDB = Path(sys.executable).with_name("wandb")
 NO_SERVER = "http://127.0.0.1:9"  # the port of the discard protocol, where nothing listens
 ROWS = [{"step": i, "tokens": 64 * i, "train/loss": 1 / (i + 1), "lr": 1e-3, "count": 2**40 + i} for i in range(40)]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B without an account, in a working directory of its own, and started anew for each test."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    yield
-    sys.modules["wandb"].teardown() if sys.modules.get("wandb") else None
-
-
-@pytest.fixture
-def wandb_config(smoke: Configured) -> Configured:
-    """A function that makes a config that logs to W&B; a short timeout, so that tests of it are short."""
-    return lambda *overrides: smoke("logger=wandb", "logger.timeout_seconds=4", *overrides)
 
 
 def begun(config: Config, step: int | None = None) -> RunRecord:
@@ -71,11 +54,6 @@ def run(config: Config, rows: list[dict[str, Any]] = ROWS, exit_code: int = 0) -
         mirror.summary({"val/loss": 2.5, "parameters.total": 1000})
         mirror.finish(exit_code)
     return record
-
-
-def attempts(record: RunRecord) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((record.folder / "wandb.json").read_text())["attempts"]
-    return found
 
 
 def offline_files(record: RunRecord) -> list[Path]:
@@ -283,45 +261,11 @@ def test_a_run_is_always_closed(wandb_config: Configured, error: BaseException |
 # With a server
 
 
-@contextmanager
-def server(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A W&B backend, which this process's W&B then takes for its own."""
-    if not SERVER:
-        pytest.skip("SSA_WANDB_SERVER is not set")
-    command = [sys.executable, SERVER, "--dir", str(folder), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, pytest.MonkeyPatch.context() as patch:
-        assert process.stdout
-        patch.setenv("WANDB_BASE_URL", process.stdout.readline().strip())
-        patch.setenv("WANDB_API_KEY", KEY)
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds, and the result."""
     begin = time.perf_counter()
     result = action()
     return time.perf_counter() - begin, result
-
-
-def received(folder: Path, wandb_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the server has of a run: meta, config and summary, and the rows without W&B's own values."""
-    run_folder = folder / "entity" / "ssa" / wandb_id
-    files = {name: json.loads((run_folder / f"{name}.json").read_text()) for name in ("meta", "config", "summary")}
-    history = run_folder / "history.jsonl"
-    rows = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
-    return files, [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
-
-
-def assert_whole(folder: Path, record: RunRecord, state: str = "finished") -> None:
-    """The newest attempt's W&B run says what the run folder says."""
-    files, rows = received(folder, attempts(record)[-1]["id"])
-    assert rows == record.rows()
-    assert files["config"] == record.config.plain()
-    meta = files["meta"]
-    assert (meta["state"], meta["name"], meta["group"]) == (state, record.config.run_id, record.config.experiment)
 
 
 def sync(folder: Path, said: str) -> None:

@@ -102,7 +102,7 @@ class HarnessTask:
 
         from ssa.evaluation.harness_model import HarnessModel
 
-        with _quiet():
+        with quiet():
             found = self._load()
             results = evaluate(
                 HarnessModel(work),
@@ -174,7 +174,7 @@ def _divisors(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the bars, prints and logs of the libraries below: a task has its own bar."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"  # a pool of processes for a second of arithmetic

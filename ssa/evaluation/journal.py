@@ -45,7 +45,7 @@ class Journal:
             if json.loads(first).get("of") != self._of:
                 return {}
             answers = dict(json.loads(line) for line in lines)
-        except (OSError, ValueError, AttributeError):  # none yet, or damaged
+        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged
             return {}
         if torn:  # by a kill
             self.path.write_text("\n".join([first, *lines, ""]), encoding="utf-8")

@@ -107,7 +107,8 @@ def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
 
     from ssa.text.hub_client import faults_as_user_errors
 
-    with faults_as_user_errors(repo, "dataset"):
+    datasets.disable_progress_bars()  # a task has its own
+    with faults_as_user_errors(repo, "dataset", field="text"):
         rows = datasets.load_dataset(repo, config, split="test")
     return iter(rows[column])
 

@@ -12,11 +12,12 @@ from ssa.errors import UserError
 from ssa.text.cache_files import read_checked, write_checked
 
 RepoKind = Literal["dataset", "model"]
-Field = Literal["data.path", "data.tokenizer", "init_from"]  # of the config, that named the repository
+Field = Literal["data.path", "data.tokenizer", "init_from", "text"]  # of the config, that named the repository
 _FIELDS: dict[RepoKind, Field] = {"dataset": "data.path", "model": "data.tokenizer"}
 _INSTEAD: dict[Field, str] = {
     "data.path": "data=text or data=pydocs",
     "data.tokenizer": "data.tokenizer=bpe-4096",
+    "text": "files, text='books/*.txt'",
     "init_from": "a folder that holds the model, init_from=FOLDER",
 }
 

@@ -1,0 +1,61 @@
+"""What an evaluation finds goes to the W&B run of the run, through W&B's real client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from wandb_backend import (
+    Configured,
+    attempts,
+    received,
+    server,
+)
+
+from ssa.evaluation.evaluate import evaluate
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.record.run_files import read_rows
+from ssa.record.run_record import RunRecord, run_folder
+from ssa.training.train import train
+
+pytestmark = pytest.mark.usefixtures("fresh_wandb")
+
+
+def evaluated(folder: Path, **settings: object) -> dict[str, float]:
+    """Its metrics, as W&B names them."""
+    results = evaluate(EvaluateSettings.model_validate({"run": str(folder), "tasks": "perplexity", **settings}))
+    found = results["perplexity"]["metrics"]
+    return {f"eval/perplexity/{name}": metric["value"] for name, metric in found.items()}
+
+
+@pytest.mark.wandb_server
+def test_an_online_run_is_gone_on_with(wandb_config: Configured, tmp_path: Path) -> None:
+    config = wandb_config()
+    with server(tmp_path / "server"):
+        train(config)
+        metrics = evaluated(run_folder(config))
+    with RunRecord.open(config) as record:
+        (attempt,) = attempts(record)
+    files, rows = received(tmp_path / "server", attempt["id"])
+    assert {name: files["summary"][name] for name in metrics} == pytest.approx(metrics)
+    assert rows == read_rows(record.folder), "nothing is doubled"
+    assert files["summary"]["val/loss"] > 0, "what was there stays"
+    assert files["meta"]["state"] == "finished"
+
+
+def test_of_an_offline_run_a_new_one_has_all(
+    wandb_config: Configured,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config = wandb_config("trainer.steps=2", "optim.warmup_steps=0", "trainer.eval_every=2")
+    train(config)
+    capfd.readouterr()
+    evaluated(run_folder(config), limit=1)
+    assert "W&B: offline" in capfd.readouterr().out
+    with RunRecord.open(config) as record:
+        first, second = attempts(record)
+    (file,) = (record.folder / "wandb").glob(f"offline-run-*-{second['id']}/*.wandb")
+    content = file.read_bytes()
+    assert b"eval/perplexity/word_perplexity" in content
+    assert b"val/attention_entropy" in content
+    assert first["id"] != second["id"]

@@ -1,0 +1,64 @@
+"""A W&B backend on this machine, and what it has received.
+
+SSA_WANDB_SERVER names a program that serves one, prints its address, and keeps what it gets in
+``DIR/entity/PROJECT/RUN_ID/{meta,config,summary}.json, history.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssa.config import Config
+from ssa.record.run_record import RunRecord
+
+Configured = Callable[..., Config]
+KEY = "0123456789abcdef" * 2 + "01234567"
+SERVER = os.environ.get("SSA_WANDB_SERVER", "")
+
+
+def attempts(record: RunRecord) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((record.folder / "wandb.json").read_text())["attempts"]
+    return found
+
+
+@contextmanager
+def server(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A W&B backend, which this process's W&B then takes for its own."""
+    if not SERVER:
+        pytest.skip("SSA_WANDB_SERVER is not set")
+    command = [sys.executable, SERVER, "--dir", str(folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, pytest.MonkeyPatch.context() as patch:
+        assert process.stdout
+        patch.setenv("WANDB_BASE_URL", process.stdout.readline().strip())
+        patch.setenv("WANDB_API_KEY", KEY)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def received(folder: Path, wandb_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the server has of a run: meta, config and summary, and the rows without W&B's own values."""
+    run_folder = folder / "entity" / "ssa" / wandb_id
+    files = {name: json.loads((run_folder / f"{name}.json").read_text()) for name in ("meta", "config", "summary")}
+    history = run_folder / "history.jsonl"
+    rows = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    return files, [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+
+
+def assert_whole(folder: Path, record: RunRecord, state: str = "finished") -> None:
+    """The newest attempt's W&B run says what the run folder says."""
+    files, rows = received(folder, attempts(record)[-1]["id"])
+    assert rows == record.rows()
+    assert files["config"] == record.config.plain()
+    meta = files["meta"]
+    assert (meta["state"], meta["name"], meta["group"]) == (state, record.config.run_id, record.config.experiment)
