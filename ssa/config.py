@@ -48,11 +48,27 @@ _NOT_IDENTITY = (
 )
 
 
+class PasskeyConfig(Section):
+    """Texts with a pass key: how many filler sentences; ``max_sentences`` null is as many as fit a block."""
+
+    min_sentences: NonNegativeInt
+    max_sentences: NonNegativeInt | None
+
+    @model_validator(mode="after")
+    def _some_number_fits(self) -> Self:
+        if self.max_sentences is not None and self.max_sentences < self.min_sentences:
+            raise ValueError(
+                f"data.passkey.max_sentences={self.max_sentences}: "
+                f"valid: at least data.passkey.min_sentences={self.min_sentences}"
+            )
+        return self
+
+
 class DataConfig(Section):
-    """Where text comes from and how it becomes blocks of ``block_size`` tokens."""
+    """Where text comes from and how it becomes blocks of ``block_size`` tokens; ``passkey``: of that source alone."""
 
     name: Name
-    source: Literal["pydocs", "hub", "text"]
+    source: Literal["pydocs", "hub", "text", "passkey"]
     path: str | None
     config: str | None
     revision: str | None
@@ -68,6 +84,7 @@ class DataConfig(Section):
     max_eval_tokens: PositiveInt
     cache_dir: str | None
     workers: PositiveInt
+    passkey: PasskeyConfig | None = None
 
     @model_validator(mode="after")
     def _source_has_its_fields(self) -> Self:
@@ -75,6 +92,8 @@ class DataConfig(Section):
         if needs and not getattr(self, needs):
             example = {"path": "data.path=ORG/NAME", "train": "data.train='books/*.txt'"}[needs]
             raise ValueError(f"data.{needs} is not set; data={self.name} needs it: {example}")
+        if (self.source == "passkey") != (self.passkey is not None):
+            raise ValueError(f"data.passkey: goes with data=passkey, and with no other; data.source={self.source}")
         return self
 
 
@@ -195,6 +214,8 @@ class Config(Section):
             del section[key]
         for setting in self.model.temperature.unused_settings:
             del plain["model"]["temperature"][setting]
+        if self.data.passkey is None:
+            del plain["data"]["passkey"]
         return plain
 
     @property

@@ -97,6 +97,8 @@ def _instead(kind: str, value: Any, field: str) -> str:
 
 
 def _range(path: list[str], root: type[BaseModel]) -> str:
+    if path[-1].isdecimal():  # an item of a list
+        return _range(path[:-1], root)
     parent = _walk(path[:-1], root)[0]
     assert parent is not None, "a bound belongs to a field of a section"
     field = parent.model_fields[path[-1]]

@@ -39,36 +39,40 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
     console.print(f"{subject.name}: context {subject.context}, {subject.device.type}, {subject.precision}")
     _ = subject.tokenizer, subject.weights_hash  # what is wrong with them is wrong for every task
     results: dict[str, Result] = {}
+    new: dict[str, Result] = {}
     failed: list[str] = []
     for name in catalogue.names(settings.tasks):
         try:
             task = catalogue.task(name, settings, subject)
-            results[name] = _result(task, settings, subject, folder, console)
+            kept = None if settings.rerun else find(folder, name, identity_of(task.settings, subject))
+            if kept is not None:
+                console.print(f"{name}: finished before (rerun=true runs it again)")
+            else:
+                new[name] = _run(task, settings, subject, folder)
+            results[name] = kept or new[name]
         except UserError as error:
             failed.append(name)
             console.print(f"error: {error}", style="red", markup=False)
+        except KeyboardInterrupt:
+            console.print(f"{name}: interrupted; the same command goes on from here")
+            raise
     if results:
         console.print(_table(results))
         for name, result in results.items():
             console.print(_footnote(name, result))
-        if subject.config is not None:
+        if subject.config is not None and new:
             from ssa.record.wandb_mirror import mirror_evaluation
 
-            mirror_evaluation(subject.config, subject.folder, _flat(results))
+            mirror_evaluation(subject.config, subject.folder, _flat(new))
         console.print(str(folder.resolve()))
     if failed:
         raise UserError(f"tasks: {len(failed)} of {len(failed) + len(results)} failed: {', '.join(failed)}")
     return results
 
 
-def _result(task: Task, settings: EvaluateSettings, subject: Subject, folder: Path, console: Console) -> Result:
-    identity = identity_of(task.settings, subject)
-    kept = find(folder, task.name, identity)
-    if kept is not None and not settings.rerun:
-        console.print(f"{task.name}: finished before (rerun=true runs it again)")
-        return kept
+def _run(task: Task, settings: EvaluateSettings, subject: Subject, folder: Path) -> Result:
     _ = subject.model  # not part of the task's time
-    journal = Journal(folder / f".{task.name}.journal", identity)
+    journal = Journal(folder / f".{task.name}.journal", identity_of(task.settings, subject))
     began = time.perf_counter()
     with TaskProgress(task.name) as progress:
         outcome = task.run(Work(subject, folder, journal, progress, settings.rows))

@@ -37,14 +37,14 @@ _BOOTSTRAPS = 1000  # for the errors of what is no mean
 _FEWSHOT_SEED = 1234  # the harness's default
 
 
-def check_installed(task: str) -> None:
+def check_installed(task: str, hint: str = "") -> None:
     """See that the harness is here.
 
     Raises:
         UserError: it is not.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError(f"tasks={task}: needs lm-evaluation-harness: pip install -e '.[eval]'")
+        raise UserError(f"tasks={task}: needs lm-evaluation-harness: pip install -e '.[eval]'{hint}")
 
 
 def wikitext_detokenizer(document: str) -> str:
@@ -77,7 +77,7 @@ class HarnessTask:
     """
 
     def __init__(self, name: str, settings: EvaluateSettings, ours: Collection[str]) -> None:
-        check_installed(name)
+        check_installed(name, closest(name, ours))
         from importlib.metadata import version
 
         self.name = name

@@ -9,6 +9,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
+from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.evaluation.scoring import Request
 from ssa.evaluation.windows import rolling_windows
@@ -43,17 +44,24 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, begun with a special token where the tokenizer's file says so and the text is not."""
-        begun = add_special_tokens is None and string.startswith(self.subject.prefix_text)
-        if add_special_tokens is False or begun:
-            return self.subject.tokenizer.encode_batch([string])[0]
-        return self.subject.tokenizer.encode_with_specials(string)
+        prefix, tokenizer = self.subject.prefix_text, self.subject.tokenizer
+        if string.startswith(prefix) and add_special_tokens is not True:
+            return [self.prefix_token_id, *tokenizer.encode_batch([string.removeprefix(prefix)])[0]]
+        if add_special_tokens is False:
+            return tokenizer.encode_batch([string])[0]
+        return tokenizer.encode_with_specials(string)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
         """Of each continuation, in nats, and whether it is the greedy one."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-        asked = [Request(context, continuation) for _, context, continuation in requests]
+        for (context, continuation), _, ids in requests:
+            if not ids:
+                raise UserError(
+                    f"tokenizer: {shown(repr(continuation))} is no token of its own after {context[-40:]!r}"
+                )
+        asked = [Request(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
         return [(sum(score.logprobs), score.greedy) for score in self.work.score(asked)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
@@ -99,5 +107,5 @@ class HarnessModel(TemplateLM):
             ended=lambda ids: any(stop in tokenizer.decode(ids) for stop in until),
             label=label,
         )
-        texts = (tokenizer.decode(ids) for ids in new)
+        texts = (tokenizer.decode(ids, specials=False) for ids in new)
         return [postprocess_generated_text(generation=text, stop=until, think_end_token=None) for text in texts]

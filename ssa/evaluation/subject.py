@@ -192,6 +192,8 @@ class Subject:
             values = json.loads(content)
         except ValueError as error:
             raise UserError(f"{self._tokenizer_home}: {name} is damaged: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{self._tokenizer_home}: {name} is damaged: it holds no JSON object")
         for key in ("bos_token", "eos_token"):
             token = values.get(key)
             token = token.get("content") if isinstance(token, dict) else token

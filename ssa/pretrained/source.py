@@ -130,10 +130,16 @@ def small_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
     """The contents of those of some text files that it has, by their names.
 
     Raises:
-        UserError: they cannot be had.
+        UserError: they cannot be had, or are no text.
     """
-    found = {name: _file(init_from, name) for name in names}
-    return {name: path.read_text(encoding="utf-8") for name, path in found.items() if path is not None}
+    contents: dict[str, str] = {}
+    for name in names:
+        path = _file(init_from, name)
+        try:
+            contents |= {name: path.read_text(encoding="utf-8")} if path is not None else {}
+        except UnicodeDecodeError as error:
+            raise UserError(f"{init_from}: {name} is damaged: {error}") from None
+    return contents
 
 
 def weights_hash(init_from: str) -> str:

@@ -78,9 +78,9 @@ class Tokenizer:
         found: int | None = self._inner.token_to_id(token)
         return found
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens written out."""
-        return str(self._inner.decode(ids, skip_special_tokens=False))
+    def decode(self, ids: Sequence[int], specials: bool = True) -> str:
+        """The text of some ids, special tokens written out, or left out."""
+        return str(self._inner.decode(ids, skip_special_tokens=not specials))
 
 
 def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:

@@ -1,6 +1,6 @@
 """Text: where it comes from, and which document is in which split.
 
-A *source* (`pydocs`, `hub`, `local`) knows its documents and the splits it has; `Corpus` takes the first
+A *source* (`pydocs`, `hub`, `local`, `passkey`) knows its documents and the splits it has; `Corpus` takes the first
 ``max_documents`` of its train set and cuts from that the splits which the source lacks.
 """
 
@@ -110,6 +110,10 @@ def _source(data: DataConfig) -> Source:
         from ssa.text.corpus.local import LocalFiles
 
         return LocalFiles(data)
+    if data.source == "passkey":
+        from ssa.text.corpus.passkey import PassKeys
+
+        return PassKeys(data)
     from ssa.text.corpus.hub import HubDataset
 
     return HubDataset(data)
