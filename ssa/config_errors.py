@@ -42,6 +42,8 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
 def unknown_key(key: str, root: type[BaseModel], also: Sequence[str] = ()) -> str:
     """A line for `key` (dotted), which `root` does not have; `also`: valid top-level words besides its fields."""
     section, known, rest = _walk(key.split("."), root)
+    if not rest:
+        return f"{key}: the chosen {known[0]}= has no such setting; choose the option that has it"
     if section is None:
         return f"{key}: unknown key; {'.'.join(known)} is a value, it has no keys"
     prefix = "".join(f"{part}." for part in known)

@@ -12,6 +12,11 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+
+
 class TrainingDiverged(UserError):
     """The loss or its gradient is no longer finite: most often the learning rate is too high."""
 

@@ -19,28 +19,27 @@ class LayerCache(Protocol):
 
 
 class GrowingCache:
-    """One layer's keys and values, in buffers that double when they are full."""
+    """One layer's keys and values, in buffers that double when they are full.
 
-    def __init__(self) -> None:
+    Args:
+        capacity: tokens that there is room for from the start; 0: twice what comes first.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
         self.length = 0
+        self._capacity = capacity
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """As `LayerCache` says."""
         end = self.length + key.size(2)
         if self._buffers is None or self._buffers[0].size(2) < end:
-            self._buffers = self._grown(key, 2 * end), self._grown(value, 2 * end, 1)
+            capacity = self._capacity if self._capacity >= end else 2 * end
+            self._buffers = self._grown(key, capacity), self._grown(value, capacity, 1)
         for buffer, new in zip(self._buffers, (key, value), strict=True):
             buffer[:, :, self.length : end] = new
         self.length = end
         return self.held
-
-    @classmethod
-    def of(cls, key: Tensor, value: Tensor) -> GrowingCache:
-        """One that has taken these, (B, H, T, d) each."""
-        cache = cls()
-        cache.length, cache._buffers = key.size(2), (key, value)
-        return cache
 
     @property
     def held(self) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from evaluation_programs import Launch, evaluate_in_process, tokens_in
 
 from ssa.config import Config
 from ssa.evaluation import work
+from ssa.evaluation.journal import Journal
 from ssa.record.run_files import read_summary
 from ssa.record.run_record import run_folder
 from ssa.run_model import load_run
@@ -82,7 +83,8 @@ def test_perplexity_is_the_run_s_own(
     counts = {kind: summary[f"data.{data}.{kind}"] for kind in ("documents", "tokens", "words", "bytes")}
     assert result["counts"] == {**counts, "tokens": counts["tokens"] - 1}  # the first follows nothing
     assert result["model"]["precision"] == summary["precision"]
-    assert result["settings"] == {"text": text, "limit": None, "stride": 64, "detokenize": "none"}
+    decided = {"text": text, "limit": None, "data_hash": summary["data_hash"], "stride": 64, "detokenize": "none"}
+    assert result["settings"] == decided
 
 
 def test_other_conventions_and_lengths(run: Path, launch: Launch) -> None:
@@ -120,7 +122,7 @@ def test_what_is_finished_is_not_done_again(run: Path, launch: Launch, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr("ssa.run_model.load_run", load)
         again = launch(*arguments)
-        assert launch(*arguments, "rerun=true").code == 1
+        assert launch(*arguments, "rerun=true").code == 2
     assert again.code == 0
     assert "perplexity: finished before (rerun=true runs it again)" in again.out
     assert again.out.splitlines()[2:] == first.out.splitlines()[1:]  # the same table
@@ -138,7 +140,8 @@ def test_another_setting_is_kept_beside_it(run: Path, launch: Launch) -> None:
     assert [one["n"] for one in (result, *result["others"])] == [2, 2, 4]
     assert len({values(one)["loss"] for one in (result, *result["others"])}) == 3
     assert "finished before" in launch(*arguments).out
-    assert kept(run, "perplexity") == result
+    now = kept(run, "perplexity")
+    assert [one["settings"]["limit"] for one in (now, *now["others"])] == [None, 2, 2], "what is asked for is on top"
 
 
 def test_rerun_replaces_what_has_the_same_settings(run: Path, launch: Launch) -> None:
@@ -180,18 +183,21 @@ def test_batch_size_decides_no_number(run: Path, launch: Launch) -> None:
 
 def test_a_killed_evaluation_goes_on(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (f"run={run}", "tasks=perplexity", "stride=4", "batch_size=4")
-    journal = run / "evaluation" / ".perplexity.journal"
+
+    def written() -> bytes:
+        return b"".join(path.read_bytes() for path in (run / "evaluation").glob(".perplexity.*.journal"))
+
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "evaluate.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     deadline = time.monotonic() + 120
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 20:
+    while written().count(b"\n") < 20:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    done = journal.read_bytes().count(b"\n") - 1
+    done = written().count(b"\n")
     assert not (run / "evaluation" / "perplexity.json").exists()
 
     asked: list[int] = []
@@ -203,7 +209,7 @@ def test_a_killed_evaluation_goes_on(run: Path, launch: Launch, monkeypatch: pyt
 
     monkeypatch.setattr(work, "score_requests", counted)
     assert launch(*arguments).code == 0
-    assert not journal.exists()
+    assert not written()
     resumed = kept(run, "perplexity")
     assert launch(*arguments, "rerun=true").code == 0
     undisturbed = kept(run, "perplexity")
@@ -212,13 +218,45 @@ def test_a_killed_evaluation_goes_on(run: Path, launch: Launch, monkeypatch: pyt
     assert asked[0] > 0
 
 
-def test_a_rerun_that_was_killed_does_not_lose_the_outcome_before(run: Path, launch: Launch) -> None:
+def test_a_journal_that_a_killed_rerun_has_left(run: Path, launch: Launch) -> None:
     launch(f"run={run}", "tasks=perplexity")
     before = kept(run, "perplexity")
-    (run / "evaluation" / ".perplexity.journal").write_text("torn")
+    left = Journal(run / "evaluation", "perplexity", {key: before[key] for key in ("settings", "model")}).path
+    left.write_text("torn")
     assert "finished before" in launch(f"run={run}", "tasks=perplexity").out
     assert launch(f"run={run}", "tasks=perplexity", "rerun=true").code == 0
     assert values(kept(run, "perplexity")) == values(before)
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"perplexity.json"}
+
+
+def test_another_text_of_the_same_name_is_another_outcome(run: Path, launch: Launch, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    arguments = (f"run={run}", "tasks=perplexity", f"text={text}")
+    for content in ("the import statement " * 30, "another text " * 30):
+        text.write_text(content)
+        assert "finished before" not in launch(*arguments).out
+    assert "finished before" in launch(*arguments).out
+    assert len(kept(run, "perplexity")["others"]) == 1
+
+
+def test_two_at_the_same_task(run: Path, launch: Launch) -> None:
+    arguments = (f"run={run}", "tasks=perplexity,length", "lengths=16")
+    launch(*arguments)
+    kept_before = kept(run, "perplexity")
+    identity = {key: kept_before[key] for key in ("settings", "model")}
+    with Journal.alone(run / "evaluation", "perplexity", identity):
+        code, out, err = launch(*arguments, "rerun=true")
+    assert (code, err) == (2, "error: tasks: 1 of 2 failed: perplexity\n")
+    assert "another process is at the very same task, perplexity" in out
+    assert launch(*arguments, "rerun=true").code == 0
+
+
+def test_a_run_whose_data_has_changed(run: Path, launch: Launch) -> None:
+    environment = run / "environment.json"
+    environment.write_text(json.dumps({**json.loads(environment.read_text()), "data_hash": "0123"}))
+    code, out, _ = launch(f"run={run}", "tasks=perplexity")
+    assert code == 2
+    assert "its data has changed since it was trained (0123, now " in out
 
 
 def test_files_of_one_s_own_and_a_longer_context(run: Path, launch: Launch, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from evaluation_subjects import EVERYTHING, Seen, subject_in, sums, write_subject
 
+from ssa.errors import UserError
 from ssa.evaluation.journal import Journal
 from ssa.evaluation.progress import TaskProgress
 from ssa.evaluation.scoring import Request
@@ -17,85 +19,91 @@ OF = {"settings": {"text": "test", "é": None}, "model": {"context": 64}}
 ANSWERS = {f"question {number}": [[-0.1 * number, -3.25], number % 2 == 0] for number in range(4)}
 
 
+def opened(folder: Path, of: object = OF) -> Journal:
+    return Journal(folder, "task", of)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "evaluation" / ".task.journal"
-    journal = Journal(path, OF)
+    """A journal of all answers."""
+    journal = opened(tmp_path / "evaluation")
     for asked, answer in ANSWERS.items():
         journal.add([(asked, answer)])
-    return path
+    return journal.path
 
 
-def known(journal: Journal) -> dict[str, object]:
+def known(path: Path, of: object = OF) -> dict[str, object]:
+    journal = opened(path.parent, of)
     return {asked: journal.get(asked) for asked in ANSWERS if journal.get(asked) is not None}
 
 
-def without_last() -> dict[str, object]:
-    return dict(list(ANSWERS.items())[:-1])
-
-
 def test_answers_come_back_as_they_were(path: Path) -> None:
-    assert known(Journal(path, OF)) == ANSWERS
-    assert Journal(path, dict(reversed(OF.items()))).get("question 1") == ANSWERS["question 1"]
-    assert Journal(path, OF).get("another") is None
+    assert known(path) == ANSWERS
+    assert known(path, dict(reversed(OF.items()))) == ANSWERS
+    assert opened(path.parent).get("another") is None
 
 
-def test_a_kill_in_the_middle_of_a_line(path: Path) -> None:
+def test_a_kill_at_any_byte(path: Path) -> None:
     whole = path.read_bytes()
-    last = whole.rindex(b"\n", 0, -1) + 1
-    for end in range(last, len(whole)):
+    for end in range(len(whole)):
         path.write_bytes(whole[:end])
-        journal = Journal(path, OF)
-        assert known(journal) == without_last(), end
-        journal.add([("question 3", ANSWERS["question 3"])])
-        assert known(Journal(path, OF)) == ANSWERS, end
-        assert path.read_bytes() == whole
-
-
-def test_a_kill_in_the_middle_of_the_first_line(path: Path) -> None:
-    whole = path.read_bytes()
-    for end in range(whole.index(b"\n") + 1):
-        path.write_bytes(whole[:end])
-        journal = Journal(path, OF)
-        assert known(journal) == {}
-        journal.add(list(ANSWERS.items()))
-        assert known(Journal(path, OF)) == ANSWERS
+        lines = whole[:end].count(b"\n")
+        assert known(path) == dict(list(ANSWERS.items())[:lines]), end
+        opened(path.parent).add(list(ANSWERS.items())[lines:])
+        assert path.read_bytes() == whole, end
 
 
 @pytest.mark.parametrize("other", [{}, {**OF, "settings": {"text": "validation"}}, {**OF, "more": 1}])
-def test_other_settings_start_over(path: Path, other: dict) -> None:
-    assert known(Journal(path, other)) == {}
-    assert known(Journal(path, OF)) == {}  # there is one file
+def test_other_settings_have_a_journal_of_their_own(path: Path, other: dict[str, object]) -> None:
+    assert known(path, other) == {}
+    opened(path.parent, other).add([("question 0", 7)])
+    assert known(path, other) == {"question 0": 7}
+    assert known(path) == ANSWERS
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"\xff" + content,
-        lambda content: b"[]" + content[content.index(b"\n") :],
-        lambda content: b"3" + content[content.index(b"\n") :],
-        lambda content: content.replace(b'"of"', b'"off"', 1),
-        lambda content: content[content.index(b"\n") + 1 :],
-        lambda content: content.replace(b"]\n", b"\n", 1),
-        lambda content: content.replace(b"\n", b"\n5\n", 1),
-        lambda content: content.replace(b"\n", b"\n[[1], 2]\n", 1),
-        lambda content: content.replace(b"\n", b"\n\x00\x00\x00\n", 1),
-        lambda content: b"",
-    ],
-)
-def test_a_damaged_file_starts_over(path: Path, damage: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(damage(path.read_bytes()))
-    journal = Journal(path, OF)
-    assert known(journal) == {}
-    journal.add(list(ANSWERS.items()))
-    assert known(Journal(path, OF)) == ANSWERS
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "no UTF-8": lambda line: b"\xff" + line,
+    "no JSON": lambda line: line[:-1],
+    "zeros": lambda line: bytes(len(line)),
+    "a number": lambda line: b"5",
+    "one part": lambda line: b"[1]",
+    "three parts": lambda line: b"[1, 2, 3]",
+    "a key that is a list": lambda line: b"[[1], 2]",
+    "nothing": lambda line: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_is_asked_again(damage: str, path: Path) -> None:
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], DAMAGE[damage](lines[1]), *lines[2:]]))
+    assert known(path) == {asked: answer for asked, answer in ANSWERS.items() if asked != "question 1"}
+    opened(path.parent).add([("question 1", ANSWERS["question 1"])])
+    assert known(path) == ANSWERS
 
 
 def test_it_is_gone_when_the_task_is_done(path: Path) -> None:
-    journal = Journal(path, OF)
+    journal = opened(path.parent)
     journal.remove()
     journal.remove()
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_one_process_at_a_time_has_it(path: Path) -> None:
+    def alone(of: object = OF) -> AbstractContextManager[Journal]:
+        return Journal.alone(path.parent, "task", of)
+
+    with alone() as journal:
+        assert journal.get("question 1") == ANSWERS["question 1"]
+        with pytest.raises(UserError, match="another process is at the very same task, task"), alone():
+            pass
+        with alone("something else") as other:
+            assert other.get("question 1") is None
+    with pytest.raises(KeyboardInterrupt), alone():
+        raise KeyboardInterrupt
+    with alone() as journal:
+        journal.remove()
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +116,7 @@ def work(model_folder: Path, tmp_path: Path) -> Callable[..., Work]:
     """A function that opens the same task again, as a new process would."""
 
     def make(batch_size: int | None = None, journal: str = "a", **of: object) -> Work:
-        kept = Journal(tmp_path / f".{journal}.journal", {"task": "t", **of})
+        kept = Journal(tmp_path, journal, {"task": "t", **of})
         return Work(subject_in(model_folder), tmp_path, kept, TaskProgress("t"), batch_size)
 
     return make

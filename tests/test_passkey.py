@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,22 @@ import pytest
 import torch
 from composing import configured
 from data_configs import data_config
+from hydra.errors import ConfigCompositionException
 from pretrained_folders import write_files
 from tokenizers import Tokenizer as HubTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
 from ssa import plotting
+from ssa.command_line import compose_errors
 from ssa.config import DataConfig, parse
 from ssa.errors import UserError
 from ssa.evaluation import catalogue
-from ssa.evaluation.journal import Journal
+from ssa.evaluation.evaluate import evaluate
 from ssa.evaluation.passkey import first_number
-from ssa.evaluation.progress import TaskProgress
+from ssa.evaluation.results import Result
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.subject import Subject
-from ssa.evaluation.task import Outcome
-from ssa.evaluation.work import Work
+from ssa.evaluation.task import Task
 from ssa.model_config import ModelConfig
 from ssa.rotary import inverse_frequencies
 from ssa.statistics import wilson
@@ -132,12 +132,13 @@ def test_corpus_has_the_texts_of_its_settings() -> None:
     assert sum(longest.count(sentence) for sentence in FILLER) == 5
 
 
-def test_digits_are_tokens_of_their_own() -> None:
-    """What makes copying learnable with the default tokenizer."""
+def test_keys_are_few_tokens_that_occur_often() -> None:
+    """What makes copying learnable with the default tokenizer: no token is more than two digits."""
     data = passkey_data(max_documents=10_000)
     trained = load_tokenizer(data, open_corpus(data))
     for ids in trained.encode_batch([f" {key}" for key in range(10_000, 100_000, 97)]):
-        assert all(len(trained.decode([token]).strip()) <= 1 for token in ids)
+        assert len(ids) <= 5
+        assert all(len(trained.decode([token]).strip()) <= 2 for token in ids)
 
 
 # Prompts of a given length
@@ -229,6 +230,10 @@ def test_wrong_settings_are_named(overrides: list[str], expected: list[str]) -> 
 
 
 def test_pass_keys_are_of_their_source_alone() -> None:
+    with pytest.raises(ConfigCompositionException) as refused:
+        configured("data=pydocs", "data.passkey.max_sentences=3")
+    line = compose_errors.explain(refused.value, [])
+    assert line == "data.passkey.max_sentences: the chosen data= has no such setting; choose the option that has it"
     with pytest.raises(UserError, match=r"data\.passkey.*data=passkey"):
         configured("data=pydocs", "+data.passkey={min_sentences: 0, max_sentences: 1}")
 
@@ -300,97 +305,96 @@ def copier(vocabulary: int, near: float = 0.0) -> Transformer:
     return model
 
 
-def subject_of(model: Transformer, folder: Path) -> Subject:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model that copies, as a pretrained one."""
+    return write(copier(tokenizer().vocab_size), tmp_path / "model")
+
+
+def write(model: Transformer, folder: Path) -> Path:
     described = {"model_type": "ssa", "vocab_size": tokenizer().vocab_size}
     described["ssa"] = model.config.model_dump(mode="json")
     write_files(folder, described, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
     (folder / "tokenizer.json").write_text(tokenizer().definition, encoding="utf-8")
-    return Subject(init_from=str(folder), device="cpu", output_dir=str(folder / "outputs"))
+    return folder
 
 
-def evaluated(subject: Subject, folder: Path, **settings: Any) -> Outcome:
-    chosen = EvaluateSettings(init_from="any", tasks="passkey", **settings)
-    task = catalogue.task("passkey", chosen, subject)
-    with TaskProgress("passkey") as progress:
-        journal = Journal(folder / "journal", dict(task.settings))
-        return task.run(Work(subject, folder / "evaluation", journal, progress))
+def evaluated(folder: Path, **settings: Any) -> Result:
+    """What `evaluate.py` finds, on the CPU; files go to the folder too."""
+    fixed = {"init_from": str(folder), "tasks": "passkey", "device": "cpu", "output_dir": str(folder / "outputs")}
+    return evaluate(EvaluateSettings(**fixed, **settings))["passkey"]
 
 
-def test_a_model_that_copies_finds_the_key(tmp_path: Path) -> None:
-    subject = subject_of(copier(tokenizer().vocab_size), tmp_path / "model")
-    outcome = evaluated(subject, tmp_path, trials=4)
-    assert outcome.metrics["accuracy"].value > 0.95
-    lengths = [int(name.split("/")[1]) for name in outcome.metrics if "/" in name]
+def task(folder: Path, lengths: list[int] | None = None, context: int | None = None) -> Task:
+    subject = Subject(init_from=str(folder), device="cpu", context=context)
+    return catalogue.task("passkey", EvaluateSettings(init_from=str(folder), lengths=lengths), subject)
+
+
+def test_a_model_that_copies_finds_the_key(folder: Path) -> None:
+    result = evaluated(folder, trials=4)
+    assert result["metrics"]["accuracy"]["value"] > 0.95
+    lengths = [int(name.split("/")[1]) for name in result["metrics"] if "/" in name]
     assert lengths[0] < 128
     assert lengths[-1] == 256  # beyond training, where rotary positions go on
-    assert outcome.n == 4 * 5 * len(lengths)
+    assert result["n"] == 4 * 5 * len(lengths)
 
 
-def test_a_random_model_does_not(tmp_path: Path) -> None:
-    config = copier(tokenizer().vocab_size).config
-    subject = subject_of(Transformer(config, seed=3), tmp_path / "model")
-    outcome = evaluated(subject, tmp_path, lengths=[64], depths=[0.0, 1.0], trials=20)
-    accuracy = outcome.metrics["accuracy"]
-    assert accuracy.value <= 0.05
-    assert (accuracy.low, accuracy.high) == wilson(round(40 * accuracy.value), 40)
+def test_a_random_model_does_not(folder: Path) -> None:
+    write(Transformer(copier(tokenizer().vocab_size).config, seed=3), folder)
+    accuracy = evaluated(folder, lengths=[64], depths=[0.0, 1.0], trials=20)["metrics"]["accuracy"]
+    assert accuracy["value"] <= 0.05
+    assert (accuracy["low"], accuracy["high"]) == wilson(round(40 * accuracy["value"]), 40)
 
 
-def test_shares_by_length_depth_and_cell(tmp_path: Path) -> None:
-    subject = subject_of(copier(tokenizer().vocab_size, near=125), tmp_path / "model")
-    outcome = evaluated(subject, tmp_path, lengths=[64, 160], depths=[0.0, 0.5, 1.0], trials=3)
-    cells = outcome.details["cells"]
+def test_shares_by_length_depth_and_cell(folder: Path) -> None:
+    write(copier(tokenizer().vocab_size, near=125), folder)
+    result = evaluated(folder, lengths=[64, 160], depths=[0.0, 0.5, 1.0], trials=3)
+    cells = result["details"]["cells"]
     assert [(cell["length"], cell["depth"]) for cell in cells] == [(n, d) for n in (64, 160) for d in (0.0, 0.5, 1.0)]
     for cell in cells:
         assert (cell["low"], cell["high"]) == wilson(cell["successes"], cell["n"])
         assert cell["accuracy"] == cell["successes"] / cell["n"]
     for length in (64, 160):
         hits = sum(cell["successes"] for cell in cells if cell["length"] == length)
-        assert outcome.metrics[f"accuracy/{length}"].value == pytest.approx(hits / 9)
+        assert result["metrics"][f"accuracy/{length}"]["value"] == pytest.approx(hits / 9)
     assert {cell["successes"] for cell in cells} >= {0, 3}
-    for row in outcome.details["depths"]:
+    for row in result["details"]["depths"]:
         assert row["successes"] == sum(cell["successes"] for cell in cells if cell["depth"] == row["depth"])
-    assert json.loads(json.dumps(dict(outcome.details))) == outcome.details
 
 
-def test_the_same_settings_ask_the_same(tmp_path: Path) -> None:
-    subject = subject_of(copier(tokenizer().vocab_size), tmp_path / "model")
-    asked = [evaluated(subject, tmp_path, lengths=[64], trials=2, seed=seed).details for seed in (0, 0, 1)]
-    assert asked[0] == asked[1]
+def test_the_same_settings_ask_the_same(folder: Path) -> None:
+    details = [evaluated(folder, lengths=[64], trials=2, rerun=True)["details"] for _ in range(2)]
+    assert details[0] == details[1]
 
 
-def test_lengths_without_room_are_refused(tmp_path: Path) -> None:
-    subject = subject_of(copier(tokenizer().vocab_size), tmp_path / "model")
+@pytest.mark.parametrize(("lengths", "context"), [([20, 64], None), (None, 20)])
+def test_lengths_without_room_are_refused(lengths: list[int] | None, context: int | None, folder: Path) -> None:
     shortest = PassKeyPrompts(count).shortest
     with pytest.raises(UserError, match=rf"lengths=20: too short for a pass key; valid: at least {shortest}"):
-        evaluated(subject, tmp_path, lengths=[20, 64])
-    subject.context = 16
-    with pytest.raises(UserError, match=rf"lengths=16: too short.*at least {shortest}"):
-        evaluated(subject, tmp_path)
+        task(folder, lengths, context)
 
 
-def test_learned_positions_end(tmp_path: Path) -> None:
+def test_learned_positions_end(folder: Path) -> None:
     fields = {"name": "learned", "size": "test", "n_layer": 1, "n_head": 1, "width": 8, "max_positions": 128}
-    model = Transformer(ModelConfig(**fields, vocab_size=tokenizer().vocab_size, tied_head=False))
-    subject = subject_of(model, tmp_path / "model")
+    write(Transformer(ModelConfig(**fields, vocab_size=tokenizer().vocab_size, tied_head=False)), folder)
     with pytest.raises(UserError, match=r"lengths=129.*valid: up to 128"):
-        evaluated(subject, tmp_path, lengths=[64, 129])
-    default = catalogue.task("passkey", EvaluateSettings(init_from="any"), subject).settings["lengths"]
-    assert max(default) == 128
+        task(folder, [64, 129])
+    assert max(task(folder).settings["lengths"]) == 128
 
 
 def test_a_heat_map_where_it_can_be_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subject = subject_of(copier(tokenizer().vocab_size), tmp_path / "model")
-    evaluated(subject, tmp_path, lengths=[64], trials=1)
-    files = sorted(path.name for path in (tmp_path / "evaluation").iterdir())
-    assert files == ["passkey.png", "passkey.svg"]
+    evaluated(folder, lengths=[64], trials=1)
+    images = {path for path in folder.rglob("outputs/**/passkey.*") if path.suffix != ".json"}
+    assert {path.suffix for path in images} == {".png", ".svg"}
+    for path in images:
+        path.unlink()
     monkeypatch.setattr(plotting, "available", lambda: False)
-    evaluated(subject, tmp_path / "without", lengths=[64], trials=1)
-    assert not list((tmp_path / "without").glob("evaluation/*"))
-    lines = [line for line in capsys.readouterr().out.splitlines() if "heat map" in line]
-    assert len(lines) == 1
-    assert plotting.INSTALL in lines[0]
+    evaluated(folder, lengths=[64], trials=1, rerun=True)
+    assert not any(path.exists() for path in images)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "heat map" in line]
+    assert plotting.INSTALL in line
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,7 @@ def test_batches_are_halved_where_memory_is_short() -> None:
     in_batches(run, [100] * 30, torch.device("cpu"))
     assert done == list(range(30))
     assert tried[:4] == [20, 10, 5, 2]  # 2,048 tokens at once on a CPU
+    assert max(tried[3:]) <= 2  # what has no room is not tried again
     with pytest.raises(UserError, match="batch_size=5: out of memory on cpu; try a smaller one"):
         in_batches(run, [100] * 30, torch.device("cpu"), 5)
 
@@ -222,7 +223,27 @@ def test_one_row_too_many_is_an_error() -> None:
     def run(items: list[int]) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    with pytest.raises(UserError, match="batch_size=1: out of memory"):
+    with pytest.raises(UserError, match="context: out of memory on cpu at 100 tokens; try fewer"):
+        in_batches(run, [100] * 4, torch.device("cpu"))
+
+
+def test_no_memory_on_a_cpu_is_a_plain_runtime_error() -> None:
+    done: list[int] = []
+
+    def run(items: list[int]) -> None:
+        if len(items) > 1:
+            torch.empty(2**60)  # torch's own words
+        done.extend(items)
+
+    in_batches(run, [100] * 4, torch.device("cpu"))
+    assert done == [0, 1, 2, 3]
+
+
+def test_other_errors_are_not_taken_for_short_memory() -> None:
+    def run(items: list[int]) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
         in_batches(run, [100] * 4, torch.device("cpu"))
 
 

@@ -24,12 +24,14 @@ from ssa import plotting
 from ssa.errors import UserError
 from ssa.evaluation.attention_measure import Batch, Measured, correlation, measure, slope
 from ssa.evaluation.attention_tables import extremes, tables_of, write_tables
+from ssa.evaluation.results import identity_of
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.subject import Subject
 from ssa.evaluation.task import Metric, Outcome
-from ssa.evaluation.texts import load_text, text_name
+from ssa.evaluation.texts import load_text, run_corpus, text_settings
 from ssa.evaluation.work import Work
 
+_PROBED = {"text": "validation", "limit": None}  # of a run
 _SEQUENCES, _WINDOW = 8, 2048  # of a pretrained model: at most so many of so many tokens
 
 
@@ -37,6 +39,7 @@ class Attention:
     """The task ``attention``."""
 
     name = "attention"
+    has_files = True
 
     def __init__(self, settings: EvaluateSettings, subject: Subject) -> None:
         if subject.context == 1:
@@ -45,8 +48,7 @@ class Attention:
         run = subject.config
         self._window = subject.context if run or settings.context else min(subject.context, _WINDOW)
         self.settings: dict[str, Any] = {
-            "text": "validation" if run else text_name(settings, subject),
-            "limit": None if run else settings.limit,
+            **text_settings(settings.model_copy(update=_PROBED) if run else settings, subject),
             "sequences": run.trainer.probe_sequences if run else _SEQUENCES,
             "window": self._window,
         }
@@ -59,8 +61,9 @@ class Attention:
         with subject.autocast():
             measured = measure(subject.model, batch, work.progress.advance)
         tables = tables_of(measured, subject.tokenizer.decode)
-        of = {"settings": self.settings, "model": {"name": subject.name, **subject.plain}}
-        files = write_tables(tables, folder, of)
+        for left in folder.glob("*.*"):  # of another outcome
+            left.unlink()
+        files = write_tables(tables, folder, identity_of(self.settings, subject))
         if plotting.available():
             from ssa.evaluation.attention_plots import draw
 
@@ -94,11 +97,8 @@ class Attention:
             ids = probe_windows(stream.tokens[1:], self._window - 1, sequences)  # what it begins with ends no text
             ids = torch.cat([torch.full((len(ids), 1), subject.prefix), ids], dim=1)
             return Batch(ids.to(subject.device), None, stream.token_counts(vocabulary), text.hash)
-        from ssa.run_model import with_own_tokenizer
-        from ssa.text.token_cache import prepare
-
         data = subject.config.data
-        corpus = prepare(with_own_tokenizer(data, subject.folder))
+        corpus = run_corpus(subject)
         evaluated = corpus.split("validation").tokens[: data.max_eval_tokens]
         ids = probe_windows(evaluated, self._window, sequences).to(subject.device)
         visible = visible_in_documents(ids, corpus.tokenizer.end_of_text) if data.document_mask else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -30,19 +31,35 @@ def in_batches(
         UserError: out of memory.
     """
 
+    most = len(lengths)  # items at once that memory has room for
+
     def attempt(items: list[int]) -> None:
-        try:
-            run(items)
-            return
-        except torch.OutOfMemoryError:
-            if batch_size is not None or len(items) == 1:
-                size = len(items) if batch_size is None else batch_size
-                raise UserError(f"batch_size={size}: out of memory on {device.type}; try a smaller one") from None
+        nonlocal most
+        if len(items) <= most:
+            try:
+                run(items)
+                return
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if batch_size is not None and len(items) > 1:
+                    raise UserError(
+                        f"batch_size={batch_size}: out of memory on {device.type}; try a smaller one"
+                    ) from None
+                if len(items) == 1:
+                    length = max(lengths[item] for item in items)
+                    raise UserError(f"context: out of memory on {device.type} at {length} tokens; try fewer") from None
+            most = len(items) // 2
         attempt(items[: len(items) // 2])
         attempt(items[len(items) // 2 :])
 
     for items in _batches(lengths, device, batch_size):
         attempt(items)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Of the CPU and of MPS it is no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|allocate memory", str(error)))
 
 
 def _batches(lengths: Sequence[int], device: torch.device, batch_size: int | None) -> Iterator[list[int]]:

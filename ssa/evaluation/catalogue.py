@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ssa.errors import UserError
 from ssa.evaluation.harness import PAPER, HarnessTask
 from ssa.evaluation.perplexity import CONVENTIONS, Perplexity
 from ssa.evaluation.settings import EvaluateSettings
@@ -16,8 +17,14 @@ GROUPS = {"paper": tuple(PAPER)}
 
 
 def names(tasks: str) -> list[str]:
-    """The names between commas, groups by their members, each once."""
+    """The names between commas, groups by their members, each once.
+
+    Raises:
+        UserError: there is none.
+    """
     asked = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not asked:
+        raise UserError(f"tasks={tasks}: names none; valid: {', '.join((*OURS, *GROUPS))}, or of lm-evaluation-harness")
     return list(dict.fromkeys(task for name in asked for task in GROUPS.get(name, (name,))))
 
 

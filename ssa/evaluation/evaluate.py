@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssa.errors import UserError
+from ssa.errors import UserError, first_line
 from ssa.evaluation import catalogue
 from ssa.evaluation.journal import Journal
 from ssa.evaluation.progress import TaskProgress
-from ssa.evaluation.results import Result, find, identity_of, keep, result_of
+from ssa.evaluation.results import Result, file_name, find, identity_of, keep, newest, result_of
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.subject import Subject
 from ssa.evaluation.task import Task
 from ssa.evaluation.work import Work
+
+_OF_SUBJECT = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
@@ -31,69 +34,101 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
     Raises:
         UserError: the model cannot be had; or, when all others are done, tasks failed.
     """
-    subject = Subject(
-        **settings.model_dump(include={"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"})
-    )
-    console = Console(highlight=False, soft_wrap=True)
-    folder = subject.folder / "evaluation"
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    names = catalogue.names(settings.tasks)
+    subject = Subject(**settings.model_dump(include=_OF_SUBJECT))
     console.print(f"{subject.name}: context {subject.context}, {subject.device.type}, {subject.precision}")
     _ = subject.tokenizer, subject.weights_hash  # what is wrong with them is wrong for every task
-    results: dict[str, Result] = {}
-    new: dict[str, Result] = {}
-    failed: list[str] = []
-    for name in catalogue.names(settings.tasks):
+    tasks: list[Task] = []
+    failures: set[str] = set()
+
+    def fail(name: str, what: object) -> None:
+        failures.add(name)
+        console.print(f"error: {what}", style="red")
+
+    for name in names:  # all of them before the first is run
         try:
-            task = catalogue.task(name, settings, subject)
-            kept = None if settings.rerun else find(folder, name, identity_of(task.settings, subject))
-            if kept is not None:
-                console.print(f"{name}: finished before (rerun=true runs it again)")
-            else:
-                new[name] = _run(task, settings, subject, folder)
-            results[name] = kept or new[name]
+            tasks.append(catalogue.task(name, settings, subject))
         except UserError as error:
-            failed.append(name)
-            console.print(f"error: {error}", style="red", markup=False)
-        except KeyboardInterrupt:
-            console.print(f"{name}: interrupted; the same command goes on from here")
-            raise
-    if results:
-        console.print(_table(results))
-        for name, result in results.items():
-            console.print(_footnote(name, result))
-        if subject.config is not None and new:
+            fail(name, error)
+    evaluation = _Evaluation(settings, subject, subject.folder / "evaluation", console)
+    try:
+        for task in tasks:
+            try:
+                evaluation.add(task)
+            except UserError as error:
+                fail(task.name, error)
+            except OSError as error:  # no room, not writable
+                fail(task.name, f"tasks={task.name}: {error}")
+            except Exception as error:  # ours or the harness's: the other tasks still run
+                traceback.print_exc()
+                fail(task.name, f"tasks={task.name}: {type(error).__name__}: {first_line(error)}")
+            except KeyboardInterrupt:
+                console.print(f"{task.name}: interrupted; the same command goes on from here")
+                raise
+    finally:
+        evaluation.report()
+    if failures:
+        failed = [name for name in names if name in failures]
+        raise UserError(f"tasks: {len(failed)} of {len(names)} failed: {', '.join(failed)}")
+    return evaluation.results
+
+
+class _Evaluation:
+    """What has been found so far."""
+
+    def __init__(self, settings: EvaluateSettings, subject: Subject, folder: Path, console: Console) -> None:
+        self.settings, self.subject, self.folder, self.console = settings, subject, folder, console
+        self.results: dict[str, Result] = {}
+        self._is_new = False
+
+    def add(self, task: Task) -> None:
+        """Its outcome, kept or found now.
+
+        Raises:
+            UserError: it cannot be done.
+        """
+        identity = identity_of(task.settings, self.subject)
+        kept = None if self.settings.rerun else find(self.folder, task.name, identity, newest=task.has_files)
+        if kept is not None:
+            self.console.print(f"{task.name}: finished before (rerun=true runs it again)")
+            self.results[task.name] = kept
+            return
+        _ = self.subject.model  # not part of the task's time
+        began = time.perf_counter()
+        with (
+            Journal.alone(self.folder, file_name(task.name), identity) as journal,
+            TaskProgress(task.name) as progress,
+        ):
+            outcome = task.run(Work(self.subject, self.folder, journal, progress, self.settings.rows))
+            result = result_of(task.name, identity, self.subject, outcome, time.perf_counter() - began)
+            keep(self.folder, result)
+            journal.remove()
+        self.results[task.name] = result
+        self._is_new = True
+
+    def report(self) -> None:
+        """A table, what the numbers are of, and where they are; to W&B, all that there is of these weights."""
+        if not self.results:
+            return
+        self.console.print(_table(self.results))
+        for name, result in self.results.items():
+            self.console.print(_footnote(name, result))
+        if self.subject.config is not None and self._is_new:
             from ssa.record.wandb_mirror import mirror_evaluation
 
-            mirror_evaluation(subject.config, subject.folder, _flat(new))
-        console.print(str(folder.resolve()))
-    if failed:
-        raise UserError(f"tasks: {len(failed)} of {len(failed) + len(results)} failed: {', '.join(failed)}")
-    return results
-
-
-def _run(task: Task, settings: EvaluateSettings, subject: Subject, folder: Path) -> Result:
-    _ = subject.model  # not part of the task's time
-    journal = Journal(folder / f".{task.name}.journal", identity_of(task.settings, subject))
-    began = time.perf_counter()
-    with TaskProgress(task.name) as progress:
-        outcome = task.run(Work(subject, folder, journal, progress, settings.rows))
-    result = result_of(task.name, task.settings, subject, outcome, time.perf_counter() - began)
-    keep(folder, result)
-    journal.remove()
-    return result
+            found = _by_name(newest(self.folder, self.subject))
+            mirror_evaluation(self.subject.config, self.subject.folder, found)
+        self.console.print(str(self.folder.resolve()))
 
 
 def _table(results: Mapping[str, Result]) -> Table:
     table = Table("task", "metric", "value", "error", "n", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, result in results.items():
-        for number, (metric, found) in enumerate(result["metrics"].items()):
-            first = number == 0
-            table.add_row(
-                name if first else "",
-                metric,
-                f"{found['value']:.4g}",
-                _error(found),
-                f"{result['n']:,}" if first else "",
-            )
+        first = name, f"{result['n']:,}"
+        for metric, found in result["metrics"].items():
+            table.add_row(first[0], metric, f"{found['value']:.4g}", _error(found), first[1])
+            first = "", ""
     return table
 
 
@@ -104,14 +139,17 @@ def _error(metric: Mapping[str, Any]) -> str:
 
 
 def _footnote(name: str, result: Result) -> str:
-    settings = [f"{key}={value}" for key, value in result["settings"].items() if value is not None]
+    hidden = ("data_hash", "text_column")
+    settings = [
+        f"{key}={value}" for key, value in result["settings"].items() if value is not None and key not in hidden
+    ]
     counts = [f"{number:,} {what}" for what, number in result["counts"].items()]
     return f"{name}: {', '.join([*counts, *settings])}; {result['seconds']:,.0f} s"
 
 
-def _flat(results: Mapping[str, Result]) -> dict[str, float]:
+def _by_name(results: Iterable[Result]) -> dict[str, float]:
     return {
-        f"eval/{name}/{metric}": found["value"]
-        for name, result in results.items()
+        f"eval/{result['task']}/{metric}": found["value"]
+        for result in results
         for metric, found in result["metrics"].items()
     }

@@ -11,13 +11,18 @@ import importlib.util
 import io
 import logging
 import os
+import random
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ssa.config_errors import closest
-from ssa.errors import UserError
+from ssa.errors import UserError, first_line
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.evaluation.work import Work
@@ -34,17 +39,19 @@ PAPER = {
     "arc_challenge": "arc",
 }
 _BOOTSTRAPS = 1000  # for the errors of what is no mean
-_FEWSHOT_SEED = 1234  # the harness's default
+_SEEDS = 0, 1234  # the harness's defaults: of Python; of NumPy, torch and few-shot examples
 
 
 def check_installed(task: str, hint: str = "") -> None:
-    """See that the harness is here.
+    """See that the harness is here, and new enough.
 
     Raises:
         UserError: it is not.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError(f"tasks={task}: needs lm-evaluation-harness: pip install -e '.[eval]'{hint}")
+    there = importlib.util.find_spec("lm_eval") is not None
+    has = tuple(map(int, re.findall(r"\d+", version("lm_eval"))[:3])) if there else (0,)
+    if not (0, 4, 13) <= has < (0, 5):
+        raise UserError(f"tasks={task}: needs lm-evaluation-harness 0.4.13 or later: pip install -e '.[eval]'{hint}")
 
 
 def wikitext_detokenizer(document: str) -> str:
@@ -76,14 +83,14 @@ class HarnessTask:
         UserError: the harness is not installed, or has no such task.
     """
 
+    has_files = False
+
     def __init__(self, name: str, settings: EvaluateSettings, ours: Collection[str]) -> None:
         check_installed(name, closest(name, ours))
-        from importlib.metadata import version
-
         self.name = name
         self._manager = task_manager(all_tasks=name not in PAPER)
         known = self._manager.task_index
-        if name not in known or re.search(r"[^\w.,+-]", name):
+        if name not in known:
             near = closest(name, [*ours, *PAPER]) or closest(name, [*ours, *known])
             raise UserError(
                 f"tasks={name}: no such task{near}; valid: {', '.join(ours)}, or one of the "
@@ -120,16 +127,22 @@ class HarnessTask:
         Raises:
             UserError: its data cannot be had.
         """
+        random.seed(_SEEDS[0])  # some tasks shuffle their choices by these when they are loaded
+        np.random.seed(_SEEDS[1])
+        torch.manual_seed(_SEEDS[1])
         try:
             found = self._manager.load([self.name])
         except Exception as error:  # as many classes as datasets and its transports have
-            raise UserError(f"tasks={self.name}: its data cannot be had ({_first_line(error)})") from None
+            raise UserError(f"tasks={self.name}: its data cannot be had ({first_line(error)})") from None
         for task in found["tasks"].values():
+            if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+                what = "runs code that the model writes" if getattr(task, "UNSAFE_CODE", False) else "shows pictures"
+                raise UserError(f"tasks={self.name}: {what}, which is not supported here")
             if self._num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=self._num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+            task.set_fewshot_seed(seed=_SEEDS[1])
         return found
 
 
@@ -176,11 +189,13 @@ def _divisors(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the bars, prints and logs of the libraries below: a task has its own bar."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"  # a pool of processes for a second of arithmetic
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        os.environ.pop("DISABLE_MULTIPROC", None)

@@ -34,8 +34,8 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """End-of-text."""
-        return self.subject.tokenizer.end_of_text
+        """What ends a text."""
+        return self.subject.end
 
     @property
     def prefix_token_id(self) -> int:
@@ -44,12 +44,9 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, begun with a special token where the tokenizer's file says so and the text is not."""
-        prefix, tokenizer = self.subject.prefix_text, self.subject.tokenizer
-        if string.startswith(prefix) and add_special_tokens is not True:
-            return [self.prefix_token_id, *tokenizer.encode_batch([string.removeprefix(prefix)])[0]]
-        if add_special_tokens is False:
-            return tokenizer.encode_batch([string])[0]
-        return tokenizer.encode_with_specials(string)
+        begun = string.startswith(self.subject.prefix_text)
+        begin = not begun if add_special_tokens is None else add_special_tokens
+        return self.subject.tokenizer.encode_as_published(string, begin)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
         """Of each continuation, in nats, and whether it is the greedy one."""
@@ -100,11 +97,16 @@ class HarnessModel(TemplateLM):
         room = context - asked["max_gen_toks"]
         if room < 1:
             raise UserError(f"context={context}: no room for the {asked['max_gen_toks']} tokens that are generated")
+
+        def ended(ids: list[int]) -> bool:
+            text = tokenizer.decode(ids)
+            return any(stop in text for stop in until)
+
         new = self.work.generate(
             [self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in contexts],
             asked["max_gen_toks"],
             stop={self.eot_token_id},
-            ended=lambda ids: any(stop in tokenizer.decode(ids) for stop in until),
+            ended=ended,
             label=label,
         )
         texts = (tokenizer.decode(ids, specials=False) for ids in new)

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from ssa.errors import UserError
+from ssa.text.cache_files import hash_of
 
 
 class Journal:
-    """Answers by what was asked, in a file that only grows: a line each, the first says of what they are.
+    """Answers by what was asked, in a file that only grows, a line each.
 
     Args:
-        path: the file; one of other settings is started over.
-        of: all that decides the answers.
+        folder: where the file is, from the first answer on.
+        task: its name.
+        of: all that decides the answers; each such has its own file.
     """
 
-    def __init__(self, path: Path, of: dict[str, Any]) -> None:
-        self.path = path
-        self._of = json.dumps(of, sort_keys=True)
-        self._known = self._read()
-        if not self._known:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"of": self._of}) + "\n", encoding="utf-8")
+    def __init__(self, folder: Path, task: str, of: object) -> None:
+        self.path = folder / f".{task}.{hash_of(of)[:12]}.journal"
+        self._known: dict[str, Any] = {}
+        self._read()
+
+    @classmethod
+    @contextmanager
+    def alone(cls, folder: Path, task: str, of: object) -> Iterator[Self]:
+        """The journal, which no other process has within the block.
+
+        Raises:
+            UserError: another one has it.
+        """
+        from filelock import FileLock, Timeout
+
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{task}.{hash_of(of)[:12]}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{folder}: another process is at the very same task, {task}") from None
+        try:
+            yield cls(folder, task, of)
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def get(self, asked: object) -> Any:
         """The answer, None where there is none yet."""
@@ -32,6 +57,7 @@ class Journal:
         """Keeps answers: when this returns, the operating system has them."""
         lines = {_key(asked): answer for asked, answer in answers}
         self._known |= lines
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:
             file.write("".join(f"{json.dumps([key, answer])}\n" for key, answer in lines.items()).encode())
 
@@ -39,18 +65,20 @@ class Journal:
         """The task is done."""
         self.path.unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            first, *lines, torn = self.path.read_text(encoding="utf-8").split("\n")
-            if json.loads(first).get("of") != self._of:
-                return {}
-            answers = dict(json.loads(line) for line in lines)
-        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged
-            return {}
-        if torn:  # by a kill
-            self.path.write_text("\n".join([first, *lines, ""]), encoding="utf-8")
-        return answers
+    def _read(self) -> None:
+        """What is there; a last line that a kill has torn is cut off, one that is damaged asked again."""
+        if not self.path.exists():
+            return
+        *lines, torn = self.path.read_bytes().split(b"\n")
+        if torn:
+            os.truncate(self.path, self.path.stat().st_size - len(torn))
+        for line in lines:
+            try:
+                key, answer = json.loads(line)
+                self._known[key] = answer
+            except (ValueError, TypeError):
+                continue
 
 
 def _key(asked: object) -> str:
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+    return hash_of(asked)[:32]

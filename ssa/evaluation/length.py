@@ -9,7 +9,7 @@ from ssa.errors import UserError
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.subject import Subject
 from ssa.evaluation.task import Metric, Outcome
-from ssa.evaluation.texts import load_text, text_name
+from ssa.evaluation.texts import load_text, text_settings
 from ssa.evaluation.windows import stream_windows
 from ssa.evaluation.work import Work
 
@@ -21,10 +21,11 @@ class Length:
     """The same text in consecutive windows of several lengths.
 
     ``perplexity/N`` is over all tokens of windows of N; ``tail_perplexity/N`` over the last quarter of each full
-    window, tokens that have seen at least 3 N / 4 others.
+    window, tokens that have seen at least 3 N / 4 others (fewer where attention restarts at each document).
     """
 
     name = "length"
+    has_files = False
 
     def __init__(self, settings: EvaluateSettings, subject: Subject) -> None:
         limit = subject.model_config.max_positions
@@ -39,8 +40,7 @@ class Length:
                 raise UserError(f"lengths={length}: valid: at least {_TAIL}")
         self._asked, self._lengths = settings, sorted(set(lengths))
         self.settings: dict[str, Any] = {
-            "text": text_name(settings, subject),
-            "limit": settings.limit,
+            **text_settings(settings, subject),
             "lengths": self._lengths,
         }
 
@@ -49,11 +49,12 @@ class Length:
         subject = work.subject
         text = load_text(self._asked, subject)
         ids = text.stream(subject.tokenizer).tokens.tolist()
-        if len(ids) <= self._lengths[0]:
-            raise UserError(f"lengths={self._lengths[0]}: the text has {len(ids)} tokens")
+        fitting = [length for length in self._lengths if length < len(ids)]
+        if not fitting or (self._asked.lengths and fitting != self._lengths):
+            raise UserError(f"lengths={self._lengths[-1]}: text={text.name} has {len(ids)} tokens; valid: below that")
         metrics: dict[str, Metric] = {}
         rows = []
-        for length in self._lengths:
+        for length in fitting:
             windows = list(stream_windows(ids, length, length, subject.restart_at))
             scores = iter(work.score([request for window in windows for request in window], context=length))
             losses = [[value for _ in window for value in next(scores).logprobs] for window in windows]
@@ -63,12 +64,11 @@ class Length:
             if tails:
                 metrics[f"tail_perplexity/{length}"] = Metric(math.exp(tail), higher_is_better=False)
             rows.append({"length": length, "loss": loss, "tail_loss": tail, "windows": len(windows)})
-        trained = subject.context
         return Outcome(
             metrics,
             n=text.counts["documents"],
             counts={"tokens": len(ids) - 1, **text.counts},
-            details={"rows": rows, "trained_at": trained},
+            details={"rows": rows, "trained_at": subject.trained_at},
             versions={"text": text.hash},
         )
 

@@ -31,6 +31,7 @@ class Passkey:
     """
 
     name = "passkey"
+    has_files = True
 
     def __init__(self, settings: EvaluateSettings, subject: Subject) -> None:
         encode, model = subject.tokenizer.encode_batch, subject.model_config
@@ -67,7 +68,7 @@ class Passkey:
             for (length, depth), of in zip(cells, grid.reshape(len(cells), -1), strict=True)
         ]
         self._plot(grid.mean(-1), work)
-        details = {"depths": by_depth, "cells": by_cell, "trained_at": work.subject.context}
+        details = {"depths": by_depth, "cells": by_cell, "trained_at": work.subject.trained_at}
         return Outcome(metrics, n=len(trials), details=details)
 
     def _answers(self, work: Work, texts: list[PassKeyText]) -> list[str]:
@@ -89,7 +90,7 @@ class Passkey:
             axes = figure.add_subplot()
             plotting.heat_map(axes, accuracy.T, rows=depths, columns=lengths, label="accuracy", low=0, high=1)
             axes.set(
-                title=f"Passkey retrieval; trained at {work.subject.context} tokens",
+                title=f"Passkey retrieval; trained at {work.subject.trained_at} tokens",
                 xlabel="length, tokens",
                 ylabel="depth of the key",
             )

@@ -23,7 +23,7 @@ from ssa.evaluation.scoring import Request, Score
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.subject import Subject
 from ssa.evaluation.task import Metric, Outcome
-from ssa.evaluation.texts import EvaluationText, load_text, text_name
+from ssa.evaluation.texts import EvaluationText, load_text, text_settings
 from ssa.evaluation.windows import rolling_windows, stream_windows, strided_windows
 from ssa.evaluation.work import Work
 from ssa.perplexity import perplexities
@@ -35,6 +35,8 @@ _HF_STRIDE = 512  # the guide's
 class Perplexity:
     """One convention on one text."""
 
+    has_files = False
+
     def __init__(self, name: str, settings: EvaluateSettings, subject: Subject) -> None:
         if settings.detokenize != "none" and name != "perplexity_lm_eval":
             raise UserError(f"detokenize={settings.detokenize}: for tasks=perplexity_lm_eval, not for {name}")
@@ -42,15 +44,13 @@ class Perplexity:
             raise UserError(f"stride={settings.stride}: would leave tokens out; valid: up to context={subject.context}")
         self.name = name
         self._asked = settings
-        self._text = text_name(settings, subject)
         self._stride = {
             "perplexity": settings.stride or subject.context,
             "perplexity_lm_eval": subject.context,
             "perplexity_hf_strided": settings.stride or min(_HF_STRIDE, subject.context),
         }[name]
         self.settings: dict[str, Any] = {
-            "text": self._text,
-            "limit": settings.limit,
+            **text_settings(settings, subject),
             "stride": self._stride,
             "detokenize": settings.detokenize,
         }
@@ -58,18 +58,14 @@ class Perplexity:
     def run(self, work: Work) -> Outcome:
         """Token, word and byte perplexity, with what each divides by."""
         subject = work.subject
-        text = load_text(self._asked, subject)
+        text = load_text(self._asked, subject, joined=self.name == "perplexity_hf_strided")
         units = list(self._units(text, subject))
-        requests = [request for unit in units for request in unit]
-        scores = iter(work.score(requests))
+        scores = iter(work.score([request for unit in units for request in unit]))
         sums = [_summed([next(scores) for _ in unit]) for unit in units]
         nll, tokens = math.fsum(nll for nll, _ in sums), sum(tokens for _, tokens in sums)
         if not tokens:
-            raise UserError(f"text={self._text}: nothing to predict")
+            raise UserError(f"text={text.name}: nothing to predict")
         counts = text.counts
-        if self.name == "perplexity":  # a run's may be cut off in a document
-            split = text.stream(subject.tokenizer)
-            counts = {"documents": split.n_documents, "words": split.n_words, "bytes": split.n_bytes}
         return Outcome(
             _metrics(nll, tokens, counts, sums),
             n=counts["documents"],
@@ -84,11 +80,11 @@ class Perplexity:
             ids = text.stream(tokenizer).tokens.tolist()
             yield from stream_windows(ids, context, self._stride, subject.restart_at)
         elif self.name == "perplexity_hf_strided":
-            ids = tokenizer.encode_with_specials(text.joined)
+            ids = tokenizer.encode_as_published(text.documents[0])
             yield from ([window] for window in strided_windows(ids, context, self._stride))
         else:
             for document in text.documents:
-                ids = tokenizer.encode_with_specials(_detokenized(document, self._asked.detokenize))
+                ids = tokenizer.encode_as_published(_detokenized(document, self._asked.detokenize))
                 yield list(rolling_windows(ids, subject.prefix, context))
 
 

@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 from ssa.errors import UserError
 from ssa.evaluation.batching import in_batches
 from ssa.evaluation.subject import Subject
-from ssa.kv_cache import GrowingCache, KVCache, LayerCache
+from ssa.kv_cache import GrowingCache, KVCache
 from ssa.transformer import Transformer
 
-_SAVED = 8  # tokens that a shared prefix must save: rows without one need no mask
+_SAVED = 8, 1 / 8  # tokens, and share of all, that a shared prefix must save: rows without one need no mask
 _GROUP = 32  # rows with one prefix, where the size of a batch is ours to choose
 _HELD = 8192  # tokens whose keys and values are held while rows go on from them
 _LOGITS = 2**25  # held at once
@@ -118,10 +118,12 @@ def _row(number: int, request: Request, context: int) -> _Row:
 def _groups(rows: Sequence[_Row], batch_size: int | None) -> Iterator[_Group]:
     """Neighbours in alphabetical order, for as long as each that joins saves more tokens."""
     prefix, together = 0, list[_Row]()
+    least, share = _SAVED
     for row in sorted(rows, key=lambda row: row.tokens):
         common = min(prefix, _common(together[0].tokens, row.tokens) if together else 0, _sharable(row))
         saved, before = len(together) * common, (len(together) - 1) * prefix
-        if len(together) < (batch_size or _GROUP) and saved >= max(_SAVED, before):
+        needed = max(least, before, share * sum(len(one.tokens) for one in [*together, row]))
+        if len(together) < (batch_size or _GROUP) and saved >= needed:
             prefix = common
             together.append(row)
             continue
@@ -187,7 +189,7 @@ def _prefix(group: _Group) -> list[int]:
 
 def _hold(model: Transformer, prefixes: Sequence[list[int]]) -> list[_Held]:
     """Padded on the right, like rows alone."""
-    layers = [GrowingCache() for _ in range(model.config.n_layer)]
+    layers = [GrowingCache(max(map(len, prefixes))) for _ in range(model.config.n_layer)]
     hidden = model.hidden(_padded(prefixes).to(model.device), cache=KVCache(list(layers)))  # (B, T, D)
     stored = [tuple(tensor.transpose(1, 2) for tensor in layer.held) for layer in layers]  # (B, T, K, d) each
     return [
@@ -202,14 +204,14 @@ def _score_after(model: Transformer, rows: Sequence[tuple[_Row, _Held]]) -> list
     """Prefixes padded on the left, what follows on the right."""
     starts = [len(held.hidden) for _, held in rows]
     rest = [row.tokens[start:-1] for (row, _), start in zip(rows, starts, strict=True)]
-    layers: list[LayerCache] = [
-        GrowingCache.of(*(_padded_left([held.layers[layer][which] for _, held in rows]) for which in (0, 1)))
-        for layer in range(model.config.n_layer)
-    ]
+    capacity = max(starts) + max(map(len, rest))
+    layers = [GrowingCache(capacity) for _ in range(model.config.n_layer)]
+    for number, layer in enumerate(layers):
+        layer.append(*(_padded_left([held.layers[number][which] for _, held in rows]) for which in (0, 1)))
     lengths = torch.tensor([len(tokens) for tokens in rest], device=model.device)[:, None]  # (B, 1)
     slots = torch.arange(1, max(map(len, rest)) + 1, device=model.device).minimum(lengths)  # pads stay in position
     visible = torch.tensor(starts, device=model.device)[:, None] + slots  # (B, T)
-    cache = KVCache(layers, max(starts))
+    cache = KVCache(list(layers), max(starts))
     hidden = model.hidden(_padded(rest).to(model.device), visible=visible, cache=cache)  # (B, T, D)
     states = [
         torch.cat([held.hidden, after[: len(tokens)]])

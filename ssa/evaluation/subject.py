@@ -60,8 +60,9 @@ class Subject:
             UserError: there is no such model, or it cannot be used so.
         """
         from ssa.device import resolve_device
+        from ssa.text.cache_files import hash_of
 
-        self.run, self.init_from, self._tokenizer = run, init_from, tokenizer
+        self.init_from, self._tokenizer = init_from, tokenizer
         self.config: Config | None = None
         if run is not None:
             from ssa.run_model import load_run_config
@@ -72,8 +73,10 @@ class Subject:
         else:
             assert init_from is not None, "the settings ask for one of the two"
             self.model_config = describe(init_from).model
-            self.name = re.sub(r"[^A-Za-z0-9._-]+", "-", init_from).strip("-.")[-80:]
-            label = size_label(init_from) if Path(init_from).expanduser().is_dir() else self.name
+            self.name, label = init_from, re.sub(r"[^A-Za-z0-9._-]+", "-", init_from).strip("-.")
+            if Path(init_from).expanduser().is_dir():
+                self.name = str(Path(init_from).expanduser().resolve())
+                label = f"{size_label(init_from)}-{hash_of(self.name)[:6]}"
             self.folder = Path(output_dir) / "pretrained" / label
         self.context = self._context(context)
         self.device = resolve_device(device, field="device")
@@ -82,6 +85,9 @@ class Subject:
     @functools.cached_property
     def weights_hash(self) -> str:
         """Of its weights: what an outcome is of."""
+        return self._hash_of_weights()
+
+    def _hash_of_weights(self) -> str:
         if self.init_from is not None:
             return weights_hash(self.init_from)
         from ssa.run_model import best_weights
@@ -113,12 +119,12 @@ class Subject:
         """The token that stands before a text: of a run, end-of-text, as in training; of a pretrained model, what its
         tokenizer_config.json calls ``bos_token``, else ``eos_token``, as lm-evaluation-harness has it.
         """
-        if self.init_from is not None:
-            for name, content in small_files(self._tokenizer_home, _TOKENIZER_FILES).items():
-                found = self._named_token(name, content)
-                if found is not None:
-                    return found
-        return self.tokenizer.end_of_text
+        return self._named_token("bos_token", "eos_token")
+
+    @functools.cached_property
+    def end(self) -> int:
+        """The token that ends an answer: likewise end-of-text, or ``eos_token``."""
+        return self._named_token("eos_token")
 
     @property
     def restart_at(self) -> int | None:
@@ -146,10 +152,17 @@ class Subject:
             from ssa.pretrained.load import load_pretrained
 
             model = load_pretrained(self.model_config, str(self.init_from), seed=0)
+        if self._hash_of_weights() != self.weights_hash:
+            raise UserError(f"{self.folder}: its best weights have just changed, it is training; try again")
         rows = model.token_embedding.num_embeddings
         if tokenizer.vocab_size > rows:
             raise UserError(f"tokenizer={tokenizer.name}: {tokenizer.vocab_size:,} tokens; valid: up to {rows:,}")
-        return model.to(self.device).eval()
+        import torch
+
+        try:
+            return model.to(self.device).eval()
+        except torch.OutOfMemoryError:
+            raise UserError(f"device={self.device.type}: out of memory for the model alone; try device=cpu") from None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Its precision, as training has it."""
@@ -170,6 +183,11 @@ class Subject:
             raise UserError(f"{field}={length}: over the model's learned positions; valid: up to {limit}")
 
     @property
+    def trained_at(self) -> int:
+        """The length of input it was trained at: the block size of a run, the positions of a pretrained model."""
+        return self.config.data.block_size if self.config else self.model_config.max_positions
+
+    @property
     def plain(self) -> dict[str, Any]:
         """Of its use, what decides numbers."""
         return {
@@ -187,24 +205,27 @@ class Subject:
         path = Path(name).expanduser()
         return str(path.parent) if path.suffix == ".json" and path.is_file() else name
 
-    def _named_token(self, name: str, content: str) -> int | None:
-        try:
-            values = json.loads(content)
-        except ValueError as error:
-            raise UserError(f"{self._tokenizer_home}: {name} is damaged: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{self._tokenizer_home}: {name} is damaged: it holds no JSON object")
-        for key in ("bos_token", "eos_token"):
-            token = values.get(key)
-            token = token.get("content") if isinstance(token, dict) else token
-            found = self.tokenizer.token_id(token) if isinstance(token, str) else None
-            if found is not None:
-                return found
-        return None
+    def _named_token(self, *keys: str) -> int:
+        """The first of these that a pretrained model's files name, else end-of-text."""
+        contents = small_files(self._tokenizer_home, _TOKENIZER_FILES) if self.init_from is not None else {}
+        for name, content in contents.items():
+            try:
+                values = json.loads(content)
+            except ValueError as error:
+                raise UserError(f"{self._tokenizer_home}: {name} is damaged: {error}") from None
+            if not isinstance(values, dict):
+                raise UserError(f"{self._tokenizer_home}: {name} is damaged: it holds no JSON object")
+            for key in keys:
+                token = values.get(key)
+                token = token.get("content") if isinstance(token, dict) else token
+                found = self.tokenizer.token_id(token) if isinstance(token, str) else None
+                if found is not None:
+                    return found
+        return self.tokenizer.end_of_text
 
     def _context(self, asked: int | None) -> int:
         if asked is None:
-            return self.config.data.block_size if self.config else self.model_config.max_positions
+            return self.trained_at
         self.check_length("context", asked)
         return asked
 

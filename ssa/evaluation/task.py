@@ -53,10 +53,12 @@ class Task(Protocol):
     Attributes:
         name: as in ``tasks=``, and of the file its outcome goes to.
         settings: all that decides its numbers besides the model, as plain values.
+        has_files: whether it writes files besides its outcome, which are those of the newest alone.
     """
 
     name: str
     settings: dict[str, Any]
+    has_files: bool
 
     def run(self, work: Work) -> Outcome:
         """Evaluate.

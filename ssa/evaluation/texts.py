@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ssa.errors import UserError
+from ssa.errors import UserError, first_line
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.subject import Subject
-from ssa.text.cache_files import hash_of
-from ssa.text.token_cache import TokenSplit
+from ssa.text.cache_files import cache_root, hash_of, hash_of_file
+from ssa.text.token_cache import TokenizedCorpus, TokenSplit
 from ssa.text.tokenization import Tokenizer
 
 WIKITEXT_ROWS = ("Salesforce/wikitext", "wikitext-2-raw-v1", "text")  # as the Hugging Face guide reads it
 WIKITEXT_PAGES = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "page")  # as lm-evaluation-harness does
+_SPLITS = ("test", "validation")
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,18 @@ class EvaluationText:
     Attributes:
         name: as in ``text=``.
         documents: in order.
-        joined: in one piece.
         split: its tokens, where a run has them.
     """
 
     name: str
     documents: list[str]
-    joined: str
     split: TokenSplit | None = None
 
     @property
     def counts(self) -> dict[str, int]:
         """Words are split at white space; bytes are UTF-8."""
+        if self.split is not None:
+            return {"documents": self.split.n_documents, "words": self.split.n_words, "bytes": self.split.n_bytes}
         words = sum(len(text.split()) for text in self.documents)
         return {"documents": len(self.documents), "words": words, "bytes": sum(len(t.encode()) for t in self.documents)}
 
@@ -59,42 +61,46 @@ class EvaluationText:
         return TokenSplit(self.name, np.array(ids), counts["documents"], counts["words"], counts["bytes"], tokenizer)
 
 
-def text_name(settings: EvaluateSettings, subject: Subject) -> str:
-    """What ``text`` means for this model.
+def text_settings(settings: EvaluateSettings, subject: Subject) -> dict[str, Any]:
+    """What ``text`` means for this model, and what decides its content.
 
     Raises:
-        UserError: a split of a run, of a model that is none.
+        UserError: a split of a run, of a model that is none; no such files.
     """
     name = settings.text or ("test" if subject.config else "wikitext")
-    if name in ("test", "validation") and subject.config is None:
-        raise UserError(f"text={name}: a split of a run; of a pretrained model: wikitext, or files, 'books/*.txt'")
-    return name
+    chosen: dict[str, Any] = {"text": name, "limit": settings.limit}
+    if name == "wikitext":
+        return chosen
+    if name in _SPLITS:
+        if subject.config is None:
+            raise UserError(f"text={name}: a split of a run; of a pretrained model: wikitext, or files, 'books/*.txt'")
+        return {**chosen, "data_hash": _data_hash(subject)}
+    content = hash_of([hash_of_file(path, cache_root(None)) for path in _files(name)])
+    return {**chosen, "text_column": settings.text_column, "data_hash": content}
 
 
-def load_text(settings: EvaluateSettings, subject: Subject) -> EvaluationText:
-    """The text, up to ``limit`` documents.
+def load_text(settings: EvaluateSettings, subject: Subject, *, joined: bool = False) -> EvaluationText:
+    """The text, up to ``limit`` documents; joined: by blank lines, as one.
 
     Raises:
         UserError: it cannot be had.
     """
-    name, limit = text_name(settings, subject), settings.limit
+    chosen, limit = text_settings(settings, subject), settings.limit
+    name, split = chosen["text"], None
     if name == "wikitext":
-        pages = list(islice(hub_rows(*WIKITEXT_PAGES), limit))
-        rows = hub_rows(*WIKITEXT_ROWS)
-        return EvaluationText(name, pages, "\n\n".join(rows if limit is None else pages))
-    if name in ("test", "validation"):
-        from ssa.run_model import with_own_tokenizer
-        from ssa.text.token_cache import prepare
-
-        assert subject.config is not None
-        data = with_own_tokenizer(subject.config.data, subject.folder)
-        split = prepare(data).split(name).prefix(data.max_eval_tokens)
+        whole = WIKITEXT_ROWS if joined and limit is None else WIKITEXT_PAGES
+        documents = list(islice(hub_rows(*whole), limit))
+    elif name in _SPLITS:
+        assert subject.config is not None, "text_settings has seen to it"
+        split = run_corpus(subject).split(name).prefix(subject.config.data.max_eval_tokens)
         documents = list(islice(split.texts(), limit))
-        return EvaluationText(name, documents, "\n\n".join(documents), split if limit is None else None)
-    documents = list(islice(_of_files(name, settings.text_column), limit))
-    if not documents:
+    else:
+        documents = list(islice(_of_files(name, settings.text_column), limit))
+    if not any(documents):
         raise UserError(f"text={name}: has no text")
-    return EvaluationText(name, documents, "\n\n".join(documents))
+    if joined:
+        return EvaluationText(name, ["\n\n".join(documents)])
+    return EvaluationText(name, documents, split if limit is None else None)
 
 
 def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
@@ -109,15 +115,48 @@ def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
 
     datasets.disable_progress_bars()  # a task has its own
     with faults_as_user_errors(repo, "dataset", field="text"):
-        rows = datasets.load_dataset(repo, config, split="test")
+        try:
+            rows = datasets.load_dataset(repo, config, split="test")
+        except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(f"text=wikitext: {repo} {config}: {first_line(error)}") from None
     return iter(rows[column])
+
+
+def run_corpus(subject: Subject) -> TokenizedCorpus:
+    """The tokens of the run.
+
+    Raises:
+        UserError: they cannot be had, or are not those of the run any more.
+    """
+    from ssa.run_model import with_own_tokenizer
+    from ssa.text.token_cache import prepare
+
+    assert subject.config is not None, "of a run"
+    corpus = prepare(with_own_tokenizer(subject.config.data, subject.folder))
+    before = _data_hash(subject)
+    if before not in (None, corpus.fingerprint):
+        raise UserError(
+            f"{subject.folder}: its data has changed since it was trained ({before}, now {corpus.fingerprint}): "
+            "put it back, or evaluate on files, text='books/*.txt'"
+        )
+    return corpus
+
+
+def _data_hash(subject: Subject) -> str | None:
+    from ssa.record.run_files import read_environment
+
+    return read_environment(subject.folder).get("data_hash")
+
+
+def _files(pattern: str) -> list[Path]:
+    paths = [path for path in map(Path, sorted(glob.glob(str(Path(pattern).expanduser())))) if path.is_file()]
+    if not paths:
+        raise UserError(f"text={pattern}: matches no file; valid: test, validation, wikitext, or files, 'books/*.txt'")
+    return paths
 
 
 def _of_files(pattern: str, column: str) -> Iterator[str]:
     from ssa.text.corpus import readers
 
-    paths = [path for path in map(Path, sorted(glob.glob(str(Path(pattern).expanduser())))) if path.is_file()]
-    if not paths:
-        raise UserError(f"text={pattern}: matches no file; valid: test, validation, wikitext, or files, 'books/*.txt'")
-    for path in paths:
+    for path in _files(pattern):
         yield from (text for text in readers.documents(path, column) if text and not text.isspace())

@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ssa.config import Config, LoggerConfig
-from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.errors import EXIT_INTERRUPTED, UserError, first_line
 from ssa.record.run_files import read_rows, write_json
-from ssa.record.run_record import RunRecord
+from ssa.record.run_record import RunRecord, read_status
 
 Mode = Literal["disabled", "offline", "online"]  # from the least to the most
 
@@ -89,7 +89,7 @@ class WandbMirror:
             try:
                 self._run = self._init("online")
             except Exception as error:  # W&B's own classes, but also those of sockets and of its service
-                mode, reason = "offline", f"no connection: {_first_line(error)}"
+                mode, reason = "offline", f"no connection: {first_line(error)}"
             else:
                 return _say(f"online, {self._run.url}")
         if mode == "disabled":
@@ -136,7 +136,7 @@ class WandbMirror:
             raise
         except Exception as error:  # as many classes as W&B has ways to fail
             self._run = None
-            _say(f"{what} ({_first_line(error)}); the run goes on, with metrics.jsonl alone")
+            _say(f"{what} ({first_line(error)}); the run goes on, with metrics.jsonl alone")
             _drop_service()
 
 
@@ -153,16 +153,20 @@ def mirror_evaluation(config: Config, folder: Path, values: Mapping[str, float])
     if config.logger.name != "wandb":
         return
     mirror = WandbMirror(config, folder)
-    with mirror._or_without("did not take the evaluation"):
+    try:
         mode, reason = choose_mode(config.logger)
         newest = _attempts(folder)[-1:]
-        if mode == "online" and newest and newest[0].get("mode") == "online":
+        online = mode == "online" and newest and newest[0].get("mode") == "online"
+        if online and read_status(folder).status == "finished":  # W&B would take another for stopped
             mirror._run = mirror._init("online", newest[0]["id"])
             _say(f"online, {mirror._run.url}")
         else:
             mirror._start(mode, reason)
             for row in read_rows(folder):
                 mirror.log(row)
+    except Exception as error:  # as many classes as W&B has ways to fail; it is in the folder whatever they are
+        _say(f"did not take the evaluation ({first_line(error)})")
+        _drop_service()
     mirror.summary(values)
     mirror.finish(0)
 
@@ -216,7 +220,7 @@ def _key_problem() -> str | None:
     try:
         found = wandb.login(prompt=False, verify=False)  # asks neither the user nor the server
     except wandb.errors.AuthenticationError as error:
-        return _first_line(error)
+        return first_line(error)
     return None if found else "no API key is set; `wandb login` or WANDB_API_KEY sets one"
 
 
@@ -256,10 +260,6 @@ def _exit_code(error: BaseException | None) -> int:
     if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
         return error.code or 0
     return int(error is not None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
 def _say(line: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ssa.errors import UserError
+from ssa.errors import UserError, first_line
 from ssa.text.cache_files import read_checked, write_checked
 
 RepoKind = Literal["dataset", "model"]
@@ -102,7 +102,7 @@ def faults_as_user_errors(repo: str, kind: RepoKind, field: Field | None = None)
     except errors.HFValidationError:
         raise UserError(f"{field}={repo}: not an id of the Hub; an id looks like ORG/NAME") from None
     except errors.RemoteEntryNotFoundError as error:
-        raise NotInRepository(f"{field}={repo}: {_first_line(error)}") from None
+        raise NotInRepository(f"{field}={repo}: {first_line(error)}") from None
     except (_transport_error(), OSError) as error:  # refused, cut off, no route, offline mode, nothing cached
         raise HubUnreachable(
             f"{field}={repo}: cannot be fetched from the Hugging Face Hub ({_reason(error)}); try again, or set "
@@ -122,9 +122,4 @@ def _reason(error: BaseException) -> str:
     """The line of the first cause: the client wraps what the network said in advice of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
+    return first_line(error)

@@ -68,10 +68,21 @@ class Tokenizer:
         """The ids of each text."""
         return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def encode_with_specials(self, text: str) -> list[int]:
-        """The ids of a text as the tokenizer's own file has them: begun, say, with ``<s>``, where it says so."""
-        ids: list[int] = self._inner.encode(text).ids
+    def encode_as_published(self, text: str, begin: bool = True) -> list[int]:
+        """The ids of a text as other tools have them: special tokens written in it are those tokens.
+
+        Args:
+            text: any.
+            begin: with what the tokenizer's file puts around a text, such as ``<s>`` before it.
+        """
+        ids: list[int] = self._published.encode(text, add_special_tokens=begin).ids
         return ids
+
+    @functools.cached_property
+    def _published(self) -> Any:
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(self.definition)  # its file does not hold `encode_special_tokens`
 
     def token_id(self, token: str) -> int | None:
         """The id of an entry of the vocabulary, None where it is none."""
