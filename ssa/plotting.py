@@ -18,12 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ssa.atomic import replacing
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -95,6 +93,7 @@ def write(figure: Figure, path: Path) -> None:
 
 def shades(n: int) -> list[Any]:
     """Colours of n lines in an order, such as layers: from dark to light, also in greyscale."""
+    import numpy as np
     from matplotlib import colormaps
 
     return [colormaps["cividis"](0.82 * place) for place in np.linspace(0, 1, n)]
@@ -121,6 +120,8 @@ def heat_map(
         low, high: ends of the colour scale; default: of the values.
         digits: after the point.
     """
+    import numpy as np
+
     matrix = np.asarray(values, float)
     image = axes.imshow(matrix, vmin=low, vmax=high, aspect="auto")
     axes.grid(False)

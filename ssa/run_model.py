@@ -25,11 +25,20 @@ def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
         UserError: it is not a run folder, it has no weights yet, or a file in it is damaged.
     """
     config = load_run_config(folder)
-    from ssa.record.checkpoint import load_weights  # only now: torch takes seconds, and a wrong folder must not
+    from ssa.record.checkpoint import (  # only now: torch takes seconds, and a wrong folder must not
+        load_weights,
+        vocabulary,
+    )
     from ssa.transformer import Transformer
 
     tokenizer = load_run_tokenizer(folder, config)
-    model = Transformer(config.model, config.model.vocab_size or tokenizer.vocab_size, seed=None)
+    rows = vocabulary(best_weights(folder))
+    if tokenizer.vocab_size > rows or (config.model.vocab_size is None and tokenizer.vocab_size != rows):
+        raise UserError(
+            f"{Path(folder) / 'tokenizer.json'}: {tokenizer.vocab_size:,} tokens, but the model has {rows:,}: "
+            "it is not the tokenizer that the run was trained with"
+        )
+    model = Transformer(config.model, rows, seed=None)
     load_weights(model, best_weights(folder))
     return config, model.eval(), tokenizer
 

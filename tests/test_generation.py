@@ -179,7 +179,7 @@ def test_a_stop_id_ends_its_row_alone_and_is_left_out(model: Transformer) -> Non
 
 def test_generation_ends_when_all_rows_have(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(model, "forward", lambda *a, **k: calls.append(1) or Transformer.forward(model, *a, **k))
+    monkeypatch.setattr(model, "hidden", lambda *a, **k: calls.append(1) or Transformer.hidden(model, *a, **k))
     assert generate(model, [[3]], 30, stop=range(VOCABULARY)) == [[]]
     assert len(calls) == 1
 

@@ -58,6 +58,8 @@ READ = {
     "file=null": ("file", None),
     "file=a b.txt": ("file", "a b.txt"),
     "names=[a,b c]": ("names", ["a", "b c"]),
+    "names=a,b c": ("names", ["a", "b c"]),
+    "names=": ("names", []),
 }
 
 
@@ -94,7 +96,7 @@ REFUSED = {
     "flag=1": ["flag=1:", "true or false"],
     "kind=vaule": ["kind=vaule:", "did you mean value?", "valid: query, value"],
     "either=true": ["either=true:", "valid: on, off"],
-    "names=a": ["names=a:", "a list"],
+    "names=a,1": ["names.1=1:", "expected text"],
     "text=\udcff": ["text=\\udcff:", "UTF-8"],
 }
 
@@ -133,7 +135,7 @@ def test_help_names_each_field_with_kind_limits_default_and_description() -> Non
     assert "rate=NUMBER (> 0 and <= 2; default: 0.5)" in words
     assert "layer=INTEGER|null (>= 0; default: null)" in words
     assert "kind=query|value (default: query)" in words
-    assert "names=[A,B] (default: [])" in words
+    assert "names=A,B (default: [])" in words
     assert "flag=true|false (default: false)" in words
 
 

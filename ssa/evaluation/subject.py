@@ -143,7 +143,6 @@ class Subject:
         Raises:
             UserError: its weights are damaged, or do not fit.
         """
-        tokenizer = self.tokenizer
         if self.config is not None:
             from ssa.run_model import load_run
 
@@ -154,9 +153,6 @@ class Subject:
             model = load_pretrained(self.model_config, str(self.init_from), seed=0)
         if self._hash_of_weights() != self.weights_hash:
             raise UserError(f"{self.folder}: its best weights have just changed, it is training; try again")
-        rows = model.token_embedding.num_embeddings
-        if tokenizer.vocab_size > rows:
-            raise UserError(f"tokenizer={tokenizer.name}: {tokenizer.vocab_size:,} tokens; valid: up to {rows:,}")
         import torch
 
         try:

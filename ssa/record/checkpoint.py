@@ -35,6 +35,18 @@ def read_step(path: Path) -> int:
     return int(read(path)["global_step"])
 
 
+def vocabulary(path: Path) -> int:
+    """The tokens that a ``best`` checkpoint's model has.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    try:
+        return int(read(path)["model"]["token_embedding.weight"].shape[0])
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"{path}: not a checkpoint of a model of this project") from None
+
+
 def load_weights(model: Transformer, path: Path) -> int:
     """Loads a ``best`` checkpoint's weights into a model of the same config; returns its optimizer step.
 
