@@ -24,7 +24,7 @@ from ssa.evaluation.subject import Subject
 from ssa.kv_cache import GrowingCache, KVCache
 from ssa.transformer import Transformer
 
-_SAVED = 8, 1 / 8  # tokens, and share of all, that a shared prefix must save: rows without one need no mask
+_SAVED = 8, 1 / 16  # tokens, and share of all, that a shared prefix must save: rows without one need no mask
 _GROUP = 32  # rows with one prefix, where the size of a batch is ours to choose
 _HELD = 8192  # tokens whose keys and values are held while rows go on from them
 _LOGITS = 2**25  # held at once
