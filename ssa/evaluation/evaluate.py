@@ -10,7 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ssa.errors import UserError, first_line
 from ssa.evaluation import catalogue
@@ -123,7 +123,9 @@ class _Evaluation:
 
 
 def _table(results: Mapping[str, Result]) -> Table:
-    table = Table("task", "metric", "value", "error", "n", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        "task", Column("metric", overflow="fold"), "value", "error", "n", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for name, result in results.items():
         first = name, f"{result['n']:,}"
         for metric, found in result["metrics"].items():
