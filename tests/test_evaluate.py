@@ -97,6 +97,9 @@ def test_other_conventions_and_lengths(run: Path, launch: Launch) -> None:
     assert tokens["perplexity_lm_eval"] == sum(map(len, tokenizer.encode_batch(documents)))
     (joined,) = tokenizer.encode_batch(["\n\n".join(documents)])
     assert tokens["perplexity_hf_strided"] == len(joined) - math.ceil(len(joined) / 64)  # side by side: less the firsts
+    strided = values(results["perplexity_hf_strided"])
+    n_bytes = results["perplexity_hf_strided"]["counts"]["bytes"]
+    assert strided["bits_per_byte"] == pytest.approx(strided["loss"] * len(joined) / math.log(2) / n_bytes, rel=1e-9)
     stream = [tokenizer.end_of_text]
     for ids in tokenizer.encode_batch(documents):
         stream += [*ids, tokenizer.end_of_text]

@@ -37,7 +37,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     names = catalogue.names(settings.tasks)
     subject = Subject(**settings.model_dump(include=_OF_SUBJECT))
-    console.print(f"{subject.name}: context {subject.context}, {subject.device.type}, {subject.precision}")
+    console.print(subject.described)
     _ = subject.tokenizer, subject.weights_hash  # what is wrong with them is wrong for every task
     tasks: list[Task] = []
     failures: set[str] = set()

@@ -9,7 +9,8 @@ back to be full: ``loglikelihood_rolling`` of lm-evaluation-harness.
 ``perplexity_hf_strided``: the documents joined by blank lines in one piece, in windows of ``context`` tokens that move
 by ``stride``, only what is new scored: Hugging Face's guide to the perplexity of fixed-length models
 (https://huggingface.co/docs/transformers/perplexity).  The guide weights a window's mean by one token less than it has
-scored; here each token counts once, which moves the result by less than 1e-4 of it.
+scored; here each token counts once, which moves the result by less than 1e-4 of it.  Where windows do not overlap the
+first token of each is not scored; for words and bytes it is counted with the mean loss of the others.
 """
 
 from __future__ import annotations
@@ -65,9 +66,11 @@ class Perplexity:
         nll, tokens = math.fsum(nll for nll, _ in sums), sum(tokens for _, tokens in sums)
         if not tokens:
             raise UserError(f"text={text.name}: nothing to predict")
-        counts = text.counts
+        counts, of_text = text.counts, tokens
+        if self.name == "perplexity_hf_strided":  # windows side by side leave out the first token of each
+            of_text = len(subject.tokenizer.encode_as_published(text.documents[0]))
         return Outcome(
-            _metrics(nll, tokens, counts, sums),
+            _metrics(nll * of_text / tokens, of_text, counts, sums),
             n=counts["documents"],
             counts={"tokens": tokens, **counts},
             versions={"text": text.hash},

@@ -1,7 +1,7 @@
 """The files that outcomes are kept in: ``evaluation/<task>.json`` of a run folder.
 
 The newest outcome is the object itself; those of other settings, or of other weights of the run, are below it under
-``others``, newest first, without the answer to each request.
+``others``, newest first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def keep(folder: Path, result: Result) -> None:
     before: list[Result] = []
     with suppress(UserError):  # a damaged file is replaced
         before = _kept(folder, result["task"])
-    others = [_without_samples(other) for other in before if _identity(other) != _identity(result)]
+    others = [other for other in before if _identity(other) != _identity(result)]
     write_json(folder / f"{file_name(result['task'])}.json", {**result, "others": others})
 
 
@@ -76,6 +76,7 @@ def result_of(task: str, identity: Mapping[str, Any], subject: Subject, outcome:
 
     return {
         "task": task,
+        "of": subject.name,
         "metrics": {name: _plain(metric) for name, metric in outcome.metrics.items()},
         "n": outcome.n,
         "counts": dict(outcome.counts),
@@ -90,7 +91,7 @@ def result_of(task: str, identity: Mapping[str, Any], subject: Subject, outcome:
 
 def identity_of(settings: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
     """All that decides an outcome."""
-    return {"settings": dict(settings), "model": {"name": subject.name, **subject.plain}}
+    return {"settings": dict(settings), "model": subject.plain}
 
 
 def _identity(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,11 +100,6 @@ def _identity(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(metric: Metric) -> dict[str, Any]:
     return {name: value for name, value in vars(metric).items() if value is not None}
-
-
-def _without_samples(result: Result) -> Result:
-    details = {key: value for key, value in result.get("details", {}).items() if key != "samples"}
-    return {**result, "details": details}
 
 
 def _kept(folder: Path, task: str) -> list[Result]:

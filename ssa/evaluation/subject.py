@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +182,21 @@ class Subject:
     def trained_at(self) -> int:
         """The length of input it was trained at: the block size of a run, the positions of a pretrained model."""
         return self.config.data.block_size if self.config else self.model_config.max_positions
+
+    @property
+    def described(self) -> str:
+        """Whose weights, and how they are used, in a line."""
+        use = f"context {self.context}, {self.device.type}, {self.precision}"
+        if self.config is None:
+            return f"{self.name}: {use}"
+        from ssa.record.checkpoint import read
+        from ssa.record.run_record import read_status
+        from ssa.run_model import best_weights
+
+        with suppress(UserError):  # what is damaged is told when it is needed
+            step = read(best_weights(self.folder)).get("step")
+            use = f"weights of step {step}, the run is {read_status(self.folder).status}; {use}"
+        return f"{self.name}: {use}"
 
     @property
     def plain(self) -> dict[str, Any]:

@@ -159,4 +159,7 @@ def _of_files(pattern: str, column: str) -> Iterator[str]:
     from ssa.text.corpus import readers
 
     for path in _files(pattern):
-        yield from (text for text in readers.documents(path, column) if text and not text.isspace())
+        try:
+            yield from (text for text in readers.documents(path, column) if text and not text.isspace())
+        except UserError as error:  # readers name the setting of train.py
+            raise UserError(str(error).removeprefix("data.")) from None
