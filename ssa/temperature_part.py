@@ -100,7 +100,7 @@ class Slope(Part):
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (1 or B, G, T, 1)."""
-        raw: Tensor = self.get_parameter(self.name)
+        raw: Tensor = getattr(self, self.name)  # also where torch.func puts a plain tensor in its place
         return self.slope(raw)[:, None, None] * tokens.log_n(raw.dtype)
 
     def deviation(self, raw: float, n: int) -> float:
