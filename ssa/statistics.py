@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
+from typing import NamedTuple
+
+
+class Estimate(NamedTuple):
+    """A mean over n runs, and an interval for what it estimates; nan where n is too small for one."""
+
+    mean: float
+    low: float
+    high: float
+    sd: float
+    n: int
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -24,3 +36,56 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     center = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Student's interval of the mean of n independent values, such as one a seed; needs scipy.
+
+    Raises:
+        ValueError: no values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("no values: they have no mean")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, math.nan, math.nan, math.nan, 1)
+    from scipy.stats import t
+
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, sd, n)
+
+
+def paired_interval(values: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """`mean_interval` of the differences ``values - baseline`` at equal place, such as equal seed.
+
+    Raises:
+        ValueError: not as many of the one as of the other, or none.
+    """
+    return mean_interval([value - base for value, base in zip(values, baseline, strict=True)], confidence)
+
+
+def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000) -> Estimate:
+    """The percentile bootstrap of the mean over n values (Efron 1979); the same each time; needs scipy.
+
+    Of few values it is too narrow: of 5 normal ones, a 95 % interval holds the mean about 83 % of the time.
+
+    Raises:
+        ValueError: no values.
+    """
+    estimate = mean_interval(values, confidence)
+    if estimate.n == 1:
+        return estimate
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (np.asarray(values, float),),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return estimate._replace(low=float(found.low), high=float(found.high))

@@ -28,9 +28,16 @@ _COLUMN, _WIDTH = 28, 100
 
 
 def program(
-    settings: type[S], job: Callable[[S], None], *, name: str, purpose: str, examples: Sequence[str] = ()
+    settings: type[S],
+    job: Callable[[S], None],
+    *,
+    name: str,
+    purpose: str,
+    examples: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> int:
-    """Run `job` on what ``sys.argv`` says; returns the exit code.
+    """Run `job` on what the arguments say; returns the exit code.
 
     What is the user's to mend is one line on stderr and 2, an interrupt 130; a bug keeps its traceback and is 1.
 
@@ -40,21 +47,22 @@ def program(
         name: of the program's file.
         purpose: one line.
         examples: arguments, as typed.
+        arguments: default: of ``sys.argv``.
+        defaults: values of fields, in place of the defaults they are declared with.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character still gets the others
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if {"--help", "-h"} & set(arguments):
-            print(help_text(settings, name, purpose, examples))
+            print(help_text(settings, name, purpose, examples, defaults))
         else:
-            job(parse(settings, arguments))
+            job(parse(settings, arguments, defaults))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
-        print("error:", error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return complain(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception:
@@ -63,8 +71,14 @@ def program(
     return 0
 
 
-def parse(settings: type[S], arguments: Sequence[str]) -> S:
-    """``KEY=VALUE`` arguments -> the typed settings.
+def complain(error: UserError) -> int:
+    """One line on stderr; returns the exit code."""
+    print("error:", error, file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def parse(settings: type[S], arguments: Sequence[str], defaults: Mapping[str, Any] | None = None) -> S:
+    """``KEY=VALUE`` arguments, and ``defaults`` for what they leave out -> the typed settings.
 
     Raises:
         UserError: the first thing wrong with them.
@@ -84,19 +98,24 @@ def parse(settings: type[S], arguments: Sequence[str]) -> S:
             raise UserError(f"{key}: given twice")
         values[key] = _read(key, text, fields[key])
     try:
-        return settings.model_validate(values)
+        return settings.model_validate({**(defaults or {}), **values})
     except ValidationError as error:
         raise UserError(one_line(error, settings)) from None
 
 
-def help_text(settings: type[BaseModel], name: str, purpose: str, examples: Sequence[str] = ()) -> str:
+def help_text(
+    settings: type[BaseModel],
+    name: str,
+    purpose: str,
+    examples: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> str:
     """The page that ``--help`` prints."""
     lines = [purpose, "", f"usage: python {name} KEY=VALUE ...", ""]
     for key, schema in _fields(settings).items():
         field = settings.model_fields[key]
-        default = (
-            "required" if field.is_required() else f"default: {_typed(field.get_default(call_default_factory=True))}"
-        )
+        value = (defaults or {}).get(key, field.get_default(call_default_factory=True))
+        default = "required" if key not in (defaults or {}) and field.is_required() else f"default: {_typed(value)}"
         limits = [f"{symbol} {schema[bound]:.10g}" for bound, symbol in _BOUNDS.items() if bound in schema]
         notes = "; ".join([*([" and ".join(limits)] if limits else []), default])
         text = textwrap.wrap(f"{field.description or ''} ({notes})".strip(), _WIDTH - _COLUMN)

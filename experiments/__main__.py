@@ -1,0 +1,61 @@
+"""Compute a table or figure of the paper: ``python -m experiments ITEM scale=smoke|laptop|gpu|paper``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from functools import partial
+
+from experiments.item import SCALES, Item, ItemSettings, find, items
+from ssa.command_line.settings import complain, program
+from ssa.errors import UserError
+
+INSTALL = "pip install -e '.[experiments]'"
+USAGE = f"usage: python -m experiments ITEM scale={'|'.join(SCALES)} KEY=VALUE ...; ITEM --help lists the keys"
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    if not arguments or arguments[0] in ("--help", "-h"):
+        width = max(len(item.name) for item in items())
+        print("\n".join([USAGE, "", *(f"  {item.name:<{width}}  {item.purpose}" for item in items())]))
+        return 0
+    try:
+        item = find(arguments[0])
+        scale = next((text.removeprefix("scale=") for text in arguments if text.startswith("scale=")), "laptop")
+        return program(
+            item.settings,
+            partial(run, item),
+            name=f"-m experiments {item.name}",
+            purpose=item.purpose,
+            examples=("scale=smoke", "scale=laptop", "scale=laptop rerun=true to=/tmp/again"),
+            arguments=arguments[1:],
+            defaults=item.values(scale if scale in SCALES else "laptop"),
+        )
+    except UserError as error:
+        return complain(error)
+
+
+def run(item: Item, settings: ItemSettings) -> None:
+    """Compute an item, write its results, and print what they come to."""
+    lacking = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise UserError(f"{' and '.join(lacking)}: not installed; to install what experiments need, {INSTALL}")
+    from rich.console import Console
+
+    from experiments.study import Study
+
+    console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
+    study = Study(item, settings, console)
+    console.print(f"{item.name}: {item.purpose}, scale={settings.scale}, {settings.seeds} seeds")
+    item.run(settings, study)
+    seconds = time.perf_counter() - began
+    study.finish(seconds)
+    for conclusion in study.conclusions:
+        console.print(conclusion.sentence)
+    console.print(f"{seconds:.0f} s; results: {study.folder}/{settings.scale}_*")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

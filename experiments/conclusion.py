@@ -1,0 +1,60 @@
+"""What an item comes to, in one sentence that its interval supports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ssa.statistics import Estimate
+
+Verdict = Literal["holds", "does not hold", "undecided"]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A claim and the number that decides it.
+
+    Attributes:
+        claim: what would be true, as a clause: "a query temperature fits the same maps with a smaller norm".
+        quantity: what was estimated, with its unit: "difference of the norms, SSA - vanilla".
+        estimate: of the quantity, over seeds.
+        expected: on which side of ``threshold`` the claim puts it.
+        threshold: for a difference 0, for a ratio 1.
+    """
+
+    claim: str
+    quantity: str
+    estimate: Estimate
+    expected: Literal["higher", "lower"]
+    threshold: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Holds where the whole interval is on the claim's side, does not hold where it is on the other."""
+        above, below = self.estimate.low > self.threshold, self.estimate.high < self.threshold
+        if not above and not below:
+            return "undecided"
+        return "holds" if above == (self.expected == "higher") else "does not hold"
+
+    @property
+    def sentence(self) -> str:
+        """For a reader."""
+        low, high = (f"{bound:.3g}" for bound in (self.estimate.low, self.estimate.high))
+        return (
+            f"{self.verdict.capitalize()}: {self.claim} ({self.quantity}: {self.estimate.mean:.3g}, "
+            f"95 % interval {low} to {high}, {self.estimate.n} seeds)."
+        )
+
+    def row(self) -> dict[str, Any]:
+        """For a table."""
+        return {
+            "claim": self.claim,
+            "verdict": self.verdict,
+            "quantity": self.quantity,
+            "mean": self.estimate.mean,
+            "low": self.estimate.low,
+            "high": self.estimate.high,
+            "seeds": self.estimate.n,
+            "expected": f"{self.expected} than {self.threshold:g}",
+            "sentence": self.sentence,
+        }

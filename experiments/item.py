@@ -1,0 +1,123 @@
+"""What an item is: a folder of this package with ``item.py``, ``config.yaml``, ``reference.csv``, README and results.
+
+``item.py`` has ``Settings``, a subclass of `ItemSettings`, and ``run(settings, study)``.  ``config.yaml`` has a purpose
+in one line and the values of the settings at each scale.  Imports at the top of ``item.py`` are light: torch and
+matplotlib come when they are used, so that a mistyped key is refused at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import Field
+
+from ssa.config_errors import closest
+from ssa.errors import UserError
+from ssa.model_config import PositiveInt, Section
+
+if TYPE_CHECKING:
+    from experiments.study import Study
+
+HERE = Path(__file__).parent
+SCALES = ("smoke", "laptop", "gpu", "paper")
+
+
+class ItemSettings(Section):
+    """What every item can be told.  Fields without a default have their values in the item's ``config.yaml``."""
+
+    scale: Literal["smoke", "laptop", "gpu", "paper"] = Field(
+        "laptop", description="smoke: seconds; laptop: minutes on two cores; gpu; paper: as large as makes sense"
+    )
+    seeds: Annotated[int, Field(ge=2)] = Field(description="how many, from 0")
+    jobs: PositiveInt = Field(2, description="processes at once, of one thread each; no number depends on it")
+    to: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="folder for tables and figures; null: the item's own results/, or with other settings than the "
+        "scale's a folder of their own under output_dir",
+    )
+    output_dir: Annotated[str, Field(min_length=1)] = Field(
+        "outputs", description="where runs and parts of them are kept"
+    )
+    rerun: bool = Field(False, description="compute again what is kept")
+
+
+BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun"}  # settings that decide no number
+
+
+class TheoryItemSettings(ItemSettings):
+    """Of items whose seeds are trained together."""
+
+    vectorised: bool = Field(
+        True, description="false: one seed after another; the same numbers, for comparing the time"
+    )
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure of the paper, by the name of its folder."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return HERE / self.name
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        return loaded
+
+    @property
+    def purpose(self) -> str:
+        """In one line."""
+        return str(self._config["purpose"])
+
+    def values(self, scale: str) -> dict[str, Any]:
+        """The settings at a scale: those under ``all``, then the scale's own."""
+        return {**(self._config.get("all") or {}), **self._config["scales"][scale]}
+
+    @property
+    def settings(self) -> type[ItemSettings]:
+        """What its command line sets."""
+        found: type[ItemSettings] = self._module.Settings
+        return found
+
+    @property
+    def run(self) -> Callable[[ItemSettings, Study], None]:
+        """Computes it, and writes its tables, figures and conclusions to a `Study`."""
+        found: Callable[[ItemSettings, Study], None] = self._module.run
+        return found
+
+    @property
+    def _module(self) -> Any:
+        return importlib.import_module(f"experiments.{self.name}.item")
+
+    def is_as_scaled(self, settings: ItemSettings) -> bool:
+        """Whether the settings are those of the scale, but for what decides no number."""
+        plain: Mapping[str, Any] = settings.model_dump(exclude=BOOKKEEPING)
+        scaled = self.settings(**self.values(settings.scale)).model_dump(exclude=BOOKKEEPING)
+        return plain == scaled
+
+
+def items() -> list[Item]:
+    """All of them, by name."""
+    return [Item(path.parent.name) for path in sorted(HERE.glob("*/config.yaml"))]
+
+
+def find(name: str) -> Item:
+    """One by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [item.name for item in items()]
+    if name not in names:
+        raise UserError(f"{name}: no such item{closest(name, names)}; valid: {', '.join(names)}")
+    return Item(name)

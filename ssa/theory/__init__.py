@@ -1,0 +1,1 @@
+"""The paper's theory in small: attention maps by themselves, on tasks whose best answer is known."""

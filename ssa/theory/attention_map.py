@@ -1,0 +1,86 @@
+"""The attention map of a layer by itself: what the paper's theory speaks of.
+
+    logits_ij = tau_i x_i^T W x_j        W = W_q^T W_k / sqrt(d), the combined query-key matrix
+
+The temperatures are those of `ssa.temperature`, on the query.  Nothing here is causal: every query sees all keys, so
+that there are as many of them, n = K, for each.  Letters: B batch, H heads, Q queries, K keys, d head_dim, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssa.model_config import ScalarTemperature, TemperatureConfig
+from ssa.temperature import build_temperatures, scale
+from ssa.temperature_part import Shape, Tokens
+
+VANILLA = TemperatureConfig(name="none")
+QUERY = TemperatureConfig(name="ssa", query=ScalarTemperature(token="shared", position="log"))  # SSA's, weight-shared
+
+
+class AttentionMap(nn.Module):
+    """Maps of H heads over given vectors.
+
+    Args:
+        width: D.
+        head_dim: d.
+        temperature: its query's rule is used, `VANILLA` or `QUERY` for example.
+        n_head: H.
+        seed: of the initial weights.  Equal seeds give equal W_q and W_k, with or without temperatures.
+
+    The projections start as normal(0, 1 / sqrt(D)), without biases, so that a unit vector's logits are of order 1.
+    Everything is float64: these are small problems, and a rounding is not to decide one.
+    """
+
+    def __init__(
+        self, width: int, head_dim: int, temperature: TemperatureConfig, *, n_head: int = 1, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.n_head, self.head_dim = n_head, head_dim
+        weights, temperatures = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+        shape = (n_head * head_dim, width)
+        for name in ("query", "key"):
+            values = torch.randn(shape, generator=weights, dtype=torch.float64) * width**-0.5
+            self.register_parameter(name, nn.Parameter(values))  # (H d, D)
+        self.temperature = build_temperatures(temperature, Shape(n_head, head_dim, width)).double()
+        for part in self.temperature.values():
+            part.initialise(temperatures)  # type: ignore[operator]
+
+    def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(B, Q, D), (B, K, D) -> (B, H, Q, K), of which a softmax over the last dimension is the map."""
+        q, k = self._heads(queries, "query"), self._heads(keys, "key")
+        tau = self._tau(queries, q, keys.size(-2))
+        logits: Tensor = scale(q, tau) @ k.mT * self.head_dim**-0.5
+        return logits
+
+    def temperatures(self, queries: Tensor, n_keys: int) -> Tensor:
+        """tau of each query, (B, Q, D) -> (B, H, Q): 1 everywhere for a vanilla map."""
+        tau = self._tau(queries, self._heads(queries, "query"), n_keys)
+        return tau.squeeze(-1).expand(queries.size(0), self.n_head, queries.size(1))
+
+    def norms(self) -> Tensor:
+        """The operator norm of each head's W, (H,).  A query's logits are bounded by tau times it, for unit vectors."""
+        shape = (self.n_head, self.head_dim, -1)
+        q, k = (self.get_parameter(name).detach().reshape(shape) for name in ("query", "key"))
+        norms: Tensor = torch.linalg.matrix_norm(q.mT @ k, 2) * self.head_dim**-0.5
+        return norms
+
+    def _heads(self, x: Tensor, name: str) -> Tensor:
+        """(B, T, D) -> (B, H, T, d)."""
+        weight: Tensor = getattr(self, name)  # also where torch.func puts a plain tensor in its place
+        features: Tensor = x @ weight.mT
+        return features.reshape(*x.shape[:-1], self.n_head, self.head_dim).transpose(-2, -3)
+
+    def _tau(self, hidden: Tensor, features: Tensor, n_keys: int) -> Tensor:
+        """Broadcastable to (B, H, Q, 1)."""
+        if "query" not in self.temperature:
+            return features.new_ones(1, 1, 1, 1)
+        visible = torch.full((hidden.size(-2),), n_keys, device=hidden.device)
+        tau: Tensor = self.temperature["query"](features, Tokens(hidden, visible))
+        return tau
+
+
+def spikiness(maps: Tensor) -> Tensor:
+    """``1 / (n sum_j p_j^2)``, the share of keys attended to, (..., n) -> (...): lower is spikier."""
+    return 1 / (maps.size(-1) * maps.square().sum(-1))
