@@ -10,6 +10,12 @@ from ssa.statistics import Estimate
 Verdict = Literal["holds", "does not hold", "undecided"]
 
 
+def shown(estimate: Estimate, digits: int = 3) -> str:
+    """``1.23 [1.1, 1.36]``: the mean and its interval, for a table."""
+    mean, low, high = (f"{value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}]"
+
+
 @dataclass(frozen=True)
 class Conclusion:
     """A claim and the number that decides it.

@@ -47,7 +47,7 @@ class ItemSettings(Section):
     rerun: bool = Field(False, description="compute again what is kept")
 
 
-BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun"}  # settings that decide no number
+BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun", "logger", "vectorised"}  # settings that decide no number
 
 
 class TheoryItemSettings(ItemSettings):
@@ -56,6 +56,13 @@ class TheoryItemSettings(ItemSettings):
     vectorised: bool = Field(
         True, description="false: one seed after another; the same numbers, for comparing the time"
     )
+
+
+class RunItemSettings(ItemSettings):
+    """Of items that are made of training runs, which they share where these are equal."""
+
+    train: list[str] = Field(description="overrides of train.py for every run, between commas")
+    logger: Literal["none", "wandb"] = Field("none", description="where the runs' metrics go besides their folders")
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,7 @@ class Item:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
-        return loaded
+        return _load(self.folder / "config.yaml")
 
     @property
     def purpose(self) -> str:
@@ -80,8 +86,9 @@ class Item:
         return str(self._config["purpose"])
 
     def values(self, scale: str) -> dict[str, Any]:
-        """The settings at a scale: those under ``all``, then the scale's own."""
-        return {**(self._config.get("all") or {}), **self._config["scales"][scale]}
+        """The settings at a scale: those under ``all``, then the scale's own; of runs, those of ``runs.yaml`` first."""
+        shared = {"train": _load(HERE / "runs.yaml")[scale]} if issubclass(self.settings, RunItemSettings) else {}
+        return {**shared, **(self._config.get("all") or {}), **self._config["scales"][scale]}
 
     @property
     def settings(self) -> type[ItemSettings]:
@@ -121,3 +128,8 @@ def find(name: str) -> Item:
     if name not in names:
         raise UserError(f"{name}: no such item{closest(name, names)}; valid: {', '.join(names)}")
     return Item(name)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return loaded

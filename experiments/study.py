@@ -19,16 +19,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.conclusion import Conclusion
 from experiments.item import BOOKKEEPING, HERE, Item, ItemSettings
+from experiments.launch import Run, train
+from experiments.processes import context
 from ssa import plotting
 from ssa.record import environment
 from ssa.record.run_files import read_json, write_atomic, write_json
@@ -89,6 +92,14 @@ class Study:
         self.seconds += math.fsum({file: value["seconds"] for file, value in zip(files, kept, strict=True)}.values())
         return [value["value"] for value in kept]
 
+    def train(self, runs: Sequence[Run]) -> list[Path]:
+        """The folders of finished runs, in order; what is not finished is run.
+
+        Raises:
+            UserError: overrides are refused, or a run failed.
+        """
+        return train(runs, jobs=self.jobs, console=self.console, rerun=self.settings.rerun)
+
     seconds = 0.0  # that all parts took, kept ones too, one after another
 
     @property
@@ -116,10 +127,12 @@ class Study:
         cells = [[_cell(value) for value in row.values()] for row in rows]
         lines = ["| " + " | ".join(row) + " |" for row in (list(rows[0]), ["---"] * len(rows[0]), *cells)]
         self._write("summary.md", "\n".join([f"**{title}** {notes}".strip(), "", *lines, ""]))
-        table = Table(*rows[0], title=title, caption=notes, title_justify="left", caption_justify="left")
+        table = Table(*(Column(name, no_wrap=True) for name in rows[0]), box=box.SIMPLE_HEAD)
         for row in cells:
             table.add_row(*row)
-        self.console.print(table)
+        width = Measurement.get(self.console, self.console.options.update(max_width=1000), table).maximum
+        Console(width=max(width, self.console.width)).print(table)  # a narrow terminal wraps it: no number is cut
+        self.console.print(notes)
 
     def text(self, name: str, text: str) -> None:
         """Writes ``<scale>_<name>``, whose name has its ending."""
@@ -137,7 +150,7 @@ class Study:
             yield drawing
             text = f"{caption} scale={self.settings.scale}."
             drawing.supxlabel(
-                textwrap.fill(text, round(width * 16)), x=0.01, ha="left", fontsize=7.5, color=plotting.INK
+                textwrap.fill(text, round(width * 17)), x=0.01, ha="left", fontsize=7.5, color=plotting.INK
             )
             self.written += plotting.save(drawing, self.path(name))
 
@@ -151,7 +164,8 @@ class Study:
 
     def finish(self, seconds: float) -> None:
         """Writes the conclusions, and what they were computed with and on."""
-        self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
+        if self.conclusions:
+            self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
         facts = environment.describe().facts
         write_json(
             self.path("study.json"),
@@ -194,7 +208,7 @@ def _computed(parts: Sequence[tuple[int, Part]], jobs: int) -> Iterator[tuple[in
     if jobs == 1 or len(parts) == 1:
         yield from ((number, *_timed(*part)) for number, part in parts)
         return
-    with ProcessPoolExecutor(min(jobs, len(parts)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(jobs, len(parts)), mp_context=context("torch")) as pool:
         futures = {pool.submit(_timed, *part): number for number, part in parts}
         try:
             for future in as_completed(futures):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from composing import composed_by_hydra, configured
 
 from ssa.command_line import cli
+from ssa.command_line.compose import composed, configured
 from ssa.command_line.conf_groups import CONF
 from ssa.config import Config, parse
 from ssa.errors import UserError
@@ -313,6 +313,6 @@ def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
         raise ZeroDivisionError(config.run_id)
 
     with pytest.raises(SystemExit, match="1"):
-        cli.run(composed_by_hydra(), job)
+        cli.run(composed(), job)
     assert "Traceback" in (told := capsys.readouterr().err)
     assert told.splitlines()[-1].startswith("ZeroDivisionError: ssa_gpt2-nano")

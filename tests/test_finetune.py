@@ -10,9 +10,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from composing import configured
 from pretrained_folders import VOCAB, write_model
 
+from ssa.command_line.compose import configured
 from ssa.config import Config
 from ssa.errors import UserError
 from ssa.pretrained.export import export

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composing import configured
 from data_configs import data_config
 
+from ssa.command_line.compose import configured
 from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.pretrained.load import from_pretrained

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from composing import configured
 from conftest import ROOT
 from data_configs import data_config
 from pretrained_folders import SSA, VOCAB, small, write_export, write_model
 
+from ssa.command_line.compose import configured
 from ssa.errors import UserError
 from ssa.text.corpus import open_corpus
 from ssa.text.tokenization import load_tokenizer, train_bpe

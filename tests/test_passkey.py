@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from composing import configured
 from data_configs import data_config
 from hydra.errors import ConfigCompositionException
 from pretrained_folders import write_files
@@ -16,6 +15,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from ssa import plotting
 from ssa.command_line import compose_errors
+from ssa.command_line.compose import configured
 from ssa.config import DataConfig, parse
 from ssa.errors import UserError
 from ssa.evaluation import catalogue

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from composing import configured
 
 from ssa.attention_stats import attention_statistics
+from ssa.command_line.compose import configured
 from ssa.config import Config
 from ssa.model_config import TemperatureConfig
 from ssa.training.optim import build_optimizer

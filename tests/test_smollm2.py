@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from composing import configured
 
+from ssa.command_line.compose import configured
 from ssa.generation import generate
 from ssa.pretrained.load import from_pretrained
 from ssa.text.token_blocks import evaluation_windows

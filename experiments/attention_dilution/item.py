@@ -1,0 +1,139 @@
+"""Attention dilution: how the entropy of attention grows with the number of tokens in sight, by temperature rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from experiments.conclusion import Conclusion, shown
+from experiments.item import RunItemSettings
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+    from experiments.study import Study
+
+NAMES = {"none": "vanilla", "position": "position-aware", "token": "token-aware", "ssa": "both (SSA)"}
+METRICS = ("attention_dilution", "attention_entropy", "attention_entropy_normalized", "attention_spikiness")
+STYLES, MARKERS = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1))), ("o", "s", "^", "D")  # distinct in greyscale
+
+
+class Settings(RunItemSettings):
+    """What its command line sets."""
+
+    rules: list[str] = Field(description="of model/temperature, the first is what the others are compared with")
+
+
+def run(settings: Settings, study: Study) -> None:
+    """Trains each rule with each seed, and measures attention on the probe of the validation split."""
+    from experiments.shared_runs import attention_of, run_of
+    from ssa.record.run_files import read_summary
+    from ssa.statistics import paired_interval
+
+    cells = [(rule, seed) for rule in settings.rules for seed in range(settings.seeds)]
+    folders = study.train([run_of(settings, rule, seed) for rule, seed in cells])
+    found = study.compute([(attention_of, {"run": str(folder)}) for folder in folders])
+    runs, positions = [], []
+    for (rule, seed), folder, attention in zip(cells, folders, found, strict=True):
+        metrics = {name: attention["metrics"][name] for name in METRICS}
+        runs.append({"rule": rule, "seed": seed, **metrics, "val_loss": read_summary(folder)["val/loss"]})
+        runs[-1]["run"] = folder.name
+        positions += [{"rule": rule, "seed": seed, **row} for row in _binned(attention["positions"])]
+    study.table("runs", runs)
+    study.table("positions", positions)
+    base, *others = settings.rules
+    study.summary(
+        "Attention dilution.",
+        [_row(runs, rule, base) for rule in settings.rules],
+        f"Slope of entropy in log n and entropies in nats, means over layers, heads and tokens; 95 % intervals "
+        f"(Student's t, {settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed; "
+        f"scale={settings.scale}.",
+    )
+    _draw(study, positions, settings)
+    for rule in sorted(others, key=lambda rule: rule != "position"):  # the paper's cure first
+        name = NAMES.get(rule, rule)
+        study.conclude(
+            Conclusion(
+                f"with {name} temperatures attention dilutes less than in {NAMES.get(base, base)}",
+                f"difference of the slopes of entropy in log n, {name} - {NAMES.get(base, base)}",
+                paired_interval(of_rule(runs, rule, METRICS[0]), of_rule(runs, base, METRICS[0])),
+                "lower",
+            )
+        )
+
+
+def of_rule(runs: list[dict[str, Any]], rule: str, name: str) -> list[float]:
+    """A number of each run with a rule, in the order of seeds."""
+    return [run[name] for run in runs if run["rule"] == rule]
+
+
+def _row(runs: list[dict[str, Any]], rule: str, base: str) -> dict[str, str]:
+    from ssa.statistics import mean_interval, paired_interval
+
+    row = {"temperature": NAMES.get(rule, rule)}
+    titles = ("slope", "entropy", "entropy / log n", "spikiness", "validation loss")
+    for title, name in zip(titles, (*METRICS, "val_loss"), strict=True):
+        values = of_rule(runs, rule, name)
+        row[title] = shown(mean_interval(values))
+        if title in ("slope", "validation loss"):
+            row[f"{title}: difference"] = (
+                "-" if rule == base else shown(paired_interval(values, of_rule(runs, base, name)))
+            )
+    return row
+
+
+def _binned(positions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over n = 1, 2, 3-4, 5-8, ..., each with the mean of its n."""
+    import numpy as np
+
+    n = np.array([row["n"] for row in positions])
+    bins = np.ceil(np.log2(n)).astype(int)
+    names = ("n", *(name for name in positions[0] if name != "n"))
+    columns = {name: np.array([row[name] for row in positions], float) for name in names}
+    return [
+        {name: float(column[bins == number].mean()) for name, column in columns.items()} for number in np.unique(bins)
+    ]
+
+
+def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> None:
+    import numpy as np
+
+    from ssa import plotting
+
+    base, *others = settings.rules
+    n = [row["n"] for row in positions if (row["rule"], row["seed"]) == (base, 0)]
+    entropy = {
+        rule: np.array([row["entropy"] for row in positions if row["rule"] == rule]).reshape(settings.seeds, -1)
+        for rule in settings.rules
+    }  # (seeds, bins)
+    caption = (
+        "Entropy of attention in nats against the number n of tokens in sight, mean over layers, heads and tokens. "
+        "Left: by temperature. Right: difference to vanilla at equal seed. "
+        f"Bands: 95 % intervals (Student's t, {settings.seeds} seeds)."
+    )
+    with study.figure("dilution", 7, 3.6, caption) as figure:
+        left, right = figure.subplots(1, 2)
+        left.plot(n, np.log(n), color=plotting.GREY, linestyle=":", label="log n: uniform")
+        shades = plotting.shades(len(settings.rules))
+        for number, rule in enumerate(settings.rules):
+            look = {"color": shades[number], "linestyle": STYLES[number % len(STYLES)], "marker": MARKERS[number % 4]}
+            _line(left, n, entropy[rule], look, NAMES.get(rule, rule))
+            if rule != base:
+                _line(right, n, entropy[rule] - entropy[base], look, NAMES.get(rule, rule))
+        right.axhline(0, color=plotting.GREY, linewidth=0.8)
+        for axes, label in ((left, "entropy (nats)"), (right, "difference to vanilla (nats)")):
+            axes.set_xscale("log", base=2)
+            axes.set(xlabel="tokens in sight, n", ylabel=label)
+            axes.legend(fontsize=7.5)
+
+
+def _line(axes: Axes, n: list[float], values: npt.NDArray[Any], look: dict[str, Any], label: str) -> None:
+    """A mean over seeds with its interval; values (seeds, bins)."""
+    from ssa.statistics import mean_interval
+
+    estimates = [mean_interval(list(column)) for column in values.T]
+    axes.plot(n, [estimate.mean for estimate in estimates], label=label, markersize=3.5, **look)
+    low, high = [estimate.low for estimate in estimates], [estimate.high for estimate in estimates]
+    axes.fill_between(n, low, high, color=look["color"], alpha=0.15, linewidth=0)

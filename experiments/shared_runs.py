@@ -1,0 +1,52 @@
+"""The runs that several items share, and what is measured on them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+from experiments.item import RunItemSettings
+from experiments.launch import Run
+
+
+def run_of(settings: RunItemSettings, rule: str, seed: int, *overrides: str) -> Run:
+    """A run with a temperature rule and a seed, the rest as the item's settings have it.
+
+    Args:
+        settings: of the item.
+        rule: an option of ``model/temperature``.
+        seed: of the run.
+        overrides: on top.
+    """
+    where = ("experiment=paper", f"output_dir={settings.output_dir}", f"logger={settings.logger}")
+    which = (f"model/temperature={rule}", f"seed={seed}")
+    return Run((*settings.train, *overrides, *which, *where), f"{rule} seed {seed}")
+
+
+def attention_of(run: str) -> dict[str, Any]:
+    """The attention report of a run, as ``python evaluate.py run=RUN tasks=attention`` leaves it in the run's folder.
+
+    Returns:
+        ``metrics`` by name, see `ssa.evaluation.attention`; ``positions``: of each number n of visible keys, the mean
+        over layers, heads and sequences of ``entropy`` (nats), ``entropy_normalized`` and ``spikiness``; ``heads``: a
+        row a layer and head, with ``norm`` and ``tau_norm``; ``norms``: the percentiles of ``tau_norm`` over tokens.
+    """
+    import pyarrow.parquet as pq
+
+    from ssa.evaluation.evaluate import evaluate
+    from ssa.evaluation.settings import EvaluateSettings
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        metrics = evaluate(EvaluateSettings(run=run, tasks="attention"))["attention"]["metrics"]
+    folder = Path(run) / "evaluation" / "attention"
+    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in ("positions", "heads", "norms")}
+    names = ("entropy", "entropy_normalized", "spikiness")
+    means = tables["positions"].group_by("n").aggregate([(name, "mean") for name in names]).sort_by("n").to_pylist()
+    return {
+        "metrics": {name: metric["value"] for name, metric in metrics.items()},
+        "positions": [{"n": row["n"], **{name: row[f"{name}_mean"] for name in names}} for row in means],
+        "heads": tables["heads"].to_pylist(),
+        "norms": tables["norms"].to_pylist(),
+    }

@@ -1,0 +1,37 @@
+"""Configs as the command line makes them, for Python that has overrides rather than a terminal."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict, read_write
+
+from ssa.command_line import cli, compose_errors
+from ssa.command_line.conf_groups import CONF
+from ssa.config import Config
+from ssa.errors import UserError
+
+
+def configured(*overrides: str) -> Config:
+    """What ``python train.py`` with these overrides would run.
+
+    Raises:
+        UserError: it would refuse them.
+    """
+    try:
+        return cli.configure(composed(*overrides))
+    except compose_errors.COMPOSITION_ERRORS as error:
+        raise UserError(compose_errors.explain(error, list(overrides))) from None
+
+
+def composed(*overrides: str) -> DictConfig:
+    """What Hydra makes of them; Hydra's own config is set, as in a job of its own."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(whole)
+    job = deepcopy(whole)
+    with read_write(job), open_dict(job):
+        del job["hydra"]
+    return job
