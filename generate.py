@@ -37,11 +37,12 @@ class GenerateSettings(Section):
     head: NonNegativeInt | None = Field(None, description="show this head, from 0; null: the mean over all")
     html: Text | None = Field(None, description="a file for the same as a web page")
     png: Text | None = Field(None, description="a file for the same as a picture; needs matplotlib")
+    svg: Text | None = Field(None, description="likewise, to be enlarged at will")
 
     @property
     def shows_temperatures(self) -> bool:
         """Whether anywhere."""
-        return self.show == "temperature" or bool(self.html or self.png)
+        return self.show == "temperature" or bool(self.html or self.png or self.svg)
 
 
 def generate(settings: GenerateSettings) -> None:
@@ -49,16 +50,18 @@ def generate(settings: GenerateSettings) -> None:
     from rich.console import Console
 
     from ssa.run_model import continue_text, load_run, load_run_config
-    from ssa.temperature_files import check_files, write_html, write_png
+    from ssa.temperature_files import check_files, write_html, write_picture
     from ssa.temperature_view import CONTROLS, check_choice, print_view, view_tokens
 
     unread = [key for key in ("of", "layer", "head") if key in settings.model_fields_set]
     if unread and not settings.shows_temperatures:
-        raise UserError(f"{unread[0]}={getattr(settings, unread[0])}: needs show=temperature, html=FILE or png=FILE")
+        raise UserError(
+            f"{unread[0]}={getattr(settings, unread[0])}: needs show=temperature, html=FILE, png=FILE or svg=FILE"
+        )
     config = load_run_config(settings.run)
     if settings.shows_temperatures:
         check_choice(config.model, settings.of, settings.layer, settings.head)
-        check_files(settings.html, settings.png)
+        check_files(html=settings.html, png=settings.png, svg=settings.svg)
     from ssa.device import resolve_device  # only now: importing torch takes seconds, and a mistake must not
 
     device = resolve_device(settings.device, field="device")
@@ -77,7 +80,8 @@ def generate(settings: GenerateSettings) -> None:
     if settings.show == "temperature":
         print()
         print_view(Console(), view)
-    for name, write_file in ((settings.html, write_html), (settings.png, write_png)):
+    writers = ((settings.html, write_html), (settings.png, write_picture), (settings.svg, write_picture))
+    for name, write_file in writers:
         if name is not None:
             write_file(view, Path(name))
             print(name)

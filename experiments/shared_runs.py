@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,18 @@ from experiments.item import RunItemSettings
 from experiments.launch import Run
 
 
-def run_of(settings: RunItemSettings, rule: str, seed: int, *overrides: str) -> Run:
+def run_of(settings: RunItemSettings, rule: str, seed: int, instead: Sequence[str] | None = None) -> Run:
     """A run with a temperature rule and a seed, the rest as the item's settings have it.
 
     Args:
         settings: of the item.
         rule: an option of ``model/temperature``.
         seed: of the run.
-        overrides: on top.
+        instead: overrides in place of ``settings.train``.
     """
     where = ("experiment=paper", f"output_dir={settings.output_dir}", f"logger={settings.logger}")
-    which = (f"model/temperature={rule}", f"seed={seed}")
-    return Run((*settings.train, *overrides, *which, *where), f"{rule} seed {seed}")
+    overrides = settings.train if instead is None else instead
+    return Run((*overrides, f"model/temperature={rule}", f"seed={seed}", *where), f"{rule} seed {seed}")
 
 
 def attention_of(run: str) -> dict[str, Any]:

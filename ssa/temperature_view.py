@@ -1,6 +1,6 @@
 """Each token of a text coloured by its learned temperature, as in the paper's figure 1: the numbers, and a terminal.
 
-Colours diverge around 1, the temperature of vanilla attention: blue below, red above.
+Colours diverge around 1, the temperature of vanilla attention: blue and underlined below, red above.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ssa.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from ssa.attention import AttentionInputs
     from ssa.transformer import Transformer
@@ -29,7 +30,6 @@ MEANING = {
     "output": "Larger: what attention brings weighs more in this token; near 0 it is ignored.",
 }
 _BELOW, _AT_ONE, _ABOVE = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # distinct to colour-blind eyes too
-_LEAST_REACH = 0.01  # so that noise around 1 stays pale
 _GLYPHS: dict[int, int | str] = {**CONTROLS, ord("\n"): "⏎\n", ord("\t"): "⇥"}
 
 
@@ -37,18 +37,20 @@ _GLYPHS: dict[int, int | str] = {**CONTROLS, ord("\n"): "⏎\n", ord("\t"): "⇥
 class TemperatureView:
     """The text that each token adds, which may be none, and its temperature.
 
-    ``of`` is query, key, value or output; ``over`` says what of the model the temperatures are of.
+    ``of`` is query, key, value or output; ``over`` says what of the model the temperatures are of; ``least_reach`` is
+    that of the colours, so that noise around 1 stays pale, or to have several views in the same colours.
     """
 
     pieces: Sequence[str]
     values: Sequence[float]
     of: str
     over: str
+    least_reach: float = 0.01
 
     @property
     def reach(self) -> float:
         """How far from 1 the strongest colours are."""
-        return max(_LEAST_REACH, *(abs(value - 1) for value in self.values))
+        return max(self.least_reach, *(abs(value - 1) for value in self.values))
 
     @property
     def legend(self) -> tuple[str, str, str]:
@@ -58,7 +60,7 @@ class TemperatureView:
         return (
             f"{self.of.capitalize()} temperature (inverse: it multiplies the {self.of}), {self.over}",
             numbers,
-            f"{MEANING[self.of]} 1: as without a temperature.",
+            f"{MEANING[self.of]} 1: as without a temperature; underlined: below 1.",
         )
 
     def tokens(self) -> Iterator[tuple[str, float, RGB, RGB]]:
@@ -106,9 +108,23 @@ def token_temperatures(
     Raises:
         UserError: the model has no such temperature, layer or head.
     """
+    check_choice(model.config, of, layer, head)
+    chosen = all_temperatures(model, ids, of)[slice(None) if layer is None else [layer]]  # (layers, H, T)
+    chosen = chosen[:, slice(None) if head is None else [head]]
+    values: list[float] = chosen.mean(dim=(0, 1)).tolist()
+    return values
+
+
+def all_temperatures(model: Transformer, ids: Sequence[int], of: str = "query") -> Tensor:
+    """The temperature of each token of a text in each layer and head, (L, H, T); of a feature's own, the mean over d.
+
+    Args:
+        model: in evaluation mode, with temperatures of this kind.
+        ids: T tokens.
+        of: query, key, value or output.
+    """
     import torch
 
-    check_choice(model.config, of, layer, head)
     heads = _heads(model.config, of)
     layers: list[torch.Tensor] = []
 
@@ -119,10 +135,7 @@ def token_temperatures(
 
     with torch.inference_mode():
         model(torch.tensor([list(ids)], device=model.token_embedding.weight.device), observe=observe)
-    chosen = torch.stack(layers)[slice(None) if layer is None else [layer]]  # (layers, H, T)
-    chosen = chosen[:, slice(None) if head is None else [head]]
-    values: list[float] = chosen.mean(dim=(0, 1)).tolist()
-    return values
+    return torch.stack(layers)
 
 
 def view_tokens(
@@ -134,16 +147,21 @@ def view_tokens(
     head: int | None = None,
 ) -> TemperatureView:
     """`token_temperatures` with the text of each token; ``decode`` is the tokenizer's."""
+    values = token_temperatures(model, ids, of, layer, head)
+    return TemperatureView(token_pieces(decode, ids), values, of, over(model.config, of, layer, head))
+
+
+def token_pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[str]:
+    """The text that each token adds, in whole characters."""
     from ssa.generation import TextStream
 
-    values = token_temperatures(model, ids, of, layer, head)
     stream = TextStream(decode)
     pieces = [stream.push(token) for token in ids]
     pieces[-1] += stream.flush()
-    return TemperatureView(pieces, values, of, _over(model.config, of, layer, head))
+    return pieces
 
 
-def _over(model: ModelConfig, of: str, layer: int | None, head: int | None) -> str:
+def over(model: ModelConfig, of: str, layer: int | None, head: int | None) -> str:
     """What `token_temperatures` are of, in words."""
     counts = (("layer", layer, model.n_layer), ("head", head, _heads(model, of)))
     chosen = [f"{key} {number}" for key, number, _ in counts if number is not None]
@@ -184,7 +202,8 @@ def print_view(console: Console, view: TemperatureView) -> None:
             body, newline = piece.removesuffix("\n"), "\n" * piece.endswith("\n")
             text.append(f"{body}[{value:.3f}]{newline}")
         else:
-            text.append(piece, Style(color=Color.from_rgb(*foreground), bgcolor=Color.from_rgb(*background)))
+            front, back = Color.from_rgb(*foreground), Color.from_rgb(*background)
+            text.append(piece, Style(color=front, bgcolor=back, underline=value < 1))
     what, numbers, meaning = view.legend
     if console.color_system is not None:
         bar.append(f"   {1 - view.reach:.3f} ")

@@ -18,7 +18,7 @@ from rich.text import Text
 from ssa.attention import AttentionInputs
 from ssa.errors import UserError
 from ssa.model_config import ModelConfig, ScalarTemperature
-from ssa.temperature_files import _cells, check_files, write_html, write_png
+from ssa.temperature_files import _cells, check_files, write_html, write_picture
 from ssa.temperature_view import (
     CONTROLS,
     TemperatureView,
@@ -213,13 +213,13 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match=r"html=.*nowhere/view\.html: cannot be written \(No such file or directory\)"):
         write_html(VIEW, tmp_path / "nowhere" / "view.html")
     with pytest.raises(UserError, match=r"html=.*nowhere/x\.html: not a file in a folder that exists"):
-        check_files(str(tmp_path / "nowhere" / "x.html"), None)
+        check_files(html=str(tmp_path / "nowhere" / "x.html"))
     with pytest.raises(UserError, match=r"html=.*: not a file"):
-        check_files(str(tmp_path), None)
+        check_files(html=str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_files(str(tmp_path / "x.html"), None)
+    check_files(html=str(tmp_path / "x.html"))
     with pytest.raises(UserError, match=r"^png=x\.png: needs matplotlib; .* pip install -e '\.\[plots\]'$"):
-        check_files(None, "x.png")
+        check_files(png="x.png")
 
 
 LONG = TemperatureView([" word"] * 50 + ["日本" * 80, "$x$", "\n\n", "end"], [1.0] * 54, "value", "")
@@ -239,6 +239,6 @@ def test_a_picture_is_written(tmp_path: Path) -> None:
     for name, view in (("view.png", VIEW), ("long.png", LONG)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            write_png(view, tmp_path / name)
+            write_picture(view, tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.png", "view.png"]

@@ -1,0 +1,192 @@
+"""Figure 1: a text whose tokens are shaded by their learned temperature, from any checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from experiments.conclusion import Conclusion, shown
+from experiments.item import RunItemSettings
+from ssa.temperature_view import TemperatureView, over
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from experiments.study import Study
+    from ssa.config import Config
+
+Text = Annotated[str, Field(min_length=1)]
+Index = Annotated[int, Field(ge=0)]
+
+
+class Settings(RunItemSettings):
+    """What its command line sets."""
+
+    text: Text = Field(description="the text to shade, taken as it is; an end-of-text goes before, as in training")
+    of: Literal["query", "key", "value", "output"] = Field(description="whose temperature")
+    run: Text | None = Field(description="the folder of a run to take it from; null: runs are trained, one a seed")
+    rule: str = Field(description="of model/temperature, of the runs that are trained")
+    layer: Index | None = Field(description="of this layer, from 0; null: the mean over all")
+    head: Index | None = Field(description="of this head, from 0; null: the mean over all")
+
+
+def run(settings: Settings, study: Study) -> None:
+    """Shades the text by one run, or by one run a seed, which are trained if need be."""
+    import numpy as np
+
+    from experiments.shared_runs import run_of
+    from ssa.run_model import load_run_config
+    from ssa.temperature_view import check_choice
+
+    if settings.run is not None:
+        folders = [Path(settings.run)]
+    else:
+        folders = study.train([run_of(settings, settings.rule, seed) for seed in range(settings.seeds)])
+    configs = [load_run_config(folder) for folder in folders]
+    check_choice(configs[0].model, settings.of, settings.layer, settings.head)
+    asked = {"text": settings.text, "of": settings.of}
+    found = study.compute([(temperatures_of, {"run": str(folder), **asked}) for folder in folders])
+    values = [np.array(one["values"]) for one in found]  # each (L, H, T)
+    pieces = found[0]["pieces"]
+    rows = [row for config, of_run in zip(configs, values, strict=True) for row in _heads(config, of_run)]
+    study.table("runs", rows)
+    _shade(study, settings, configs[0], pieces, values[0])
+    _draw_heads(study, settings, configs[0], pieces, values[0])
+    tokens = np.stack([of_run.mean((0, 1)) for of_run in values])  # (seeds, T)
+    study.table("tokens", [_token(number, piece, tokens[:, number]) for number, piece in enumerate(pieces)])
+    if len(folders) > 1:
+        _compare(study, settings, tokens, [one["log_counts"] for one in found])
+
+
+def temperatures_of(run: str, text: str, of: str) -> dict[str, Any]:
+    """The tokens of a text and their temperatures in a run.
+
+    Returns:
+        ``pieces``: texts of the T tokens, the first an end-of-text; ``values``: (L, H, T), nested;
+        ``log_counts``: log(1 + how often it is in the training text) of each, (T,).
+    """
+    import numpy as np
+
+    from ssa.run_model import load_run, with_own_tokenizer
+    from ssa.temperature_view import all_temperatures, token_pieces
+    from ssa.text.token_cache import prepare
+
+    config, model, tokenizer = load_run(run)
+    ids = [tokenizer.end_of_text, *tokenizer.encode_batch([text])[0]]
+    counts = prepare(with_own_tokenizer(config.data, run)).split("train").token_counts(tokenizer.vocab_size)
+    return {
+        "pieces": token_pieces(tokenizer.decode, ids),
+        "values": all_temperatures(model, ids, of).tolist(),
+        "log_counts": np.log1p(counts[ids]).tolist(),
+    }
+
+
+def _heads(config: Config, values: npt.NDArray[Any]) -> list[dict[str, Any]]:
+    """A row a layer and head of one run."""
+    layers, heads, _ = values.shape
+    names = {"mean": values.mean(-1), "sd over tokens": values.std(-1), "min": values.min(-1), "max": values.max(-1)}
+    return [
+        {"seed": config.seed, "layer": layer, "head": head}
+        | {name: float(numbers[layer, head]) for name, numbers in names.items()}
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+
+
+def _token(number: int, piece: str, temperatures: npt.NDArray[Any]) -> dict[str, Any]:
+    from ssa.statistics import mean_interval
+
+    estimate = mean_interval(temperatures.tolist())
+    return {"token": number, "text": piece, "mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+
+
+def _shade(study: Study, settings: Settings, config: Config, pieces: list[str], values: npt.NDArray[Any]) -> None:
+    """The text as HTML, PNG and SVG; the page has each layer and head too, all in the same colours."""
+    from ssa.temperature_files import write_html, write_picture
+
+    def view(layer: int | None, head: int | None) -> TemperatureView:
+        chosen = values[slice(None) if layer is None else [layer]][:, slice(None) if head is None else [head]]
+        words = f"{over(config.model, settings.of, layer, head)}; {config.run_id}, scale={settings.scale}"
+        return TemperatureView(pieces, chosen.mean((0, 1)).tolist(), settings.of, words)
+
+    layers, heads, _ = values.shape
+    each = [view(layer, None) for layer in range(layers)]
+    each += [view(layer, head) for layer in range(layers) for head in range(heads)]
+    reach = max(one.reach for one in each)
+    main = view(settings.layer, settings.head)
+    write_html(main, study.path("map.html"), [replace(one, least_reach=reach) for one in each])
+    for kind in ("png", "svg"):
+        write_picture(main, study.path(f"map.{kind}"))
+
+
+def _draw_heads(study: Study, settings: Settings, config: Config, pieces: list[str], values: npt.NDArray[Any]) -> None:
+    """Layers and heads by tokens."""
+    from ssa import plotting
+    from ssa.temperature_view import shown as glyphs
+
+    layers, heads, length = values.shape
+    caption = (
+        f"Inverse temperature of the {settings.of} of each token (columns) in each layer and head (rows), "
+        f"{config.run_id}. 1: vanilla attention. Lighter: larger"
+        + (", a spikier attention map." if settings.of == "query" else ".")
+    )
+    names = [f"layer {layer}, head {head}" for layer in range(layers) for head in range(heads)]
+    columns = [glyphs(piece).strip() for piece in pieces[:_COLUMNS]]
+    with study.figure("heads", 7, 1.9 + 0.14 * len(names), caption) as figure:
+        axes = figure.add_subplot()
+        rows = values.reshape(-1, length)[:, :_COLUMNS]
+        plotting.heat_map(axes, rows, rows=names, columns=columns, label="inverse temperature")
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+        axes.tick_params(axis="y", labelsize=6)
+
+
+_COLUMNS = 60  # tokens that a figure has room for
+
+
+def _compare(study: Study, settings: Settings, tokens: npt.NDArray[Any], log_counts: list[list[float]]) -> None:
+    """Whether seeds agree, of (seeds, T) temperatures; the first token, an end-of-text, is left out."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    from ssa.statistics import mean_interval
+
+    tokens = tokens[:, 1:]
+    own = _without_position(tokens)
+    others = [np.delete(own, seed, axis=0).mean(0) for seed in range(len(own))]
+    agree = mean_interval([float(spearmanr(*pair).statistic) for pair in zip(own, others, strict=True)])
+    counts = [float(spearmanr(row, of[1:]).statistic) for row, of in zip(own, log_counts, strict=True)]
+    estimates = {
+        "mean temperature": mean_interval(tokens.mean(1).tolist()),
+        "sd over tokens": mean_interval(tokens.std(1).tolist()),
+        "sd over tokens without the position's part": mean_interval(own.std(1).tolist()),
+        "rank correlation with the mean of the other seeds": agree,
+        "rank correlation with the token's log frequency": mean_interval(counts),
+    }
+    study.summary(
+        "Figure 1.",
+        [{"quantity": name, "ours": shown(estimate), "paper": "-"} for name, estimate in estimates.items()],
+        f"Inverse temperatures of the {settings.of}, means over layers and heads, of the {own.shape[1]} tokens of a "
+        f"text; 95 % intervals (Student's t, {len(own)} seeds); correlations are Spearman's, over tokens, of what log n "
+        f"does not explain; scale={settings.scale}.",
+    )
+    study.conclude(
+        Conclusion(
+            "which token it is decides its temperature: seeds agree on which tokens have the larger ones",
+            "Spearman correlation over tokens of a seed's temperatures with the mean of the others', log n taken out",
+            agree,
+            "higher",
+        )
+    )
+
+
+def _without_position(tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(seeds, T) less the line in log n that fits best, which the position-aware part is; n is 2 for the first."""
+    import numpy as np
+
+    log_n = np.log(np.arange(2, tokens.shape[1] + 2))
+    design = np.stack([np.ones_like(log_n), log_n], axis=1)  # (T, 2)
+    coefficients = np.linalg.lstsq(design, tokens.T, rcond=None)[0]
+    return np.asarray(tokens - (design @ coefficients).T)

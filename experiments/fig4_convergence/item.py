@@ -1,0 +1,214 @@
+"""Figure 4: how fast perplexity falls, vanilla and SSA at equal seed, from scratch and in fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from experiments.conclusion import Conclusion, shown
+from experiments.item import RunItemSettings
+from ssa.model_config import PositiveFloat
+from ssa.statistics import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from experiments.launch import Run
+    from experiments.study import Study
+    from ssa.report.convergence import Curve
+
+NAMES = {"none": "vanilla", "ssa": "SSA"}
+STYLES = {"none": "-", "ssa": "--"}
+
+
+class Settings(RunItemSettings):
+    """What its command line sets."""
+
+    rules: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
+        description="of model/temperature: the first is the baseline"
+    )
+    pretrained: str | None = Field(
+        description="what is fine-tuned: an id of the Hub, or a folder; null: the vanilla run of seed 0, on the source "
+        "code of Python's standard library"
+    )
+    finetune: list[str] = Field(description="overrides of train.py for the fine-tuning runs, between commas")
+    learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        description="of fine-tuning; the conclusion is of the first"
+    )
+
+
+class Regime(NamedTuple):
+    """Runs that are compared: by rule, in the order of seeds."""
+
+    name: str
+    lr: float
+    curves: dict[str, list[Curve]]
+
+    def speed_ups(self, rules: list[str]) -> list[float]:
+        """Of each seed."""
+        from ssa.report.convergence import speed_up
+
+        base, other = (self.curves[rule] for rule in rules)
+        return [speed_up(*pair) for pair in zip(base, other, strict=True)]
+
+    def final(self, rule: str) -> list[float]:
+        """The lowest validation loss of each seed, nats a token."""
+        return [min(curve.losses) for curve in self.curves[rule]]
+
+
+def run(settings: Settings, study: Study) -> None:
+    """Trains and fine-tunes each rule with each seed, and compares the curves in ``metrics.jsonl``."""
+    from ssa.statistics import bootstrap_interval, mean_interval, paired_interval
+
+    regimes = _regimes(settings, study)
+    study.table("curves", [row for regime in regimes for row in _points(regime)])
+    base, other = settings.rules
+    runs, rows = [], []
+    for regime in regimes:
+        ratios = regime.speed_ups(settings.rules)
+        for seed, ratio in enumerate(ratios):
+            losses = {f"loss {NAMES.get(rule, rule)}": regime.final(rule)[seed] for rule in settings.rules}
+            runs.append({"regime": regime.name, "lr": regime.lr, "seed": seed, **losses, "speed-up": ratio})
+        logs = [math.log(ratio) for ratio in ratios]
+        rows.append(
+            {
+                "regime": regime.name,
+                "learning rate": f"{regime.lr:g}",
+                **{
+                    f"perplexity, {NAMES.get(rule, rule)}": f"{math.exp(mean_interval(regime.final(rule)).mean):.2f}"
+                    for rule in settings.rules
+                },
+                "difference of losses": shown(paired_interval(regime.final(other), regime.final(base)), 4),
+                "speed-up": shown(_exponential(bootstrap_interval(logs)), 2),
+                "by Student's t": shown(_exponential(mean_interval(logs)), 2),
+                "paper": "1.45 (grade C)" if regime.name == "fine-tuning" else "-",
+            }
+        )
+    study.table("runs", runs)
+    study.summary(
+        "Figure 4.",
+        rows,
+        "Speed-up: tokens vanilla needs over tokens SSA needs for the lowest validation loss that both reach; geometric "
+        f"mean and 95 % interval by bootstrap over {settings.seeds} seeds, which is too narrow of so few: Student's is "
+        "beside it.  Perplexity: best validation, geometric mean.  Loss in nats a token, SSA - vanilla, paired at equal "
+        f"seed.  The paper's figure is of other models and text.  scale={settings.scale}.",
+    )
+    _draw(study, settings, regimes)
+    for regime in sorted(regimes, key=lambda regime: regime.name != "fine-tuning"):
+        if regime.lr in (settings.learning_rates[0], regimes[0].lr):
+            logs = [math.log(ratio) for ratio in regime.speed_ups(settings.rules)]
+            study.conclude(
+                Conclusion(
+                    f"in {regime.name} SSA needs fewer tokens than vanilla for the same perplexity",
+                    "speed-up, geometric mean",
+                    _exponential(mean_interval(logs)),  # of few seeds a bootstrap is too sure
+                    "higher",
+                    1.0,
+                )
+            )
+
+
+def _regimes(settings: Settings, study: Study) -> list[Regime]:
+    from experiments.shared_runs import run_of
+
+    scratch = {rule: [run_of(settings, rule, seed) for seed in range(settings.seeds)] for rule in settings.rules}
+    folders = study.train([run for runs in scratch.values() for run in runs])
+    tuned: dict[float, dict[str, list[Run]]] = {}
+    start = _start(settings, folders[0])
+    for lr in settings.learning_rates:
+        overrides = [*settings.finetune, *start, f"optim.lr={lr}"]
+        tuned[lr] = {
+            rule: [run_of(settings, rule, seed, overrides) for seed in range(settings.seeds)] for rule in settings.rules
+        }
+    study.train([run for by_rule in tuned.values() for runs in by_rule.values() for run in runs])
+    regimes = [Regime("training from scratch", scratch[settings.rules[0]][0].config.optim.lr, _curves(scratch))]
+    return [*regimes, *(Regime("fine-tuning", lr, _curves(runs)) for lr, runs in tuned.items())]
+
+
+def _start(settings: Settings, vanilla: Path) -> list[str]:
+    """Overrides that say what is fine-tuned, and on what."""
+    if settings.pretrained is not None:
+        return [f"init_from={settings.pretrained}"]
+    from ssa.pretrained.export import export
+
+    folder = Path(settings.output_dir) / "experiments" / "pretrained" / vanilla.name
+    if not (folder / "config.json").is_file():
+        export(vanilla, folder)
+    return [f"init_from={folder}", "data=text", f"data.train={_source_code(folder.parent)}", "data.held_out=0.05"]
+
+
+def _source_code(folder: Path) -> Path:
+    """The modules of Python's standard library that are one file, a document each, as JSON lines."""
+    import json
+    import sysconfig
+
+    from ssa.record.run_files import write_atomic
+
+    path = folder / "standard_library.jsonl"
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
+    write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def _curves(runs: dict[str, list[Run]]) -> dict[str, list[Curve]]:
+    from ssa.record.run_files import read_rows
+    from ssa.report.convergence import Curve
+
+    found = {}
+    for rule, of_rule in runs.items():
+        rows = [[row for row in read_rows(run.folder) if "val/loss" in row] for run in of_rule]
+        found[rule] = [Curve([row["tokens"] for row in run], [row["val/loss"] for row in run]) for run in rows]
+    return found
+
+
+def _points(regime: Regime) -> list[dict[str, Any]]:
+    return [
+        {"regime": regime.name, "lr": regime.lr, "rule": rule, "seed": seed, "tokens": tokens, "loss": loss}
+        | {"perplexity": math.exp(loss)}
+        for rule, curves in regime.curves.items()
+        for seed, curve in enumerate(curves)
+        for tokens, loss in zip(*curve, strict=True)
+    ]
+
+
+def _exponential(logs: Estimate) -> Estimate:
+    """Of ratios, from that of their logarithms; sd stays that of the logarithms."""
+    return logs._replace(mean=math.exp(logs.mean), low=math.exp(logs.low), high=math.exp(logs.high))
+
+
+def _draw(study: Study, settings: Settings, regimes: list[Regime]) -> None:
+    shown_regimes = [regimes[1], regimes[0]]  # the conclusion's fine-tuning, and from scratch
+    caption = (
+        "Validation perplexity (log scale) against training tokens, vanilla and SSA on the same batches: a thin line a "
+        f"seed, a thick one their geometric mean over {settings.seeds} seeds. Left: fine-tuning at learning rate "
+        f"{regimes[1].lr:g}. Right: from scratch, without what comes before a tenth of the tokens."
+    )
+    with study.figure("convergence", 7, 3.8, caption) as figure:
+        for axes, regime in zip(figure.subplots(1, 2), shown_regimes, strict=True):
+            _panel(axes, regime)
+
+
+def _panel(axes: Axes, regime: Regime) -> None:
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    from ssa import plotting
+
+    for rule, color in zip(regime.curves, plotting.shades(2), strict=True):
+        tokens = np.array(regime.curves[rule][0].tokens) / 1e6
+        losses = np.array([curve.losses for curve in regime.curves[rule]])  # (seeds, validations)
+        late = tokens >= 0.1 * tokens[-1] if regime.name != "fine-tuning" else tokens >= 0
+        style = STYLES.get(rule, ":")
+        axes.plot(tokens[late], np.exp(losses.T[late]), color=color, linestyle=style, linewidth=0.5, alpha=0.6)
+        mean = np.exp(losses.mean(0))
+        axes.plot(tokens[late], mean[late], color=color, linestyle=style, linewidth=2, label=NAMES.get(rule, rule))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.minorticks_off()
+    axes.set(xlabel="training tokens (millions)", ylabel="validation perplexity", title=regime.name)
+    axes.legend()
