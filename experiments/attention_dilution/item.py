@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from experiments.study import Study
 
 NAMES = {"none": "vanilla", "position": "position-aware", "token": "token-aware", "ssa": "both (SSA)"}
-METRICS = ("attention_dilution", "attention_entropy", "attention_entropy_normalized", "attention_spikiness")
+METRICS = {  # of the attention report, and what a table calls them
+    "attention_dilution": "slope",
+    "attention_entropy": "entropy",
+    "attention_entropy_normalized": "entropy / log n",
+    "attention_spikiness": "spikiness",
+    "query_key_tau_norm": "tau norm",
+    "val_loss": "validation loss",
+}
+COMPARED = ("attention_dilution", "query_key_tau_norm", "val_loss")
 STYLES, MARKERS = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1))), ("o", "s", "^", "D")  # distinct in greyscale
 
 
@@ -37,9 +45,8 @@ def run(settings: Settings, study: Study) -> None:
     found = study.compute([(attention_of, {"run": str(folder)}) for folder in folders])
     runs, positions = [], []
     for (rule, seed), folder, attention in zip(cells, folders, found, strict=True):
-        metrics = {name: attention["metrics"][name] for name in METRICS}
-        runs.append({"rule": rule, "seed": seed, **metrics, "val_loss": read_summary(folder)["val/loss"]})
-        runs[-1]["run"] = folder.name
+        numbers = {**attention["metrics"], "val_loss": read_summary(folder)["val/loss"]}
+        runs.append({"rule": rule, "seed": seed, **{name: numbers[name] for name in METRICS}, "run": folder.name})
         positions += [{"rule": rule, "seed": seed, **row} for row in _binned(attention["positions"])]
     study.table("runs", runs)
     study.table("positions", positions)
@@ -47,18 +54,20 @@ def run(settings: Settings, study: Study) -> None:
     study.summary(
         "Attention dilution.",
         [_row(runs, rule, base) for rule in settings.rules],
-        f"Slope of entropy in log n and entropies in nats, means over layers, heads and tokens; 95 % intervals "
+        f"Slope of entropy in log n, entropies and loss in nats; tau norm: operator norm of the query-key matrix times the "
+        f"query's temperature (figure 2, here of language models); means over layers, heads and tokens; 95 % intervals "
         f"(Student's t, {settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed; "
         f"scale={settings.scale}.",
     )
     _draw(study, positions, settings)
+    slope = "attention_dilution"
     for rule in sorted(others, key=lambda rule: rule != "position"):  # the paper's cure first
         name = NAMES.get(rule, rule)
         study.conclude(
             Conclusion(
                 f"with {name} temperatures attention dilutes less than in {NAMES.get(base, base)}",
                 f"difference of the slopes of entropy in log n, {name} - {NAMES.get(base, base)}",
-                paired_interval(of_rule(runs, rule, METRICS[0]), of_rule(runs, base, METRICS[0])),
+                paired_interval(of_rule(runs, rule, slope), of_rule(runs, base, slope)),
                 "lower",
             )
         )
@@ -73,14 +82,12 @@ def _row(runs: list[dict[str, Any]], rule: str, base: str) -> dict[str, str]:
     from ssa.statistics import mean_interval, paired_interval
 
     row = {"temperature": NAMES.get(rule, rule)}
-    titles = ("slope", "entropy", "entropy / log n", "spikiness", "validation loss")
-    for title, name in zip(titles, (*METRICS, "val_loss"), strict=True):
+    for name, title in METRICS.items():
         values = of_rule(runs, rule, name)
         row[title] = shown(mean_interval(values))
-        if title in ("slope", "validation loss"):
-            row[f"{title}: difference"] = (
-                "-" if rule == base else shown(paired_interval(values, of_rule(runs, base, name)))
-            )
+        if name in COMPARED:
+            difference = paired_interval(values, of_rule(runs, base, name))
+            row[f"{title}: difference"] = "-" if rule == base else shown(difference)
     return row
 
 

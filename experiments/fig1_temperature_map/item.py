@@ -168,8 +168,8 @@ def _compare(study: Study, settings: Settings, tokens: npt.NDArray[Any], log_cou
     study.summary(
         "Figure 1.",
         [{"quantity": name, "ours": shown(estimate), "paper": "-"} for name, estimate in estimates.items()],
-        f"Inverse temperatures of the {settings.of}, means over layers and heads, of the {own.shape[1]} tokens of a "
-        f"text; 95 % intervals (Student's t, {len(own)} seeds); correlations are Spearman's, over tokens, of what log n "
+        f"Inverse temperatures of the {settings.of}, means over layers and heads, of a text of {own.shape[1]} tokens; "
+        f" 95 % intervals (Student's t, {len(own)} seeds); correlations are Spearman's, over tokens, of what log n "
         f"does not explain; scale={settings.scale}.",
     )
     study.conclude(
