@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from ssa.statistics import wilson
+from ssa.statistics import Estimate, bootstrap_interval, mean_interval, paired_interval, wilson
 
 Z = 1.959963984540054  # the 97.5 % point of the standard normal
 
@@ -47,3 +48,65 @@ def test_it_holds_the_proportion_as_often_as_it_says(n: int) -> None:
 def test_out_of_range(successes: int, n: int, confidence: float) -> None:
     with pytest.raises(ValueError, match=f"{successes} of {n}"):
         wilson(successes, n, confidence)
+
+
+def test_student_s_interval_is_scipy_s() -> None:
+    from scipy import stats
+
+    generator = np.random.default_rng(0)
+    for n in (2, 3, 10, 100):
+        values = generator.normal(5, 3, n)
+        expected = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+        estimate = mean_interval(values.tolist())
+        assert (estimate.low, estimate.high) == pytest.approx(expected)
+        assert (estimate.mean, estimate.sd, estimate.n) == (
+            pytest.approx(values.mean()),
+            pytest.approx(values.std(ddof=1)),
+            n,
+        )
+
+
+def test_a_paired_interval_is_that_of_the_paired_test() -> None:
+    from scipy import stats
+
+    generator = np.random.default_rng(1)
+    base = generator.normal(0, 10, 8)
+    values = base + generator.normal(1, 0.1, 8)
+    expected = stats.ttest_rel(values, base).confidence_interval(0.95)
+    estimate = paired_interval(values.tolist(), base.tolist())
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+    assert estimate.low > 0  # what pairing is for: each alone is 100 times as uncertain
+
+
+@pytest.mark.parametrize("n", [3, 10])
+def test_95_percent_intervals_hold_the_mean_95_percent_of_the_time(n: int) -> None:
+    draws = np.random.default_rng(n).normal(2.0, 1.0, (2000, n))
+    estimates = [mean_interval(row) for row in draws.tolist()]
+    assert 0.93 <= sum(estimate.low <= 2.0 <= estimate.high for estimate in estimates) / 2000 <= 0.97
+
+
+def test_the_bootstrap_of_few_values_is_too_narrow_as_it_says() -> None:
+    draws = np.random.default_rng(5).normal(0.0, 1.0, (500, 5))
+    estimates = [bootstrap_interval(row, resamples=500) for row in draws.tolist()]
+    assert 0.79 <= sum(estimate.low <= 0 <= estimate.high for estimate in estimates) / 500 <= 0.89
+
+
+def test_the_bootstrap_is_the_same_each_time_and_around_the_mean() -> None:
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    estimate = bootstrap_interval(values)
+    assert estimate == bootstrap_interval(values)
+    assert min(values) < estimate.low < estimate.mean < estimate.high < max(values)
+
+
+@pytest.mark.parametrize("interval", [mean_interval, bootstrap_interval])
+def test_one_value_has_no_interval_and_none_no_mean(interval: Callable[[list[float]], Estimate]) -> None:
+    estimate = interval([3.0])
+    assert (estimate.mean, estimate.n) == (3.0, 1)
+    assert math.isnan(estimate.low)
+    with pytest.raises(ValueError, match="no values"):
+        interval([])
+
+
+def test_runs_without_a_partner_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        paired_interval([1.0, 2.0], [1.0])

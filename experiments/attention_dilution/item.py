@@ -54,8 +54,8 @@ def run(settings: Settings, study: Study) -> None:
     study.summary(
         "Attention dilution.",
         [_row(runs, rule, base) for rule in settings.rules],
-        f"Slope of entropy in log n, entropies and loss in nats; tau norm: operator norm of the query-key matrix times the "
-        f"query's temperature (figure 2, here of language models); means over layers, heads and tokens; 95 % intervals "
+        "Slope of entropy in log n, entropies and loss in nats; tau norm: operator norm of the query-key matrix times the "
+        "query's temperature (figure 2, here of language models); means over layers, heads and tokens; 95 % intervals "
         f"(Student's t, {settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed; "
         f"scale={settings.scale}.",
     )
@@ -109,7 +109,7 @@ def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> 
 
     from ssa import plotting
 
-    base, *others = settings.rules
+    base = settings.rules[0]
     n = [row["n"] for row in positions if (row["rule"], row["seed"]) == (base, 0)]
     entropy = {
         rule: np.array([row["entropy"] for row in positions if row["rule"] == rule]).reshape(settings.seeds, -1)
