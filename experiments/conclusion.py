@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,9 @@ Verdict = Literal["holds", "does not hold", "undecided"]
 
 
 def shown(estimate: Estimate, digits: int = 3) -> str:
-    """``1.23 [1.1, 1.36]``: the mean and its interval, for a table."""
+    """``1.23 [1.1, 1.36]``: the mean and its interval, for a table; a dash for what has no mean."""
+    if math.isnan(estimate.mean):
+        return "-"
     mean, low, high = (f"{value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} [{low}, {high}]"
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
+_LINES_SECONDS = 15.0  # between lines of progress where there is no terminal
 Part = tuple[Callable[..., Any], dict[str, Any]]  # a function of a module, and its arguments by name, plain values
 
 
@@ -51,6 +52,7 @@ class Study:
         self.folder = Path(settings.to) if settings.to else self._default_folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.conclusions: list[Conclusion] = []
+        self._said = time.perf_counter()  # when a line of progress was printed last
         self.written: list[Path] = []
 
     @cached_property
@@ -196,8 +198,10 @@ class Study:
             def advance() -> None:
                 progress.advance(task)
                 done = progress.tasks[0].completed
-                if not self.console.is_terminal:
-                    left = (time.perf_counter() - began) / done * (total - done)
+                now = time.perf_counter()
+                if not self.console.is_terminal and now - self._said > _LINES_SECONDS:
+                    self._said = now
+                    left = (now - began) / done * (total - done)
                     self.console.print(f"{self.item.name}: {done:.0f} of {total}, about {left:.0f} s left")
 
             yield advance
@@ -229,7 +233,7 @@ def _timed(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Any
 
 def _name(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """Of the file that keeps a part: the function, and a hash of its arguments and of the code it rests on."""
-    code = [_sources("ssa.theory"), _sources("ssa.temperature"), _sources(function.__module__)]
+    code = [_sources(name) for name in ("ssa.theory", "ssa.temperature", "ssa.model_config", function.__module__)]
     key = json.dumps([function.__qualname__, arguments, code], sort_keys=True)
     return f"{function.__name__}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 

@@ -29,7 +29,8 @@ class AttentionMap(nn.Module):
         n_head: H.
         seed: of the initial weights.  Equal seeds give equal W_q and W_k, with or without temperatures.
 
-    The projections start as normal(0, 1 / sqrt(D)), without biases, so that a unit vector's logits are of order 1.
+    The projections start as normal(0, 1 / sqrt(D)), without biases, so that vectors of norm sqrt(D) have
+    logits of order 1.
     Everything is float64: these are small problems, and a rounding is not to decide one.
     """
 

@@ -1,0 +1,195 @@
+"""Figure 2, trained: norms and spikiness over tokens of a layer that looks up items and groups of items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments.conclusion import Conclusion
+from experiments.fig2_norms.item import Settings
+from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
+
+if TYPE_CHECKING:
+    from experiments.study import Part, Row, Study
+
+METHODS = ("vanilla", "ssa")
+PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
+
+
+class Cell(NamedTuple):
+    """One method in one set-up at one learning rate."""
+
+    shape: str
+    levels: str
+    lr: float
+    method: str
+
+
+Found = dict[Cell, list[dict[str, Any]]]  # of each seed
+
+
+def panel(settings: Settings, study: Study) -> Panel:
+    """Trains all, and draws the distributions over tokens of the main set-up."""
+    cells = list(_cells(settings))
+    found: Found = dict(zip(cells, study.compute([_part(settings, cell) for cell in cells]), strict=True))
+    study.table("lookup_levels", list(_level_rows(found)))
+    study.table("lookup_tokens", list(_token_rows(settings, found)))
+    _draw(settings, study, found)
+    runs = []
+    for cell, seeds in found.items():
+        width, heads = map(int, cell.shape.split("x"))
+        setup = {"panel": "lookup", "target": f"levels {cell.levels}", "width": width, "heads": heads, "lr": cell.lr}
+        runs += [run_row({**run, "error": run["mse"]}, **setup, method=LABELS[cell.method]) for run in seeds]
+    return Panel(runs, list(_summary(settings, found)), list(_conclusions(settings, found)))
+
+
+def _setups(settings: Settings) -> list[tuple[str, str]]:
+    """Shape and levels: the main one first."""
+    shape, *shapes = settings.shapes
+    levels = settings.query_levels
+    return [*((shape, each) for each in levels), *((each, levels[0]) for each in shapes)]
+
+
+def _cells(settings: Settings) -> Iterator[Cell]:
+    for shape, levels in _setups(settings):
+        for lr in settings.lookup_lrs:
+            yield from (Cell(shape, levels, lr, method) for method in METHODS)
+
+
+def _part(settings: Settings, cell: Cell) -> Part:
+    from ssa.theory.mixed_lookup import train_lookup
+
+    width, heads = map(int, cell.shape.split("x"))
+    same = settings.model_dump(include={"items", "value_dim", "batch", "seeds", "vectorised"})
+    shape = {"width": width, "heads": heads, "levels": levels_of(cell.levels)}
+    return train_lookup, {**same, **shape, "method": cell.method, "lr": cell.lr, "steps": settings.lookup_steps}
+
+
+def levels_of(text: str) -> list[int]:
+    """ "1-3" -> [1, 2, 3]."""
+    low, high = map(int, text.split("-"))
+    return list(range(low, high + 1))
+
+
+def best_rate(found: Found, shape: str, levels: str, method: str) -> float:
+    """The learning rate of a method's least mean error; a run that diverged counts as infinitely bad."""
+    rates = {cell.lr: found[cell] for cell in found if cell._replace(lr=0) == Cell(shape, levels, 0, method)}
+
+    def error(lr: float) -> float:
+        return math.fsum(run["mse"] if math.isfinite(run["mse"]) else math.inf for run in rates[lr])
+
+    return min(rates, key=error)
+
+
+def at_vanillas_rate(found: Found, shape: str, levels: str) -> tuple[float, dict[str, list[dict[str, Any]]]]:
+    """The learning rate that suits vanilla best, and each method's runs at it."""
+    best = best_rate(found, shape, levels, "vanilla")
+    return best, {method: found[Cell(shape, levels, best, method)] for method in METHODS}
+
+
+def _level_rows(found: Found) -> Iterator[Row]:
+    for cell, seeds in found.items():
+        for run in seeds:
+            for place, level in enumerate(levels_of(cell.levels)):
+                row = {**cell._asdict(), "method": LABELS[cell.method], "seed": run["seed"], "level": level}
+                row["mse"] = _short(run["by_level"]["mse"][place])
+                for name in ("tau", "spikiness"):
+                    row[name] = " ".join(f"{value:.4g}" for value in run["by_level"][name][place])
+                yield row
+
+
+def _token_rows(settings: Settings, found: Found) -> Iterator[Row]:
+    """Percentiles over tokens, heads and seeds."""
+    import numpy as np
+
+    for shape, levels in _setups(settings):
+        lr, runs = at_vanillas_rate(found, shape, levels)
+        for method in METHODS:
+            for name in ("norm", "spikiness"):
+                values = [run["tokens"][name] for run in runs[method]]
+                marks = np.percentile(np.asarray(values, float), PERCENTILES)
+                where = {"shape": shape, "levels": levels, "lr": lr, "method": LABELS[method], "quantity": name}
+                yield {**where, "mean": float(np.mean(values)),
+                       **{f"p{p}": float(mark) for p, mark in zip(PERCENTILES, marks, strict=True)}}  # fmt: skip
+
+
+def _summary(settings: Settings, found: Found) -> Iterator[Row]:
+    for shape, levels in _setups(settings):
+        lr, runs = at_vanillas_rate(found, shape, levels)
+        setup = f"{shape}, levels {levels}, lr {lr:g} (vanilla's best)"
+        names = {"mse": "mean squared error", "norm_mean": "norm", "spikiness": "spikiness"}
+        if (shape, levels) == _setups(settings)[0]:
+            names |= {"norm_max": "norm, largest of tokens and heads", "norm": "norm of W alone"}
+            names |= {"norm_geometric": "norm at geometric mean of tau 1"}
+        for name, quantity in names.items():
+            yield summary_row("lookup", setup, quantity, {method: _of(runs[method], name) for method in METHODS})
+    shape, levels = _setups(settings)[0]
+    pairs = {f"lr {lr:g}": dict.fromkeys(METHODS, lr) for lr in settings.lookup_lrs}
+    own = {method: best_rate(found, shape, levels, method) for method in METHODS}
+    pairs["each at its own best lr: " + ", ".join(f"{lr:g}" for lr in own.values())] = own
+    for label, rates in pairs.items():
+        for name, quantity in {"mse": "mean squared error", "norm_mean": "norm"}.items():
+            values = {method: _of(found[Cell(shape, levels, lr, method)], name) for method, lr in rates.items()}
+            yield summary_row("lookup", f"{shape}, levels {levels}, {label}", quantity, values)
+
+
+def _of(runs: Sequence[dict[str, Any]], name: str) -> list[float]:
+    return [run[name] for run in runs]
+
+
+def _conclusions(settings: Settings, found: Found) -> Iterator[Conclusion]:
+    levels, (main, *others) = settings.query_levels[0], settings.shapes
+    claims = {
+        "norm_mean": ("SSA has a smaller mean query-key norm", "mean over tokens and heads of the norm of tau_i W"),
+        "mse": ("SSA's task error is lower", "mean squared error"),
+        "spikiness": ("SSA's maps are spikier", "mean spikiness, the share of keys attended to"),
+    }
+    for shape, names in ((main, list(claims)), *((shape, ["norm_mean", "mse"]) for shape in others)):
+        lr, runs = at_vanillas_rate(found, shape, levels)
+        for name in names:
+            claim, quantity = claims[name]
+            yield Conclusion(
+                f"trained on the mixed lookup, {shape}, at the learning rate that suits vanilla best, {lr:g}, {claim}",
+                f"{quantity}, ratio SSA / vanilla",
+                ratio(_of(runs["ssa"], name), _of(runs["vanilla"], name)),
+                "lower",
+                1.0,
+            )
+
+
+def _draw(settings: Settings, study: Study, found: Found) -> None:
+    import numpy as np
+
+    from ssa import plotting
+
+    shape, levels = _setups(settings)[0]
+    lr, runs = at_vanillas_rate(found, shape, levels)
+    caption = (
+        f"Mixed lookup, {shape.replace('x', ' dimensions, ')} heads, queries of levels {levels} (2^level of "
+        f"{settings.items} items), learning rate {lr:g}: share of tokens below a value; tokens, heads and "
+        f"{settings.seeds} seeds pooled. Left: operator norm of tau_i W (tau = 1 without a temperature). Right: "
+        "spikiness of the heads' maps, lower is spikier; ideal: of the maps asked for. Vertical lines: means."
+    )
+    lines: list[dict[str, Any]] = [{"linestyle": ":", "linewidth": 1.8}, {"linestyle": "-"}]
+    with study.figure("figure", 7, 3.6, caption) as figure:
+        for axes, name, label in zip(
+            figure.subplots(1, 2, sharey=True),
+            ("norm", "spikiness"),
+            ("norm of tau_i W", "spikiness: share of keys attended to"),
+            strict=True,
+        ):
+            for method, line, color in zip(METHODS, lines, plotting.shades(len(METHODS)), strict=True):
+                values = np.sort(np.concatenate([np.ravel(run["tokens"][name]) for run in runs[method]]))
+                axes.ecdf(values, label=LABELS[method], color=color, **line)
+                axes.axvline(values.mean(), color=color, linewidth=0.8, linestyle=line["linestyle"])
+            axes.set(xscale="log", xlabel=label)
+        ideal = [2**level / settings.items for level in levels_of(levels)]
+        figure.axes[1].ecdf(ideal, label="ideal", color=plotting.GREY, linestyle="-.", linewidth=1)
+        figure.axes[0].set_ylabel("share of tokens")
+        for axes in figure.axes:
+            axes.legend(loc="upper left")
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

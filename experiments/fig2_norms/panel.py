@@ -1,0 +1,70 @@
+"""What the panels of figure 2 have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.conclusion import Conclusion, shown
+from experiments.study import Row
+from ssa.statistics import Estimate, mean_interval
+
+LABELS = {"vanilla": "vanilla", "ssa": "SSA", "free": "free"}
+_SETUP = ("panel", "target", "width", "heads", "spread", "penalty", "decay", "lr", "method", "seed")
+_FOUND = (
+    *("error", "explained", "l1", "norm", "norm_mean", "norm_max", "norm_geometric", "frobenius"),
+    *("tau_min", "tau_max", "spikiness", "target_spikiness", "spikiness_error"),
+)
+COLUMNS = (*_SETUP, *_FOUND)
+
+
+@dataclass
+class Panel:
+    """What one comes to: runs have `COLUMNS`."""
+
+    runs: list[Row]
+    summary: list[Row]
+    conclusions: list[Conclusion]
+
+
+def run_row(found: Mapping[str, Any], **setup: Any) -> Row:
+    """A row of the table of runs: what was found, with 5 significant digits, and of what; a dash for what is not."""
+    row = {**found, **setup}
+    return {name: _short(row.get(name, math.nan)) for name in COLUMNS}
+
+
+def summary_row(
+    panel: str, setup: str, quantity: str, values: Mapping[str, Sequence[float]], baseline: str = "vanilla"
+) -> Row:
+    """A row of the table for readers, of each method's values, one a seed; missing methods have dashes."""
+    row = {"panel": panel, "set-up": setup, "quantity": quantity}
+    for method, label in LABELS.items():
+        found = [value for value in values.get(method, ()) if math.isfinite(value)]
+        row[label] = shown(mean_interval(found), 3 if math.fsum(found) >= 0.1 * len(found) else 5) if found else "-"
+    for method, label in LABELS.items():
+        if method != baseline:
+            estimate = ratio(values[method], values[baseline]) if method in values else _NONE
+            row[f"{label} / {LABELS[baseline]}"] = shown(estimate) if estimate.n else "-"
+    return {**row, "paper": "-"}
+
+
+def ratio(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """Geometric mean of the ratios at equal seed, and its interval; n: the seeds where both are finite and positive.
+
+    The standard deviation is that of the logarithms.
+    """
+    pairs = zip(values, baseline, strict=True)
+    logs = [math.log(one / other) for one, other in pairs if 0 < one < math.inf and 0 < other < math.inf]
+    if not logs:
+        return _NONE
+    found = mean_interval(logs)
+    return found._replace(mean=math.exp(found.mean), low=math.exp(found.low), high=math.exp(found.high))
+
+
+_NONE = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value

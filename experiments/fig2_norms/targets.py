@@ -1,0 +1,241 @@
+"""Figure 2, the proposition by itself: the norm at which a map reaches a given target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments.conclusion import Conclusion
+from experiments.fig2_norms.item import Settings
+from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from experiments.study import Part, Row, Study
+
+FAMILIES = {"scaled": "rows s_i x_i^T M x_j", "groups": "rows uniform over groups"}
+QUANTITIES = ("norm_mean", "norm_max", "norm_geometric", "norm", "frobenius", "l1", "spikiness", "spikiness_error")
+LOOKS: dict[str, dict[str, Any]] = {
+    "vanilla": {"linestyle": ":", "marker": "o"},
+    "ssa": {"linestyle": "-", "marker": "s"},
+    "free": {"linestyle": "--", "marker": "^"},
+}
+
+
+class Cell(NamedTuple):
+    """One method on one target."""
+
+    family: str
+    width: int
+    penalty: str
+    spread: float
+    method: str
+
+
+Paths = dict[Cell, list[list[dict[str, float]]]]  # of each seed, its rows, one a decay
+
+
+def panel(settings: Settings, study: Study) -> Panel:
+    """Fits all targets, and draws the curves of norm against KL and the ratio of norms against the spread."""
+    cells = list(_cells(settings))
+    paths: Paths = {}
+    for cell, rows in zip(cells, study.compute([_part(settings, cell) for cell in cells]), strict=True):
+        paths[cell] = [[row for row in rows if row["seed"] == seed] for seed in range(settings.seeds)]
+    study.table("fit_levels", list(_level_rows(settings, paths)))
+    _draw(settings, study, paths)
+    runs = [
+        run_row(
+            {**row, "error": row["kl"]},
+            **{"panel": "fit", "target": cell.family, "width": cell.width, "heads": 1, "spread": cell.spread},
+            **{"penalty": cell.penalty, "lr": settings.fit_lr, "method": LABELS[cell.method]},
+        )
+        for cell in cells
+        for path in paths[cell]
+        for row in path
+    ]
+    return Panel(runs, list(_summary(settings, paths)), list(_conclusions(settings, paths)))
+
+
+def _cells(settings: Settings) -> Iterator[Cell]:
+    """The main width and penalty at every spread; other widths, and plain weight decay, at the main spread."""
+    main, *others = settings.widths
+    for family in FAMILIES:
+        for spread in settings.spreads:
+            yield from (Cell(family, main, "effective", spread, method) for method in LABELS)
+        for width in others:
+            yield from (Cell(family, width, "effective", settings.spread, method) for method in LABELS)
+        # not with free temperatures, which would take all the scale for nothing
+        yield from (Cell(family, main, "weights", settings.spread, method) for method in ("vanilla", "ssa"))
+
+
+def _part(settings: Settings, cell: Cell) -> Part:
+    from ssa.theory.target_maps import fit
+
+    decays = settings.decays if cell.penalty == "effective" else settings.weight_decays
+    same = {"n": settings.tokens, "mean": settings.mean_sharpness, "lr": settings.fit_lr, "steps": settings.fit_steps}
+    return fit, {
+        **cell._asdict(), **same, "decays": decays, "seeds": settings.seeds, "vectorised": settings.vectorised
+    }  # fmt: skip
+
+
+def at_equal_fit(paths: Paths, cell: Cell, share: float, name: str) -> dict[str, list[float]]:
+    """A quantity of each method, one a seed, where it explains this share of what vanilla does at the weakest decay."""
+    from ssa.theory.target_maps import at_level
+
+    methods = [method for method in LABELS if cell._replace(method=method) in paths]
+    ends = [min(path, key=lambda row: row["decay"]) for path in paths[cell._replace(method="vanilla")]]
+    return {
+        method: [
+            at_level(path, share * end["explained"], name)
+            for path, end in zip(paths[cell._replace(method=method)], ends, strict=True)
+        ]
+        for method in methods
+    }
+
+
+def _vanilla(paths: Paths) -> list[Cell]:
+    return [cell for cell in paths if cell.method == "vanilla"]
+
+
+def _level_rows(settings: Settings, paths: Paths) -> Iterator[Row]:
+    """Ratios to vanilla of several norms at several levels."""
+    for cell in _vanilla(paths):
+        for share in settings.levels:
+            for name in QUANTITIES:
+                found = at_equal_fit(paths, cell, share, name)
+                for method in list(found)[1:]:  # the first is vanilla
+                    where = {**cell._asdict(), "method": LABELS[method], "level": share, "quantity": name}
+                    yield {**where, **ratio(found[method], found["vanilla"])._asdict()}
+
+
+def _summary(settings: Settings, paths: Paths) -> Iterator[Row]:
+    share = settings.levels[0]
+    for cell in _vanilla(paths):
+        setup = f"{FAMILIES[cell.family]}, D = {cell.width}, spread {cell.spread:g}"
+        names = {"norm_mean": "norm"}
+        if cell.penalty == "weights":
+            setup += ", weight decay"
+            names |= {"norm": "norm of W alone"}
+        elif cell.spread == settings.spread and cell.width == settings.widths[0]:
+            names |= {"norm_max": "norm, largest of tokens", "norm_geometric": "norm at geometric mean of tau 1"}
+            names |= {"l1": "L1 to the target", "spikiness_error": "distance of spikiness to the target's"}
+        for name, quantity in names.items():
+            yield summary_row("fit", setup, quantity, at_equal_fit(paths, cell, share, name))
+
+
+def _conclusions(settings: Settings, paths: Paths) -> Iterator[Conclusion]:
+    share = settings.levels[0]
+
+    def found(family: str, spread: float, penalty: str = "effective") -> dict[str, list[float]]:
+        cell = Cell(family, settings.widths[0], penalty, spread, "vanilla")
+        return at_equal_fit(paths, cell, share, "norm_mean")
+
+    quantity = "mean over tokens of the norm of tau_i W, ratio SSA / vanilla"
+    for family, kind in (("scaled", "of rows of one form and unequal sharpness"), ("groups", "uniform over groups")):
+        norms = found(family, settings.spread)
+        yield Conclusion(
+            f"at equal KL, maps {kind}, spread {settings.spread:g}, are reached with a smaller mean query-key norm "
+            "with a query temperature",
+            quantity,
+            ratio(norms["ssa"], norms["vanilla"]),
+            "lower",
+            1.0,
+        )
+    if 1 in settings.spreads and settings.spread != 1:
+        mixed, equal = found("scaled", settings.spread), found("scaled", 1)
+        ratios = [[a / b for a, b in zip(each["ssa"], each["vanilla"], strict=True)] for each in (mixed, equal)]
+        yield Conclusion(
+            "the smaller norm comes with mixed sharpness: the ratio is lower than for rows of equal sharpness",
+            f"ratio of the ratios at spread {settings.spread:g} and 1",
+            ratio(*ratios),
+            "lower",
+            1.0,
+        )
+    norms = found("scaled", settings.spread, "weights")
+    yield Conclusion(
+        "under plain weight decay too, which temperatures escape, the same maps are reached with a smaller mean norm",
+        quantity,
+        ratio(norms["ssa"], norms["vanilla"]),
+        "lower",
+        1.0,
+    )
+
+
+def _draw(settings: Settings, study: Study, paths: Paths) -> None:
+    from ssa import plotting
+
+    width, share = settings.widths[0], settings.levels[0]
+    caption = (
+        f"Maps fitted to targets of {settings.tokens} tokens, D = {width}. Left, middle: KL to the target against the "
+        f"mean over tokens of the norm of tau_i W, one point a decay, spread {settings.spread:g}. Right: ratio of the "
+        f"norms to vanilla's where both explain {100 * share:g} % of what vanilla can; filled: {FAMILIES['scaled']}, "
+        f"open: {FAMILIES['groups']}. Points: means over {settings.seeds} seeds, of ratios geometric and paired; bars: "
+        "95 % intervals (Student's t). free: one learned temperature a query."
+    )
+    with study.figure("fit", 7, 3.6, caption) as figure:
+        *curves, ratios = figure.subplots(1, 3)
+        shades = dict(zip(LABELS, plotting.shades(len(LABELS)), strict=True))
+        for axes, family in zip(curves, FAMILIES, strict=True):
+            for method in LABELS:
+                _curve(axes, paths[Cell(family, width, "effective", settings.spread, method)], method, shades[method])
+            axes.set_title(FAMILIES[family])
+            axes.set(xlabel="mean norm of tau_i W")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+        curves[0].set_ylabel("KL to the target (nats)")
+        curves[0].legend()
+        for number, family in enumerate(FAMILIES):
+            for method in ("ssa", "free"):
+                found = [
+                    at_equal_fit(paths, Cell(family, width, "effective", spread, "vanilla"), share, "norm_mean")
+                    for spread in settings.spreads
+                ]
+                estimates = [ratio(each[method], each["vanilla"]) for each in found]
+                look = {**LOOKS[method], "color": shades[method], "fillstyle": ("full", "none")[number]}
+                _bars(ratios, settings.spreads, estimates, look)
+        ratios.axhline(1, color=plotting.GREY, linewidth=0.8)
+        ratios.set_xscale("log", base=2)
+        ratios.set_xticks(settings.spreads, [f"{spread:g}" for spread in settings.spreads])
+        ratios.set(title="at equal KL", xlabel="spread of the target's rows", ylabel="norm / vanilla's")
+
+
+def _curve(axes: Axes, seeds: list[list[dict[str, float]]], method: str, color: Any) -> None:
+    """Over decays, of the rows of each seed."""
+    from ssa.statistics import mean_interval
+
+    means = [
+        [mean_interval([path[number][name] for path in seeds]) for number in range(len(seeds[0]))]
+        for name in ("norm_mean", "kl")
+    ]
+    bars = [_errors(each) for each in means]
+    axes.errorbar(
+        [each.mean for each in means[0]],
+        [each.mean for each in means[1]],
+        xerr=bars[0],
+        yerr=bars[1],
+        color=color,
+        label=LABELS[method],
+        markersize=3.5,
+        elinewidth=0.8,
+        **LOOKS[method],
+    )
+
+
+def _bars(axes: Axes, x: list[float], estimates: list[Any], look: dict[str, Any]) -> None:
+    shift = 0.97 if look["marker"] == "s" else 1.03  # so that bars of two methods do not cover each other
+    axes.errorbar(
+        [shift * value for value in x],
+        [estimate.mean for estimate in estimates],
+        yerr=_errors(estimates),
+        markersize=4,
+        elinewidth=0.8,
+        **look,
+    )
+
+
+def _errors(estimates: list[Any]) -> list[list[float]]:
+    below = [max(0.0, each.mean - each.low) if math.isfinite(each.low) else 0.0 for each in estimates]
+    above = [max(0.0, each.high - each.mean) if math.isfinite(each.high) else 0.0 for each in estimates]
+    return [below, above]

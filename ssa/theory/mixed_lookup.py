@@ -1,0 +1,192 @@
+"""Lookup of one item or of a group of them: a task whose ideal attention maps have mixed spikiness.
+
+L items are the leaves of a binary tree, numbered as a heap: node 1 is the root, node a has the children 2a and 2a + 1,
+and L, ..., 2L - 1 are the leaves.  Every node has a Gaussian vector; its embedding is the sum of the vectors from the
+root down to it, scaled to norm sqrt(D), so that "scientist" is part of "Hinton".  Embeddings are the same in all
+contexts, like words.  In a context, every item has a new value, normal(0, I) in m dimensions; a query names a node, and
+asks for the mean of the values of the items below it:
+
+    y = P*_a v        P*_a uniform over the 2^l leaves below node a at level l; of spikiness 2^l / L
+
+The model is one layer of attention: logits from embeddings of queries and items, values v, every head with an m x m
+value projection V_h and output projection O_h.  Values being normal, its mean squared error on a node is known exactly:
+
+    (1 / m) sum_j || sum_h P_h,aj O_h V_h - P*_aj I ||_F^2
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssa.model_config import TemperatureConfig
+from ssa.theory import ensemble
+from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, spikiness
+from ssa.theory.streams import generator
+
+METHODS: dict[str, TemperatureConfig] = {"vanilla": VANILLA, "ssa": QUERY}
+
+
+def tree_embeddings(items: int, width: int, draws: torch.Generator) -> Tensor:
+    """Of the nodes 1, 2, ..., 2 L - 1 of a tree with L leaves, (2 L - 1, D).  L is a power of 2."""
+    vectors = torch.randn(2 * items - 1, width, generator=draws, dtype=torch.float64)
+    for node in range(2, 2 * items):
+        vectors[node - 1] += vectors[node // 2 - 1]  # the parent's is whole already
+    return F.normalize(vectors, dim=-1) * math.sqrt(width)
+
+
+def ideal_maps(items: int) -> Tensor:
+    """P* of the nodes 1, 2, ..., 2 L - 1, (2 L - 1, L): uniform over the leaves below each."""
+    maps = torch.zeros(2 * items, items, dtype=torch.float64)
+    maps[items:] = torch.eye(items, dtype=torch.float64)
+    for node in range(items - 1, 0, -1):
+        maps[node] = (maps[2 * node] + maps[2 * node + 1]) / 2
+    return maps[1:]
+
+
+def nodes_at(level: int, items: int) -> range:
+    """Places (node number - 1) of the nodes with 2^level leaves below them; level 0 has the leaves."""
+    first = items >> level
+    return range(first - 1, 2 * first - 1)
+
+
+def balanced_queries(levels: Sequence[int], items: int) -> Tensor:
+    """Places of nodes, (levels * L,): L a level, each node as often as any other of its level."""
+    return torch.cat([torch.tensor(nodes_at(level, items)).repeat_interleave(1 << level) for level in levels])
+
+
+class MixedLookup(nn.Module):
+    """The layer above; its call gives its loss on a batch.
+
+    Args:
+        nodes: embeddings, (2 L - 1, D), of which the last L are the items'.
+        attention: the map.
+        value_dim: m.
+        draws: of the initial projections, normal(0, 1 / sqrt(m)) and normal(0, 1 / sqrt(H m)).
+    """
+
+    nodes: Tensor
+    ideal: Tensor
+
+    def __init__(self, nodes: Tensor, attention: AttentionMap, value_dim: int, draws: torch.Generator) -> None:
+        super().__init__()
+        self.attention = attention
+        heads = attention.n_head
+        start = torch.randn(2, heads, value_dim, value_dim, generator=draws, dtype=torch.float64) * value_dim**-0.5
+        self.value, self.output = nn.Parameter(start[0].clone()), nn.Parameter(start[1] * heads**-0.5)  # (H, m, m)
+        self.register_buffer("nodes", nodes)
+        self.register_buffer("ideal", ideal_maps(self.items))
+
+    @property
+    def items(self) -> int:
+        """L."""
+        return (len(self.nodes) + 1) // 2
+
+    def maps(self, queries: Tensor | slice = slice(None)) -> Tensor:
+        """P of each node, or of those in given places, (H, 2 L - 1 or B, L)."""
+        x = self.nodes.unsqueeze(0)
+        return torch.softmax(self.attention.logits(x[:, queries], x[:, -self.items :])[0], dim=-1)
+
+    def forward(self, queries: Tensor, values: Tensor) -> Tensor:
+        """Mean squared error over contexts and dimensions, of places of nodes, (B,), and values, (B, L, m)."""
+        wanted = (self.ideal[queries].unsqueeze(1) @ values).squeeze(1)  # (B, m)
+        return (self.answer(queries, values) - wanted).square().mean()
+
+    def answer(self, queries: Tensor, values: Tensor) -> Tensor:
+        """(B,), (B, L, m) -> (B, m)."""
+        read = self.maps(queries).transpose(0, 1) @ values  # (B, H, m)
+        return torch.einsum("bhi,hij->bj", read, self._value_output())
+
+    def _value_output(self) -> Tensor:
+        """(O_h V_h)^T of each head, (H, m, m)."""
+        return self.value.mT @ self.output.mT
+
+    @torch.no_grad()
+    def errors(self) -> Tensor:
+        """The expected squared error on each node, a mean over dimensions, (2 L - 1,)."""
+        read = torch.einsum("hal,hij->alij", self.maps(), self._value_output())
+        identity = torch.eye(read.size(-1), dtype=torch.float64)
+        return (read - self.ideal[..., None, None] * identity).square().sum((1, 2, 3)) / read.size(-1)
+
+    @torch.no_grad()
+    def measure(self, levels: Sequence[int]) -> dict[str, Any]:
+        """What came of it on `balanced_queries`, T of them; means are over heads and queries.
+
+        Returns:
+            mse; ``norm``, the mean of ``||W_h||``; ``norm_mean`` and ``norm_max`` of ``tau_i ||W_h||``, the operator
+            norm of the matrix of a query's logits, and ``norm_geometric``, where tau is normalised to geometric mean
+            1 in a head; tau_min, tau_max; spikiness, and its mean absolute difference to the ideal one;
+            ``by_level``: of each level mse, and a mean a head of tau and spikiness; ``tokens``: of heads and queries
+            norm and spikiness, each (H, T).
+        """
+        queries = balanced_queries(levels, self.items)
+        x, shape = self.nodes.unsqueeze(0), (self.attention.n_head, len(levels), -1)
+        tau = self.attention.temperatures(x[:, queries], self.items)[0]  # (H, T)
+        norms, errors = self.attention.norms().unsqueeze(-1), self.errors()[queries].reshape(len(levels), -1).mean(-1)
+        reached, wanted = spikiness(self.maps(queries)), spikiness(self.ideal[queries])
+        found = {
+            "mse": errors.mean(),
+            "norm": norms.mean(),
+            "norm_mean": (tau * norms).mean(),
+            "norm_max": (tau * norms).max(),
+            "norm_geometric": (tau.log().mean(-1).exp() * norms.squeeze(-1)).mean(),
+            "tau_min": tau.min(),
+            "tau_max": tau.max(),
+            "spikiness": reached.mean(),
+            "target_spikiness": wanted.mean(),
+            "spikiness_error": (reached - wanted).abs().mean(),
+        }
+        by_level = {
+            "mse": errors.tolist(),
+            "tau": tau.reshape(shape).mean(-1).mT.tolist(),
+            "spikiness": reached.reshape(shape).mean(-1).mT.tolist(),
+        }
+        tokens = {"norm": (tau * norms).tolist(), "spikiness": reached.tolist()}
+        return {**{name: value.item() for name, value in found.items()}, "by_level": by_level, "tokens": tokens}
+
+
+def draw_batches(
+    items: int, levels: Sequence[int], batch: int, value_dim: int, draws: torch.Generator
+) -> ensemble.Batches:
+    """Batches of a chunk of steps: places of nodes, (CHUNK, B), the level drawn first; values, (CHUNK, B, L, m)."""
+    pool = balanced_queries(levels, items)
+    queries = pool[torch.randint(len(pool), (ensemble.CHUNK, batch), generator=draws)]
+    # Drawn as float32, three times as fast.
+    values = torch.randn(ensemble.CHUNK, batch, items, value_dim, generator=draws).double()
+    return queries, values
+
+
+def train_lookup(
+    *,
+    method: str,
+    levels: Sequence[int],
+    items: int,
+    width: int,
+    heads: int,
+    value_dim: int,
+    lr: float,
+    steps: int,
+    batch: int,
+    seeds: int,
+    vectorised: bool,
+) -> list[dict[str, Any]]:
+    """`MixedLookup.measure` of each seed, all trained as one ensemble.  Each head has D / H dimensions.
+
+    Equal seeds have the same tree, initial weights and data, whatever the method.
+    """
+    members = []
+    for seed in range(seeds):
+        attention = AttentionMap(width, width // heads, METHODS[method], n_head=heads, seed=seed)
+        tree = tree_embeddings(items, width, generator(seed, 0))
+        members.append(MixedLookup(tree, attention, value_dim, generator(seed, 1)))
+
+    def draw(seed: int, chunk: int) -> ensemble.Batches:
+        return draw_batches(items, levels, batch, value_dim, generator(seed, 2, chunk))
+
+    ensemble.train(members, draw, steps=steps, lr=lr, vectorised=vectorised)
+    return [{"seed": seed, **member.measure(levels)} for seed, member in enumerate(members)]

@@ -1,0 +1,209 @@
+"""Given attention maps, and the norm of W that it takes to reach them, with and without temperatures of the queries.
+
+N tokens have fixed embeddings, rows of X, (N, D), of norm sqrt(D) as behind an RMSNorm.  A target P*, (N, N), has rows
+of different spikiness; a map P of logits ``tau_i x_i^T W x_j`` is fitted to it by
+
+    mean_i KL(P*_i || P_i)  +  decay * penalty
+
+with one of two penalties.  *effective*: ``mean_i ||tau_i W||_F^2``, of the matrix that a query's logits really come
+from, so that nothing is gained by moving scale from W into tau; about the variance of the logits over keys.
+*weights*: ``(||W_q||_F^2 + ||W_k||_F^2) / (2 sqrt(d))``, plain weight decay, which does not see the temperatures.
+
+The decays trace a curve of norm against KL; `at_level` reads off the norm at a given KL.  Every map with temperatures
+can be a vanilla one (tau = 1), so that at the optimum it cannot be worse; the question is by how much it is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssa.theory import ensemble
+from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, spikiness
+from ssa.theory.streams import generator
+
+Family = Literal["scaled", "groups"]
+Penalty = Literal["effective", "weights"]
+Method = Literal["vanilla", "ssa", "free"]  # no temperature, SSA's (weight-shared), one learned scalar a query
+
+
+def embeddings(n: int, width: int, draws: torch.Generator) -> Tensor:
+    """n Gaussian vectors scaled to norm sqrt(width), (n, width)."""
+    x = torch.randn(n, width, generator=draws, dtype=torch.float64)
+    return F.normalize(x, dim=-1) * math.sqrt(width)
+
+
+def sharpness(n: int, spread: float, mean: float) -> Tensor:
+    """s of n rows, (n,): geometrically even, the largest ``spread`` times the smallest, with this arithmetic mean."""
+    s = spread ** torch.linspace(0, 1, n, dtype=torch.float64)
+    return s * (mean / s.mean())
+
+
+def scaled_target(x: Tensor, matrix: Tensor, s: Tensor) -> Tensor:
+    """Softmax of the logits ``s_i x_i^T M x_j``, (N, D), (D, D), (N,) -> (N, N): W = M and tau = s reach it exactly."""
+    return torch.softmax(s.unsqueeze(-1) * (x @ matrix @ x.mT), dim=-1)
+
+
+def group_sizes(n: int, spread: float) -> list[int]:
+    """k of n rows: geometrically even around n / 8, the largest about ``spread`` times the smallest (rounded).
+
+    Raises:
+        ValueError: groups of less than one or more than n tokens.
+    """
+    if not 1 <= spread <= (n / 8) ** 2 or spread > 64:
+        raise ValueError(f"spread={spread:g}: no groups of {n} tokens; valid: 1 to {min(64.0, (n / 8) ** 2):g}")
+    s = spread ** torch.linspace(-0.5, 0.5, n, dtype=torch.float64)
+    return [round(k) for k in (s * (n / 8)).tolist()]
+
+
+def group_target(sizes: Sequence[int], draws: torch.Generator) -> Tensor:
+    """Row i uniform over ``sizes[i]`` tokens drawn at random, (N, N)."""
+    n = len(sizes)
+    rank = torch.rand(n, n, generator=draws, dtype=torch.float64).argsort(-1).argsort(-1)
+    k = torch.tensor(sizes, dtype=torch.float64).unsqueeze(-1)
+    return (rank < k) / k
+
+
+def problem(family: Family, n: int, width: int, spread: float, mean: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, D) and target (N, N) of a seed; M's entries are normal(0, 1 / D), so that logits before s are
+    about normal(0, 1).  ``mean`` is the mean sharpness of the family "scaled", and means nothing to the other.
+    """
+    draws = generator(seed)  # for all spreads equal embeddings, and equal M or order of the tokens in a row
+    x = embeddings(n, width, draws)
+    if family == "groups":
+        return x, group_target(group_sizes(n, spread), draws)
+    matrix = torch.randn(width, width, generator=draws, dtype=torch.float64) / width
+    return x, scaled_target(x, matrix, sharpness(n, spread, mean))
+
+
+class TargetFit(nn.Module):
+    """A map of one head, d = D, over fixed embeddings, whose call gives the loss above.
+
+    Args:
+        x: embeddings, (N, D).
+        target: P*, (N, N).
+        method: where the temperatures come from; "free" ones are ``exp(theta_i)``, theta = 0 at the start.
+        decay: strength of the penalty.
+        penalty: which one.
+        seed: of the initial weights.
+    """
+
+    x: Tensor
+    target: Tensor
+    decay: Tensor
+
+    def __init__(self, x: Tensor, target: Tensor, method: Method, decay: float, penalty: Penalty, seed: int) -> None:
+        super().__init__()
+        self.map = AttentionMap(x.size(-1), x.size(-1), QUERY if method == "ssa" else VANILLA, seed=seed)
+        self.theta = nn.Parameter(torch.zeros(len(x), dtype=torch.float64), requires_grad=method == "free")
+        self.penalty = penalty
+        for name, values in (("x", x), ("target", target), ("decay", torch.tensor(decay, dtype=torch.float64))):
+            self.register_buffer(name, values)
+
+    def forward(self) -> Tensor:
+        """The loss, a scalar, in nats."""
+        return self.kl(self.log_maps()) + self.decay * self._penalty()
+
+    def log_maps(self) -> Tensor:
+        """log P, (N, N)."""
+        x = self.x.unsqueeze(0)
+        logits = self.map.logits(x, x)[0, 0] * self.theta.exp().unsqueeze(-1)
+        return torch.log_softmax(logits, dim=-1)
+
+    def kl(self, log_maps: Tensor) -> Tensor:
+        """mean_i KL(P*_i || P_i), a scalar."""
+        rows: Tensor = (torch.special.xlogy(self.target, self.target) - self.target * log_maps).sum(-1)
+        return rows.mean()
+
+    def temperatures(self) -> Tensor:
+        """tau, (N,)."""
+        return self.map.temperatures(self.x.unsqueeze(0), len(self.x))[0, 0] * self.theta.exp()
+
+    def _penalty(self) -> Tensor:
+        if self.penalty == "weights":
+            q, k = self._weights()
+            return (q.square().sum() + k.square().sum()) / (2 * math.sqrt(self.map.head_dim))
+        return self._effective()
+
+    def _effective(self) -> Tensor:
+        """mean_i ||tau_i W||_F^2, a scalar."""
+        q, k = self._weights()
+        return self.temperatures().square().mean() * (q.mT @ k).square().sum() / self.map.head_dim
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """W_q and W_k, each (d, D), also where torch.func puts plain tensors in their places."""
+        q, k = (getattr(self.map, name) for name in ("query", "key"))
+        return q, k
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """What came of it, over rows: fit, norms, spikiness, temperatures.
+
+        ``explained`` is the share of the KL of uniform maps (norm 0) that is gone; ``norm_mean`` and ``norm_max`` are
+        of ``tau_i ||W||``, the operator norm of the matrix of a query's logits, ``norm_geometric`` of ``||W||`` with
+        tau normalised to geometric mean 1, ``frobenius`` the root mean square of ``||tau_i W||_F``.
+        """
+        log_maps, tau, norm = self.log_maps(), self.temperatures(), self.map.norms()[0]
+        maps, n = log_maps.exp(), len(self.x)
+        reached, wanted = spikiness(maps), spikiness(self.target)
+        kl, uniform = self.kl(log_maps), self.kl(torch.full_like(log_maps, -math.log(n)))
+        found = {
+            "kl": kl,
+            "explained": 1 - kl / uniform,
+            "l1": (maps - self.target).abs().sum(-1).mean(),
+            "norm": norm,
+            "norm_mean": tau.mean() * norm,
+            "norm_max": tau.max() * norm,
+            "norm_geometric": tau.log().mean().exp() * norm,
+            "frobenius": self._effective().sqrt(),
+            "tau_min": tau.min(),
+            "tau_max": tau.max(),
+            "spikiness": reached.mean(),
+            "target_spikiness": wanted.mean(),
+            "spikiness_error": (reached - wanted).abs().mean(),
+        }
+        return {name: value.item() for name, value in found.items()}
+
+
+def fit(
+    *,
+    family: Family,
+    method: Method,
+    penalty: Penalty,
+    n: int,
+    width: int,
+    spread: float,
+    mean: float,
+    decays: Sequence[float],
+    lr: float,
+    steps: int,
+    seeds: int,
+    vectorised: bool,
+) -> list[dict[str, float]]:
+    """One row a seed and decay: those two, and `TargetFit.measure`.  All are fitted as one ensemble."""
+    cases = [(seed, decay) for seed in range(seeds) for decay in decays]
+    problems = [problem(family, n, width, spread, mean, seed) for seed in range(seeds)]
+    members = [TargetFit(*problems[seed], method, decay, penalty, seed) for seed, decay in cases]
+    ensemble.train(members, lambda number, chunk: (), steps=steps, lr=lr, vectorised=vectorised)
+    return [
+        {"seed": seed, "decay": decay, **member.measure()} for (seed, decay), member in zip(cases, members, strict=True)
+    ]
+
+
+def at_level(path: Sequence[Mapping[str, float]], level: float, name: str) -> float:
+    """A quantity of a seed's rows where ``explained`` first reaches a level as the decay falls.
+
+    Between two decays it is linear in ``explained``.  nan where no two decays bracket the level.
+    """
+    ordered = sorted(path, key=lambda row: -row["decay"])
+    for before, after in pairwise(ordered):
+        low, high = before["explained"], after["explained"]
+        if low <= level < high:
+            return before[name] + (level - low) / (high - low) * (after[name] - before[name])
+    return math.nan

@@ -1,0 +1,235 @@
+"""Next-token prediction on a random graph: what one attention map learns of a transition matrix that is known.
+
+    P*_ij = 1 / d_i  for the d_i out-neighbours j of node i, else 0
+    P_ij  = softmax_j(tau_i e_i^T W e_j)          e: learned embeddings, the layer's map over the vocabulary
+
+The paper's figure 3 and table 1 (arXiv 2411.12892) are of such graphs; its set-up is not known to us, and this one is
+ours.  Letters: V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssa.model_config import ScalarTemperature, TemperatureConfig
+from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
+from ssa.theory.ensemble import CHUNK, train
+from ssa.theory.streams import generator
+
+METHODS = {
+    "vanilla": VANILLA,
+    "ssa": QUERY,
+    "constant": TemperatureConfig(name="constant", query=ScalarTemperature(base="constant")),
+}
+_GRAPH, _EMBEDDINGS, _DATA = range(3)  # streams of random numbers
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGraph:
+    """A Markov chain over V tokens.
+
+    Attributes:
+        transitions: P*, (V, V), float64; row i is uniform over the out-neighbours of i.
+    """
+
+    transitions: Tensor
+
+    @classmethod
+    def draw(cls, vocabulary: int, degrees: Sequence[int], seed: int) -> TokenGraph:
+        """A random directed graph without loops.
+
+        Each node has one neighbour along a random cycle through all nodes, so that every node can be reached, and the
+        others uniformly among the rest.
+
+        Args:
+            vocabulary: V.
+            degrees: out-degrees, from 1 to V - 1, given to nodes at random in shares as equal as V allows.
+            seed: of all this.
+
+        Raises:
+            ValueError: no degrees, or one out of range.
+        """
+        if not degrees or not all(1 <= degree < vocabulary for degree in degrees):
+            raise ValueError(f"degrees={list(degrees)}: valid: at least one, each from 1 to {vocabulary - 1}")
+        draws = generator(_GRAPH, seed)
+        shares = torch.tensor(degrees).repeat(-(-vocabulary // len(degrees)))[:vocabulary]
+        degree = shares[torch.randperm(vocabulary, generator=draws)]
+        order = torch.rand(vocabulary, vocabulary, generator=draws, dtype=torch.float64)
+        cycle = torch.randperm(vocabulary, generator=draws)
+        order[cycle, cycle.roll(-1)] = -1  # first
+        order.fill_diagonal_(2)  # last
+        chosen = order.argsort(dim=1).argsort(dim=1) < degree[:, None]
+        return cls(chosen.double() / degree[:, None])
+
+    @cached_property
+    def degrees(self) -> Tensor:
+        """How many out-neighbours each node has, (V,), int64."""
+        return (self.transitions > 0).sum(1)
+
+    @cached_property
+    def stationary(self) -> Tensor:
+        """Pi, the share of time spent at each node in the long run, (V,): pi P* = pi, of sum 1."""
+        size = self.transitions.size(0)
+        system = self.transitions.mT - torch.eye(size, dtype=torch.float64)
+        system[-1] = 1  # any one equation follows from the others: the sum takes its place
+        pi: Tensor = torch.linalg.solve(system, torch.eye(size, dtype=torch.float64)[-1])
+        return pi
+
+    @property
+    def floor(self) -> float:
+        """The least cross-entropy there is, ``sum_i pi_i log d_i``, in nats a token."""
+        return float(self.stationary @ self.degrees.double().log())
+
+    def excess(self, log_p: Tensor) -> float:
+        """Cross-entropy of log P, (V, V), less the floor: ``sum_i pi_i KL(P*_i | P_i)``, in nats a token."""
+        true = self.transitions
+        return float(self.stationary @ (torch.xlogy(true, true) - true * log_p).sum(1))
+
+    def l1(self, log_p: Tensor) -> Tensor:
+        """``sum_j |P_ij - P*_ij|`` of log P at each node, (V, V) -> (V,), from 0 to 2."""
+        return (log_p.exp() - self.transitions).abs().sum(1)
+
+    def counts(self, steps: int, sequences: int, length: int, draws: torch.Generator) -> Tensor:
+        """How often each transition occurs in each of several minibatches of sequences, which start in pi.
+
+        Args:
+            steps: minibatches.
+            sequences: of each minibatch.
+            length: transitions in a sequence, one less than its tokens.
+            draws: advanced by it.
+
+        Returns:
+            (steps, V, V), float32, exact; each minibatch sums to ``sequences * length``.
+        """
+        size, runs = self.transitions.size(0), steps * sequences
+        ways = self._moves.size(1)
+        choices = torch.randint(ways, (length, runs), generator=draws)
+        states = [torch.multinomial(self.stationary, runs, replacement=True, generator=draws)]
+        for choice in choices:
+            states.append(self._moves.take(states[-1] * ways + choice))
+        path = torch.stack(states)  # (length + 1, runs)
+        step = torch.arange(steps).repeat_interleave(sequences)
+        cells = (step * size + path[:-1]) * size + path[1:]
+        return torch.bincount(cells.flatten(), minlength=steps * size * size).reshape(steps, size, size).float()
+
+    @cached_property
+    def _moves(self) -> Tensor:
+        """Each node's neighbours, each as often as the others, in rows of equal length: (V, lcm of the degrees)."""
+        ways = math.lcm(*self.degrees.tolist())
+        neighbours = [row.nonzero().flatten() for row in self.transitions]
+        return torch.stack([nodes.repeat(ways // len(nodes)) for nodes in neighbours])
+
+
+class NextToken(nn.Module):
+    """Predicts a token from the last one alone: one `AttentionMap` from its embedding over those of the vocabulary.
+
+    Args:
+        vocabulary: V.
+        width: D, and head_dim.
+        temperature: of the map's query.
+        normalised: divide each embedding by its root mean square before it is read, as a transformer's layers do.
+        seed: equal seeds start at equal embeddings, W_q and W_k, with or without temperatures.
+
+    Embeddings start as normal(0, 1), so that logits are of order 1.
+    """
+
+    def __init__(
+        self, vocabulary: int, width: int, temperature: TemperatureConfig, *, normalised: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__()
+        drawn = torch.randn(vocabulary, width, generator=generator(_EMBEDDINGS, seed), dtype=torch.float64)
+        self.embeddings = nn.Parameter(drawn)  # (V, D)
+        self.attention = AttentionMap(width, width, temperature, seed=seed)
+        self.normalised = normalised
+
+    def forward(self, counts: Tensor) -> Tensor:
+        """Mean cross-entropy over the transitions counted, (V, V) -> (), in nats."""
+        return -(counts * self.log_probabilities()).sum() / counts.sum()
+
+    def log_probabilities(self) -> Tensor:
+        """Log P, (V, V)."""
+        return self.logits().log_softmax(-1)
+
+    def logits(self) -> Tensor:
+        """(V, V): from each token to each."""
+        x = self._vectors()
+        return self.attention.logits(x, x)[0, 0]
+
+    def temperatures(self) -> Tensor:
+        """Tau of each token, (V,)."""
+        x = self._vectors()
+        return self.attention.temperatures(x, x.size(1))[0, 0]
+
+    def _vectors(self) -> Tensor:
+        """(1, V, D)."""
+        x = self.embeddings
+        return (x * x.square().mean(-1, keepdim=True).rsqrt() if self.normalised else x)[None]
+
+
+def learn(
+    *,
+    method: str,
+    vocabulary: int,
+    degrees: list[int],
+    width: int,
+    normalised: bool,
+    lr: float,
+    steps: int,
+    sequences: int,
+    length: int,
+    seeds: int,
+    vectorised: bool,
+) -> dict[str, Any]:
+    """Trains a method on the graphs of seeds 0, 1, ... and measures it exactly, against P* and under pi.
+
+    Args:
+        method: one of `METHODS`; graph, data and initial weights of a seed are the same for all of them.
+        vocabulary, degrees: of `TokenGraph.draw`.
+        width, normalised: of `NextToken`.
+        lr, steps, vectorised: of `train`.
+        sequences, length: of a step, all of them fresh.
+        seeds: how many.
+
+    Returns:
+        ``parameters`` of the model; ``matrix``, P of seed 0; ``runs``, for each seed: ``floor`` and ``excess`` (nats),
+        ``l1`` under pi and ``l1_nodes`` as a plain mean, ``norm`` of W, and for each node ``degree``, ``temperature``
+        and ``spread``, the standard deviation of its logits over the vocabulary, temperature included.
+    """
+    graphs = [TokenGraph.draw(vocabulary, degrees, seed) for seed in range(seeds)]
+    models = [NextToken(vocabulary, width, METHODS[method], normalised=normalised, seed=seed) for seed in range(seeds)]
+
+    def draw(seed: int, chunk: int) -> tuple[Tensor]:
+        return (graphs[seed].counts(CHUNK, sequences, length, generator(_DATA, seed, chunk)),)
+
+    train(models, draw, steps=steps, lr=lr, vectorised=vectorised)
+    with torch.no_grad():
+        runs = [_measured(graph, model) for graph, model in zip(graphs, models, strict=True)]
+        matrix = models[0].log_probabilities().exp().tolist()
+    return {"parameters": parameters(vocabulary, width, method), "runs": runs, "matrix": matrix}
+
+
+def parameters(vocabulary: int, width: int, method: str) -> int:
+    """How many numbers `NextToken` learns."""
+    return sum(values.numel() for values in NextToken(vocabulary, width, METHODS[method]).parameters())
+
+
+def _measured(graph: TokenGraph, model: NextToken) -> dict[str, Any]:
+    log_p = model.log_probabilities()
+    l1 = graph.l1(log_p)
+    return {
+        "floor": graph.floor,
+        "excess": graph.excess(log_p),
+        "l1": float(graph.stationary @ l1),
+        "l1_nodes": float(l1.mean()),
+        "norm": float(model.attention.norms()[0]),
+        "degree": graph.degrees.tolist(),
+        "temperature": model.temperatures().tolist(),
+        "spread": model.logits().std(dim=1, correction=0).tolist(),
+    }
