@@ -42,6 +42,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "savefig.dpi": 150,
+    "text.hinting": "no_hinting",  # characters as wide as they are, not rounded to pixels
     "svg.hashsalt": "ssa",  # else ids differ from one writing to the next
 }
 _METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Creator": None, "Date": None}}

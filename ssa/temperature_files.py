@@ -115,9 +115,8 @@ class _Legend:
 
     def __init__(self, view: TemperatureView) -> None:
         what, numbers, meaning = view.legend
-        width = _COLUMNS - 6  # glyphs of whole pixels are up to a twentieth wider
-        above = textwrap.wrap(what, width)
-        self.lines, self.numbers = [*above, numbers, *textwrap.wrap(meaning, width)], len(above)
+        above = textwrap.wrap(what, _COLUMNS)
+        self.lines, self.numbers = [*above, numbers, *textwrap.wrap(meaning, _COLUMNS)], len(above)
 
 
 def _draw(axes: Axes, view: TemperatureView, cells: Sequence[_Cell], first: int, legend: _Legend) -> None:
