@@ -91,10 +91,10 @@ def run(settings: Settings, study: Study) -> None:
     study.summary(
         "Figure 4.",
         rows,
-        "Speed-up: tokens vanilla needs over tokens SSA needs for the lowest validation loss that both reach; "
-        f"geometric mean and 95 % interval by bootstrap over {settings.seeds} seeds, too narrow of so few: Student's is "
-        "beside it.  Perplexity: best validation, geometric mean.  Loss in nats a token, SSA - vanilla, paired at equal "
-        f"seed.  The paper's figure is of other models and text.  scale={settings.scale}.",
+        "Speed-up: tokens vanilla needs over tokens SSA needs for the lowest validation loss that both reach: geometric "
+        f"mean, 95 % interval by bootstrap over {settings.seeds} seeds (too narrow of so few), and Student's beside it.  "
+        "Perplexity: best validation, geometric mean.  Loss in nats a token, SSA - vanilla, paired at equal seed.  "
+        f"The paper's figure is of other models and text.  scale={settings.scale}.",
     )
     _draw(study, settings, regimes)
     for regime in (regimes[1], regimes[0]):  # fine-tuning at the main rate: the paper's figure
