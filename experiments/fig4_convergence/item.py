@@ -91,8 +91,8 @@ def run(settings: Settings, study: Study) -> None:
     study.summary(
         "Figure 4.",
         rows,
-        "Speed-up: tokens vanilla needs over tokens SSA needs for the lowest validation loss that both reach: geometric "
-        f"mean, 95 % interval by bootstrap over {settings.seeds} seeds (too narrow of so few), and Student's beside it.  "
+        "Speed-up: tokens vanilla needs over tokens SSA needs for the lowest validation loss that both reach, mean of "
+        f"logarithms; 95 % intervals over {settings.seeds} seeds, by bootstrap (too narrow of so few) and Student's.  "
         "Perplexity: best validation, geometric mean.  Loss in nats a token, SSA - vanilla, paired at equal seed.  "
         f"The paper's figure is of other models and text.  scale={settings.scale}.",
     )

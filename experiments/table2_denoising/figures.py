@@ -1,0 +1,108 @@
+"""What is drawn for table 2."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from experiments.table2_denoising.item import LEARNED, UNIFORM, Cell, Found, Settings
+from ssa import plotting
+from ssa.statistics import mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from experiments.study import Study
+
+STYLES = {  # label, marker and its size, line; markers that fall on one another are of different sizes
+    "vanilla": ("vanilla, learned map", "s", 8, "-"),
+    "value-selective": ("value-selective, learned map", "o", 4.5, "-"),
+    "uniform vanilla": ("vanilla, uniform map", "D", 5, "--"),
+    "uniform value-selective": ("value-selective, uniform map", "^", 5, "--"),
+}
+
+
+def draw(study: Study, settings: Settings, found: Found) -> None:
+    """Risk, and excess over Bayes, against the noise rate and against the length."""
+    caption = (
+        f"Above: mean squared error per dimension on {settings.contexts} test contexts a seed; naive averaging and "
+        "Bayes are lines in closed form, dots by Monte Carlo. Below: how far above the Bayes estimator's on the same "
+        "contexts; dotted: closed-form limit of the method, where above 0. Bands: 95 % interval of the mean over "
+        f"{settings.seeds} seeds. Left: L = {settings.length}. Right: noise rate {settings.noise_rate:g}. "
+        f"m = {settings.dimension}, sigma = {settings.sigma:g}."
+    )
+    sweeps = (
+        ("noise rate", 0, [cell for cell in found.cells if cell[1:] == found.default[1:]]),
+        ("length of the context L, tokens", 1, [cell for cell in found.cells if cell[::2] == found.default[::2]]),
+    )
+    with study.figure("figure", 7, 5.2, caption) as drawing:
+        panels = drawing.subplots(2, 2, sharex="col", sharey="row")
+        for (upper, lower), (name, place, swept) in zip(panels.T, sweeps, strict=True):
+            cells = sorted(swept)
+            places = [float(cell[place]) for cell in cells]
+            _risks(upper, found, cells, places)
+            _excess(lower, found, cells, places)
+            if place == 1:
+                lower.set_xscale("log", base=2)
+            lower.set_xticks(places, [f"{value:g}" for value in places])
+            lower.minorticks_off()
+            lower.set_xlabel(name)
+        panels[0, 0].set_ylabel("MSE per dimension")
+        panels[1, 0].set_ylabel("excess over Bayes, %")
+        drawing.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+
+
+def _risks(axes: Axes, found: Found, cells: list[Cell], places: list[float]) -> None:
+    for name, label, line, color in (
+        ("naive", "naive averaging", "-.", plotting.GREY),
+        ("Bayes", "Bayes-optimal", ":", plotting.INK),
+    ):
+        values = [found.fixed[cell.noise_rate, cell.length][name] for cell in cells]
+        axes.plot(places, [one["closed"] for one in values], line, color=color, label=label, zorder=3)
+        axes.plot(places, [one["mean"] for one in values], ".", color=color, markersize=5, zorder=3)
+    for method in (*LEARNED, *UNIFORM):
+        _band(axes, places, [found.values(cell, method) for cell in cells], method)
+    _logarithmic(axes, (1, 2, 5))
+
+
+def _excess(axes: Axes, found: Found, cells: list[Cell], places: list[float]) -> None:
+    for method in (*LEARNED, *UNIFORM):
+        measured, limits = [], []
+        for cell in cells:
+            optimal = found.optimal(cell)
+            measured.append([100 * value / optimal["mean"] for value in found.values(cell, method, "excess")])
+            limit = 100 * (found.learned[cell, method]["limit"] / optimal["closed"] - 1)
+            limits.append(limit if limit > 1e-6 else math.nan)
+        _band(axes, places, measured, method)
+        axes.plot(places, limits, ":", color=_colors()[method], linewidth=1)
+    _logarithmic(axes, (1,))
+
+
+def _band(axes: Axes, places: list[float], values: list[list[float]], method: str) -> None:
+    means, color = [mean_interval(seeds) for seeds in values], _colors()[method]
+    label, marker, size, line = STYLES[method]
+    axes.plot(
+        places,
+        [one.mean for one in means],
+        color=color,
+        label=label,
+        linestyle=line,
+        marker=marker,
+        markersize=size,
+        markerfacecolor="none",
+    )
+    ends = [one.low for one in means], [one.high for one in means]
+    axes.fill_between(places, *ends, color=color, alpha=0.3, linewidth=0)
+
+
+def _logarithmic(axes: Axes, digits: tuple[int, ...]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=digits))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+
+
+def _colors() -> dict[str, object]:
+    return dict(zip(STYLES, plotting.shades(len(STYLES)), strict=True))

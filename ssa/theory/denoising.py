@@ -1,0 +1,241 @@
+"""Denoising: a signal from a context in which some tokens are noise.  The setting of arXiv 2411.12892, table 2.
+
+    signal   u ~ N(0, I_m)
+    token    with probability 1 - rho clean:  v = u + sigma e, marker +1       e ~ N(0, I_m)
+             with probability rho noise:      v = s e,         marker -1       s = sqrt(1 + sigma^2), or as told
+    vector   x = (v, marker, 0) for each of L tokens; a read-out query (0, 0, 1) attends to all of them; D = m + 2
+
+With the default s a token's kind cannot be told by its norm, only by its marker, which estimators may read.  Signal and
+noise fill the same m coordinates, so that no linear map of the values takes the one and drops the other.
+
+A risk is per dimension, ``E |estimate - u|^2 / m``.  Letters: B batch, k the number of clean tokens of a context,
+binomial(L, 1 - rho).  Closed forms need scipy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssa.model_config import ScalarTemperature, TemperatureConfig
+from ssa.temperature import build_temperatures
+from ssa.temperature_part import Shape, Tokens
+from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
+from ssa.theory.streams import generator
+
+VALUE = TemperatureConfig(name="value", value=ScalarTemperature(token="shared", position="log"))  # SSA's, weight-shared
+MODEL, DATA, TEST = range(3)  # the first number of a `generator`'s key
+ROWS = 1000  # contexts estimated at once
+
+
+@dataclass(frozen=True)
+class Task:
+    """The data process.
+
+    Attributes:
+        length: L, tokens of a context.
+        noise_rate: rho, the probability that a token is noise.
+        dimension: m.
+        sigma: standard deviation of a clean token about its signal, above 0.
+        noise_scale: s, standard deviation of a noise token; None: sqrt(1 + sigma^2), that of a clean one.
+    """
+
+    length: int
+    noise_rate: float
+    dimension: int
+    sigma: float
+    noise_scale: float | None = None
+
+    @property
+    def s(self) -> float:
+        """The standard deviation of a noise token."""
+        return (1 + self.sigma**2) ** 0.5 if self.noise_scale is None else self.noise_scale
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.dimension + 2
+
+    def draw(self, n: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens x, (n, L, D), and signals u, (n, m), float64."""
+        # normal variates are drawn as float32, three times as fast; they are float64 from there on
+        signal = torch.randn(n, self.dimension, generator=draws).double()
+        noise = torch.randn(n, self.length, self.dimension, generator=draws)
+        clean = (torch.rand(n, self.length, 1, generator=draws) >= self.noise_rate).double()
+        tokens = torch.zeros(n, self.length, self.width, dtype=torch.float64)
+        torch.mul(noise, clean * (self.sigma - self.s) + self.s, out=tokens[..., :-2])
+        tokens[..., :-2].addcmul_(clean, signal[:, None])
+        tokens[..., -2:-1] = 2 * clean - 1
+        return tokens, signal
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """k = 0 ... L, and the probability of each, (L + 1,)."""
+        from scipy.stats import binom
+
+        k = np.arange(self.length + 1.0)
+        return torch.from_numpy(k), torch.from_numpy(binom.pmf(k, self.length, 1 - self.noise_rate))
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """``a_k (sum of the clean v) + b_k (sum of the noise)``: what is linear in v, and else reads only markers."""
+
+    clean: Tensor  # a_k, (L + 1,)
+    noise: Tensor  # b_k, (L + 1,)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(B, L, D) -> (B, m)."""
+        values, clean = tokens[..., :-2], tokens[..., -2] > 0
+        k = clean.sum(-1, keepdim=True)
+        return torch.einsum("bl,blm->bm", torch.where(clean, self.clean[k], self.noise[k]), values)
+
+    def risk(self, task: Task) -> float:
+        """Its closed form, ``E[(1 - k a_k)^2 + k sigma^2 a_k^2 + (L - k) s^2 b_k^2]``."""
+        (k, p), a, b = task.counts(), self.clean, self.noise
+        return float(p @ ((1 - k * a) ** 2 + k * (task.sigma * a) ** 2 + (task.length - k) * (task.s * b) ** 2))
+
+    def shrunk(self, task: Task) -> Estimator:
+        """The multiple of it with the least risk."""
+        (k, p), a, b = task.counts(), self.clean, self.noise
+        square = (k * a) ** 2 + k * (task.sigma * a) ** 2 + (task.length - k) * (task.s * b) ** 2
+        reach, power = p @ (k * a), p @ square  # the risk of c times it is 1 - 2 c reach + c^2 power
+        factor = reach / power if power > 0 else power
+        return Estimator(factor * a, factor * b)
+
+
+def naive(task: Task) -> Estimator:
+    """The average of all tokens."""
+    share = torch.full((task.length + 1,), 1 / task.length, dtype=torch.float64)
+    return Estimator(share, share)
+
+
+def clean_average(task: Task) -> Estimator:
+    """The average of the clean tokens, 0 where there are none."""
+    k, _ = task.counts()
+    return Estimator(torch.where(k > 0, 1 / k, 0), torch.zeros_like(k))
+
+
+def bayes(task: Task) -> Estimator:
+    """The posterior mean given the markers, ``(sum of the clean v) / (k + sigma^2)``: nothing has a smaller risk.
+
+    Its risk is ``E[sigma^2 / (k + sigma^2)]``.
+    """
+    k, _ = task.counts()
+    return Estimator(1 / (k + task.sigma**2), torch.zeros_like(k))
+
+
+def muted_average(task: Task) -> Estimator:
+    """The best multiple of ``(sum of the clean v) / L``: a uniform map's limit, with every noise value muted."""
+    share = naive(task).clean
+    return Estimator(share, torch.zeros_like(share)).shrunk(task)
+
+
+def marker_map(task: Task, ratio: float) -> Estimator:
+    """The best multiple of a softmax average in which noise has ``ratio`` times a clean token's weight, 0 < ratio."""
+    k, _ = task.counts()
+    weight = 1 / (k + (task.length - k) * ratio)
+    return Estimator(weight, ratio * weight).shrunk(task)
+
+
+def best_marker_map(task: Task) -> Estimator:
+    """`marker_map` with the least risk: the limit of vanilla attention whose logits depend on the marker alone."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(lambda log: marker_map(task, 10**log).risk(task), bounds=(-12, 0), method="bounded")
+    return marker_map(task, float(10**found.x))
+
+
+FIXED = {
+    "naive": naive,
+    "shrunk naive": lambda task: naive(task).shrunk(task),
+    "clean average": clean_average,
+    "Bayes": bayes,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained: attention with a learned map or the uniform one, 1 / L, and SSA's temperatures on it.
+
+    ``limit`` is the best it can do where map and temperature read the marker alone.
+    """
+
+    learned_map: bool
+    query: bool
+    value: bool
+    limit: Callable[[Task], Estimator]
+
+
+# A learned map and muted values reach Bayes itself: clean values weigh 1 / (k + (L - k) r), which is
+# 1 / ((1 - r) (k + sigma^2)) for r = sigma^2 / (L + sigma^2).
+METHODS = {
+    "vanilla": Method(learned_map=True, query=False, value=False, limit=best_marker_map),
+    "value-selective": Method(learned_map=True, query=False, value=True, limit=bayes),
+    "SSA": Method(learned_map=True, query=True, value=True, limit=bayes),
+    "uniform vanilla": Method(learned_map=False, query=False, value=False, limit=lambda task: naive(task).shrunk(task)),
+    "uniform value-selective": Method(learned_map=False, query=False, value=True, limit=muted_average),
+}
+
+
+class Denoiser(nn.Module):
+    """One head of attention, ``W_o sum_j p_j tau_v(x_j) W_v x_j``, with W_v of (D, D) and W_o of (m, D).
+
+    p is the map of the read-out query (`AttentionMap`), or 1 / L; tau_v is SSA's weight-shared value temperature, or 1.
+    W_v and W_o start as normal(0, 1 / sqrt(D)).  All methods start with the same matrices at equal seed.
+    """
+
+    read_out: Tensor
+
+    def __init__(self, task: Task, method: Method, seed: int) -> None:
+        super().__init__()
+        width, rows = task.width, {"value": task.width, "output": task.dimension}
+        attention = AttentionMap(width, width, QUERY if method.query else VANILLA, seed=seed)
+        self.attention = attention if method.learned_map else None
+        draws = generator(MODEL, seed)
+        values = {name: torch.randn(n, width, generator=draws, dtype=torch.float64) for name, n in rows.items()}
+        self.value, self.output = (nn.Parameter(values[name] * width**-0.5) for name in rows)
+        self.temperature = build_temperatures(VALUE if method.value else VANILLA, Shape(1, width, width)).double()
+        self.register_buffer("read_out", torch.eye(width, dtype=torch.float64)[-1:])  # (1, D)
+
+    def forward(self, tokens: Tensor, signal: Tensor) -> Tensor:
+        """The loss: mean squared error per dimension, of (B, L, D) and (B, m)."""
+        return (self.denoise(tokens) - signal).square().mean()
+
+    def denoise(self, tokens: Tensor) -> Tensor:
+        """(B, L, D) -> (B, m)."""
+        weights = (self.map(tokens) * self.value_temperatures(tokens)).unsqueeze(-2)  # (B, 1, L)
+        pooled = (weights @ tokens).squeeze(-2)  # W_v after the sum in place of before it: the same, and far cheaper
+        return pooled @ self.value.mT @ self.output.mT
+
+    def map(self, tokens: Tensor) -> Tensor:
+        """p of each token, (B, L, D) -> (B, L)."""
+        if self.attention is None:
+            return torch.full_like(tokens[..., 0], 1 / tokens.size(-2))
+        return self.attention.logits(self.read_out[None], tokens)[:, 0, 0].softmax(-1)
+
+    def value_temperatures(self, tokens: Tensor) -> Tensor:
+        """tau_v of each token, (B, L, D) -> (B, L), or (1, 1) where it is 1 for all."""
+        if "value" not in self.temperature:
+            return tokens.new_ones(1, 1)
+        features = (tokens @ self.value.mT).unsqueeze(1)  # (B, 1, L, D)
+        visible = torch.full((tokens.size(-2),), tokens.size(-2), device=tokens.device)
+        tau: Tensor = self.temperature["value"](features, Tokens(tokens, visible))
+        return tau[:, 0, :, 0]
+
+
+@torch.no_grad()
+def simulate(task: Task, estimates: Sequence[Callable[[Tensor], Tensor]], contexts: int, seed: int = 0) -> Tensor:
+    """Squared errors per dimension of functions (B, L, D) -> (B, m), on contexts drawn by the data process itself.
+
+    Returns:
+        (functions, contexts), each function on the same contexts; the mean over contexts estimates the risk.
+    """
+    draws, errors = generator(TEST, seed), []
+    for start in range(0, contexts, ROWS):
+        tokens, signal = task.draw(min(ROWS, contexts - start), draws)
+        errors.append(torch.stack([(estimate(tokens) - signal).square().mean(-1) for estimate in estimates]))
+    return torch.cat(errors, dim=-1)
