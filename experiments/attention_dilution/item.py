@@ -54,9 +54,9 @@ def run(settings: Settings, study: Study) -> None:
     study.summary(
         "Attention dilution.",
         [_row(runs, rule, base) for rule in settings.rules],
-        "Slope of entropy in log n, entropies and loss in nats; tau norm: operator norm of the query-key matrix times the "
-        "query's temperature (figure 2, here of language models); means over layers, heads and tokens; 95 % intervals "
-        f"(Student's t, {settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed; "
+        "Slope of entropy in log n, entropies and loss in nats; tau norm: operator norm of the query-key matrix times "
+        "the query's temperature (figure 2, here of language models); means over layers, heads and tokens; 95 % "
+        f"intervals (Student's t, {settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed; "
         f"scale={settings.scale}.",
     )
     _draw(study, positions, settings)
