@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ssa.config_errors import closest
 from ssa.errors import UserError
@@ -47,15 +47,25 @@ class ItemSettings(Section):
     rerun: bool = Field(False, description="compute again what is kept")
 
 
-BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun", "logger", "vectorised"}  # settings that decide no number
+BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun", "logger"}  # settings that decide no number
 
 
 class TheoryItemSettings(ItemSettings):
     """Of items whose seeds are trained together."""
 
     vectorised: bool = Field(
-        True, description="false: one seed after another; the same numbers, for comparing the time"
+        True,
+        description="false: one seed after another, for comparing the time; numbers differ by what rounding grows to",
     )
+
+
+def _distinct(rules: list[str]) -> list[str]:
+    if len(set(rules)) < len(rules):
+        raise ValueError(f"rules={','.join(rules)}: one twice; valid: each of them once")
+    return rules
+
+
+Rules = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
 
 
 class RunItemSettings(ItemSettings):

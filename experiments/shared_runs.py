@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from experiments.item import RunItemSettings
 from experiments.launch import Run
+from ssa.errors import UserError
+from ssa.run_model import best_weights
 
 
 def run_of(settings: RunItemSettings, rule: str, seed: int, instead: Sequence[str] | None = None) -> Run:
@@ -26,8 +29,18 @@ def run_of(settings: RunItemSettings, rule: str, seed: int, instead: Sequence[st
     return Run((*overrides, f"model/temperature={rule}", f"seed={seed}", *where), f"{rule} seed {seed}")
 
 
-def attention_of(run: str) -> dict[str, Any]:
+def weights_of(run: Path) -> str:
+    """A hash of a run's best weights: what tells one state of a run folder from another."""
+    with best_weights(run).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+
+
+def attention_of(run: str, weights: str) -> dict[str, Any]:
     """The attention report of a run, as ``python evaluate.py run=RUN tasks=attention`` leaves it in the run's folder.
+
+    Args:
+        run: its folder.
+        weights: `weights_of` it, so that a part is of this state of it.
 
     Returns:
         ``metrics`` by name, see `ssa.evaluation.attention`; ``positions``: of each number n of visible keys, the mean
@@ -39,8 +52,13 @@ def attention_of(run: str) -> dict[str, Any]:
     from ssa.evaluation.evaluate import evaluate
     from ssa.evaluation.settings import EvaluateSettings
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        metrics = evaluate(EvaluateSettings(run=run, tasks="attention"))["attention"]["metrics"]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            metrics = evaluate(EvaluateSettings(run=run, tasks="attention"))["attention"]["metrics"]
+    except UserError as error:
+        said = [line for line in printed.getvalue().splitlines() if line.startswith("error: ")]
+        raise UserError(f"{run}: {' '.join(said).removeprefix('error: ') or error}") from None
     folder = Path(run) / "evaluation" / "attention"
     tables = {name: pq.read_table(folder / f"{name}.parquet") for name in ("positions", "heads", "norms")}
     names = ("entropy", "entropy_normalized", "spikiness")

@@ -43,3 +43,9 @@ def test_swapping_inverts_and_a_run_is_as_fast_as_itself(one: list[float], two: 
     first, second = (Curve([10.0 * (n + 1) for n in range(len(losses))], losses) for losses in (one, two))
     assert speed_up(first, second) == pytest.approx(1 / speed_up(second, first))
     assert speed_up(first, first) == 1
+
+
+def test_a_run_that_never_improves_on_its_start_has_no_pace() -> None:
+    better, worse = Curve([0, 100, 200], [4.0, 3.0, 2.0]), Curve([0, 100, 200], [4.0, 5.0, 6.0])
+    assert math.isnan(speed_up(better, worse))
+    assert math.isnan(speed_up(worse, better))

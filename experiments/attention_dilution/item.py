@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from experiments.conclusion import Conclusion, shown
-from experiments.item import RunItemSettings
+from experiments.item import Rules, RunItemSettings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,18 +31,18 @@ STYLES, MARKERS = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1))), ("o", "s", "^", "D
 class Settings(RunItemSettings):
     """What its command line sets."""
 
-    rules: list[str] = Field(description="of model/temperature, the first is what the others are compared with")
+    rules: Rules = Field(description="of model/temperature, the first is what the others are compared with")
 
 
 def run(settings: Settings, study: Study) -> None:
     """Trains each rule with each seed, and measures attention on the probe of the validation split."""
-    from experiments.shared_runs import attention_of, run_of
+    from experiments.shared_runs import attention_of, run_of, weights_of
     from ssa.record.run_files import read_summary
     from ssa.statistics import paired_interval
 
     cells = [(rule, seed) for rule in settings.rules for seed in range(settings.seeds)]
     folders = study.train([run_of(settings, rule, seed) for rule, seed in cells])
-    found = study.compute([(attention_of, {"run": str(folder)}) for folder in folders])
+    found = study.compute([(attention_of, {"run": str(run), "weights": weights_of(run)}) for run in folders])
     runs, positions = [], []
     for (rule, seed), folder, attention in zip(cells, folders, found, strict=True):
         numbers = {**attention["metrics"], "val_loss": read_summary(folder)["val/loss"]}
@@ -117,7 +117,7 @@ def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> 
     }  # (seeds, bins)
     caption = (
         "Entropy of attention in nats against the number n of tokens in sight, mean over layers, heads and tokens. "
-        "Left: by temperature. Right: difference to vanilla at equal seed. "
+        f"Left: by temperature. Right: difference to {NAMES.get(base, base)} at equal seed. "
         f"Bands: 95 % intervals (Student's t, {settings.seeds} seeds)."
     )
     with study.figure("dilution", 7, 3.6, caption) as figure:
@@ -130,7 +130,7 @@ def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> 
             if rule != base:
                 _line(right, n, entropy[rule] - entropy[base], look, NAMES.get(rule, rule))
         right.axhline(0, color=plotting.GREY, linewidth=0.8)
-        for axes, label in ((left, "entropy (nats)"), (right, "difference to vanilla (nats)")):
+        for axes, label in ((left, "entropy (nats)"), (right, f"difference to {NAMES.get(base, base)} (nats)")):
             axes.set_xscale("log", base=2)
             axes.set(xlabel="tokens in sight, n", ylabel=label)
             axes.legend(fontsize=7.5)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field
 
 from experiments.conclusion import Conclusion, shown
-from experiments.item import RunItemSettings
+from experiments.item import Rules, RunItemSettings
 from ssa.model_config import PositiveFloat
 from ssa.statistics import Estimate
 
@@ -27,12 +27,10 @@ STYLES = {"none": "-", "ssa": "--"}
 class Settings(RunItemSettings):
     """What its command line sets."""
 
-    rules: Annotated[list[str], Field(min_length=2, max_length=2)] = Field(
-        description="of model/temperature: the first is the baseline"
-    )
+    rules: Annotated[Rules, Field(max_length=2)] = Field(description="of model/temperature: the first is the baseline")
     pretrained: str | None = Field(
-        description="what is fine-tuned: an id of the Hub, or a folder; null: the vanilla run of seed 0, on the source "
-        "code of Python's standard library"
+        description="what is fine-tuned: an id of the Hub, or a folder; null: of each seed the baseline's run from scratch, "
+        "on the source code of Python's standard library"
     )
     finetune: list[str] = Field(description="overrides of train.py for the fine-tuning runs, between commas")
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
@@ -113,43 +111,50 @@ def run(settings: Settings, study: Study) -> None:
 def _regimes(settings: Settings, study: Study) -> list[Regime]:
     from experiments.shared_runs import run_of
 
-    scratch = {rule: [run_of(settings, rule, seed) for seed in range(settings.seeds)] for rule in settings.rules}
+    seeds = range(settings.seeds)
+    scratch = {rule: [run_of(settings, rule, seed) for seed in seeds] for rule in settings.rules}
     folders = study.train([run for runs in scratch.values() for run in runs])
+    starts = [_start(settings, folder) for folder in folders[: settings.seeds]]  # of the baseline, by seed
     tuned: dict[float, dict[str, list[Run]]] = {}
-    start = _start(settings, folders[0])
     for lr in settings.learning_rates:
-        overrides = [*settings.finetune, *start, f"optim.lr={lr}"]
+        rate = f"optim.lr={lr}"
         tuned[lr] = {
-            rule: [run_of(settings, rule, seed, overrides) for seed in range(settings.seeds)] for rule in settings.rules
+            rule: [run_of(settings, rule, seed, [*settings.finetune, *starts[seed], rate]) for seed in seeds]
+            for rule in settings.rules
         }
     study.train([run for by_rule in tuned.values() for runs in by_rule.values() for run in runs])
     regimes = [Regime("training from scratch", scratch[settings.rules[0]][0].config.optim.lr, _curves(scratch))]
     return [*regimes, *(Regime("fine-tuning", lr, _curves(runs)) for lr, runs in tuned.items())]
 
 
-def _start(settings: Settings, vanilla: Path) -> list[str]:
-    """Overrides that say what is fine-tuned, and on what."""
+def _start(settings: Settings, baseline: Path) -> list[str]:
+    """Overrides that say what is fine-tuned, and on what; the names of files are hashes of what is in them."""
     if settings.pretrained is not None:
         return [f"init_from={settings.pretrained}"]
+    from experiments.shared_runs import weights_of
     from ssa.pretrained.export import export
 
-    folder = Path(settings.output_dir) / "experiments" / "pretrained" / vanilla.name
-    if not (folder / "config.json").is_file():
-        export(vanilla, folder)
-    return [f"init_from={folder}", "data=text", f"data.train={_source_code(folder.parent)}", "data.held_out=0.05"]
+    folder = Path(settings.output_dir) / "experiments" / "pretrained"
+    model = folder / f"{baseline.name}-{weights_of(baseline)}"
+    if not (model / "config.json").is_file():
+        export(baseline, model)
+    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder)}", "data.held_out=0.05"]
 
 
 def _source_code(folder: Path) -> Path:
     """The modules of Python's standard library that are one file, a document each, as JSON lines."""
+    import hashlib
     import json
     import sysconfig
 
     from ssa.record.run_files import write_atomic
 
-    path = folder / "standard_library.jsonl"
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
-    write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    path = folder / f"standard_library-{hashlib.sha256(lines.encode()).hexdigest()[:8]}.jsonl"
+    if not path.is_file():
+        write_atomic(path, lines)
     return path
 
 

@@ -35,7 +35,8 @@ def speed_up(baseline: Curve, other: Curve) -> float:
     """Tokens that the baseline needs over tokens that the other needs, for the lowest loss that both reach.
 
     Above 1 the other is faster.  No run is left out: of the two lowest losses the higher one is the goal, so that each
-    curve reaches it.
+    curve reaches it.  nan where that takes no training at all: one of them never improves on its start.
     """
     goal = max(min(baseline.losses), min(other.losses))
-    return tokens_to_reach(baseline, goal) / tokens_to_reach(other, goal)
+    first, second = tokens_to_reach(baseline, goal), tokens_to_reach(other, goal)
+    return first / second if first and second else float("nan")
