@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 import time
 from functools import partial
+from types import FrameType
 
 from experiments.item import SCALES, Item, ItemSettings, find, items
 from ssa.command_line.settings import complain, program
@@ -48,13 +50,22 @@ def run(item: Item, settings: ItemSettings) -> None:
 
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     study = Study(item, settings, console)
-    console.print(f"{item.name}: {item.purpose}, scale={settings.scale}, {settings.seeds} seeds")
-    item.run(settings, study)
-    seconds = time.perf_counter() - began
-    study.finish(seconds)
+    console.print(f"{item.name}, scale={settings.scale}: {item.purpose}")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        item.run(settings, study)
+        seconds = time.perf_counter() - began
+        study.finish(seconds)
+    finally:
+        study.discard()
     for conclusion in study.conclusions:
         console.print(conclusion.sentence)
     console.print(f"{seconds:.0f} s; results: {study.folder}/{settings.scale}_*")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM stops what Ctrl-C stops, and as cleanly."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -48,11 +48,19 @@ class Conclusion:
     @property
     def sentence(self) -> str:
         """For a reader."""
-        low, high = (f"{bound:.3g}" for bound in (self.estimate.low, self.estimate.high))
+        mean, low, high = map(self._digits, (self.estimate.mean, self.estimate.low, self.estimate.high))
         return (
-            f"{self.verdict.capitalize()}: {self.claim} ({self.quantity}: {self.estimate.mean:.3g}, "
-            f"95 % interval {low} to {high}, {self.estimate.n} seeds)."
+            f"{self.verdict.capitalize()}: {self.claim} ({self.quantity}: {mean}, 95 % interval {low} to {high}, "
+            f"{self.estimate.n} seeds)."
         )
+
+    def _digits(self, value: float) -> str:
+        """Three, or as many as tell the number from the threshold."""
+        for digits in range(3, 17):
+            text = f"{value:.{digits}g}"
+            if float(text) != self.threshold or value == self.threshold:
+                break
+        return text
 
     def row(self) -> dict[str, Any]:
         """For a table."""

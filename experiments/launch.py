@@ -7,7 +7,6 @@ skipped, what was interrupted goes on, and one that another process is at is wai
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -27,7 +25,7 @@ from ssa.command_line.compose import configured
 from ssa.config import Config
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, UserError
 from ssa.record.run_files import read_rows
-from ssa.record.run_record import read_status, run_folder
+from ssa.record.run_record import is_locked, read_status, run_folder
 
 _POLL_SECONDS = 0.5
 _LINES_SECONDS = 30.0
@@ -74,9 +72,9 @@ class Run:
         """Whether there is nothing to do."""
         return self._status == "finished"
 
-    def is_running(self) -> bool:
-        """Whether another process is at it."""
-        return self._status == "running"
+    def is_in_use(self) -> bool:
+        """Whether another process is at it, be it only to prepare it."""
+        return is_locked(self.folder)
 
     def tokens_done(self) -> int:
         """As far as it has come."""
@@ -121,7 +119,6 @@ class _Pool:
 
     def finish(self) -> list[Run]:
         """Runs all, and returns those that failed."""
-        terminated = signal.signal(signal.SIGTERM, _interrupt)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
         try:
             with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
@@ -141,14 +138,12 @@ class _Pool:
         except BaseException:
             self._stop()
             raise
-        finally:
-            signal.signal(signal.SIGTERM, terminated)
         return self.failed
 
     def _start(self) -> None:
         while self.waiting and len(self.running) < self.jobs:
             run = self.waiting.pop(0)
-            if run.is_running():
+            if run.is_in_use():
                 self.running[run] = None
                 continue
             run.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +156,7 @@ class _Pool:
     def _collect(self) -> None:
         for run, process in list(self.running.items()):
             if process is None:
-                if run.is_running():
+                if run.is_in_use():
                     continue
                 del self.running[run]
                 (self.done if run.is_finished() else self.waiting).append(run)
@@ -170,13 +165,16 @@ class _Pool:
                 process.join()
                 if process.exitcode == 0:
                     self.done.append(run)
+                elif run.is_in_use():  # another launcher was faster
+                    self.waiting.append(run)
                 else:
                     self.failed.append(run)
                     self.console.print(f"failed: {run.label}: {_last_line(run.log)}  ({run.log})")
 
     def _tokens(self) -> int:
         finished = sum(run.tokens for run in (*self.done, *self.failed))
-        return finished + sum(run.tokens_done() for run in (*self.running, *self.waiting))
+        going_on = [run for run in (*self.running, *self.waiting) if not self.rerun or run.is_in_use()]
+        return finished + sum(run.tokens_done() for run in going_on)
 
     def _text(self, tokens: int, seconds: float) -> str:
         speed = (tokens - sum(self.before.values())) / seconds
@@ -217,10 +215,6 @@ def _train(values: dict[str, object], overrides: Sequence[str], log: str) -> Non
         code = EXIT_BUG
     sys.stdout.flush()
     sys.exit(code)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _last_line(log: Path) -> str:

@@ -49,13 +49,14 @@ def attention_of(run: str, weights: str) -> dict[str, Any]:
     """
     import pyarrow.parquet as pq
 
+    from ssa.evaluation.attention import Attention
     from ssa.evaluation.evaluate import evaluate
     from ssa.evaluation.settings import EvaluateSettings
 
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            metrics = evaluate(EvaluateSettings(run=run, tasks="attention"))["attention"]["metrics"]
+            metrics = evaluate(EvaluateSettings(run=run, tasks=Attention.name))[Attention.name]["metrics"]
     except UserError as error:
         said = [line for line in printed.getvalue().splitlines() if line.startswith("error: ")]
         raise UserError(f"{run}: {' '.join(said).removeprefix('error: ') or error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -89,3 +89,24 @@ def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, resamp
         rng=np.random.default_rng(0),
     ).confidence_interval
     return estimate._replace(low=float(found.low), high=float(found.high))
+
+
+def jackknife_interval(statistic: Callable[[list[int]], float], n: int, confidence: float = 0.95) -> Estimate:
+    """Of a number that n runs make together, such as how well they agree: by leaving out each run once (Tukey 1958).
+
+    Args:
+        statistic: of the runs with these numbers, from 0.
+        n: how many there are; fewer than 3 have no interval.
+        confidence: of Student's interval with the jackknife's standard error.
+    """
+    everyone = list(range(n))
+    whole = statistic(everyone)
+    if n < 3:
+        return Estimate(whole, math.nan, math.nan, math.nan, n)
+    from scipy.stats import t
+
+    without = [statistic([run for run in everyone if run != left]) for left in everyone]
+    center = math.fsum(without) / n
+    error = math.sqrt((n - 1) / n * math.fsum((value - center) ** 2 for value in without))
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * error
+    return Estimate(whole, whole - half, whole + half, error * math.sqrt(n), n)

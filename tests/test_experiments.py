@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +14,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from experiments import study as study_module
+from experiments import code as code_module
+from experiments import parts as parts_module
 from experiments.__main__ import main
+from experiments.code import code_hash
 from experiments.conclusion import Conclusion, shown
 from experiments.item import HERE, SCALES, Item, ItemSettings, find, items
 from experiments.study import Study, references
+from ssa.errors import UserError
 from ssa.statistics import Estimate, mean_interval
 
 ITEMS = items()
@@ -47,7 +52,7 @@ def test_the_papers_small_experiments_are_there() -> None:
 def test_every_scale_has_valid_settings(item: Item, scale: str) -> None:
     settings = item.settings(scale=scale, **item.values(scale))
     assert item.is_as_scaled(settings)
-    assert settings.seeds >= {"smoke": 2, "laptop": 5, "gpu": 5, "paper": 3}[scale]
+    assert settings.seeds >= {"smoke": 2, "laptop": 5, "gpu": 5, "paper": 5}[scale]
 
 
 @every_item
@@ -84,7 +89,7 @@ def test_the_readme_says_what_the_committed_results_say(item: Item) -> None:
 def test_the_committed_results_are_of_the_settings_at_hand(item: Item) -> None:
     done = json.loads((item.folder / "results" / "laptop_study.json").read_text(encoding="utf-8"))
     assert item.is_as_scaled(item.settings(**done["settings"]))
-    assert done["seconds"] < 30 * 60
+    assert (done["seconds_of_parts"] + done["seconds_of_runs"]) / done["settings"]["jobs"] < 30 * 60
     seeds = {row["seed"] for row in committed(item, "runs")}
     assert len(seeds) == done["settings"]["seeds"] >= 5
 
@@ -132,6 +137,17 @@ def square(number: int) -> float:
     return number * number / 3
 
 
+def draws(number: int) -> list[float]:
+    import torch
+
+    values = torch.randn(200, 200, generator=torch.Generator().manual_seed(number))
+    return (values @ values).sum(0).tolist()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     calls.clear()
@@ -155,21 +171,101 @@ def test_what_is_done_before_a_failure_stays_done(study: Study) -> None:
 
 def test_rerun_computes_again(study: Study) -> None:
     study.compute([(square, {"number": 3})])
-    study.settings = study.settings.model_copy(update={"rerun": True})
+    study._parts.rerun = True
     study.compute([(square, {"number": 3})])
     assert calls == [3, 3]
 
 
+def test_processes_compute_what_one_does(study: Study) -> None:
+    parts = [(draws, {"number": number}) for number in range(4)]
+    alone = study.compute(parts)
+    study._parts.rerun, study._parts.jobs = True, 2
+    assert study.compute(parts) == alone
+
+
+def test_a_process_that_is_killed_is_one_line_and_the_others_parts_stay(study: Study) -> None:
+    study._parts.jobs = 2
+    with pytest.raises(UserError, match="jobs=2: a process was killed, most often for lack of memory"):
+        study.compute([(draws, {"number": 1}), (die, {})])
+
+
 def test_other_code_computes_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     study.compute([(square, {"number": 3})])
-    monkeypatch.setattr(study_module, "_sources", lambda module: "other")
+    monkeypatch.setattr(parts_module, "code_hash", lambda module: "other")
     study.compute([(square, {"number": 3})])
     assert calls == [3, 3]
 
 
 def test_tables_are_plain_and_short(study: Study) -> None:
     study.table("runs", [{"seed": 0, "loss": 1 / 3, "text": 'a, "b"', "absent": float("nan")}])
+    study.finish(1.0)
     assert (study.folder / "smoke_runs.csv").read_text() == 'seed,loss,text,absent\n0,0.333333,"a, ""b""",-\n'
+
+
+def test_results_take_the_place_of_the_earlier_ones_together(study: Study) -> None:
+    old = [study.folder / name for name in ("smoke_conclusions.csv", "smoke_runs.csv", "laptop_runs.csv")]
+    for path in old:
+        path.write_text("old")
+    study.table("runs", [{"seed": 0}])
+    assert [path.read_text() for path in old] == ["old", "old", "old"]
+    study.finish(1.0)
+    assert (study.folder / "smoke_runs.csv").read_text() == "seed\n0\n"
+    assert sorted(path.name for path in study.folder.iterdir()) == [
+        "laptop_runs.csv",
+        "smoke_runs.csv",
+        "smoke_study.json",
+    ]
+
+
+def test_a_failure_leaves_the_earlier_results(study: Study) -> None:
+    (study.folder / "smoke_runs.csv").write_text("old")
+    study.table("runs", [{"seed": 0}])
+    study.discard()
+    assert [path.name for path in study.folder.iterdir()] == ["smoke_runs.csv"]
+    assert (study.folder / "smoke_runs.csv").read_text() == "old"
+
+
+@pytest.mark.parametrize("key", ["to", "output_dir"])
+def test_a_file_in_place_of_a_folder_is_one_line(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    folders = {"to": str(tmp_path / "to"), "output_dir": str(tmp_path / "out"), key: str(tmp_path / "file")}
+    assert main(["table2_denoising", "scale=smoke", *(f"{name}={value}" for name, value in folders.items())]) == 2
+    error = capsys.readouterr().err
+    assert f"{key}={tmp_path / 'file'}" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("item", "argument", "message"),
+    [
+        ("attention_dilution", "rules=none", 'rules=["none"]: '),
+        ("fig4_convergence", "rules=none,none", "rules=none,none: one twice; valid: each of them once"),
+        ("fig1_temperature_map", "rule=none", "model/temperature=none: this run is vanilla attention"),
+        ("fig1_temperature_map", "layer=99", "layer=99: no such layer of query; valid: 0 to 2"),
+        ("fig1_temperature_map", "run=nowhere", "nowhere is not a run folder"),
+        ("attention_dilution", "seeds=1", "seeds=1: "),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(
+    item: str, argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    assert main([item, "scale=smoke", argument, *where]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("to/smoke_*"))
+
+
+def test_the_code_of_a_part_is_all_that_it_imports_of_the_package() -> None:
+    assert code_hash("ssa.theory.token_graph") != code_hash("ssa.theory.denoising")
+    sources = {path.name for path in code_module._sources("ssa.theory.token_graph").values()}
+    assert {"token_graph.py", "attention_map.py", "ensemble.py", "temperature.py", "model_config.py"} <= sources
+    assert "train.py" not in sources
+
+
+def test_the_checks_of_denoising_have_passed() -> None:
+    assert {row["result"] for row in committed(find("table2_denoising"), "checks")} == {"passed"}
 
 
 def test_other_settings_do_not_touch_the_committed_results(tmp_path: Path) -> None:
@@ -202,6 +298,11 @@ def test_a_verdict_is_what_the_interval_supports(low: float, high: float, expect
 def test_a_ratio_is_judged_against_one() -> None:
     conclusion = Conclusion("it is so", "ratio", Estimate(0.5, 0.2, 0.9, 0.1, 5), "higher", 1.0)
     assert conclusion.sentence == "Does not hold: it is so (ratio: 0.5, 95 % interval 0.2 to 0.9, 5 seeds)."
+
+
+def test_a_bound_near_the_threshold_is_not_rounded_to_it() -> None:
+    conclusion = Conclusion("it is so", "ratio", Estimate(1.1, 1.0004, 1.2, 0.1, 5), "higher", 1.0)
+    assert conclusion.sentence == "Holds: it is so (ratio: 1.1, 95 % interval 1.0004 to 1.2, 5 seeds)."
 
 
 def test_an_estimate_is_shown_with_its_interval() -> None:

@@ -68,3 +68,9 @@ def test_there_is_no_circle_between_modules() -> None:
     while ready := {module for module in imports if module not in done and imports[module] - {module} <= done}:
         done |= ready
     assert set(imports) - done == set()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SSA)))
+def test_the_package_knows_nothing_of_the_experiments(module: Path) -> None:
+    names = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [node for node in names if "experiments" in ast.unparse(node)]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ssa.statistics import Estimate, bootstrap_interval, mean_interval, paired_interval, wilson
+from ssa.statistics import Estimate, bootstrap_interval, jackknife_interval, mean_interval, paired_interval, wilson
 
 Z = 1.959963984540054  # the 97.5 % point of the standard normal
 
@@ -110,3 +110,16 @@ def test_one_value_has_no_interval_and_none_no_mean(interval: Callable[[list[flo
 def test_runs_without_a_partner_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
         paired_interval([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("n", [3, 5, 12])
+def test_the_jackknife_of_a_mean_is_student_s_interval(n: int) -> None:
+    values = np.random.default_rng(n).normal(3, 2, n).tolist()
+    found = jackknife_interval(lambda runs: sum(values[run] for run in runs) / len(runs), n)
+    expected = mean_interval(values)
+    assert found[:4] == pytest.approx(expected[:4])
+    assert found.n == n
+
+
+def test_two_runs_that_agree_say_nothing_of_others() -> None:
+    assert math.isnan(jackknife_interval(lambda runs: 1.0, 2).low)

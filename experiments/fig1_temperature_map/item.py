@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from experiments.conclusion import Conclusion, shown
 from experiments.item import RunItemSettings
+from ssa.errors import UserError
 from ssa.temperature_view import TemperatureView, over
 
 if TYPE_CHECKING:
@@ -37,18 +39,23 @@ def run(settings: Settings, study: Study) -> None:
     """Shades the text by one run, or by one run a seed, which are trained if need be."""
     import numpy as np
 
-    from experiments.shared_runs import run_of
+    from experiments.shared_runs import run_of, weights_of
     from ssa.run_model import load_run_config
     from ssa.temperature_view import check_choice
 
+    chosen = (settings.of, settings.layer, settings.head)
     if settings.run is not None:
         folders = [Path(settings.run)]
+        check_choice(load_run_config(settings.run).model, *chosen)
     else:
-        folders = study.train([run_of(settings, settings.rule, seed) for seed in range(settings.seeds)])
+        runs = [run_of(settings, settings.rule, seed) for seed in range(settings.seeds)]
+        check_choice(runs[0].config.model, *chosen)
+        folders = study.train(runs)
     configs = [load_run_config(folder) for folder in folders]
-    check_choice(configs[0].model, settings.of, settings.layer, settings.head)
-    asked = {"text": settings.text, "of": settings.of}
-    found = study.compute([(temperatures_of, {"run": str(folder), **asked}) for folder in folders])
+    asked = {"text": settings.text, "of": settings.of, "counted": len(folders) > 1}
+    found = study.compute(
+        [(temperatures_of, {"run": str(folder), "weights": weights_of(folder), **asked}) for folder in folders]
+    )
     values = [np.array(one["values"]) for one in found]  # each (L, H, T)
     pieces = found[0]["pieces"]
     rows = [row for config, of_run in zip(configs, values, strict=True) for row in _heads(config, of_run)]
@@ -61,12 +68,21 @@ def run(settings: Settings, study: Study) -> None:
         _compare(study, settings, tokens, [one["log_counts"] for one in found])
 
 
-def temperatures_of(run: str, text: str, of: str) -> dict[str, Any]:
+def temperatures_of(run: str, weights: str, text: str, of: str, counted: bool) -> dict[str, Any]:
     """The tokens of a text and their temperatures in a run.
 
+    Args:
+        run, weights: its folder, and a hash of the weights there.
+        text: at most as many tokens as the run was trained on at once.
+        of: query, key, value or output.
+        counted: whether to look up how often the tokens are in the training text, for which it must be at hand.
+
     Returns:
-        ``pieces``: texts of the T tokens, the first an end-of-text; ``values``: (L, H, T), nested;
+        ``pieces``: texts of the T tokens, the first an end-of-text; ``values``: (L, H, T), nested; and if counted,
         ``log_counts``: log(1 + how often it is in the training text) of each, (T,).
+
+    Raises:
+        UserError: the text is longer.
     """
     import numpy as np
 
@@ -76,12 +92,16 @@ def temperatures_of(run: str, text: str, of: str) -> dict[str, Any]:
 
     config, model, tokenizer = load_run(run)
     ids = [tokenizer.end_of_text, *tokenizer.encode_batch([text])[0]]
-    counts = prepare(with_own_tokenizer(config.data, run)).split("train").token_counts(tokenizer.vocab_size)
-    return {
-        "pieces": token_pieces(tokenizer.decode, ids),
-        "values": all_temperatures(model, ids, of).tolist(),
-        "log_counts": np.log1p(counts[ids]).tolist(),
-    }
+    if len(ids) > config.data.block_size:
+        raise UserError(
+            f"text: {len(ids):,} tokens with the end-of-text before it, but the run was trained on "
+            f"data.block_size={config.data.block_size} at once; valid: a shorter text"
+        )
+    found = {"pieces": token_pieces(tokenizer.decode, ids), "values": all_temperatures(model, ids, of).tolist()}
+    if counted:
+        counts = prepare(with_own_tokenizer(config.data, run)).split("train").token_counts(tokenizer.vocab_size)
+        found["log_counts"] = np.log1p(counts[ids]).tolist()
+    return found
 
 
 def _heads(config: Config, values: npt.NDArray[Any]) -> list[dict[str, Any]]:
@@ -116,7 +136,7 @@ def _shade(study: Study, settings: Settings, config: Config, pieces: list[str], 
     each = [view(layer, None) for layer in range(layers)]
     each += [view(layer, head) for layer in range(layers) for head in range(heads)]
     reach = max(one.reach for one in each)
-    main = view(settings.layer, settings.head)
+    main = replace(view(settings.layer, settings.head), least_reach=reach)
     write_html(main, study.path("map.html"), [replace(one, least_reach=reach) for one in each])
     for kind in ("png", "svg"):
         write_picture(main, study.path(f"map.{kind}"))
@@ -151,18 +171,22 @@ def _compare(study: Study, settings: Settings, tokens: npt.NDArray[Any], log_cou
     import numpy as np
     from scipy.stats import spearmanr
 
-    from ssa.statistics import mean_interval
+    from ssa.statistics import jackknife_interval, mean_interval
 
     tokens = tokens[:, 1:]
     own = _without_position(tokens)
-    others = [np.delete(own, seed, axis=0).mean(0) for seed in range(len(own))]
-    agree = mean_interval([float(spearmanr(*pair).statistic) for pair in zip(own, others, strict=True)])
+
+    def agreement(seeds: list[int]) -> float:
+        pairs = [(own[one], own[other]) for one, other in itertools.combinations(seeds, 2)]
+        return float(np.mean([spearmanr(*pair).statistic for pair in pairs]))
+
+    agree = jackknife_interval(agreement, len(own))
     counts = [float(spearmanr(row, of[1:]).statistic) for row, of in zip(own, log_counts, strict=True)]
     estimates = {
         "mean temperature": mean_interval(tokens.mean(1).tolist()),
         "sd over tokens": mean_interval(tokens.std(1).tolist()),
         "sd over tokens without the position's part": mean_interval(own.std(1).tolist()),
-        "rank correlation with the mean of the other seeds": agree,
+        "rank correlation of two seeds": agree,
         "rank correlation with the token's log frequency": mean_interval(counts),
     }
     study.summary(
@@ -174,8 +198,8 @@ def _compare(study: Study, settings: Settings, tokens: npt.NDArray[Any], log_cou
     )
     study.conclude(
         Conclusion(
-            "which token it is decides its temperature: seeds agree on which tokens have the larger ones",
-            "Spearman correlation over tokens of a seed's temperatures with the mean of the others', log n taken out",
+            "seeds agree on which tokens of the text get the larger temperatures, beyond a line in log n",
+            "Spearman correlation over tokens, mean over pairs of seeds, jackknife over seeds",
             agree,
             "higher",
         )

@@ -11,7 +11,8 @@ from experiments.fig2_norms.item import Settings
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
 
 if TYPE_CHECKING:
-    from experiments.study import Part, Row, Study
+    from experiments.parts import Part
+    from experiments.study import Row, Study
 
 METHODS = ("vanilla", "ssa")
 PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)

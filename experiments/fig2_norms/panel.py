@@ -41,25 +41,31 @@ def summary_row(
     """A row of the table for readers, of each method's values, one a seed; missing methods have dashes."""
     row = {"panel": panel, "set-up": setup, "quantity": quantity}
     for method, label in LABELS.items():
-        found = [value for value in values.get(method, ()) if math.isfinite(value)]
-        row[label] = shown(mean_interval(found), 3 if math.fsum(found) >= 0.1 * len(found) else 5) if found else "-"
+        row[label] = _mean(values.get(method, ()))
     for method, label in LABELS.items():
         if method != baseline:
             estimate = ratio(values[method], values[baseline]) if method in values else _NONE
-            row[f"{label} / {LABELS[baseline]}"] = shown(estimate) if estimate.n else "-"
+            row[f"{label} / {LABELS[baseline]}"] = shown(estimate)
     return {**row, "paper": "-"}
 
 
+def _mean(values: Sequence[float]) -> str:
+    """With how many seeds have none, where some have not: a mean of the others would be of chosen runs."""
+    missing = sum(not math.isfinite(value) for value in values)
+    if missing:
+        return f"- ({missing} of {len(values)} seeds without)"
+    return shown(mean_interval(values), 3 if math.fsum(values) >= 0.1 * len(values) else 5) if values else "-"
+
+
 def ratio(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """Geometric mean of the ratios at equal seed, and its interval; n: the seeds where both are finite and positive.
+    """Geometric mean of the ratios at equal seed, and its interval; nan where a seed has none, as no run is left out.
 
     The standard deviation is that of the logarithms.
     """
-    pairs = zip(values, baseline, strict=True)
-    logs = [math.log(one / other) for one, other in pairs if 0 < one < math.inf and 0 < other < math.inf]
-    if not logs:
-        return _NONE
-    found = mean_interval(logs)
+    pairs = list(zip(values, baseline, strict=True))
+    if not all(0 < one < math.inf and 0 < other < math.inf for one, other in pairs):
+        return _NONE._replace(n=len(pairs))
+    found = mean_interval([math.log(one / other) for one, other in pairs])
     return found._replace(mean=math.exp(found.mean), low=math.exp(found.low), high=math.exp(found.high))
 
 

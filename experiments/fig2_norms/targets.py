@@ -13,7 +13,8 @@ from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.study import Part, Row, Study
+    from experiments.parts import Part
+    from experiments.study import Row, Study
 
 FAMILIES = {"scaled": "rows s_i x_i^T M x_j", "groups": "rows uniform over groups"}
 QUANTITIES = ("norm_mean", "norm_max", "norm_geometric", "norm", "frobenius", "l1", "spikiness", "spikiness_error")

@@ -14,7 +14,8 @@ from experiments.item import TheoryItemSettings
 from ssa.model_config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
-    from experiments.study import Part, Row, Study
+    from experiments.parts import Part
+    from experiments.study import Row, Study
     from ssa.statistics import Estimate
 
 Spread = Literal["equal", "narrow", "wide", "widest"]

@@ -27,9 +27,9 @@ STYLES = {"none": "-", "ssa": "--"}
 class Settings(RunItemSettings):
     """What its command line sets."""
 
-    rules: Annotated[Rules, Field(max_length=2)] = Field(description="of model/temperature: the first is the baseline")
+    rules: Annotated[Rules, Field(max_length=2)] = Field(description="of model/temperature, the baseline first")
     pretrained: str | None = Field(
-        description="what is fine-tuned: an id of the Hub, or a folder; null: of each seed the baseline's run from scratch, "
+        description="what is fine-tuned: an id of the Hub, or a folder; null: of each seed its run from scratch, "
         "on the source code of Python's standard library"
     )
     finetune: list[str] = Field(description="overrides of train.py for the fine-tuning runs, between commas")

@@ -169,7 +169,7 @@ def _conclusions(measured: list[tuple[float, float]]) -> Iterator[Conclusion]:
 
     eta, rho = (mean_interval(values) for values in zip(*measured, strict=True))
     yield Conclusion(
-        "nodes of equal degree get equal temperatures, in that degree explains more than half of their variance",
+        "the number of neighbours explains more than half of the variance of the temperature over nodes",
         "share of the variance over nodes explained by degree",
         eta,
         "higher",

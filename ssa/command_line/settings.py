@@ -148,7 +148,8 @@ def _read(key: str, text: str, schema: Mapping[str, Any]) -> Any:
             raise UserError(f"{key}={shown(ascii(text)[1:-1])}: not valid UTF-8")
         return text
     if schema["type"] == "array":
-        return [_value(item) for item in text.strip("[]").split(",") if item.strip()]
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [_value(item) for item in inner.split(",") if item.strip()]
     return _value(text)
 
 

@@ -250,9 +250,23 @@ def read_status(folder: str | Path) -> Status:
         UserError: it is not a run folder, or its status.json is damaged.
     """
     status = load_status(folder)
-    if status.status == "running" and not _is_locked(Path(folder)):
+    if status.status == "running" and not is_locked(Path(folder)):
         return replace(status, status="interrupted")
     return status
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is at the run, also before it has written anything."""
+    path = _lock_path(folder)
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # not ours to open: whoever made it may be alive
+        return True
 
 
 def _lock_path(folder: Path) -> Path:
@@ -279,19 +293,6 @@ def _holder(folder: Path) -> str:
     except UserError:  # it has not begun yet
         return "another process"
     return f"process {status.pid} on {status.host}"
-
-
-def _is_locked(folder: Path) -> bool:
-    path = _lock_path(folder)
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # not ours to open: whoever made it may be alive
-        return True
 
 
 def _replaced(folder: Path) -> Path:
