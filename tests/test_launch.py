@@ -17,6 +17,7 @@ from experiments.launch import Run, train
 from ssa.errors import UserError
 from ssa.record.run_files import load_status, read_environment, read_rows
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 LAUNCH = """
 import sys
@@ -82,7 +83,6 @@ def test_overrides_that_are_refused_stop_everything_at_once(run: Callable[..., R
     assert not run("seed=0").folder.exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_launcher_that_is_stopped_goes_on(run: Callable[..., Run], console: Console, number: signal.Signals) -> None:
     longer = run("trainer.steps=60", "trainer.checkpoint_every=5").overrides

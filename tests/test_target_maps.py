@@ -225,6 +225,7 @@ def test_bad_settings_are_one_line(arguments: list[str], error: str, capsys: pyt
     assert printed.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_item_counts_every_run(tmp_path: Path) -> None:
     to = tmp_path / "to"
     short = ["fit_steps=10", "lookup_steps=10", "spreads=4", "jobs=1", f"output_dir={tmp_path}", f"to={to}"]

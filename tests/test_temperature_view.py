@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -242,3 +243,24 @@ def test_a_picture_is_written(tmp_path: Path) -> None:
             write_picture(view, tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.png", "view.png"]
+
+
+def test_below_one_is_underlined_so_that_grey_tells_it_too(tmp_path: Path) -> None:
+    write_html(TemperatureView(["low", "high"], [0.5, 1.5], "query", "layer 0"), tmp_path / "view.html")
+    page = (tmp_path / "view.html").read_text()
+    assert re.findall(r'<span [^>]*class="u"[^>]*>(\w+)<', page) == ["low"]
+    assert "underlined: below 1" in page
+
+
+def test_more_views_are_folded_below_the_first(tmp_path: Path) -> None:
+    views = [TemperatureView(["a", "b"], [1.1, 1.2], "query", f"layer {layer}") for layer in range(3)]
+    write_html(views[0], tmp_path / "view.html", views[1:])
+    page = (tmp_path / "view.html").read_text()
+    assert re.findall(r"<summary>(.*?)</summary>", page) == ["layer 1", "layer 2"]
+    assert page.count("<pre>") == 3
+
+
+def test_a_picture_can_be_enlarged_at_will(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    write_picture(VIEW, tmp_path / "view.svg")
+    assert "<svg" in (tmp_path / "view.svg").read_text()

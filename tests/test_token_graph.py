@@ -224,6 +224,7 @@ def test_a_vocabulary_has_room_for_the_neighbours(spread: str, capsys: pytest.Ca
     assert f"valid: a vocabulary above {largest}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("item", ["fig3_token_graph", "table1_degree_temperature"])
 def test_the_command_writes_what_it_found(item: str, tmp_path: Path) -> None:
     few = ["steps=3", f"to={tmp_path}", f"output_dir={tmp_path}", "jobs=1"]
