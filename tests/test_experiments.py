@@ -265,7 +265,7 @@ def test_the_code_of_a_part_is_all_that_it_imports_of_the_package() -> None:
 
 
 def test_the_checks_of_denoising_have_passed() -> None:
-    assert {row["result"] for row in committed(find("table2_denoising"), "checks")} == {"passed"}
+    assert {row["passed"] for row in committed(find("table2_denoising"), "checks")} == {"True"}
 
 
 def test_other_settings_do_not_touch_the_committed_results(tmp_path: Path) -> None:
