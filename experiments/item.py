@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 from pydantic import AfterValidator, Field
@@ -20,9 +20,6 @@ from pydantic import AfterValidator, Field
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.model_config import PositiveInt, Section
-
-if TYPE_CHECKING:
-    from experiments.study import Study
 
 HERE = Path(__file__).parent
 SCALES = ("smoke", "laptop", "gpu", "paper")
@@ -107,9 +104,9 @@ class Item:
         return found
 
     @property
-    def run(self) -> Callable[[ItemSettings, Study], None]:
-        """Computes it, and writes its tables, figures and conclusions to a `Study`."""
-        found: Callable[[ItemSettings, Study], None] = self._module.run
+    def run(self) -> Callable[[Any, Any], None]:
+        """Of settings and a `Study`: computes it, and writes tables, figures and conclusions to the study."""
+        found: Callable[[Any, Any], None] = self._module.run
         return found
 
     @property

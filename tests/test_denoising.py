@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.__main__ import main
-from experiments.table2_denoising.item import Cell, Found
+from experiments.table2_denoising.cells import Cell, Found
 from experiments.table2_denoising.parts import learn
 from experiments.table2_denoising.tables import checks
 from ssa.theory.denoising import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from experiments.__main__ import main
-from experiments.fig3_token_graph.item import DEGREES, CellSettings, best_rate, part
+from experiments.fig3_token_graph.cells import DEGREES, CellSettings, best_rate, part
 from experiments.item import find
 from experiments.table1_degree_temperature.item import association
 from ssa.theory.attention_map import QUERY, VANILLA

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.conclusion import Conclusion
-from experiments.fig2_norms.item import Settings
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
+from experiments.fig2_norms.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments.fig3_token_graph.item import DEGREES, LABELS, Cell, Settings
+from experiments.fig3_token_graph.cells import DEGREES, LABELS, Cell, Settings
 from ssa import plotting
 from ssa.statistics import Estimate, mean_interval
 

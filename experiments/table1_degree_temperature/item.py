@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.conclusion import Conclusion, shown
-from experiments.fig3_token_graph.item import DEGREES, CellSettings, best_rate, part
+from experiments.fig3_token_graph.cells import DEGREES, CellSettings, best_rate, part
 from ssa import plotting
 
 if TYPE_CHECKING:

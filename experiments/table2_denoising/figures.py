@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from experiments.table2_denoising.item import LEARNED, UNIFORM, Cell, Found, Settings
+from experiments.table2_denoising.cells import LEARNED, UNIFORM, Cell, Found, Settings
 from ssa import plotting
 from ssa.statistics import mean_interval
 

@@ -2,88 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from experiments.conclusion import Conclusion
-from experiments.item import TheoryItemSettings
-from ssa.model_config import PositiveFloat, PositiveInt
+from experiments.table2_denoising.cells import Cell, Found, Settings, difference, methods
 
 if TYPE_CHECKING:
     from experiments.parts import Part
     from experiments.study import Study
-    from ssa.statistics import Estimate
-
-Rate = Annotated[float, Field(ge=0, le=1)]
-LEARNED, UNIFORM = ("vanilla", "value-selective"), ("uniform vanilla", "uniform value-selective")
-METHODS = (*LEARNED, "SSA", *UNIFORM)
-
-
-class Settings(TheoryItemSettings):
-    """The default cell, and what is varied from it, one thing at a time."""
-
-    dimension: PositiveInt = Field(description="m, of the signal")
-    length: PositiveInt = Field(description="L, tokens of a context")
-    noise_rate: Rate = Field(description="the probability that a token is noise")
-    sigma: PositiveFloat = Field(description="standard deviation of a clean token about its signal, whose own is 1")
-    noise_scale: PositiveFloat | None = Field(
-        description="standard deviation of a noise token; null: that of a clean one, sqrt(1 + sigma^2)"
-    )
-    noise_rates: list[Rate] = Field(description="other cells: noise rates")
-    lengths: list[PositiveInt] = Field(description="other cells: lengths")
-    lr: PositiveFloat = Field(description="learning rate of Adam, at the start of a cosine")
-    learning_rates: list[PositiveFloat] = Field(description="other cells: learning rates")
-    steps: PositiveInt = Field(description="optimizer steps")
-    batch: PositiveInt = Field(description="contexts of a step, all fresh")
-    contexts: Annotated[int, Field(ge=100)] = Field(description="of the test of a seed, the same for all methods")
-
-
-class Cell(NamedTuple):
-    """What is varied."""
-
-    noise_rate: float
-    length: int
-    lr: float
-
-
-def methods(cell: Cell, default: Cell) -> tuple[str, ...]:
-    """Trained in a cell: SSA too where the data are the default's.
-
-    There is one query, the same in every context, so that its temperature is one number, which W_q could be times.
-    """
-    return METHODS if cell[:2] == default[:2] else (*LEARNED, *UNIFORM)
-
-
-@dataclass
-class Found:
-    """What all cells came to."""
-
-    default: Cell
-    cells: list[Cell]
-    fixed: dict[tuple[float, int], dict[str, dict[str, float]]] = field(default_factory=dict)  # by rate and length
-    learned: dict[tuple[Cell, str], dict[str, Any]] = field(default_factory=dict)
-
-    def values(self, cell: Cell, method: str, quantity: str = "mse") -> list[float]:
-        """One a seed; nan where there is none."""
-        return [float(run[quantity]) for run in self.learned[cell, method]["runs"]]  # JSON's nan is a text
-
-    def optimal(self, cell: Cell) -> dict[str, float]:
-        """The Bayes estimator's risk."""
-        return self.fixed[cell.noise_rate, cell.length]["Bayes"]
-
-    def best(self, method: str) -> Cell:
-        """The default cell at the learning rate with the least mean error."""
-        same = [cell for cell in self.cells if cell[:2] == self.default[:2]]
-        return min(same, key=lambda cell: math.fsum(self.values(cell, method)))
-
-    def gap(self, cell: Cell) -> float:
-        """How much lower the limit of value-selective attention is than that of vanilla, in per cent of Bayes."""
-        vanilla, value = (float(self.learned[cell, method]["limit"]) for method in LEARNED)
-        return 100 * (vanilla - value) / self.optimal(cell)["closed"]
 
 
 def run(settings: Settings, study: Study) -> None:
@@ -141,13 +68,6 @@ def compute(settings: Settings, study: Study) -> Found:
     found.fixed.update(zip(tasks, values[: len(tasks)], strict=True))
     found.learned.update(zip(models, values[len(tasks) :], strict=True))
     return found
-
-
-def difference(found: Found, cell: Cell, method: str, baseline: str) -> Estimate:
-    """Of the MSE, at equal seed."""
-    from ssa.statistics import paired_interval
-
-    return paired_interval(found.values(cell, method), found.values(cell, baseline))
 
 
 def _conclusions(found: Found) -> Iterator[Conclusion]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from experiments.study import references
-from experiments.table2_denoising.item import LEARNED, METHODS, UNIFORM, Found, difference
+from experiments.table2_denoising.cells import LEARNED, METHODS, UNIFORM, Found, difference
 from ssa.statistics import mean_interval
 
 if TYPE_CHECKING:
