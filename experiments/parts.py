@@ -122,9 +122,13 @@ def _each(missing: Mapping[Path, Part], commit: str, jobs: int) -> Iterator[None
 def _keep(file: Path, part: Part, commit: str) -> None:
     import torch
 
-    torch.set_num_threads(1)  # sums of several threads depend on how many there are
     (function, arguments), began = part, time.perf_counter()
-    value = function(**arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of several threads depend on how many there are
+    try:
+        value = function(**arguments)
+    finally:
+        torch.set_num_threads(threads)
     seconds = time.perf_counter() - began
     of = {"function": f"{function.__module__}.{function.__qualname__}", "arguments": arguments, "commit": commit}
     write_json(file, {**of, "seconds": seconds, "value": value})

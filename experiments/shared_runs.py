@@ -24,7 +24,7 @@ def run_of(settings: RunItemSettings, rule: str, seed: int, instead: Sequence[st
         seed: of the run.
         instead: overrides in place of ``settings.train``.
     """
-    where = ("experiment=paper", f"output_dir={settings.output_dir}", f"logger={settings.logger}")
+    where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
     overrides = settings.train if instead is None else instead
     return Run((*overrides, f"model/temperature={rule}", f"seed={seed}", *where), f"{rule} seed {seed}")
 

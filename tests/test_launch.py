@@ -95,7 +95,8 @@ def test_a_launcher_that_is_stopped_goes_on(run: Callable[..., Run], console: Co
         launcher.send_signal(number)
     folders = train(runs, jobs=2, console=console)
     assert all(load_status(folder).status == "finished" for folder in folders)
-    undisturbed = train([Run((*one.overrides, "experiment=paper"), one.label) for one in runs], jobs=2, console=console)
+    elsewhere = f"output_dir={folders[0].parents[2]}/elsewhere"
+    undisturbed = train([Run((*one.overrides, elsewhere), one.label) for one in runs], jobs=2, console=console)
     for stopped, whole in zip(folders, undisturbed, strict=True):
         losses = [
             [row[key] for row in read_rows(folder) for key in row if "loss" in key] for folder in (stopped, whole)
