@@ -51,12 +51,13 @@ def run(item: Item, settings: ItemSettings) -> None:
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     study = Study(item, settings, console)
     console.print(f"{item.name}, scale={settings.scale}: {item.purpose}")
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         item.run(settings, study)
         seconds = time.perf_counter() - began
         study.finish(seconds)
     finally:
+        signal.signal(signal.SIGTERM, before)
         study.discard()
     for conclusion in study.conclusions:
         console.print(conclusion.sentence)

@@ -251,6 +251,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
 ) -> None:
     where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
     assert main([item, "scale=smoke", argument, *where]) == 2
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # nothing is left behind
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
