@@ -40,10 +40,8 @@ class Parts:
     """
 
     def __init__(self, folder: Path, name: str, commit: str, jobs: int, rerun: bool, console: Console) -> None:
-        self.folder, self.name, self.commit, self.jobs, self.rerun, self.console = (
-            *(folder, name, commit),
-            *(jobs, rerun, console),
-        )
+        self.folder, self.name, self.commit = folder, name, commit
+        self.jobs, self.rerun, self.console = jobs, rerun, console
         self.files: dict[Path, dict[str, Any]] = {}  # all that were asked for
 
     @property

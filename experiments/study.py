@@ -14,7 +14,7 @@ import math
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +175,8 @@ class Study:
     def discard(self) -> None:
         """Leaves the earlier results as they are."""
         shutil.rmtree(self._staging, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.rmdir()  # only where it is empty
 
 
 def _commit_of(run: Path) -> str:

@@ -17,6 +17,10 @@ class Estimate(NamedTuple):
     sd: float
     n: int
 
+    def exponential(self) -> Estimate:
+        """Of ratios, from that of their logarithms: a geometric mean; sd stays that of the logarithms."""
+        return self._replace(mean=math.exp(self.mean), low=math.exp(self.low), high=math.exp(self.high))
+
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a proportion (JASA 22, 1927), which holds near 0 and 1 and for small n too.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.conclusion import Conclusion
-from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
+from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, short, summary_row
 from experiments.fig2_norms.settings import Settings
+from experiments.tuning import best
 
 if TYPE_CHECKING:
     from experiments.parts import Part
@@ -74,19 +74,15 @@ def levels_of(text: str) -> list[int]:
 
 
 def best_rate(found: Found, shape: str, levels: str, method: str) -> float:
-    """The learning rate of a method's least mean error; a run that diverged counts as infinitely bad."""
-    rates = {cell.lr: found[cell] for cell in found if cell._replace(lr=0) == Cell(shape, levels, 0, method)}
-
-    def error(lr: float) -> float:
-        return math.fsum(run["mse"] if math.isfinite(run["mse"]) else math.inf for run in rates[lr])
-
-    return min(rates, key=error)
+    """The learning rate of a method's least mean error."""
+    same = [cell for cell in found if cell._replace(lr=0) == Cell(shape, levels, 0, method)]
+    return best({cell.lr: [run["mse"] for run in found[cell]] for cell in same})
 
 
 def at_vanillas_rate(found: Found, shape: str, levels: str) -> tuple[float, dict[str, list[dict[str, Any]]]]:
     """The learning rate that suits vanilla best, and each method's runs at it."""
-    best = best_rate(found, shape, levels, "vanilla")
-    return best, {method: found[Cell(shape, levels, best, method)] for method in METHODS}
+    lr = best_rate(found, shape, levels, "vanilla")
+    return lr, {method: found[Cell(shape, levels, lr, method)] for method in METHODS}
 
 
 def _level_rows(found: Found) -> Iterator[Row]:
@@ -94,7 +90,7 @@ def _level_rows(found: Found) -> Iterator[Row]:
         for run in seeds:
             for place, level in enumerate(levels_of(cell.levels)):
                 row = {**cell._asdict(), "method": LABELS[cell.method], "seed": run["seed"], "level": level}
-                row["mse"] = _short(run["by_level"]["mse"][place])
+                row["mse"] = short(run["by_level"]["mse"][place])
                 for name in ("tau", "spikiness"):
                     row[name] = " ".join(f"{value:.4g}" for value in run["by_level"][name][place])
                 yield row
@@ -190,7 +186,3 @@ def _draw(settings: Settings, study: Study, found: Found) -> None:
         figure.axes[0].set_ylabel("share of tokens")
         for axes in figure.axes:
             axes.legend(loc="upper left")
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")

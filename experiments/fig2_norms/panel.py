@@ -32,7 +32,7 @@ class Panel:
 def run_row(found: Mapping[str, Any], **setup: Any) -> Row:
     """A row of the table of runs: what was found, with 5 significant digits, and of what; a dash for what is not."""
     row = {**found, **setup}
-    return {name: _short(row.get(name, math.nan)) for name in COLUMNS}
+    return {name: short(row.get(name, math.nan)) for name in COLUMNS}
 
 
 def summary_row(
@@ -65,12 +65,12 @@ def ratio(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
     pairs = list(zip(values, baseline, strict=True))
     if not all(0 < one < math.inf and 0 < other < math.inf for one, other in pairs):
         return _NONE._replace(n=len(pairs))
-    found = mean_interval([math.log(one / other) for one, other in pairs])
-    return found._replace(mean=math.exp(found.mean), low=math.exp(found.low), high=math.exp(found.high))
+    return mean_interval([math.log(one / other) for one, other in pairs]).exponential()
 
 
 _NONE = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
 
-def _short(value: Any) -> Any:
+def short(value: Any) -> Any:
+    """A number with 5 significant digits; other values as they are."""
     return float(f"{value:.5g}") if isinstance(value, float) else value

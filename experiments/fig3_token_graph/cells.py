@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from experiments.item import TheoryItemSettings
+from experiments.tuning import best
 from ssa.model_config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Cell:
 
     def best(self, method: str) -> float:
         """The rate of the least mean cross-entropy over the seeds."""
-        return best_rate({lr: self.values(method, lr, "excess") for lr in self.rates})
+        return best({lr: self.values(method, lr, "excess") for lr in self.rates})
 
     def difference(self, baseline: str, quantity: str, *, tuned: bool) -> Estimate:
         """SSA less a baseline, at equal seeds: both at the rate that is best for the baseline, or each at its own."""
@@ -115,15 +115,6 @@ class Cell:
         lr = self.best(baseline)
         rate = self.best("ssa") if tuned else lr
         return paired_interval(self.values("ssa", rate, quantity), self.values(baseline, lr, quantity))
-
-
-def best_rate(excess: dict[float, list[float]]) -> float:
-    """The rate of the least mean of excess cross-entropies; a run that diverged counts as infinitely bad."""
-
-    def mean(lr: float) -> float:
-        return math.fsum(value if math.isfinite(value) else math.inf for value in excess[lr])
-
-    return min(excess, key=mean)
 
 
 def cells(settings: Settings) -> list[Cell]:

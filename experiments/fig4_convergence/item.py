@@ -11,7 +11,6 @@ from pydantic import Field
 from experiments.conclusion import Conclusion, shown
 from experiments.item import Rules, RunItemSettings
 from ssa.model_config import PositiveFloat
-from ssa.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,8 +79,8 @@ def run(settings: Settings, study: Study) -> None:
                     for rule in settings.rules
                 },
                 "difference of losses": shown(paired_interval(regime.final(other), regime.final(base)), 4),
-                "speed-up": shown(_exponential(bootstrap_interval(logs)), 2),
-                "by Student's t": shown(_exponential(mean_interval(logs)), 2),
+                "speed-up": shown(bootstrap_interval(logs).exponential(), 2),
+                "by Student's t": shown(mean_interval(logs).exponential(), 2),
                 "paper": "1.45 (grade C)" if regime.name == "fine-tuning" else "-",
             }
         )
@@ -101,7 +100,7 @@ def run(settings: Settings, study: Study) -> None:
             Conclusion(
                 f"in {regime.name} SSA needs fewer tokens than vanilla for the same perplexity",
                 f"speed-up at learning rate {regime.lr:g}, geometric mean",
-                _exponential(mean_interval(logs)),  # of few seeds a bootstrap is too sure
+                mean_interval(logs).exponential(),  # of few seeds a bootstrap is too sure
                 "higher",
                 1.0,
             )
@@ -177,11 +176,6 @@ def _points(regime: Regime) -> list[dict[str, Any]]:
         for seed, curve in enumerate(curves)
         for tokens, loss in zip(*curve, strict=True)
     ]
-
-
-def _exponential(logs: Estimate) -> Estimate:
-    """Of ratios, from that of their logarithms; sd stays that of the logarithms."""
-    return logs._replace(mean=math.exp(logs.mean), low=math.exp(logs.low), high=math.exp(logs.high))
 
 
 def _draw(study: Study, settings: Settings, regimes: list[Regime]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from experiments.item import TheoryItemSettings
+from experiments.tuning import best
 from ssa.model_config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Found:
 
     def values(self, cell: Cell, method: str, quantity: str = "mse") -> list[float]:
         """One a seed; nan where there is none."""
-        return [float(run[quantity]) for run in self.learned[cell, method]["runs"]]  # JSON's nan is a text
+        return [run[quantity] for run in self.learned[cell, method]["runs"]]
 
     def optimal(self, cell: Cell) -> dict[str, float]:
         """The Bayes estimator's risk."""
@@ -74,7 +74,7 @@ class Found:
     def best(self, method: str) -> Cell:
         """The default cell at the learning rate with the least mean error."""
         same = [cell for cell in self.cells if cell[:2] == self.default[:2]]
-        return min(same, key=lambda cell: math.fsum(self.values(cell, method)))
+        return best({cell: self.values(cell, method) for cell in same})
 
     def gap(self, cell: Cell) -> float:
         """How much lower the limit of value-selective attention is than that of vanilla, in per cent of Bayes."""

@@ -19,7 +19,7 @@ def runs(found: Found) -> Iterator[Row]:
     """Every run."""
     for (cell, method), value in found.learned.items():
         for seed, one in enumerate(value["runs"]):
-            measured = {name: float(number) for name, number in one.items()}
+            measured = dict(one)
             measured["excess_error"] = measured.pop("error")
             yield {**cell._asdict(), "method": method, "seed": seed, "parameters": value["parameters"], **measured}
 
