@@ -1,0 +1,22 @@
+"""Which of several settings suits a method best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+K = TypeVar("K")
+
+
+def best(losses: Mapping[K, Sequence[float]]) -> K:
+    """The setting, such as a learning rate, whose runs have the least mean; one that diverged is infinitely bad.
+
+    Args:
+        losses: of each setting, one a seed, as many for each.
+    """
+
+    def total(setting: K) -> float:
+        return math.fsum(loss if math.isfinite(loss) else math.inf for loss in losses[setting])
+
+    return min(losses, key=total)
