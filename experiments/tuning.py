@@ -9,7 +9,7 @@ from typing import TypeVar
 K = TypeVar("K")
 
 
-def best(losses: Mapping[K, Sequence[float]]) -> K:
+def best_setting(losses: Mapping[K, Sequence[float]]) -> K:
     """The setting, such as a learning rate, whose runs have the least mean; one that diverged is infinitely bad.
 
     Args:

@@ -15,7 +15,7 @@ from experiments.__main__ import main
 from experiments.fig3_token_graph.cells import DEGREES, CellSettings, part
 from experiments.item import find
 from experiments.table1_degree_temperature.item import association
-from experiments.tuning import best
+from experiments.tuning import best_setting
 from ssa.theory.attention_map import QUERY, VANILLA
 from ssa.theory.ensemble import train
 from ssa.theory.streams import generator
@@ -215,7 +215,7 @@ def test_association() -> None:
 
 
 def test_a_run_that_diverged_is_never_the_best() -> None:
-    assert best({0.1: [3.0, 3.0], 0.3: [1.0, math.nan], 1.0: [2.0, 3.5]}) == 1.0
+    assert best_setting({0.1: [3.0, 3.0], 0.3: [1.0, math.nan], 1.0: [2.0, 3.5]}) == 1.0
 
 
 @pytest.mark.parametrize("spread", list(DEGREES))

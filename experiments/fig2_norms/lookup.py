@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from experiments.conclusion import Conclusion
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, short, summary_row
 from experiments.fig2_norms.settings import Settings
-from experiments.tuning import best
+from experiments.tuning import best_setting
 
 if TYPE_CHECKING:
     from experiments.parts import Part
@@ -76,7 +76,7 @@ def levels_of(text: str) -> list[int]:
 def best_rate(found: Found, shape: str, levels: str, method: str) -> float:
     """The learning rate of a method's least mean error."""
     same = [cell for cell in found if cell._replace(lr=0) == Cell(shape, levels, 0, method)]
-    return best({cell.lr: [run["mse"] for run in found[cell]] for cell in same})
+    return best_setting({cell.lr: [run["mse"] for run in found[cell]] for cell in same})
 
 
 def at_vanillas_rate(found: Found, shape: str, levels: str) -> tuple[float, dict[str, list[dict[str, Any]]]]:

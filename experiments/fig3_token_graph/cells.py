@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from experiments.item import TheoryItemSettings
-from experiments.tuning import best
+from experiments.tuning import best_setting
 from ssa.model_config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Cell:
 
     def best(self, method: str) -> float:
         """The rate of the least mean cross-entropy over the seeds."""
-        return best({lr: self.values(method, lr, "excess") for lr in self.rates})
+        return best_setting({lr: self.values(method, lr, "excess") for lr in self.rates})
 
     def difference(self, baseline: str, quantity: str, *, tuned: bool) -> Estimate:
         """SSA less a baseline, at equal seeds: both at the rate that is best for the baseline, or each at its own."""

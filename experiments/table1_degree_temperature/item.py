@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.conclusion import Conclusion, shown
 from experiments.fig3_token_graph.cells import DEGREES, CellSettings, part
-from experiments.tuning import best
+from experiments.tuning import best_setting
 from ssa import plotting
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(settings: Settings, study: Study) -> None:
     for (method, lr), value in zip(keys, values, strict=True):
         found[method][lr] = value["runs"]
     best = {
-        method: best({lr: [run["excess"] for run in runs] for lr, runs in by_rate.items()})
+        method: best_setting({lr: [run["excess"] for run in runs] for lr, runs in by_rate.items()})
         for method, by_rate in found.items()
     }
     study.table("runs", list(_runs(found["ssa"], DEGREES[settings.spread])))

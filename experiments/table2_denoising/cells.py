@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field
 
 from experiments.item import TheoryItemSettings
-from experiments.tuning import best
+from experiments.tuning import best_setting
 from ssa.model_config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Found:
     def best(self, method: str) -> Cell:
         """The default cell at the learning rate with the least mean error."""
         same = [cell for cell in self.cells if cell[:2] == self.default[:2]]
-        return best({cell: self.values(cell, method) for cell in same})
+        return best_setting({cell: self.values(cell, method) for cell in same})
 
     def gap(self, cell: Cell) -> float:
         """How much lower the limit of value-selective attention is than that of vanilla, in per cent of Bayes."""
