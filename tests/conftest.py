@@ -17,9 +17,7 @@ from ssa.config import Config, parse
 from ssa.model_config import ModelConfig, ScalarTemperature, TemperatureConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the runs that tests start
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # tiny models: faster, and equal in every process
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: faster, and equal in every process
 ROOT = Path(__file__).parent.parent
 BOTH = ScalarTemperature(token="shared", position="log")
 
