@@ -43,15 +43,14 @@ def row(step: int, **metrics: Any) -> dict[str, Any]:
 def finish(config: Config) -> Path:
     with begun(config) as record:
         record.log(row(1, **{"train/loss": 2.0}))
-        record.set_status("finished", step=1)
+        record.finish({"val/loss": 2.0}, step=1)
     return record.folder
 
 
 def test_a_run_from_begin_to_end(config: Config) -> None:
     with begun(config, Environment({"host": "here"}, "+x\n"), data_hash="abc") as record:
         record.log({"val/loss": 2.5, "tokens": 80, "step": 10})
-        record.write_summary({"val/loss": 2.5})
-        record.set_status("finished", step=10)
+        record.finish({"val/loss": 2.5}, step=10)
     folder = run_folder(config)
     assert folder == Path(config.output_dir) / config.experiment / config.run_id
     assert load_config(folder) == config
@@ -59,7 +58,9 @@ def test_a_run_from_begin_to_end(config: Config) -> None:
     assert read_environment(folder) == {"host": "here", "data_hash": "abc", "weights_hash": None}
     assert (folder / "uncommitted.diff").read_text() == "+x\n"
     assert (folder / "metrics.jsonl").read_text() == '{"step": 10, "tokens": 80, "val/loss": 2.5}\n'
-    assert read_summary(folder) == {"val/loss": 2.5}
+    summary = read_summary(folder)
+    assert summary["val/loss"] == 2.5
+    assert set(summary["files"]) == {path.name for path in folder.iterdir() if path.is_file()} - {"summary.json"}
     status = read_status(folder)
     assert (status.status, status.step, status.attempt, status.error) == ("finished", 10, 1, None)
     assert status.pid == os.getpid()
@@ -79,7 +80,7 @@ def test_a_start_that_fails_leaves_nothing(config: Config, tmp_path: Path) -> No
 def test_values_that_json_has_not(config: Config) -> None:
     record = begun(config)
     record.log(row(1, loss=math.nan, up=math.inf, down=-math.inf, name="NaN-free", none=None, heads=[math.inf, 1.0]))
-    record.write_summary({"val/loss": math.nan})
+    record.finish({"val/loss": math.nan}, step=1)
     text = (record.folder / "metrics.jsonl").read_text()
     strict = json.loads(text, parse_constant=pytest.fail)
     assert (strict["loss"], strict["up"], strict["down"]) == ("NaN", "Infinity", "-Infinity")
@@ -165,7 +166,7 @@ def test_rerun_keeps_the_old_record(config: Config, smoke: Configured) -> None:
             record.begin(ENVIRONMENT)
             assert not record.last_checkpoint.exists()
             record.log(row(number))
-            record.set_status("finished")
+            record.finish({}, step=number)
         assert read_rows(folder) == [row(number)]
     old = [folder.with_name(f"{folder.name}.replaced-{number}") for number in (1, 2)]
     assert [read_rows(path)[0] for path in old] == [row(1, **{"train/loss": 2.0}), row(1)]

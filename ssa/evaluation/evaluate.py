@@ -21,6 +21,7 @@ from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.subject import Subject
 from ssa.evaluation.task import Task
 from ssa.evaluation.work import Work
+from ssa.record.checksums import reseal
 
 _OF_SUBJECT = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
 
@@ -51,7 +52,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
             tasks.append(catalogue.task(name, settings, subject))
         except UserError as error:
             fail(name, error)
-    evaluation = _Evaluation(settings, subject, subject.folder / "evaluation", console)
+    evaluation, began = _Evaluation(settings, subject, subject.folder / "evaluation", console), time.time()
     try:
         for task in tasks:
             try:
@@ -67,6 +68,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
                 console.print(f"{task.name}: interrupted; the same command goes on from here")
                 raise
     finally:
+        reseal(subject.folder, began)
         evaluation.report()
     if failures:
         failed = [name for name in names if name in failures]

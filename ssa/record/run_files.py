@@ -129,7 +129,12 @@ def write_atomic(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replaces a JSON file as a whole."""
-    write_atomic(path, json.dumps(_to_finite(values), indent=2, allow_nan=False) + "\n")
+    write_atomic(path, to_json(values))
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """The text of a JSON file."""
+    return json.dumps(_to_finite(values), indent=2, allow_nan=False) + "\n"
 
 
 def to_line(row: Mapping[str, Any]) -> str:

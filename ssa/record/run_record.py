@@ -6,7 +6,7 @@
       config.yaml        the resolved config, plain values
       environment.json   what it ran on, and uncommitted.diff; earlier attempts' as environment-1.json, ...
       metrics.jsonl      a row a line: step, tokens, then metric names; the record of truth
-      summary.json       the numbers that a table needs
+      summary.json       the numbers that a table needs, and checksums of the other files
       status.json        running, finished, interrupted or failed; since when, at which step, why
       checkpoints/       last.ckpt, best.ckpt
 
@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from ssa.config import Config
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.record.checksums import sealed
 from ssa.record.environment import Environment
 from ssa.record.run_files import (
     Row,
@@ -41,6 +42,7 @@ from ssa.record.run_files import (
     load_status,
     read_environment,
     read_rows,
+    to_json,
     to_line,
     write_atomic,
     write_json,
@@ -171,9 +173,12 @@ class RunRecord:
         """The rows of metrics.jsonl."""
         return read_rows(self.folder) if (self.folder / "metrics.jsonl").exists() else []
 
-    def write_summary(self, values: Mapping[str, Any]) -> None:
-        """Replaces summary.json."""
-        write_json(self.folder / "summary.json", values)
+    def finish(self, values: Mapping[str, Any], *, step: int) -> None:
+        """Writes summary.json, the values with checksums of all files, and marks the run as finished."""
+        status = replace(load_status(self.folder), status="finished", time=_now(), step=step, error=None)
+        text = to_json(asdict(status))
+        write_json(self.folder / "summary.json", sealed(self.folder, values, {"status.json": text}))
+        write_atomic(self.folder / "status.json", text)
 
     def set_status(self, status: State, *, step: int | None = None, error: str | None = None) -> None:
         """Replaces status.json.  A ``step`` that is not given stays as it was; ``error`` becomes one line."""

@@ -162,10 +162,9 @@ def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[st
             "train_seconds": rows.seconds,  # of all attempts
             "wall_seconds": time.perf_counter() - began,  # of this one
         }
-        summary |= _before(record)
-        record.write_summary(summary)
+        summary |= {**_before(record), "commit": (facts.facts["git"] or {}).get("commit")}
         mirror.summary(summary)
-        record.set_status("finished", step=config.trainer.steps)
+        record.finish(summary, step=config.trainer.steps)
     return summary
 
 

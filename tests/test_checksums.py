@@ -1,0 +1,109 @@
+"""Checksums of a run folder: what is removed or changed is found, what evaluations add is taken in."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssa.config import Config
+from ssa.record import checksums
+from ssa.record.checksums import damage, reseal
+from ssa.record.environment import Environment
+from ssa.record.run_record import RunRecord
+
+
+@pytest.fixture
+def run(smoke: Callable[..., Config]) -> Path:
+    with RunRecord.open(smoke()) as record:
+        record.begin(Environment({"host": "here"}, "+x\n"))
+        record.log({"step": 1, "tokens": 8, "val/loss": 2.5})
+        record.last_checkpoint.write_bytes(bytes(2**21))
+        (record.folder / "wandb").mkdir()
+        (record.folder / "wandb" / "log").write_text("of W&B")
+        record.finish({"val/loss": 2.5, "odd": float("nan"), "ratio": 1 / 3}, step=1)
+    return record.folder
+
+
+def files(run: Path) -> list[str]:
+    names = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
+    return sorted(name for name in names if not name.startswith("wandb"))
+
+
+def test_an_untouched_run_is_whole(run: Path) -> None:
+    assert damage(run) == []
+    assert len(files(run)) == 7
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_each_file_removed_or_changed_is_found(run: Path, number: int) -> None:
+    name = [name for name in files(run) if name != "summary.json"][number]
+    content = (run / name).read_bytes()
+    changed = bytes([content[0] ^ 1]) + content[1:]
+    (run / name).write_bytes(changed)
+    assert damage(run) == [f"{name} changed"]
+    (run / name).write_bytes(content + b" ")
+    assert damage(run) == [f"{name} changed"]
+    (run / name).unlink()
+    assert damage(run) == [f"{name} removed"]
+    (run / name).write_bytes(content)
+    assert damage(run) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("val/loss", 2.4), ("new", 1), ("sha256", "0" * 64), ("files", {"status.json": {}})]
+)
+def test_an_edited_summary_is_found(run: Path, key: str, value: object) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, key: value}))
+    assert "summary.json changed" in damage(run)
+
+
+def test_a_summary_that_cannot_be_read_is_found(run: Path) -> None:
+    (run / "summary.json").write_text("{")
+    assert damage(run) == ["summary.json damaged"]
+
+
+def test_a_large_file_is_read_again_only_where_it_was_written_since(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    found = checksums._checksum
+    monkeypatch.setattr(checksums, "_checksum", lambda path: (read.append(path), found(path))[1])
+    path = run / "checkpoints" / "last.ckpt"
+    assert damage(run) == []
+    assert path not in read
+    os.utime(path)
+    assert damage(run) == []
+    assert path in read
+
+
+def test_an_evaluation_is_taken_in_and_nothing_else(run: Path) -> None:
+    folder = run / "evaluation"
+    folder.mkdir()
+    (folder / "early.json").write_text("{}")
+    os.utime(folder / "early.json", (0, 0))
+    began = time.time()
+    (folder / "late.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("")
+    reseal(run, began)
+    assert damage(run) == ["metrics.jsonl changed"]
+    (folder / "early.json").write_text("[]")
+    (folder / "late.json").write_text("[]")
+    assert damage(run) == ["evaluation/late.json changed", "metrics.jsonl changed"]
+    assert not list(run.parent.glob(".*seal"))
+
+
+def test_an_edited_summary_is_not_sealed_anew(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "val/loss": 2.4}))
+    reseal(run, 0)
+    assert damage(run) == ["summary.json changed"]
+
+
+def test_a_run_from_before_checksums_says_so(run: Path) -> None:
+    (run / "summary.json").write_text('{"val/loss": 2.5}')
+    reseal(run, 0)
+    assert damage(run) == ["no checksums"]
