@@ -9,6 +9,7 @@ import time
 from functools import partial
 from types import FrameType
 
+from experiments.grid import Settings as GridSettings
 from experiments.item import SCALES, Item, ItemSettings, find, items
 from ssa.command_line.settings import complain, program
 from ssa.errors import UserError
@@ -49,6 +50,10 @@ def run(item: Item, settings: ItemSettings) -> None:
     from experiments.study import Study
 
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
+    if isinstance(settings, GridSettings) and settings.plan:
+        from experiments.plan import show
+
+        return show(item, settings, console)
     study = Study(item, settings, console)
     console.print(f"{item.name}, scale={settings.scale}: {item.purpose}")
     before = signal.signal(signal.SIGTERM, _interrupt)
@@ -62,6 +67,8 @@ def run(item: Item, settings: ItemSettings) -> None:
     for conclusion in study.conclusions:
         console.print(conclusion.sentence)
     console.print(f"{seconds:.0f} s; results: {study.folder}/{settings.scale}_*")
+    if study.failed:
+        raise UserError(study.failures)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,8 @@
-"""What an item is: a folder of this package with ``item.py``, ``config.yaml``, ``reference.csv``, README and results.
+"""What an item is: a folder of this package with ``config.yaml``, ``reference.csv``, README and results.
 
-``item.py`` has ``Settings``, a subclass of `ItemSettings`, and ``run(settings, study)``.  ``config.yaml`` has a purpose
-in one line and the values of the settings at each scale.  Imports at the top of ``item.py`` are light: torch and
+``config.yaml`` has a purpose in one line and the values of the settings at each scale.  ``item.py`` has ``Settings``, a
+subclass of `ItemSettings`, and ``run(settings, study)``; without it ``config.yaml`` declares a grid of runs, for which
+`experiments.grid` has both.  Imports at the top of ``item.py`` are light: torch and
 matplotlib come when they are used, so that a mistyped key is refused at once.
 """
 
@@ -22,13 +23,14 @@ from ssa.errors import UserError
 from ssa.model_config import PositiveInt, Section
 
 HERE = Path(__file__).parent
-SCALES = ("smoke", "laptop", "gpu", "paper")
+Scale = Literal["smoke", "laptop", "gpu", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "laptop", "gpu", "paper")
 
 
 class ItemSettings(Section):
     """What every item can be told.  Fields without a default have their values in the item's ``config.yaml``."""
 
-    scale: Literal["smoke", "laptop", "gpu", "paper"] = Field(
+    scale: Scale = Field(
         "laptop", description="smoke: seconds; laptop: minutes on two cores; gpu; paper: as large as makes sense"
     )
     seeds: Annotated[int, Field(ge=2)] = Field(description="how many, from 0")
@@ -44,7 +46,9 @@ class ItemSettings(Section):
     rerun: bool = Field(False, description="compute again what is kept")
 
 
-BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun", "logger"}  # settings that decide no number
+# Settings that decide no number
+BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun", "logger", "plan", "fail_fast", "launcher"}
+BOOKKEEPING |= {"launcher_overrides"}
 
 
 class TheoryItemSettings(ItemSettings):
@@ -94,8 +98,16 @@ class Item:
 
     def values(self, scale: str) -> dict[str, Any]:
         """The settings at a scale: those under ``all``, then the scale's own; of runs, those of ``runs.yaml`` first."""
-        shared = {"train": _load(HERE / "runs.yaml")[scale]} if issubclass(self.settings, RunItemSettings) else {}
+        shared = {}
+        if issubclass(self.settings, RunItemSettings):
+            shared["train"] = _load(HERE / ("grids.yaml" if self.grid else "runs.yaml"))[scale]
         return {**shared, **(self._config.get("all") or {}), **self._config["scales"][scale]}
+
+    @property
+    def grid(self) -> dict[str, Any] | None:
+        """What ``config.yaml`` declares, of an item that is one; see `experiments.grid.Grid`."""
+        found: dict[str, Any] | None = self._config.get("grid")
+        return found
 
     @property
     def settings(self) -> type[ItemSettings]:
@@ -111,7 +123,7 @@ class Item:
 
     @property
     def _module(self) -> Any:
-        return importlib.import_module(f"experiments.{self.name}.item")
+        return importlib.import_module("experiments.grid" if self.grid else f"experiments.{self.name}.item")
 
     def is_as_scaled(self, settings: ItemSettings) -> bool:
         """Whether the settings are those of the scale, but for what decides no number."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from experiments.item import RunItemSettings
 from experiments.launch import Run
 from ssa.errors import UserError
+from ssa.record.run_files import write_atomic
 from ssa.run_model import best_weights
 
 
@@ -33,6 +36,33 @@ def weights_of(run: Path) -> str:
     """A hash of a run's best weights: what tells one state of a run folder from another."""
     with best_weights(run).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+
+
+def start_of(run: Path, output_dir: str) -> list[str]:
+    """Overrides that fine-tune a run's best weights, on the source code of Python's standard library.
+
+    Args:
+        run: its folder.
+        output_dir: where its export and the text go; their names are hashes of what is in them.
+    """
+    from ssa.pretrained.export import export
+
+    folder = Path(output_dir) / "experiments" / "pretrained"
+    model = folder / f"{run.name}-{weights_of(run)}"
+    if not (model / "config.json").is_file():
+        export(run, model)
+    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder)}", "data.held_out=0.05"]
+
+
+def _source_code(folder: Path) -> Path:
+    """The modules that are one file, a document each, as JSON lines."""
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    path = folder / f"standard_library-{hashlib.sha256(lines.encode()).hexdigest()[:8]}.jsonl"
+    if not path.is_file():
+        write_atomic(path, lines)
+    return path
 
 
 def attention_of(run: str, weights: str) -> dict[str, Any]:

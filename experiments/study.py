@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,13 +26,16 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 
 from experiments.conclusion import Conclusion
+from experiments.grid import Settings as GridSettings
 from experiments.item import BOOKKEEPING, HERE, Item, ItemSettings
-from experiments.launch import Run, train
+from experiments.launch import Run
 from experiments.parts import Part, Parts
+from experiments.pool import bring, train
 from ssa import plotting
 from ssa.errors import UserError
 from ssa.record import environment
-from ssa.record.run_files import read_environment, read_summary, write_atomic, write_json
+from ssa.record.run_files import read_environment, read_summary, to_json, write_atomic, write_json
+from ssa.report import tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +67,7 @@ class Study:
         self._parts = Parts(kept, item.name, self._commit, settings.jobs, settings.rerun, console)
         self.conclusions: list[Conclusion] = []
         self._runs: set[Path] = set()
+        self.failed: dict[Run, str] = {}
 
     @cached_property
     def _default_folder(self) -> Path:
@@ -86,6 +91,36 @@ class Study:
         self._runs |= set(folders)
         return folders
 
+    def attempt(self, runs: Sequence[Run]) -> dict[Run, str]:
+        """Brings a grid's runs as far as they come; returns what failed, and why.
+
+        Raises:
+            UserError: all overrides are refused; or one run failed and ``fail_fast`` is set.
+        """
+        settings = self.settings
+        assert isinstance(settings, GridSettings)
+        failed = bring(
+            runs,
+            jobs=settings.jobs,
+            console=self.console,
+            rerun=settings.rerun,
+            fail_fast=settings.fail_fast,
+            launcher=settings.launcher,
+            launcher_overrides=settings.launcher_overrides,
+            output_dir=Path(settings.output_dir) / "experiments",
+        )
+        self._runs |= {run.folder for run in runs if run not in failed and run.is_finished()}
+        self.failed |= failed
+        if failed and settings.fail_fast:
+            raise UserError(f"fail_fast=true: stopped; {self.failures}")
+        return failed
+
+    @property
+    def failures(self) -> str:
+        """In a line, with the logs."""
+        names = ", ".join(f"{run.label}: {reason}" for run, reason in self.failed.items())
+        return f"{len(self.failed)} runs failed: {names}; the same command runs them again"
+
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Writes ``<scale>_<name>.csv``; numbers have 6 significant digits."""
         text = io.StringIO()
@@ -95,23 +130,34 @@ class Study:
         self.text(f"{name}.csv", text.getvalue())
 
     def summary(self, title: str, rows: Sequence[Row], notes: str = "") -> None:
-        """Writes a table as ``<scale>_summary.csv`` and for readers as Markdown, and prints it.
+        """`show`, of plain rows.
 
         Args:
-            title: what it shows; the Markdown's first line.
+            title: what it shows.
             rows: as they are to be read; a cell is text or a number.
             notes: units, scale, seeds, what the interval is.
         """
-        self.table("summary", rows)
-        cells = [[_cell(value) for value in row.values()] for row in rows]
-        lines = ["| " + " | ".join(row) + " |" for row in (list(rows[0]), ["---"] * len(rows[0]), *cells)]
-        self.text("summary.md", "\n".join([f"**{title}** {notes}".strip(), "", *lines, ""]))
-        table = Table(*(Column(name, no_wrap=True) for name in rows[0]), box=box.SIMPLE_HEAD)
-        for row in cells:
-            table.add_row(*row)
-        width = Measurement.get(self.console, self.console.options.update(max_width=1000), table).maximum
-        Console(width=max(width, self.console.width)).print(table)  # a narrow terminal wraps it: no number is cut
-        self.console.print(notes)
+        cells = tuple(tuple(_table_cell(name, _cell(value)) for name, value in row.items()) for row in rows)
+        self.show(tables.Table(title, notes, tuple(rows[0]), cells))
+
+    def show(self, table: tables.Table) -> None:
+        """Writes a table as ``<scale>_summary`` in all its forms, and prints it."""
+        plain = to_json(table.plain())
+        forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html(), "json": plain}
+        for ending, text in forms.items():
+            self.text(f"summary.{ending}", text)
+        printed, marks = (
+            Table(*(Column(name, no_wrap=True) for name in table.columns), box=box.SIMPLE_HEAD),
+            table.marks(),
+        )
+        for row in table.rows:
+            printed.add_row(*(f"{cell.shown} [{marks[cell.note]}]" if cell.note else cell.shown for cell in row))
+        width = Measurement.get(self.console, self.console.options.update(max_width=1000), printed).maximum
+        wide = Console(width=max(width, self.console.width), markup=False)
+        wide.print(printed)  # a narrow terminal wraps it: no number is cut
+        for note, mark in marks.items():
+            self.console.print(f"[{mark}] {note}", markup=False)
+        self.console.print(table.caption, markup=False)
 
     def text(self, name: str, text: str) -> None:
         """Writes ``<scale>_<name>``, whose name has its ending."""
@@ -187,6 +233,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.6g}"
     return str(value)
+
+
+def _table_cell(column: str, text: str) -> tables.Cell:
+    if text == "-":
+        return tables.Cell(text, "none")
+    measured = re.match(r"[-+]?\d", text) is not None
+    return tables.Cell(text, "reference" if column.startswith("paper") else "value" if measured else "text")
 
 
 def references(item: str) -> list[dict[str, str]]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.launch import Run, train
+from experiments.launch import Run
+from experiments.pool import train
 from ssa.errors import UserError
 from ssa.record.run_files import load_status, read_environment, read_rows
 
@@ -22,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 LAUNCH = """
 import sys
 from rich.console import Console
-from experiments.launch import Run, train
+from experiments.launch import Run
+from experiments.pool import train
 if __name__ == "__main__":
     runs = [Run((*sys.argv[1:], f"seed={seed}"), f"seed {seed}") for seed in (0, 1)]
     train(runs, jobs=2, console=Console())

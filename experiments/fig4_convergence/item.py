@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -108,12 +107,15 @@ def run(settings: Settings, study: Study) -> None:
 
 
 def _regimes(settings: Settings, study: Study) -> list[Regime]:
-    from experiments.shared_runs import run_of
+    from experiments.shared_runs import run_of, start_of
 
     seeds = range(settings.seeds)
     scratch = {rule: [run_of(settings, rule, seed) for seed in seeds] for rule in settings.rules}
     folders = study.train([run for runs in scratch.values() for run in runs])
-    starts = [_start(settings, folder) for folder in folders[: settings.seeds]]  # of the baseline, by seed
+    if settings.pretrained is None:
+        starts = [start_of(folder, settings.output_dir) for folder in folders[: settings.seeds]]  # the baseline's
+    else:
+        starts = [[f"init_from={settings.pretrained}"]] * settings.seeds
     tuned: dict[float, dict[str, list[Run]]] = {}
     for lr in settings.learning_rates:
         rate = f"optim.lr={lr}"
@@ -124,37 +126,6 @@ def _regimes(settings: Settings, study: Study) -> list[Regime]:
     study.train([run for by_rule in tuned.values() for runs in by_rule.values() for run in runs])
     regimes = [Regime("training from scratch", scratch[settings.rules[0]][0].config.optim.lr, _curves(scratch))]
     return [*regimes, *(Regime("fine-tuning", lr, _curves(runs)) for lr, runs in tuned.items())]
-
-
-def _start(settings: Settings, baseline: Path) -> list[str]:
-    """Overrides that say what is fine-tuned, and on what; the names of files are hashes of what is in them."""
-    if settings.pretrained is not None:
-        return [f"init_from={settings.pretrained}"]
-    from experiments.shared_runs import weights_of
-    from ssa.pretrained.export import export
-
-    folder = Path(settings.output_dir) / "experiments" / "pretrained"
-    model = folder / f"{baseline.name}-{weights_of(baseline)}"
-    if not (model / "config.json").is_file():
-        export(baseline, model)
-    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder)}", "data.held_out=0.05"]
-
-
-def _source_code(folder: Path) -> Path:
-    """The modules of Python's standard library that are one file, a document each, as JSON lines."""
-    import hashlib
-    import json
-    import sysconfig
-
-    from ssa.record.run_files import write_atomic
-
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    path = folder / f"standard_library-{hashlib.sha256(lines.encode()).hexdigest()[:8]}.jsonl"
-    if not path.is_file():
-        write_atomic(path, lines)
-    return path
 
 
 def _curves(runs: dict[str, list[Run]]) -> dict[str, list[Curve]]:
