@@ -76,8 +76,11 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
 def _measured(results: Results, one: Statistic) -> list[tables.Cell]:
     """The value, and where the metric is compared, its difference to the first row and the p-value."""
     state, note = _trouble(results, one)
-    cells = [tables.Cell(shown(one.mean, one.metric.digits) if one.mean.n else "", state, one.runs, note)]
-    if one.metric.compared:
+    mean = f"{one.mean.mean:,.{one.metric.digits}f}" if one.mean.sd == 0 else shown(one.mean, one.metric.digits)
+    cells = [tables.Cell(mean if one.mean.n else "", state, one.runs, note)]
+    if one.metric.compared and one.row == results.grid.rows[0].name:
+        cells += [tables.Cell("baseline", "none"), _NONE]
+    elif one.metric.compared:
         ids = one.runs + one.base_runs
         difference = shown(one.difference, one.metric.digits)
         cells.append(tables.Cell(difference, "value", ids) if one.difference.n else _NONE)
@@ -117,7 +120,7 @@ def _command(results: Results) -> str:
 
 def _paper(cell: dict[str, str] | None) -> tables.Cell:
     if cell is None or cell["value"] == "-":
-        return _NONE
+        return tables.Cell("", "none", (), "No source gives the paper's figure.")
     return tables.Cell(f"{cell['value']} ({cell['grade']})", "reference", (), cell["note"])
 
 

@@ -70,6 +70,45 @@ def paired_interval(values: Sequence[float], baseline: Sequence[float], confiden
     return mean_interval([value - base for value, base in zip(values, baseline, strict=True)], confidence)
 
 
+def paired_p_value(values: Sequence[float], baseline: Sequence[float]) -> float:
+    """Of Student's paired t-test, two-sided: how probable so large a mean difference is if there is none; needs scipy.
+
+    nan for fewer than 2 pairs, or where a difference is not finite.  Where all differences are the same, 1 if that is 0
+    (scipy: nan), else 0, the limit for ever smaller deviations.
+
+    Raises:
+        ValueError: not as many of the one as of the other.
+    """
+    differences = [value - base for value, base in zip(values, baseline, strict=True)]
+    if len(differences) < 2 or not all(math.isfinite(difference) for difference in differences):
+        return math.nan
+    estimate = mean_interval(differences)
+    if estimate.sd == 0 or len(set(differences)) == 1:
+        return float(estimate.mean == 0)
+    from scipy.stats import t
+
+    return 2 * float(t.sf(abs(estimate.mean) / estimate.sd * math.sqrt(estimate.n), estimate.n - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of tests made together, by stepping down (Holm, Scand. J. Statist. 6, 1979), in their order.
+
+    To call those significant that are at most alpha is to be wrong about any true null with probability at most alpha,
+    however the tests depend on each other.  nan stays nan, and is not counted as a test.
+
+    Raises:
+        ValueError: a p-value below 0 or above 1.
+    """
+    tested = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(tested):
+        if not 0 <= p <= 1:
+            raise ValueError(f"{p}: no p-value")
+        highest = max(highest, min(1.0, (len(tested) - rank) * p))
+        adjusted[place] = highest
+    return adjusted
+
+
 def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000) -> Estimate:
     """The percentile bootstrap of the mean over n values (Efron 1979); the same each time; needs scipy.
 

@@ -2,11 +2,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ssa.statistics import Estimate, bootstrap_interval, jackknife_interval, mean_interval, paired_interval, wilson
+from ssa.statistics import (
+    Estimate,
+    bootstrap_interval,
+    holm,
+    jackknife_interval,
+    mean_interval,
+    paired_interval,
+    paired_p_value,
+    wilson,
+)
 
 Z = 1.959963984540054  # the 97.5 % point of the standard normal
 
@@ -79,10 +91,90 @@ def test_a_paired_interval_is_that_of_the_paired_test() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 10])
-def test_95_percent_intervals_hold_the_mean_95_percent_of_the_time(n: int) -> None:
-    draws = np.random.default_rng(n).normal(2.0, 1.0, (2000, n))
-    estimates = [mean_interval(row) for row in draws.tolist()]
-    assert 0.93 <= sum(estimate.low <= 2.0 <= estimate.high for estimate in estimates) / 2000 <= 0.97
+def test_95_percent_intervals_hold_the_truth_95_percent_of_the_time(n: int) -> None:
+    generator = np.random.default_rng(n)
+    base = generator.normal(5.0, 10.0, (2000, n))
+    differences = generator.normal(2.0, 1.0, (2000, n))
+    alone = [mean_interval(row) for row in differences.tolist()]
+    paired = [paired_interval(*rows) for rows in zip((base + differences).tolist(), base.tolist(), strict=True)]
+    for estimates in (alone, paired):
+        assert 0.93 <= sum(estimate.low <= 2.0 <= estimate.high for estimate in estimates) / 2000 <= 0.97
+        # The draws are enough to tell Student's quantile from the normal one.
+        normal = sum(abs(estimate.mean - 2.0) <= Z * estimate.sd / math.sqrt(n) for estimate in estimates) / 2000
+        assert normal < 0.93
+
+
+@pytest.mark.parametrize("n", [3, 10])
+def test_5_percent_of_p_values_are_below_5_percent_where_there_is_no_difference(n: int) -> None:
+    base, values = np.random.default_rng(n).normal(2.0, 1.0, (2, 2000, n)).tolist()
+    found = [paired_p_value(*rows) for rows in zip(values, base, strict=True)]
+    assert 0.035 <= sum(p < 0.05 for p in found) / 2000 <= 0.065
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@given(n=st.integers(2, 30), seed=SEEDS, effect=st.floats(-5, 5), noise=st.floats(1e-3, 1e3))
+def test_the_p_value_is_scipy_s(n: int, seed: int, effect: float, noise: float) -> None:
+    from scipy import stats
+
+    base, deviations = np.random.default_rng(seed).normal(0, 1, (2, n))
+    values = base + effect + noise * deviations
+    found = paired_p_value(values.tolist(), base.tolist())
+    assert found == pytest.approx(stats.ttest_rel(values, base).pvalue, rel=1e-6)
+    estimate = paired_interval(values.tolist(), base.tolist(), 0.95)
+    if abs(found - 0.05) > 1e-9:
+        assert (found < 0.05) == (not estimate.low <= 0 <= estimate.high)
+
+
+def test_p_values_at_the_edges() -> None:
+    assert math.isnan(paired_p_value([], []))
+    assert math.isnan(paired_p_value([1.0], [2.0]))
+    assert math.isnan(paired_p_value([1.0, math.inf], [2.0, 3.0]))
+    assert math.isnan(paired_p_value([1.0, math.nan, 3.0], [2.0, 3.0, 4.0]))
+    assert paired_p_value([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]) == 1.0
+    assert paired_p_value([0.1, 0.1, 0.1], [0.0, 0.0, 0.0]) == 0.0  # their mean is not quite 0.1
+    assert paired_p_value([5e-324, 0.0], [0.0, 0.0]) == 1.0  # squares underflow
+    with pytest.raises(ValueError, match="shorter"):
+        paired_p_value([1.0, 2.0], [1.0])
+
+
+P_VALUES = st.floats(0, 1) | st.just(math.nan) | st.sampled_from([0.0, 0.01, 0.025, 0.05, 1.0])
+
+
+@given(st.lists(P_VALUES, max_size=8))
+def test_holm_is_bonferroni_s_test_closed(p_values: list[float]) -> None:
+    """By another definition: a null falls with every intersection of nulls that has it (Marcus, Peritz, Gabriel 1976).
+
+    Bonferroni's p-value of an intersection is its smallest times their number; the adjusted one is the largest.
+    """
+    tests = [place for place, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted = holm(p_values)
+    assert len(adjusted) == len(p_values)
+    for place, found in enumerate(adjusted):
+        if place not in tests:
+            assert math.isnan(found)
+            continue
+        sets = [chosen for size in range(1, len(tests) + 1) for chosen in combinations(tests, size) if place in chosen]
+        bonferroni = [len(chosen) * min(p_values[other] for other in chosen) for chosen in sets]
+        assert found == pytest.approx(min(1.0, max(bonferroni)), rel=1e-12)
+
+
+@given(st.lists(P_VALUES, max_size=40))
+def test_holm_keeps_order_and_only_raises(p_values: list[float]) -> None:
+    pairs = sorted((p, found) for p, found in zip(p_values, holm(p_values), strict=True) if not math.isnan(p))
+    assert all(p <= found <= 1 for p, found in pairs)
+    assert [found for _, found in pairs] == sorted(found for _, found in pairs)
+
+
+def test_holm_of_four_by_hand_and_of_what_is_no_p_value() -> None:
+    assert holm([0.01, 0.04, math.nan, 0.03, 0.005])[::-1] == pytest.approx(
+        [0.02, 0.06, math.nan, 0.06, 0.03], nan_ok=True
+    )
+    assert holm([]) == []
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="no p-value"):
+            holm([0.5, wrong])
 
 
 def test_the_bootstrap_of_few_values_is_too_narrow_as_it_says() -> None:

@@ -1,0 +1,101 @@
+"""Tables as Markdown, CSV and HTML, as `ssa.report.tables` says."""
+
+from __future__ import annotations
+
+import csv as csv_file
+import io
+import re
+from html import escape
+
+from ssa.report.cells import Cell, Contents, lines_of
+
+# What Markdown or GitHub would read as more than text.  "_" between letters is not; nor is "&" that begins no entity.
+MARKUP = re.compile(r"[\\`*\[\]<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
+
+
+def markdown(table: Contents) -> str:
+    """Of `Table.markdown`."""
+    marks = table.marks()
+    title, caption = table.heading()
+    rules = ["---" if table.is_text(column) else "--:" for column in range(len(table.columns))]
+    rows = [[_markdown(name) for name in table.columns], rules]
+    rows += [[_markdown_cell(cell, marks) for cell in row] for row in table.rows]
+    parts = [
+        f"**{_markdown(title)}** {_markdown(caption)}".rstrip(),
+        "\n".join(f"| {' | '.join(row)} |" for row in rows),
+        *(f"<sup>[{mark}]</sup> {_markdown(note)}" for note, mark in marks.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_cell(cell: Cell, marks: dict[str, str]) -> str:
+    text = _markdown(cell.shown)
+    if cell.state == "reference" and text:
+        text = f"*{text}*"
+    return f"{text}<sup>[{marks[cell.note]}]</sup>" if cell.note else text
+
+
+def _markdown(text: str) -> str:
+    lines = [MARKUP.sub(r"\\\g<0>", line.strip()) for line in lines_of(text)]
+    # GitHub reads $...$ as mathematics, also where a backslash stands before it; this is the way out that it documents.
+    return "<br>".join(lines).replace("$", "<span>$</span>")
+
+
+def csv(table: Contents) -> str:
+    """Of `Table.csv`."""
+    file = io.StringIO()
+    writer = csv_file.writer(file, lineterminator="\n")
+    for row in [table.columns, *([cell.shown for cell in row] for row in table.rows)]:
+        writer.writerow([re.sub(r"\r\n?", "\n", text) for text in row])  # it quotes no "\r"
+    return file.getvalue()
+
+
+def html(table: Contents) -> str:
+    """Of `Table.html`."""
+    marks = table.marks()
+    title, caption = table.heading()
+    is_text = [table.is_text(column) for column in range(len(table.columns))]
+    head = "".join(
+        f'<th scope="col" style="text-align:{"left" if left else "right"}">{_html(name)}</th>'
+        for name, left in zip(table.columns, is_text, strict=True)
+    )
+    rows = []
+    for row in table.rows:
+        tags = ["th" if is_text[0] else "td", *["td"] * (len(row) - 1)]
+        cells = [_html_cell(*cell, marks) for cell in zip(row, tags, is_text, strict=True)]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    label = _attribute(table.title)
+    notes = [f"<p><sup>[{mark}]</sup> {_html(note)}</p>" for note, mark in marks.items()]
+    return "\n".join([
+        '<figure class="table">',
+        # Wide tables scroll by themselves, by keyboard too, and leave the page where it is.
+        f'<div class="scroll" role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto">',
+        "<table>",
+        f"<caption><strong>{_html(title)}</strong> {_html(caption)}</caption>",
+        f"<thead>\n<tr>{head}</tr>\n</thead>",
+        "<tbody>", *rows, "</tbody>",
+        "</table>",
+        "</div>",
+        *(['<div class="notes">', *notes, "</div>"] if notes else []),
+        "</figure>",
+    ]) + "\n"  # fmt: skip
+
+
+def _html_cell(cell: Cell, tag: str, is_text: bool, marks: dict[str, str]) -> str:
+    text = _html(cell.shown)
+    if cell.state == "reference":
+        text = f"<em>{text}</em>"
+    if cell.note:
+        text += f"<sup>[{marks[cell.note]}]</sup>"
+    runs = f' title="runs: {_attribute(", ".join(cell.runs))}"' if cell.runs else ""
+    scope = ' scope="row"' if tag == "th" else ""
+    style = "text-align:left" if is_text else "text-align:right;white-space:nowrap"
+    return f'<{tag}{scope} class="{cell.state}" style="{style}"{runs}>{text}</{tag}>'
+
+
+def _attribute(text: str) -> str:
+    return escape(" ".join(lines_of(text)))
+
+
+def _html(text: str) -> str:
+    return "<br>".join(escape(line) for line in lines_of(text))
