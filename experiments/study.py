@@ -239,7 +239,7 @@ def _table_cell(column: str, text: str) -> tables.Cell:
     if text == "-":
         return tables.Cell(text, "none")
     measured = re.match(r"[-+]?\d", text) is not None
-    return tables.Cell(text, "reference" if column.startswith("paper") else "value" if measured else "text")
+    return tables.Cell(text, "reference" if column.startswith("paper") and text else "value" if measured else "text")
 
 
 def references(item: str) -> list[dict[str, str]]:
