@@ -55,7 +55,7 @@ def test_each_file_removed_or_changed_is_found(run: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("val/loss", 2.4), ("new", 1), ("sha256", "0" * 64), ("files", {"status.json": {}})]
+    ("key", "value"), [("val/loss", 2.4), ("new", 1), ("sha256", "0" * 64), ("files", {"status.json": {}, "config.yaml": 5})]
 )
 def test_an_edited_summary_is_found(run: Path, key: str, value: object) -> None:
     summary = json.loads((run / "summary.json").read_text())

@@ -85,8 +85,10 @@ def damage(folder: Path) -> list[str]:
     return found + [f"{name} {what}" for name, sum_ in files.items() if (what := _state(folder / name, sum_))]
 
 
-def _state(path: Path, sum_: Mapping[str, Any]) -> str:
+def _state(path: Path, sum_: Any) -> str:
     """What is wrong with a file, or nothing."""
+    if not isinstance(sum_, dict):
+        return "has no checksum"
     try:
         stat = path.stat()
         if stat.st_size != sum_.get("bytes"):
