@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from experiments.conclusion import Conclusion, shown
 from experiments.grid import Metric
 from experiments.grid_results import Results, Statistic
+from ssa.evaluation import catalogue
 from ssa.report import tables
 from ssa.report.cells import State
 from ssa.statistics import paired_interval
@@ -110,7 +111,8 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cel
         (at,) = (one.at for one in results.grid.groups if one.name == group)
         note = f"Not part of scale={scale}. To fill it: python -m experiments {results.item} scale={next(iter(at))}"
     else:
-        note = f"Not evaluated at scale={scale}. To fill it: {_command(results)} evaluate=tasks={metric.task}"
+        tasks = next((name for name, of in catalogue.GROUPS.items() if metric.task in of), metric.task)
+        note = f"Not evaluated at scale={scale}. To fill it: {_command(results)} evaluate=tasks={tasks}"
     return [tables.Cell("", "unmeasured", (), note), *[_NONE] * (2 if metric.compared else 0)]
 
 

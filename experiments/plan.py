@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -59,10 +58,17 @@ def _tokens_left(run: Run, rerun: bool) -> int:
 def _seconds(waiting: Sequence[Run], settings: Settings) -> tuple[float, str]:
     """Of all runs, by the speed of finished ones of their kind, else by that of a step of each kind; and by which."""
     folder = Path(settings.output_dir) / "experiments"
-    frame = load(folder, checked=False) if folder.is_dir() else pd.DataFrame(columns=["status", "tokens", "wall_seconds", *_KIND])
-    finished = frame[frame["status"] == "finished"]
-    paces = (finished["tokens"] / finished["wall_seconds"]).groupby([finished[key] for key in _KIND]).median()
-    speeds = paces.to_dict()
+    speeds: dict[tuple[object, ...], float] = {}
+    if folder.is_dir():
+        frame = load(folder, checked=False)
+        finished = frame[frame["status"] == "finished"]
+        if len(finished):
+            speeds = (
+                (finished["tokens"] / finished["wall_seconds"])
+                .groupby([finished[key] for key in _KIND])
+                .median()
+                .to_dict()
+            )
     probed: dict[tuple[object, ...], float] = {}
     total = 0.0
     for run in waiting:

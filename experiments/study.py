@@ -24,6 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
 from experiments.conclusion import Conclusion
 from experiments.grid import Settings as GridSettings
@@ -146,15 +147,13 @@ class Study:
         forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html(), "json": plain}
         for ending, text in forms.items():
             self.text(f"summary.{ending}", text)
-        printed, marks = (
-            Table(*(Column(name, no_wrap=True) for name in table.columns), box=box.SIMPLE_HEAD),
-            table.marks(),
-        )
+        marks = table.marks()
+        printed = Table(*(Column(name, no_wrap=True) for name in table.columns), box=box.SIMPLE_HEAD)
         for row in table.rows:
-            printed.add_row(*(f"{cell.shown} [{marks[cell.note]}]" if cell.note else cell.shown for cell in row))
+            texts = [f"{cell.shown} [{marks[cell.note]}]" if cell.note else cell.shown for cell in row]
+            printed.add_row(*map(Text, texts))  # what is in brackets is not Rich's markup
         width = Measurement.get(self.console, self.console.options.update(max_width=1000), printed).maximum
-        wide = Console(width=max(width, self.console.width), markup=False)
-        wide.print(printed)  # a narrow terminal wraps it: no number is cut
+        Console(width=max(width, self.console.width)).print(printed)  # a narrow terminal wraps it: no number is cut
         for note, mark in marks.items():
             self.console.print(f"[{mark}] {note}", markup=False)
         self.console.print(table.caption, markup=False)
