@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import atexit
 import functools
+import json
 import os
 import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,19 +33,24 @@ from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
 
 _LABELS = {"model/size": "model.size", "model/temperature": "model.temperature.name", "scale": "scale"}
 
-# Exit codes of the failed jobs of this process's sweep, by their overrides.
-_failed: dict[str, int] = {}
+_FAILED = "failed.jsonl"  # in a sweep's folder, a line for each failed job, which may be on another machine
+_launches = False  # whether this process is the one that was typed, and not one of a launcher
+_sweep_dir: Path | None = None  # of the sweep that it launches
 
 
 def command_line(main: Callable[[], Any], program: str, purpose: str) -> int:
     """Run `main`, a ``hydra.main`` function that calls `run`, on ``sys.argv``; returns the exit code."""
-    _failed.clear()
+    global _launches, _sweep_dir
+    _launches, _sweep_dir = True, None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing and exiting
     try:
         arguments = _checked_arguments()
         if arguments.help:
             print(conf_groups.help_text(program, purpose))
         else:
+            if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
+                _sweep_dir = _folder_of_sweep(arguments.overrides)
+                (_sweep_dir / _FAILED).unlink(missing_ok=True)
             _compose_and_run(main, arguments.overrides)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -72,17 +79,27 @@ def run(composed: DictConfig, job: Callable[[Config], float]) -> float:
     is reported at once, with the job's overrides; the other jobs go on, and the process ends with its exit code.
     """
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    sent = in_sweep and not _launches  # by a launcher, to this process
+    if sent:
+        sys.argv = [f"{HydraConfig.get().job.name}.py", *_overrides()]  # what the record says that it was run by
     name = " ".join(_overrides())
     try:
         return job(configure(composed))
     except UserError as error:
-        code = _say(f"[{name}] {error}" if in_sweep else str(error))
-    except Exception:
+        line = f"[{name}] {error}" if in_sweep else str(error)
+        code = _say(line)
+    except SystemExit as error:
+        if not sent or error.code != EXIT_INTERRUPTED:
+            raise
+        code, line = EXIT_INTERRUPTED, f"[{name}] interrupted"
+    except Exception as error:
         traceback.print_exc()
-        code = EXIT_BUG
+        code, line = EXIT_BUG, f"[{name}] {type(error).__name__}: {error}"
     if not in_sweep:
         sys.exit(code)
-    _failed[name] = code
+    failure = {"job": name, "code": code, "said": "" if not sent else line}
+    with open(Path(HydraConfig.get().sweep.dir) / _FAILED, "a", encoding="utf-8") as file:
+        file.write(json.dumps(failure) + "\n")
     return float("nan")  # what sweepers take for a failed trial
 
 
@@ -148,11 +165,33 @@ def _refuse_flag(message: str) -> NoReturn:
     )
 
 
+def _folder_of_sweep(overrides: list[str]) -> Path:
+    """Where the jobs of a sweep say that they failed: as ``hydra.sweep.dir`` says, else Hydra's own, which vanishes.
+
+    Jobs that a launcher sends elsewhere need one that all machines see, beside the runs.
+    """
+    parts = [override.partition("=") for override in overrides]
+    given = {key: value.strip("'\"") for key, _, value in parts}
+    folder, launcher = given.get("hydra.sweep.dir"), given.get("hydra/launcher", "basic")
+    if folder is None and launcher != "basic":
+        began = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = f"{given.get('output_dir', 'outputs')}/sweeps/{launcher}-{began}-{os.getpid()}"
+        sys.argv.append(f"hydra.sweep.dir='{folder}'")
+    if folder is not None and "$" in folder:
+        raise UserError(f"hydra.sweep.dir={folder}: valid: a plain path")
+    return Path(folder or _scratch_dir())
+
+
 def _sweep_result() -> int:
-    if not _failed:
+    file = _sweep_dir / _FAILED if _sweep_dir else None
+    if file is None or not file.exists():
         return 0
-    _say(f"failed jobs: {len(_failed)}: " + ", ".join(f"[{overrides}]" for overrides in _failed))
-    return EXIT_BUG if EXIT_BUG in _failed.values() else EXIT_BAD_INPUT
+    failed = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for said in filter(None, (job["said"] for job in failed)):
+        _say(said)
+    _say(f"failed jobs: {len(failed)}: " + ", ".join(f"[{job['job']}]" for job in failed))
+    codes = {job["code"] for job in failed}
+    return next(code for code in (EXIT_BUG, EXIT_BAD_INPUT, EXIT_INTERRUPTED) if code in codes)
 
 
 def _say(line: str) -> int:

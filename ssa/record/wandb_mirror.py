@@ -3,6 +3,7 @@
 Each attempt at a run (the first, and one for each resume) is a W&B run of its own, ``<run_id>-<random>``, and begins
 with all rows that metrics.jsonl has.  An offline W&B run cannot be resumed, and logging rows to an online one again
 would double them; this way the newest W&B run of a run always holds its whole record.  The ids are in wandb.json.
+The agent of a W&B sweep has chosen id, project and entity already, and W&B takes those.
 
 Rows carry ``step`` and ``tokens`` and never W&B's own ``step=``, which drops rows that come out of order.
 """
@@ -10,6 +11,7 @@ Rows carry ``step`` and ``tokens`` and never W&B's own ``step=``, which drops ro
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shlex
 from collections.abc import Iterator, Mapping
@@ -168,6 +170,22 @@ def mirror_evaluation(config: Config, folder: Path, values: Mapping[str, float])
         _say(f"did not take the evaluation ({first_line(error)})")
         _drop_service()
     mirror.summary(values)
+    mirror.finish(0)
+
+
+def mirror_finished(config: Config, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Gives a W&B sweep that asks for a run that has finished before a W&B run of its rows: its metric counts there.
+
+    Outside a W&B sweep the W&B run that it has is enough.
+    """
+    if config.logger.name != "wandb" or not os.environ.get("WANDB_SWEEP_ID"):
+        return
+    mirror = WandbMirror(config, folder)
+    with mirror._or_without("did not start"):
+        mirror._start(*choose_mode(config.logger))
+    for row in read_rows(folder):
+        mirror.log(row)
+    mirror.summary(summary)
     mirror.finish(0)
 
 

@@ -25,7 +25,7 @@ from ssa.device import (
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files, weights_hash
-from ssa.record import environment, wandb_mirror
+from ssa.record import checksums, environment, wandb_mirror
 from ssa.record.checkpoint import load_weights, read_step
 from ssa.record.run_files import read_summary, write_atomic
 from ssa.record.run_record import RunRecord
@@ -61,7 +61,9 @@ def train(config: Config) -> dict[str, Any]:
         if record.finished:
             record.check_same(weights_hash=weights_hash(config.init_from) if config.init_from else None)
             console.print("This run has finished before (rerun=true runs it again).")
-            summary = read_summary(record.folder)
+            sealed = read_summary(record.folder)
+            summary = {key: value for key, value in sealed.items() if key not in checksums.KEYS}
+            wandb_mirror.mirror_finished(config, record.folder, summary)
         else:
             wandb_mirror.check(config.logger)
             job = _prepare(config, record)

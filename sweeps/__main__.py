@@ -1,0 +1,140 @@
+"""Search hyperparameters with Optuna: ``python -m sweeps sweeps/optuna_learning_rate.yaml trials=20 jobs=2``."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from ssa.command_line.settings import program
+from ssa.errors import UserError
+from ssa.model_config import PositiveInt, Section
+from sweeps.declaration import Sweep, load
+
+if TYPE_CHECKING:
+    from sweeps.search import Search
+
+USAGE = "usage: python -m sweeps FILE.yaml KEY=VALUE ...; FILE.yaml --help lists the keys"
+INSTALL = "pip install -e '.[sweeps]'"
+_LINES_SECONDS = 30.0
+
+
+class Settings(Section):
+    """What the command line sets; none of it makes another study, but for ``train``."""
+
+    trials: PositiveInt = Field(20, description="how many the study has in the end, earlier ones included")
+    jobs: PositiveInt = Field(2, description="trials at once, a process of one thread each")
+    train: list[str] = Field([], description="overrides of train.py for every trial, between commas")
+    output_dir: Annotated[str, Field(min_length=1)] = Field("outputs", description="of runs, and of the study")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print("\n".join([USAGE, "", *(f"  {path}" for path in sorted(Path("sweeps").glob("optuna_*.yaml")))]))
+        return 0
+    file = Path(arguments[0])
+    return program(
+        Settings,
+        partial(run, file),
+        name=f"-m sweeps {file}",
+        purpose="Search hyperparameters with Optuna; killed and started again, it goes on.",
+        examples=("trials=20 jobs=2", "trials=4 train=scale=smoke"),
+        arguments=arguments[1:],
+    )
+
+
+def run(file: Path, settings: Settings) -> None:
+    """Run a sweep to its end, and print what it came to.
+
+    Raises:
+        UserError: the declaration is wrong, another process is at the same study, or some trials failed, at the end.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(f"optuna: not installed; {INSTALL}")
+    sweep = load(file)
+    more = [*settings.train, f"output_dir={settings.output_dir}"]
+    try:
+        sweep.check(more)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    folder = Path(settings.output_dir, "sweeps", file.stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=1)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another process is at this sweep; wait for it, or stop it") from None
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _search(file, sweep, settings, (*sweep.overrides, *more), folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        lock.release()
+
+
+def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...], folder: Path) -> None:
+    import optuna
+    from optuna.trial import TrialState
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from sweeps import results
+    from sweeps.search import Search
+    from sweeps.study import open_study
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    console, began, said = Console(highlight=False, soft_wrap=True), time.perf_counter(), time.perf_counter()
+    study = open_study(folder, file.stem, sweep, common)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("trials", text="")
+
+        def beat(search: Search) -> None:
+            nonlocal said
+            done = search.begun - len(search.active) - len(search.twins) - len(search.left_behind)
+            here, seconds = done - earlier, time.perf_counter() - began
+            eta = f"{(search.trials - done) * seconds / here / 60:.0f} min" if here > 0 else "?"
+            best = results.ranked(study, sweep)[:1]
+            leading = f"best {best[0].value:.5g} (trial {best[0].number})  " if best else ""
+            text = f"{results.counted(study).replace('interrupted', 'running')}  {leading}ETA {eta}"
+            progress.update(bar, completed=done, total=search.trials, text=text)
+            if not console.is_terminal and time.perf_counter() - said > _LINES_SECONDS:
+                console.print(text)
+                said = time.perf_counter()
+
+        search = Search(study, sweep, common, settings.trials, settings.jobs, console.print, beat)
+        earlier = search.begun - len(search.left_behind)
+        if search.begun:
+            console.print(f"{folder}: goes on with {results.counted(study)}")
+        try:
+            search.finish()
+        finally:
+            file_of_trials = results.write(study, sweep, folder)
+    console.print(results.table(study, sweep))
+    console.print(f"every trial: {file_of_trials}")
+    if best := results.command(study, sweep, common):
+        console.print(f"the best one: {best}")
+    failed = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.FAIL]
+    if failed:
+        names = ", ".join(f"trial {trial.number} ({trial.user_attrs.get('note', '')})" for trial in failed)
+        raise UserError(f"{len(failed)} of {len(study.trials)} trials failed: {names}")
+    if search.stopped:
+        raise KeyboardInterrupt
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM stops what Ctrl-C stops, and as cleanly."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

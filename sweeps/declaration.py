@@ -1,0 +1,158 @@
+"""What a sweep's YAML file declares."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import Field, ValidationError, model_validator
+
+from ssa.command_line.compose import configured
+from ssa.config_errors import one_line
+from ssa.errors import UserError
+from ssa.model_config import PositiveInt, Section
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+Value = str | int | float | bool | None
+Bound = Annotated[float, Field(strict=False, allow_inf_nan=False)]  # YAML reads 1e-3 as text
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Dimension(Section):
+    """The values of one override: numbers from ``low`` to ``high``, both included, or ``choices``."""
+
+    type: Literal["float", "int", "categorical"]
+    low: Bound | None = None
+    high: Bound | None = None
+    log: bool = Field(False, description="drawn uniformly in the logarithm")
+    choices: list[Value] = Field(default=[], description="each a value as YAML has it")
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it."""
+        if self.type == "categorical":
+            if not self.choices or self.low is not None or self.high is not None or self.log:
+                return "valid for categorical: choices, one at least, and no low, high or log"
+            return None
+        if self.choices or self.low is None or self.high is None or self.low > self.high:
+            return f"valid for {self.type}: low and high, in this order, and no choices"
+        if self.type == "int" and (self.low % 1 or self.high % 1):
+            return "valid for int: low and high that are whole numbers"
+        if self.log and self.low <= 0:
+            return "valid with log: low > 0"
+        return None
+
+    def suggest(self, trial: Trial, key: str) -> Value:
+        """What Optuna takes for a trial; the same again when asked again."""
+        if self.type == "categorical":
+            choice: Value = trial.suggest_categorical(key, self.choices)
+            return choice
+        assert self.low is not None
+        assert self.high is not None
+        if self.type == "int":
+            return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
+
+    def listed(self) -> list[Value] | None:
+        """Every value, or None where they are not countable."""
+        if self.type == "int":
+            return list(range(int(self.low or 0), int(self.high or 0) + 1))
+        return self.choices if self.type == "categorical" else None
+
+    def extremes(self) -> list[Value]:
+        """Values that are valid if all are."""
+        ends: list[Value] = [self.low, self.high]
+        return self.choices or ([int(end) for end in ends if end is not None] if self.type == "int" else ends)
+
+
+class Sampler(Section):
+    """What decides the next trial: a function of the seed, its number and the trials before it."""
+
+    name: Literal["tpe", "random", "grid"] = "tpe"
+    seed: Annotated[int, Field(ge=0)] = 0
+    startup_trials: PositiveInt = Field(10, description="of tpe: as many are drawn at random first")
+
+
+class Pruner(Section):
+    """What stops a trial early, by its validations so far; steps are optimizer steps.
+
+    ``median``: worse than the median of the others at the same step.  ``halving``: not among the best of
+    1 / ``reduction_factor`` at ``min_steps``, then at ``reduction_factor`` times as many, and so on.
+    """
+
+    name: Literal["none", "median", "halving"] = "none"
+    startup_trials: Annotated[int, Field(ge=0)] = Field(5, description="of median: as many have to finish first")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="of median: none is stopped before")
+    min_steps: PositiveInt = Field(100, description="of halving")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(4, description="of halving")
+
+
+class Sweep(Section):
+    """A search over values of overrides of ``train.py``."""
+
+    metric: Name = Field("val/loss", description="a name in summary.json; the pruner goes by that of metrics.jsonl")
+    direction: Literal["minimize", "maximize"] = "minimize"
+    overrides: list[str] = Field(default=[], description="of every trial")
+    space: Annotated[dict[str, Dimension], Field(min_length=1)]
+    sampler: Sampler = Sampler()
+    pruner: Pruner = Pruner()
+
+    @model_validator(mode="after")
+    def _makes_a_space(self) -> Self:
+        for key, dimension in self.space.items():
+            if dimension.problem:
+                raise ValueError(f"space.{key}: {dimension.problem}")
+            if self.sampler.name == "grid" and dimension.listed() is None:
+                raise ValueError(f"space.{key}: float; valid for sampler.name=grid: int or categorical")
+        return self
+
+    def points(self) -> list[dict[str, Value]]:
+        """Of a grid, all combinations, the last key's values changing first."""
+        lists = [dimension.listed() or [] for dimension in self.space.values()]
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*lists)]
+
+    def check(self, more: list[str]) -> None:
+        """Composes what the ends of each dimension would run.
+
+        Args:
+            more: overrides of every trial besides the declared ones.
+
+        Raises:
+            UserError: a key or a value is not one that ``train.py`` takes.
+        """
+        first = {key: dimension.extremes()[0] for key, dimension in self.space.items()}
+        for key, dimension in self.space.items():
+            for value in dimension.extremes():
+                configured(*self.overrides, *more, *typed({**first, key: value}))
+
+
+def typed(values: dict[str, Value]) -> list[str]:
+    """Values of keys as overrides."""
+    words = {None: "null", True: "true", False: "false"}
+    return [
+        f"{key}={words[value] if value is None or isinstance(value, bool) else value}" for key, value in values.items()
+    ]
+
+
+def load(file: Path) -> Sweep:
+    """A declaration from its file.
+
+    Raises:
+        UserError: the first thing wrong with it.
+    """
+    try:
+        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return Sweep.model_validate(content)
+    except FileNotFoundError:
+        known = ", ".join(str(path) for path in sorted(Path("sweeps").glob("optuna_*.yaml")))
+        raise UserError(f"{file}: no such file{'; there are: ' + known if known else ''}") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{file}: {one_line(error, Sweep)}") from None

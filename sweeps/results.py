@@ -1,0 +1,69 @@
+"""What a sweep came to: its table, its CSV file, and the command of its best trial."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Column, Table
+
+from ssa.record.run_files import write_atomic
+from sweeps.declaration import Sweep, typed
+
+_BEST = 5
+_STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "interrupted",
+}
+
+
+def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
+    """Finished trials, the best first; of those that are the same run, one."""
+    sign = 1 if sweep.direction == "minimize" else -1
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    finished.sort(key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+    return list({trial.user_attrs["run_id"]: trial for trial in reversed(finished)}.values())[::-1]
+
+
+def counted(study: optuna.Study) -> str:
+    """How many trials ended how."""
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return ", ".join(f"{states.count(state)} {word}" for state, word in _STATES.items() if states.count(state))
+
+
+def table(study: optuna.Study, sweep: Sweep) -> Table:
+    """The best trials."""
+    best = ranked(study, sweep)
+    columns = [Column(name, overflow="fold") for name in ("trial", sweep.metric, *sweep.space, "run id")]
+    shown = Table(*columns, title=f"best of {counted(study)}", title_justify="left")
+    for trial in best[:_BEST]:
+        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.params.values()]
+        shown.add_row(str(trial.number), f"{trial.value:.5g}", *values, trial.user_attrs["run_id"])
+    return shown
+
+
+def command(study: optuna.Study, sweep: Sweep, common: tuple[str, ...]) -> str:
+    """What trains the best trial; nothing where there is none."""
+    best = ranked(study, sweep)
+    return f"python train.py {shlex.join((*common, *typed(best[0].params)))}" if best else ""
+
+
+def write(study: optuna.Study, sweep: Sweep, folder: Path) -> Path:
+    """Every trial as a row of ``trials.csv``: how it ended, its value, its values of keys, its run id."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["trial", "state", sweep.metric, *sweep.space, "last_step", "run_id", "note"])
+    for trial in study.get_trials(deepcopy=False):
+        values = [trial.params.get(key, "") for key in sweep.space]
+        value = "" if trial.value is None or trial.state != TrialState.COMPLETE else trial.value
+        known = [trial.user_attrs.get(name, "") for name in ("run_id", "note")]
+        last = "" if trial.last_step is None else trial.last_step
+        rows.writerow([trial.number, _STATES.get(trial.state, ""), value, *values, last, *known])
+    write_atomic(folder / "trials.csv", text.getvalue())
+    return folder / "trials.csv"

@@ -1,0 +1,92 @@
+"""The Optuna study of a declaration: its file, its sampler, its pruner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+from ssa.errors import UserError
+from sweeps.declaration import Pruner, Sweep
+
+
+def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -> optuna.Study:
+    """The study in a folder, or a new one.
+
+    Raises:
+        UserError: it is of another declaration, or cannot be read.
+    """
+    declared = {**sweep.model_dump(mode="json", exclude={"overrides"}), "overrides": list(common)}
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "study.db"
+    try:
+        study = optuna.create_study(
+            study_name=name,
+            storage=f"sqlite:///{file}",
+            direction=sweep.direction,
+            pruner=_pruner(sweep.pruner),
+            load_if_exists=True,
+        )
+        before = study.user_attrs.get("declared")
+        if before is None:
+            study.set_user_attr("declared", declared)
+    except Exception as error:  # as many classes as SQLAlchemy has
+        raise UserError(f"{file}: cannot be used: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+    changed = [key for key in declared if before is not None and before.get(key) != declared[key]]
+    if changed:
+        raise UserError(
+            f"{changed[0]}: {folder} has {len(study.trials)} trials of another {changed[0]}; "
+            "give the file another name, or remove that folder"
+        )
+    return study
+
+
+class _Grid(optuna.samplers.BaseSampler):
+    """Point n is trial n."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.points = sweep.points()
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, object]:
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> object:
+        return self.points[trial.number][param_name]
+
+
+def sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
+    """Of one trial: a new one for each, so that a sweep that starts again does not draw what it has drawn."""
+    declared = sweep.sampler
+    seed = int(np.random.SeedSequence((declared.seed, number)).generate_state(1)[0])
+    if declared.name == "grid":
+        return _Grid(sweep)
+    if declared.name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=declared.startup_trials)
+
+
+def _pruner(declared: Pruner) -> optuna.pruners.BasePruner:
+    """What stops trials early."""
+    if declared.name == "median":
+        return optuna.pruners.MedianPruner(
+            n_startup_trials=declared.startup_trials, n_warmup_steps=declared.warmup_steps
+        )
+    if declared.name == "halving":
+        return optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=declared.min_steps, reduction_factor=declared.reduction_factor
+        )
+    return optuna.pruners.NopPruner()
