@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import shutil
 import textwrap
@@ -20,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
+_NOTHING = ("", "-")
+_NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*%?( (\[.*\]|\+- .*))?")
 
 
 class Study:
@@ -54,9 +58,12 @@ class Study:
     def __init__(self, item: Item, settings: ItemSettings, console: Console) -> None:
         self.item, self.settings, self.console = item, settings, console
         self.folder = Path(settings.to) if settings.to else self._default_folder
-        self._staging = self.folder / f".{settings.scale}.partial"
+        self._staging = self.folder / f".{settings.scale}.{os.getpid()}.partial"  # another launcher has its own
         kept = Path(settings.output_dir) / "experiments" / "parts"
         try:
+            for left in self.folder.glob(f".{settings.scale}.*.partial"):
+                if not psutil.pid_exists(int(left.suffixes[-2][1:])):
+                    shutil.rmtree(left, ignore_errors=True)
             self.discard()
             self._staging.mkdir(parents=True)
             kept.mkdir(parents=True, exist_ok=True)
@@ -111,10 +118,18 @@ class Study:
             output_dir=Path(settings.output_dir) / "experiments",
         )
         self._runs |= {run.folder for run in runs if run not in failed and run.is_finished()}
-        self.failed |= failed
-        if failed and settings.fail_fast:
-            raise UserError(f"fail_fast=true: stopped; {self.failures}")
+        self.note(failed)
         return failed
+
+    def note(self, failed: Mapping[Run, str]) -> None:
+        """Takes down what failed, and why.
+
+        Raises:
+            UserError: something did, and ``fail_fast`` is set.
+        """
+        self.failed |= failed
+        if failed and isinstance(self.settings, GridSettings) and self.settings.fail_fast:
+            raise UserError(f"fail_fast=true: stopped; {self.failures}")
 
     @property
     def failures(self) -> str:
@@ -138,8 +153,8 @@ class Study:
             rows: as they are to be read; a cell is text or a number.
             notes: units, scale, seeds, what the interval is.
         """
-        cells = tuple(tuple(_table_cell(name, _cell(value)) for name, value in row.items()) for row in rows)
-        self.show(tables.Table(title, notes, tuple(rows[0]), cells))
+        columns = [_cells_of(name, [_cell(row[name]) for row in rows]) for name in rows[0]]
+        self.show(tables.Table(title, notes, tuple(rows[0]), tuple(zip(*columns, strict=True))))
 
     def show(self, table: tables.Table) -> None:
         """Writes a table as ``<scale>_summary`` in all its forms, and prints it."""
@@ -193,7 +208,11 @@ class Study:
         """
         if self.conclusions:
             self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
-        commits = {self._commit, *self._parts.commits, *(_commit_of(run) for run in self._runs)}
+        commits, seconds_of_runs = {self._commit, *self._parts.commits}, 0.0
+        for run in self._runs:
+            with suppress(UserError, KeyError):  # a damaged one, which the table names
+                seconds_of_runs += read_summary(run)["wall_seconds"]
+                commits.add(_commit_of(run))
         write_json(
             self.path("study.json"),
             {
@@ -201,7 +220,7 @@ class Study:
                 "settings": self.settings.model_dump(exclude={"to", "output_dir", "rerun"}),
                 "seconds": round(seconds),
                 "seconds_of_parts": round(self._parts.seconds),
-                "seconds_of_runs": round(math.fsum(read_summary(run)["wall_seconds"] for run in self._runs)),
+                "seconds_of_runs": round(seconds_of_runs),
                 "commits": sorted(commits),
                 "python": self._facts["python"],
                 "torch": self._facts["packages"]["torch"],
@@ -214,7 +233,7 @@ class Study:
             path.replace(self.folder / path.name)
         for path in self.folder.glob(f"{self.settings.scale}_*"):
             if path.name not in written:
-                path.unlink()  # of an earlier time
+                path.unlink(missing_ok=True)  # of an earlier time
         self._staging.rmdir()
 
     def discard(self) -> None:
@@ -234,11 +253,11 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _table_cell(column: str, text: str) -> tables.Cell:
-    if text == "-":
-        return tables.Cell(text, "none")
-    measured = re.match(r"[-+]?\d", text) is not None
-    return tables.Cell(text, "reference" if column.startswith("paper") and text else "value" if measured else "text")
+def _cells_of(name: str, column: Sequence[str]) -> list[tables.Cell]:
+    """Of a column of plain texts: numbers, with or without an interval, are values where the whole column is."""
+    paper, is_number = name.startswith("paper"), all(_NUMBER.fullmatch(text) for text in column if text not in _NOTHING)
+    state: tables.State = "reference" if paper else "value" if is_number else "text"
+    return [tables.Cell(text, "none" if text == "-" else state if text else "text") for text in column]
 
 
 def references(item: str) -> list[dict[str, str]]:
