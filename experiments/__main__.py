@@ -65,7 +65,7 @@ def run(item: Item, settings: ItemSettings) -> None:
         signal.signal(signal.SIGTERM, before)
         study.discard()
     for conclusion in study.conclusions:
-        console.print(conclusion.sentence)
+        console.print(conclusion.sentence, markup=False)
     console.print(f"{seconds:.0f} s; results: {study.folder}/{settings.scale}_*")
     if study.failed:
         raise UserError(study.failures)

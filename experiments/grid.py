@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.item import SCALES, RunItemSettings, Scale
+from experiments.item import SCALES, Item, RunItemSettings, Scale
+from ssa.command_line.settings import parse
+from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.model_config import Section
 
@@ -35,7 +37,7 @@ class Group(Section):
     name: Name
     overrides: list[str] = Field([], description="of train.py")
     at: dict[Scale, list[str]] = Field(
-        {scale: [] for scale in SCALES}, description="the scales it is run at, each with more overrides"
+        {scale: [] for scale in SCALES}, min_length=1, description="the scales it is run at, each with more overrides"
     )
     start: dict[Scale, str] = Field(
         {},
@@ -88,7 +90,24 @@ class Grid(Section):
         for what, name in asked:
             if name not in known[what]:
                 raise ValueError(f"{what} {name}: not in the grid; valid: {', '.join(known[what])}")
+        by_name = {group.name: group for group in self.groups}
+        for group in self.groups:
+            for scale, name in group.start.items():
+                if scale not in by_name[name].at or scale in by_name[name].start:
+                    raise ValueError(f"group {group.name}: at {scale} {name} is not trained from scratch")
         return self
+
+
+def declared(item: Item) -> Grid:
+    """An item's grid.
+
+    Raises:
+        UserError: its ``config.yaml`` does not declare one.
+    """
+    try:
+        return Grid.model_validate(item.grid)
+    except ValidationError as error:
+        raise UserError(f"{item.folder / 'config.yaml'}: grid: {one_line(error, Grid)}") from None
 
 
 class Settings(RunItemSettings):
@@ -106,6 +125,29 @@ class Settings(RunItemSettings):
     source: Name | None = Field(
         None, description="wandb:ENTITY/PROJECT: nothing is run, the table is made of the runs that W&B has"
     )
+
+    @field_validator("evaluate")
+    @classmethod
+    def _commas_are_of_values(cls, arguments: list[str]) -> list[str]:
+        """``tasks=a,b`` is one argument."""
+        joined: list[str] = []
+        for argument in arguments:
+            if "=" in argument or not joined:
+                joined.append(argument)
+            else:
+                joined[-1] += f",{argument}"
+        return joined
+
+    def tasks(self) -> list[str]:
+        """What each finished run is evaluated on.
+
+        Raises:
+            UserError: evaluate.py would refuse its arguments.
+        """
+        from ssa.evaluation.catalogue import names
+        from ssa.evaluation.settings import EvaluateSettings
+
+        return names(parse(EvaluateSettings, ["run=RUN", *self.evaluate]).tasks) if self.evaluate else []
 
 
 class Cell(NamedTuple):
@@ -153,7 +195,9 @@ def _start(
 
     base = known.get(Cell(group.start[settings.scale], grid.rows[0].name, seed))
     try:
-        return start_of(base.folder, settings.output_dir) if base and base.is_finished() else None
+        if base is None or not base.is_finished():
+            return None
+        return start_of(base.folder, settings.output_dir, write=not settings.plan)
     except UserError:  # its overrides are refused, or its weights are damaged
         return None
 
@@ -162,24 +206,34 @@ def run(settings: Settings, study: Study) -> None:
     """Trains and evaluates what is missing, and writes the table.
 
     Raises:
-        UserError: a run failed and ``fail_fast`` is set; or W&B does not answer.
+        UserError: what is declared or asked for cannot be; a run failed and ``fail_fast`` is set; or W&B does not
+            answer.
     """
     from experiments.grid_results import Results
     from experiments.grid_tables import write
+    from experiments.pool import refused
     from experiments.study import references
     from ssa.report.runs import load
 
-    grid = Grid.model_validate(study.item.grid)
+    grid = declared(study.item)
+    _ = settings.tasks()  # refused before anything is trained
     failed: dict[Run, str] = {}
+    unevaluated: dict[Run, str] = {}
     if settings.source is None:
         began = [run for run in runs(grid, settings).values() if run]
+        mistakes = refused(began)
+        if len(mistakes) == len(began):  # as of a mistake in train=
+            raise UserError(next(iter(mistakes.values())))
         failed |= study.attempt(began)
         others = [run for run in runs(grid, settings).values() if run and run not in began]  # fine-tune these
         failed |= study.attempt(others)
-        failed |= _evaluate([*began, *others], settings, study)
+        unevaluated |= _evaluate([*began, *others], settings, study)
+    else:
+        failed |= refused(run for run in runs(grid, settings).values() if run)
+        study.note(failed)
     frame = load(Path(settings.output_dir) / "experiments", settings.source)
     write(
-        Results(study.item.name, grid, settings, runs(grid, settings), failed, frame),
+        Results(study.item.name, grid, settings, runs(grid, settings), failed, unevaluated, frame),
         references(study.item.name),
         study,
     )
@@ -191,4 +245,7 @@ def _evaluate(trained: Sequence[Run], settings: Settings, study: Study) -> dict[
 
     if not settings.evaluate:
         return {}
-    return evaluate([run for run in trained if run.is_finished()], settings.evaluate, settings.jobs, study.console)
+    finished = [run for run in trained if run.is_finished()]
+    failed = evaluate(finished, settings.evaluate, settings.jobs, study.console)
+    study.note(failed)
+    return failed

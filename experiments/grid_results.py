@@ -12,12 +12,11 @@ import pandas as pd
 
 from experiments.grid import Cell, Grid, Metric, Settings
 from experiments.launch import Run
-from ssa.evaluation import catalogue
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report.cells import State
 from ssa.statistics import Estimate, holm, mean_interval, paired_interval, paired_p_value
 
-_ABSENT = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+ABSENT = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
 
 class Gap(NamedTuple):
@@ -59,7 +58,8 @@ class Results:
         grid: what was declared.
         settings: of the command line.
         runs: `experiments.grid.runs`.
-        failed: why runs, or their evaluations, failed just now.
+        failed: why runs failed just now.
+        unevaluated: why evaluations of finished runs did.
         frame: `ssa.report.runs.load`.
     """
 
@@ -68,6 +68,7 @@ class Results:
     settings: Settings
     runs: Mapping[Cell, Run | None]
     failed: Mapping[Run, str]
+    unevaluated: Mapping[Run, str]
     frame: pd.DataFrame
 
     @property
@@ -77,8 +78,7 @@ class Results:
 
     def is_measured(self, metric: Metric) -> bool:
         """Whether the settings ask for what fills the column."""
-        asked = dict(argument.split("=", 1) for argument in self.settings.evaluate if "=" in argument)
-        return metric.task is None or ("tasks" in asked and metric.task in catalogue.names(asked["tasks"]))
+        return metric.task is None or metric.task in self._tasks
 
     def run_id(self, cell: Cell) -> str | None:
         """None where the run cannot be told: refused overrides, or no start to go on from."""
@@ -86,23 +86,30 @@ class Results:
         return run.config.run_id if run is not None and run not in self._refused else None
 
     @cached_property
+    def _tasks(self) -> list[str]:
+        return self.settings.tasks()
+
+    @cached_property
     def _refused(self) -> set[Run]:
-        return {run for run in self.failed if not run.is_valid()}
+        return {run for run in self.failed if run.refusal}
 
     def gap(self, cell: Cell, metric: Metric) -> Gap | None:
         """What is wrong with a run's metric, if anything is."""
         run, run_id = self.runs[cell], self.run_id(cell)
+        found = self.frame.loc[run_id] if run_id in self.frame.index else None
+        if found is not None and found["damage"] not in ("", NO_CHECKSUMS):  # also of a run that fails for it
+            return Gap("damaged", f"left out, {found['damage']}; remove {found['folder']} to run it anew")
         if run is not None and run in self.failed:
             return Gap("failed", self.failed[run])
         if run_id is None:
-            return Gap("missing", "what it goes on from has not finished")
-        if run_id not in self.frame.index:
+            return Gap("missing", "what it goes on from has not finished, or is damaged")
+        if found is None:
             return Gap("missing", f"not in {self.settings.source}" if self.settings.source else "not run")
-        found = self.frame.loc[run_id]
-        if found["damage"] not in ("", NO_CHECKSUMS):
-            return Gap("damaged", f"left out, {found['damage']}; remove {found['folder']} to run it anew")
         if found["status"] != "finished":
-            return Gap("failed" if found["status"] == "failed" else "missing", str(found["status"]))
+            state: State = "failed" if found["status"] == "failed" else "missing"
+            return Gap(state, str(found["error"] or found["status"]))
+        if metric.task is not None and run is not None and run in self.unevaluated:
+            return Gap("failed", self.unevaluated[run])
         if metric.key not in found.index or pd.isna(found[metric.key]):
             return Gap("missing", f"has no {metric.key}")
         return None
@@ -140,8 +147,8 @@ class Results:
             group,
             row,
             metric,
-            mean_interval(list(numbers.values())) if numbers else _ABSENT,
-            paired_interval(*pairs) if pairs[0] else _ABSENT,
+            mean_interval(list(numbers.values())) if numbers else ABSENT,
+            paired_interval(*pairs) if pairs[0] else ABSENT,
             paired_p_value(*pairs) if pairs[0] else math.nan,
             math.nan,
             tuple(str(self.run_id(Cell(group, row, seed))) for seed in numbers),

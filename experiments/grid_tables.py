@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from experiments.conclusion import Conclusion, shown
 from experiments.grid import Metric
-from experiments.grid_results import Results, Statistic
+from experiments.grid_results import ABSENT, Results, Statistic
+from experiments.item import Item
 from ssa.evaluation import catalogue
 from ssa.report import tables
 from ssa.report.cells import State
-from ssa.statistics import paired_interval
+from ssa.statistics import Estimate, paired_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,12 +36,12 @@ def write(results: Results, references: Sequence[dict[str, str]], study: Study) 
     metrics = {metric.name: metric for metric in results.grid.metrics}
     for claim in results.grid.claims:
         pairs = results.pairs(claim.group, claim.row, claim.against, metrics[claim.metric])
-        if pairs[0]:
+        if claim.group in results.groups:  # without a pair it is undecided, and still the item's main one if it is
             study.conclude(
                 Conclusion(
                     f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}",
                     f"difference of the {claim.metric}, {claim.row} - {claim.against}",
-                    paired_interval(*pairs),
+                    paired_interval(*pairs) if pairs[0] else ABSENT,
                     claim.expected,
                 )
             )
@@ -77,16 +78,20 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
 def _measured(results: Results, one: Statistic) -> list[tables.Cell]:
     """The value, and where the metric is compared, its difference to the first row and the p-value."""
     state, note = _trouble(results, one)
-    mean = f"{one.mean.mean:,.{one.metric.digits}f}" if one.mean.sd == 0 else shown(one.mean, one.metric.digits)
-    cells = [tables.Cell(mean if one.mean.n else "", state, one.runs, note)]
+    cells = [tables.Cell(_text(one.mean, one.metric.digits) if one.mean.n else "", state, one.runs, note)]
     if one.metric.compared and one.row == results.grid.rows[0].name:
         cells += [tables.Cell("baseline", "none"), _NONE]
     elif one.metric.compared:
         ids = one.runs + one.base_runs
-        difference = shown(one.difference, one.metric.digits)
+        difference = _text(one.difference, one.metric.digits)
         cells.append(tables.Cell(difference, "value", ids) if one.difference.n else _NONE)
         cells.append(_NONE if math.isnan(one.p_holm) else tables.Cell(f"{one.p_holm:.2g}", "value", ids))
     return cells
+
+
+def _text(estimate: Estimate, digits: int) -> str:
+    """With an interval, where it has one that says something."""
+    return f"{estimate.mean:,.{digits}f}" if estimate.sd == 0 or estimate.n == 1 else shown(estimate, digits)
 
 
 def _trouble(results: Results, one: Statistic) -> tuple[State, str]:
@@ -111,18 +116,21 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cel
         (at,) = (one.at for one in results.grid.groups if one.name == group)
         note = f"Not part of scale={scale}. To fill it: python -m experiments {results.item} scale={next(iter(at))}"
     else:
-        tasks = next((name for name, of in catalogue.GROUPS.items() if metric.task in of), metric.task)
-        note = f"Not evaluated at scale={scale}. To fill it: {_command(results)} evaluate=tasks={tasks}"
+        task = next((name for name, of in catalogue.GROUPS.items() if metric.task in of), metric.task)
+        evaluate = [f"tasks={','.join([*results.settings.tasks(), str(task)])}"]
+        evaluate += [argument for argument in results.settings.evaluate if not argument.startswith("tasks=")]
+        note = f"Not evaluated at scale={scale}. To fill it: {_command(results, evaluate=evaluate)}"
     return [tables.Cell("", "unmeasured", (), note), *[_NONE] * (2 if metric.compared else 0)]
 
 
-def _command(results: Results) -> str:
-    return f"python -m experiments {results.item} scale={results.settings.scale}"
+def _command(results: Results, **changes: object) -> str:
+    return Item(results.item).command(results.settings.model_copy(update=changes))
 
 
 def _paper(cell: dict[str, str] | None) -> tables.Cell:
     if cell is None or cell["value"] == "-":
-        return tables.Cell("", "none", (), "No source gives the paper's figure.")
+        note = cell["note"].rstrip(".") if cell and cell["note"] else "No source gives the paper's figure"
+        return tables.Cell("", "none", (), f"{note[0].upper()}{note[1:]}.")
     return tables.Cell(f"{cell['value']} ({cell['grade']})", "reference", (), cell["note"])
 
 
@@ -130,8 +138,8 @@ def _caption(results: Results) -> str:
     settings, grid = results.settings, results.grid
     ids = {run_id for cell in results.runs if (run_id := results.run_id(cell)) in results.frame.index}
     frame = results.frame.loc[sorted(ids, key=str)]
-    commits = sorted({str(commit)[:7] for commit in frame["commit"].dropna()})
-    data = sorted({str(data_hash)[:8] for data_hash in frame["data_hash"].dropna()})
+    commits = sorted({commit[:7] for commit in frame["commit"] if commit})
+    data = sorted({data_hash[:8] for data_hash in frame["data_hash"] if data_hash})
     parts = [f"Mean and 95 % interval (Student's t) over {settings.seeds} seeds."]
     if any(metric.compared for metric in grid.metrics):
         parts.append(

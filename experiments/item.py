@@ -9,6 +9,7 @@ matplotlib come when they are used, so that a mistyped key is refused at once.
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,7 @@ class ItemSettings(Section):
 # Settings that decide no number
 BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun", "logger", "plan", "fail_fast", "launcher"}
 BOOKKEEPING |= {"launcher_overrides"}
+_OCCASIONAL = {"scale", "jobs", "rerun", "plan", "fail_fast", "source"}
 
 
 class TheoryItemSettings(ItemSettings):
@@ -130,6 +132,17 @@ class Item:
         plain: Mapping[str, Any] = settings.model_dump(exclude=BOOKKEEPING)
         scaled = self.settings(**self.values(settings.scale)).model_dump(exclude=BOOKKEEPING)
         return plain == scaled
+
+    def command(self, settings: ItemSettings) -> str:
+        """What is typed for these settings, but for what belongs to one occasion."""
+        scaled = self.settings(**{**self.values(settings.scale), "scale": settings.scale}).model_dump()
+        plain = settings.model_dump(exclude=_OCCASIONAL)
+        own = [f"{key}={_typed(value)}" for key, value in plain.items() if value != scaled[key]]
+        return shlex.join(["python", "-m", "experiments", self.name, f"scale={settings.scale}", *own])
+
+
+def _typed(value: Any) -> str:
+    return "null" if value is None else ",".join(value) if isinstance(value, list) else str(value)
 
 
 def items() -> list[Item]:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from experiments.processes import context
 from ssa.command_line.compose import configured
 from ssa.config import Config
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, UserError
+from ssa.record.checksums import SUMMARY
 from ssa.record.run_files import read_rows
 from ssa.record.run_record import is_locked, read_status, run_folder
+from ssa.text.hub_client import HubUnreachable
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,23 @@ class Run:
     overrides: tuple[str, ...]
     label: str
 
-    @cached_property
+    @property
     def config(self) -> Config:
         """The typed config.
 
         Raises:
             UserError: the overrides are refused.
         """
-        return configured(*self.overrides)
+        found = _composed(self.overrides)
+        if isinstance(found, UserError):
+            raise found
+        return found
 
-    def is_valid(self) -> bool:
-        """Whether the overrides are accepted."""
-        try:
-            return bool(self.config)
-        except UserError:
-            return False
+    @property
+    def refusal(self) -> str:
+        """Why the overrides are refused, or nothing."""
+        found = _composed(self.overrides)
+        return str(found) if isinstance(found, UserError) else ""
 
     @property
     def folder(self) -> Path:
@@ -92,8 +96,27 @@ class Run:
     @property
     def _status(self) -> str:
         with suppress(UserError):  # a damaged one is not finished, and is named when it is started
-            return read_status(self.folder).status if (self.folder / "status.json").exists() else "new"
+            if (self.folder / "status.json").exists():
+                return read_status(self.folder).status
+            return "finished" if (self.folder / SUMMARY).exists() else "new"  # lost since: the table names it
         return "damaged"
+
+
+_unreachable: dict[str, UserError] = {}  # by what was to be fetched: to ask the Hub in vain takes half a minute
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> Config | UserError:
+    pretrained = next((override for override in overrides if override.startswith("init_from=")), "")
+    if pretrained in _unreachable:
+        return _unreachable[pretrained]
+    try:
+        return configured(*overrides)
+    except HubUnreachable as error:
+        _unreachable[pretrained] = error
+        return error
+    except UserError as error:
+        return error
 
 
 def start(run: Run, rerun: bool = False) -> BaseProcess:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.code import code_hash
-from experiments.processes import context
+from experiments.processes import context, live_with
 from ssa.errors import UserError
 from ssa.record.run_files import read_json, write_json
 
@@ -102,7 +100,7 @@ def _each(missing: Mapping[Path, Part], commit: str, jobs: int) -> Iterator[None
             yield
         return
     processes = min(jobs, len(missing))
-    with ProcessPoolExecutor(processes, context("torch"), _live_with, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(processes, context("torch"), live_with, (os.getpid(),)) as pool:
         try:
             for future in as_completed([pool.submit(_keep, file, part, commit) for file, part in missing.items()]):
                 future.result()
@@ -130,17 +128,6 @@ def _keep(file: Path, part: Part, commit: str) -> None:
     seconds = time.perf_counter() - began
     of = {"function": f"{function.__module__}.{function.__qualname__}", "arguments": arguments, "commit": commit}
     write_json(file, {**of, "seconds": seconds, "value": value})
-
-
-def _live_with(pid: int) -> None:
-    """Ends this process when that one is gone: a killed study leaves none behind."""
-
-    def watch() -> None:
-        while psutil.pid_exists(pid):
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _name(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.grid import Grid, Settings, runs
+from experiments.grid import Settings, declared, runs
 from experiments.item import Item
 from experiments.launch import Run
 from ssa.config import Config
@@ -24,9 +24,12 @@ _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.
 
 def show(item: Item, settings: Settings, console: Console) -> None:
     """Prints the plan."""
-    assert item.grid
-    planned = runs(Grid.model_validate(item.grid), settings)
-    known = [run for run in planned.values() if run and run.is_valid()]
+    planned = runs(declared(item), settings)
+    _ = settings.tasks()
+    refused = {run: reason for run in filter(None, planned.values()) if (reason := run.refusal)}
+    for reason, number in Counter(refused.values()).items():
+        console.print(f"{number} runs are refused: {reason}", markup=False)
+    known = [run for run in planned.values() if run and run not in refused]
     unique = list({run.folder: run for run in known}.values())
     waiting = [run for run in unique if settings.rerun or not run.is_finished()]
     table = Table("runs", "finished", "to go on with", "to run", "tokens to train", box=box.SIMPLE_HEAD)

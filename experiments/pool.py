@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -65,14 +65,14 @@ def bring(
         What failed, and why, in a line.
 
     Raises:
-        UserError: all overrides are refused, or there is no such launcher.
+        UserError: overrides are refused and ``fail_fast`` is set, or there is no such launcher.
     """
-    failed = _refused(runs)
+    failed = refused(runs)
     unique = list({run.folder: run for run in runs if run not in failed}.values())
-    if failed and (not unique or fail_fast):
-        raise UserError(next(iter(failed.values())))
+    if failed and fail_fast:
+        raise UserError(next(f"{run.label}: {reason}" for run, reason in failed.items()))
     for run, reason in failed.items():
-        console.print(f"failed: {run.label}: {reason}")
+        console.print(f"failed: {run.label}: {reason}", markup=False)
     waiting = [run for run in unique if rerun or not run.is_finished()]
     if len(unique) > len(waiting):
         console.print(f"{len(unique) - len(waiting)} of {len(unique)} runs have finished before")
@@ -88,14 +88,9 @@ def bring(
     return failed
 
 
-def _refused(runs: Sequence[Run]) -> dict[Run, str]:
-    found = {}
-    for run in runs:
-        try:
-            _ = run.config
-        except UserError as error:
-            found[run] = str(error)
-    return found
+def refused(runs: Iterable[Run]) -> dict[Run, str]:
+    """Runs whose overrides are refused, and why."""
+    return {run: run.refusal for run in runs if run.refusal}
 
 
 def _outcome(runs: Sequence[Run], failed: dict[Run, str]) -> Table:
@@ -108,6 +103,11 @@ def _outcome(runs: Sequence[Run], failed: dict[Run, str]) -> Table:
     for label, count in counts.items():
         table.add_row(label, *(str(count[state]) if count[state] else "" for state in ("ok", "failed", "not run")))
     return table
+
+
+def _ending(run: Run, code: int | None) -> str:
+    """Of a run that failed: why."""
+    return run.last_line if code is None or code >= 0 else f"killed by signal {-code}"
 
 
 class _Pool:
@@ -169,8 +169,8 @@ class _Pool:
                 elif run.is_in_use() or (run.is_finished() and not self.rerun):  # another launcher was faster
                     self.waiting.append(run)
                 else:
-                    self.failed[run] = f"{run.last_line}  ({run.log})"
-                    self.console.print(f"failed: {run.label}: {self.failed[run]}")
+                    self.failed[run] = f"{_ending(run, process.exitcode)}  ({run.log})"
+                    self.console.print(f"failed: {run.label}: {self.failed[run]}", markup=False)
 
     def _show(self, progress: Progress) -> None:
         """A line for each run at work."""

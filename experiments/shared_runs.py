@@ -38,29 +38,35 @@ def weights_of(run: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:10]
 
 
-def start_of(run: Path, output_dir: str) -> list[str]:
+def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
     """Overrides that fine-tune a run's best weights, on the source code of Python's standard library.
 
     Args:
         run: its folder.
         output_dir: where its export and the text go; their names are hashes of what is in them.
+        write: false: only say where they are.
+
+    Raises:
+        UserError: the run has no weights; or nothing may be written, and they are not there.
     """
     from ssa.pretrained.export import export
 
     folder = Path(output_dir) / "experiments" / "pretrained"
     model = folder / f"{run.name}-{weights_of(run)}"
     if not (model / "config.json").is_file():
+        if not write:
+            raise UserError(f"{model}: not there yet")
         export(run, model)
-    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder)}", "data.held_out=0.05"]
+    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder, write)}", "data.held_out=0.05"]
 
 
-def _source_code(folder: Path) -> Path:
+def _source_code(folder: Path, write: bool) -> Path:
     """The modules that are one file, a document each, as JSON lines."""
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     path = folder / f"standard_library-{hashlib.sha256(lines.encode()).hexdigest()[:8]}.jsonl"
-    if not path.is_file():
+    if write and not path.is_file():
         write_atomic(path, lines)
     return path
 

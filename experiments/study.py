@@ -103,7 +103,7 @@ class Study:
         """Brings a grid's runs as far as they come; returns what failed, and why.
 
         Raises:
-            UserError: all overrides are refused; or one run failed and ``fail_fast`` is set.
+            UserError: one run failed and ``fail_fast`` is set.
         """
         settings = self.settings
         assert isinstance(settings, GridSettings)

@@ -55,7 +55,8 @@ def test_each_file_removed_or_changed_is_found(run: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("val/loss", 2.4), ("new", 1), ("sha256", "0" * 64), ("files", {"status.json": {}, "config.yaml": 5})]
+    ("key", "value"),
+    [("val/loss", 2.4), ("new", 1), ("sha256", "0" * 64), ("files", {"status.json": {}, "config.yaml": 5})],
 )
 def test_an_edited_summary_is_found(run: Path, key: str, value: object) -> None:
     summary = json.loads((run / "summary.json").read_text())
@@ -85,14 +86,16 @@ def test_an_evaluation_is_taken_in_and_nothing_else(run: Path) -> None:
     folder.mkdir()
     (folder / "early.json").write_text("{}")
     os.utime(folder / "early.json", (0, 0))
+    reseal(run, time.time())
+    (folder / "early.json").write_text("[1]")
+    os.utime(folder / "early.json", (0, 0))
     began = time.time()
     (folder / "late.json").write_text("{}")
     (run / "metrics.jsonl").write_text("")
     reseal(run, began)
-    assert damage(run) == ["metrics.jsonl changed"]
-    (folder / "early.json").write_text("[]")
+    assert damage(run) == ["evaluation/early.json changed", "metrics.jsonl changed"]
     (folder / "late.json").write_text("[]")
-    assert damage(run) == ["evaluation/late.json changed", "metrics.jsonl changed"]
+    assert "evaluation/late.json changed" in damage(run)
     assert not list(run.parent.glob(".*seal"))
 
 

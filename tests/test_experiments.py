@@ -19,14 +19,20 @@ from experiments import parts as parts_module
 from experiments.__main__ import main
 from experiments.code import code_hash
 from experiments.conclusion import Conclusion, shown
+from experiments.grid import declared
 from experiments.item import HERE, SCALES, Item, ItemSettings, find, items
 from experiments.study import Study, references
 from ssa.errors import UserError
+from ssa.report.tables import Table
 from ssa.statistics import Estimate, mean_interval
 
 ITEMS = items()
 NAMES = [item.name for item in ITEMS]
 REQUIRED = {
+    "ablation_parameters",
+    "ablation_qkv",
+    "ablation_strategies",
+    "ablation_token_position",
     "attention_dilution",
     "fig1_temperature_map",
     "fig2_norms",
@@ -34,8 +40,18 @@ REQUIRED = {
     "fig4_convergence",
     "table1_degree_temperature",
     "table2_denoising",
+    "table3_main",
+    "table4_passkey",
 }
+# Grids whose results at scale=laptop are committed, as those of the items with an item.py are; others' may be
+COMMITTED_GRIDS = {"ablation_token_position", "ablation_strategies"}
+WITH_RESULTS = [
+    item
+    for item in ITEMS
+    if not item.grid or item.name in COMMITTED_GRIDS or (item.folder / "results" / "laptop_study.json").exists()
+]
 every_item = pytest.mark.parametrize("item", ITEMS, ids=NAMES)
+every_result = pytest.mark.parametrize("item", WITH_RESULTS, ids=[item.name for item in WITH_RESULTS])
 
 
 def committed(item: Item, name: str) -> list[dict[str, str]]:
@@ -43,8 +59,16 @@ def committed(item: Item, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_papers_small_experiments_are_there() -> None:
+def fewest_seeds(item: Item, scale: str) -> int:
+    return 2 if scale == "smoke" else 3 if item.grid else 5
+
+
+def test_the_papers_tables_and_figures_are_there() -> None:
     assert set(NAMES) >= REQUIRED
+    assert {item.name for item in ITEMS if item.grid} >= {name for name in REQUIRED if name.startswith("ablation")}
+    for item in ITEMS:
+        assert (item.folder / "item.py").exists() == (item.grid is None)
+        assert (item.folder / "README.md").read_text(encoding="utf-8").startswith("# ")
 
 
 @every_item
@@ -52,7 +76,7 @@ def test_the_papers_small_experiments_are_there() -> None:
 def test_every_scale_has_valid_settings(item: Item, scale: str) -> None:
     settings = item.settings(scale=scale, **item.values(scale))
     assert item.is_as_scaled(settings)
-    assert settings.seeds >= {"smoke": 2, "laptop": 5, "gpu": 5, "paper": 5}[scale]
+    assert settings.seeds >= fewest_seeds(item, scale)
 
 
 @every_item
@@ -77,24 +101,46 @@ def test_the_papers_cells_have_a_grade(item: Item) -> None:
             float(cell["value"])
 
 
-@every_item
+@every_result
 def test_the_readme_says_what_the_committed_results_say(item: Item) -> None:
     readme = " ".join((item.folder / "README.md").read_text(encoding="utf-8").split())
-    for row in committed(item, "conclusions"):
+    conclusions = committed(item, "conclusions")
+    assert conclusions
+    for row in conclusions:
         assert row["sentence"] in readme
         assert row["verdict"] in ("holds", "does not hold", "undecided")
 
 
-@every_item
+@every_result
 def test_the_committed_results_are_of_the_settings_at_hand(item: Item) -> None:
     done = json.loads((item.folder / "results" / "laptop_study.json").read_text(encoding="utf-8"))
     assert item.is_as_scaled(item.settings(**done["settings"]))
     assert done["seconds_of_parts"] / done["settings"]["jobs"] < 30 * 60  # runs may have shared the machine
     seeds = {row["seed"] for row in committed(item, "runs")}
-    assert len(seeds) == done["settings"]["seeds"] >= 5
+    assert len(seeds) == done["settings"]["seeds"] >= fewest_seeds(item, "laptop")
 
 
-@every_item
+@pytest.mark.parametrize("item", [item for item in WITH_RESULTS if item.grid], ids=lambda item: item.name)
+def test_the_committed_table_is_of_the_runs_beside_it(item: Item) -> None:
+    """Every cell is a number of finished runs, or says what it lacks; each run that is declared is counted."""
+    plain = json.loads((item.folder / "results" / "laptop_summary.json").read_text(encoding="utf-8"))
+    table = Table.of(plain)
+    forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html()}
+    for ending, text in forms.items():
+        assert (item.folder / "results" / f"laptop_summary.{ending}").read_text(encoding="utf-8") == text
+    counted, grid = committed(item, "runs"), declared(item)
+    known = {row["run"] for row in counted}
+    groups = [group for group in grid.groups if "laptop" in group.at]
+    seeds = {row["seed"] for row in counted}
+    assert len(counted) == len(groups) * len(grid.rows) * len(seeds)
+    for cell in (cell for row in table.rows for cell in row):
+        assert set(cell.runs) <= known
+        assert cell.state not in ("missing", "failed", "damaged")
+        assert cell.state != "unmeasured" or "To fill it: python -m experiments" in cell.note
+        assert cell.state != "value" or cell.runs
+
+
+@every_result
 def test_every_figure_is_there_as_vector_and_pixels(item: Item) -> None:
     results = item.folder / "results"
     pictures = {kind: {path.stem for path in results.glob(f"laptop_*.{kind}")} for kind in ("png", "svg")}
@@ -310,10 +356,11 @@ def test_an_estimate_is_shown_with_its_interval() -> None:
     assert shown(mean_interval([1.0, 2.0, 3.0])) == "2.000 [-0.484, 4.484]"
 
 
-def test_the_shared_runs_are_settings_of_the_command_line() -> None:
+@pytest.mark.parametrize("name", ["runs.yaml", "grids.yaml"])
+def test_the_shared_runs_are_settings_of_the_command_line(name: str) -> None:
     from experiments.launch import Run
 
-    shared = yaml.safe_load((HERE / "runs.yaml").read_text())
+    shared = yaml.safe_load((HERE / name).read_text())
     assert set(shared) == set(SCALES)
     for scale, overrides in shared.items():
         assert Run(tuple(overrides), scale).config.scale == scale

@@ -52,7 +52,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
             tasks.append(catalogue.task(name, settings, subject))
         except UserError as error:
             fail(name, error)
-    evaluation, began = _Evaluation(settings, subject, subject.folder / "evaluation", console), time.time()
+    evaluation = _Evaluation(settings, subject, subject.folder / "evaluation", console)
     try:
         for task in tasks:
             try:
@@ -68,7 +68,6 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
                 console.print(f"{task.name}: interrupted; the same command goes on from here")
                 raise
     finally:
-        reseal(subject.folder, began)
         evaluation.report()
     if failures:
         failed = [name for name in names if name in failures]
@@ -90,6 +89,13 @@ class _Evaluation:
         Raises:
             UserError: it cannot be done.
         """
+        since = time.time()
+        try:
+            self._find_or_run(task)
+        finally:
+            reseal(self.subject.folder, since)
+
+    def _find_or_run(self, task: Task) -> None:
         identity = identity_of(task.settings, self.subject)
         kept = None if self.settings.rerun else find(self.folder, task.name, identity, newest=task.has_files)
         if kept is not None:

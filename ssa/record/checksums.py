@@ -60,9 +60,10 @@ def _take_in(folder: Path, since: float) -> None:
     values = read_json(folder / SUMMARY)
     if not set(KEYS) <= set(values) or values["sha256"] != _of_values(values):
         return
-    for name in _files(folder):
+    for name in (name for name in _files(folder) if name.startswith("evaluation/")):
         path = folder / name
-        if name.startswith("evaluation/") and path.stat().st_mtime >= since - 1:  # clocks of files are coarse
+        is_new = name not in values["files"]  # such as of an evaluation that was killed before it came here
+        if is_new or path.stat().st_mtime >= since - 1:  # clocks of files are coarse
             values["files"][name] = _checksum(path)
     write_json(folder / SUMMARY, _with_own(values))
 
@@ -98,7 +99,7 @@ def _state(path: Path, sum_: Any) -> str:
         return "" if _checksum(path)["sha256"] == sum_.get("sha256") else "changed"
     except FileNotFoundError:
         return "removed"
-    except OSError:
+    except (OSError, ValueError):  # a name may have been edited to what is none
         return "unreadable"
 
 

@@ -1,0 +1,65 @@
+"""A grid of tiny runs as an item of its own folder, for tests of how grids are launched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments import item as item_module
+from experiments import study as study_module
+from experiments.item import SCALES
+
+ROWS = {"vanilla": "none", "constant": "constant", "SSA": "ssa"}
+GRID: dict[str, Any] = {
+    "groups": [{"name": "GPT-2", "overrides": ["model=gpt2"]}],
+    "rows": [{"name": name, "overrides": [f"model/temperature={rule}"]} for name, rule in ROWS.items()],
+    "metrics": [
+        {"name": "loss", "key": "val/loss", "digits": 4, "compared": True},
+        {"name": "accuracy", "key": "eval/passkey/accuracy", "task": "passkey"},
+        {"name": "parameters", "key": "parameters.total", "digits": 0},
+    ],
+    "claims": [{"group": "GPT-2", "row": "SSA", "against": "vanilla", "metric": "loss"}],
+    "notes": "Loss in nats a token.",
+}
+TINY = ("scale=smoke", "trainer.steps=4", "optim.warmup_steps=1", "trainer.eval_every=2", "data.max_eval_tokens=1024")
+# The command line of `python -m experiments`, whose items are below the folder that is its first argument
+PROGRAM = """
+import sys
+from pathlib import Path
+from experiments import item, study
+from experiments.__main__ import main
+if __name__ == "__main__":
+    item.HERE = study.HERE = Path(sys.argv[1])
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+def grid(**changes: Any) -> dict[str, Any]:
+    """A declaration, as config.yaml has it."""
+    return {**copy.deepcopy(GRID), **changes}
+
+
+def make_item(folder: Path, text: Path, more: Sequence[str] = (), name: str = "tiny", **changes: Any) -> Path:
+    """An item below ``folder``, whose runs are trained on ``text``, with ``more`` overrides."""
+    train = [*TINY, "data=text", f"data.train={text}", "data.tokenizer=bpe-512", *more]
+    (folder / name).mkdir(parents=True)
+    (folder / "grids.yaml").write_text(yaml.safe_dump(dict.fromkeys(SCALES, train)))
+    scales = {scale: {"seeds": 2} for scale in SCALES}
+    config = {"purpose": "a grid of tiny runs", "grid": grid(**changes), "scales": scales}
+    (folder / name / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    reference = (
+        'quantity,method,value,grade,note\nGPT-2: loss,SSA,3.1,C,"one source"\nGPT-2: loss,vanilla,-,B,"no cell"\n'
+    )
+    (folder / name / "reference.csv").write_text(reference)
+    return folder / name
+
+
+def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Takes the items below a folder for those of this package."""
+    patch.setattr(item_module, "HERE", folder)
+    patch.setattr(study_module, "HERE", folder)
