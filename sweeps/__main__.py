@@ -67,12 +67,14 @@ def run(file: Path, settings: Settings) -> None:
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     folder = Path(settings.output_dir, "sweeps", file.stem)
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=1)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise UserError(f"{folder}: another process is at this sweep; wait for it, or stop it") from None
+    except OSError as error:
+        raise UserError(f"output_dir={settings.output_dir}: {folder} cannot be written: {error.strerror}") from None
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         _search(file, sweep, settings, (*sweep.overrides, *more), folder)

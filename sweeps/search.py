@@ -27,6 +27,7 @@ from sweeps.declaration import Sweep, typed
 from sweeps.study import sampler
 
 _POLL_SECONDS = 0.5
+_PRUNED = "pruned_at"  # of a trial: the pruner has decided, also if a kill comes before the run has ended
 
 
 @dataclass
@@ -119,9 +120,13 @@ class Search:
         elif any(active.run.folder == run.folder for active in self.active):
             self.twins.append((trial, run))
         else:
-            reported = set(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
-            process = None if run.is_in_use() or run.is_finished() else start(run)
-            self.active.append(Active(trial, run, process, reported=reported))
+            known = self.study.get_trials(deepcopy=False)[trial.number]
+            pruned = _PRUNED in known.user_attrs
+            process = None if pruned or run.is_in_use() or run.is_finished() else start(run)
+            active = Active(trial, run, process, pruned=pruned, reported=set(known.intermediate_values))
+            self.active.append(active)
+            if pruned:
+                self._stop(active)
 
     def _look_at(self, active: Active) -> None:
         """Reports what is new of a run, stops it if the pruner says so, and ends its trial if it has ended."""
@@ -155,13 +160,14 @@ class Search:
             new, active.rows = rows[active.rows :], len(rows)
             for row in new:
                 value, step = row.get(self.sweep.metric), int(row["step"])
-                if value is None or step in active.reported:
-                    continue
+                if value is None or step in active.reported or active.pruned:
+                    continue  # what a pruned run still does until it ends is not to decide later trials
                 active.trial.report(float(value), step)
                 active.reported.add(step)
                 last = step >= active.run.config.trainer.steps
-                if may_stop and not active.pruned and not last and active.trial.should_prune():
+                if may_stop and not last and active.trial.should_prune():
                     active.pruned = True
+                    active.trial.set_user_attr(_PRUNED, step)
                     self._stop(active)
 
     def _stop(self, active: Active) -> None:

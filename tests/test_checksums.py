@@ -86,7 +86,9 @@ def test_an_evaluation_is_taken_in_and_nothing_else(run: Path) -> None:
     folder.mkdir()
     (folder / "early.json").write_text("{}")
     os.utime(folder / "early.json", (0, 0))
+    assert damage(run) == ["evaluation/early.json added"]
     reseal(run, time.time())
+    assert damage(run) == []
     (folder / "early.json").write_text("[1]")
     os.utime(folder / "early.json", (0, 0))
     began = time.time()

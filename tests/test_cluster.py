@@ -93,7 +93,20 @@ def test_multirun_by_a_launcher(overrides: tuple[str, ...], run: Callable[..., R
     assert finished.is_finished()
     assert read_environment(finished.folder)["command"][0] == "train.py"
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    assert any("val/perplexity" in log.read_text() or "perplexity" in log.read_text() for log in sweep.rglob("*.out"))
+    assert any("perplexity" in log.read_text() for log in sweep.rglob("*.out"))
+
+
+@pytest.mark.parametrize("more", [(), ("hydra.sweep.dir=jobs",)])
+def test_multirun_by_slurm_where_there_is_none(tmp_path: Path, more: tuple[str, ...]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=submitit_slurm", *SMALL, *more, "seed=0,1"]
+    environment = {**os.environ, "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: hydra/launcher=submitit_slurm: ")
+    assert "Traceback" not in done.stderr
 
 
 def commands() -> list[str]:

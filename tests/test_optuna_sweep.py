@@ -91,6 +91,23 @@ def test_a_file_that_is_not_there(search: Callable[..., tuple[int, str, str]]) -
     assert search("nowhere.yaml")[2].startswith("error: nowhere.yaml: no such file")
 
 
+@pytest.mark.parametrize("content", ["", "- a", "text"])
+def test_a_file_that_declares_nothing(
+    search: Callable[..., tuple[int, str, str]], tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(content)
+    assert search(str(file))[2].startswith(f"error: {file}: not a sweep; expected the keys metric, ")
+
+
+def test_a_place_that_cannot_be_written(
+    declare: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    assert main([declare(), f"output_dir={tmp_path}/taken"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: output_dir={tmp_path}/taken: ")
+
+
 def test_the_shipped_declaration_composes() -> None:
     for file in sorted((ROOT / "sweeps").glob("optuna_*.yaml")):
         load(file).check([])
@@ -188,8 +205,28 @@ def test_a_trial_that_is_behind_is_stopped_and_one_that_diverges_counts_as_behin
     folder = tmp_path / "outputs" / "main" / rows[1]["run_id"]
     assert load_status(folder).status == "interrupted"
     assert 0 < load_status(folder).step < 60
+    assert rows[1]["last_step"] == "2", "where the pruner decided"
     assert rows[2]["note"].startswith("TrainingDiverged: ")
     assert "best of 1 finished, 2 stopped early" in out
+
+
+def test_a_trial_is_not_gone_on_with_where_the_pruner_had_decided(
+    declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Killed between the decision and the end of the run."""
+    file = declare()
+    sweep = load(Path(file))
+    study = open_study(
+        tmp_path / "outputs" / "sweeps" / "tiny", "tiny", sweep, (*sweep.overrides, f"output_dir={tmp_path}/outputs")
+    )
+    trial = study.ask()
+    trial.report(5.0, 2)
+    trial.set_user_attr("pruned_at", 2)
+    code, out, err = search(file, "trials=1")
+    assert (code, err) == (0, "")
+    assert "trial 0: stopped early" in out
+    assert [(row["state"], row["last_step"]) for row in trials(tmp_path)] == [("stopped early", "2")]
+    assert not (tmp_path / "outputs" / "main").exists()
 
 
 @pytest.mark.slow

@@ -157,6 +157,21 @@ def test_every_run_is_there_and_what_is_wrong_with_it(folder: Path) -> None:
     assert "1 item, 20 runs: 1 failed, 18 finished, 1 interrupted; 1 damaged." in " ".join(Tags(text).text.split())
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("environment.json", '{"machine": "x", "packages": [1], "git": "y"}'),
+        ("environment.json", "[" * 100_000),
+        ("metrics.jsonl", f'{{"step": 1, "tokens": 1, "val/loss": 1{400 * "0"}}}\n'),
+    ],
+)
+def test_what_a_file_must_not_hold_hides_no_run(folder: Path, name: str, content: str) -> None:
+    path = next((folder / "outputs" / "main").rglob(name))
+    path.write_text(content)
+    run = next(run for run in data_of(page(folder))["runs"] if run["id"] == path.parent.name)
+    assert f"{name} changed" in run["damage"]
+
+
 def test_a_file_that_is_gone_hides_no_run(folder: Path) -> None:
     gone = sorted((folder / "outputs").rglob("config.yaml"))[5]
     gone.unlink()
@@ -227,9 +242,17 @@ def test_the_smaller_picture_is_taken(folder: Path) -> None:
     assert picture["alt"]
 
 
-def test_a_damaged_result_is_named(folder: Path) -> None:
-    (folder / "experiments" / "demo" / "results" / "laptop_summary.json").write_text('{"title": 1}')
-    assert "laptop_summary.json cannot be read" in page(folder)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("laptop_summary.json", '{"title": 1}'),
+        ("laptop_summary.json", "[" * 100_000),
+        ("laptop_conclusions.csv", f'claim,mean\n"{200_000 * "x"}",1\n'),
+    ],
+)
+def test_a_damaged_result_is_named(folder: Path, name: str, content: str) -> None:
+    (folder / "experiments" / "demo" / "results" / name).write_text(content)
+    assert f"{name} cannot be read" in page(folder)
 
 
 def test_an_item_without_results_says_what_to_run(folder: Path) -> None:

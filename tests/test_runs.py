@@ -22,6 +22,7 @@ from ssa.record.run_files import load_config, load_status, read_rows, read_summa
 from ssa.record.run_record import RunRecord
 from ssa.report.run_rows import FIXED, FoundRun, table
 from ssa.report.runs import curves, load
+from ssa.report.runs import run_folders as run_folders_below
 
 ROOT = Path(__file__).parents[1]
 N = 60
@@ -196,6 +197,17 @@ def test_other_folders_are_left_out(run: Path) -> None:
     assert list(load(run).index) == [run.name], "one run's own folder will do"
 
 
+def test_links_are_followed_once(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "linked"
+    (place / "real").mkdir(parents=True)
+    run.rename(place / "real" / run.name)
+    (place / "again").symlink_to(place / "real")
+    (place / "main").symlink_to(run.parent)
+    (run.parent / "loop").symlink_to(place)
+    (other,) = (path.name for path in run.parent.iterdir() if path.name != "loop")
+    assert [path for path, _ in run_folders_below(place)] == [place / "real" / run.name, place / "main" / other]
+
+
 def test_a_run_id_twice(run: Path, made: list[Path], tmp_path: Path) -> None:
     def status(folder: Path, **values: Any) -> None:
         write_json(folder / "status.json", {**json.loads((folder / "status.json").read_text()), **values})
@@ -308,6 +320,12 @@ def test_no_edit_stops_the_others(run: Path) -> None:
             found = load(outputs(run))
             assert found["damage"].str.startswith(str(path.relative_to(run))).sum() == 1
         path.write_bytes(texts[path])
+
+
+@pytest.mark.parametrize("name", ["summary.json", "environment.json", "status.json", "config.yaml"])
+def test_too_deep_to_be_read(run: Path, name: str) -> None:
+    (run / name).write_text("[" * 100_000)
+    assert load(outputs(run))["damage"].str.startswith(name).sum() == 1
 
 
 def test_damage_of_a_run_that_has_not_finished(made: list[Path], tmp_path: Path) -> None:

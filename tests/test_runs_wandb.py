@@ -102,6 +102,7 @@ def test_the_same_table_as_from_the_folders(
         sync(run_folder(measured_offline))
         there, here = load(source=SOURCE), load(synced.output_dir)
     assert not (tmp_path / "temporary" / "entity").exists(), "W&B's empty folders are gone"
+    assert (tmp_path / "temporary").exists(), "and no other"
     assert len(wandb_runs(resumed)) == 2
     assert len(wandb_runs(measured_offline)) == 2, "one of the training, one of the evaluation"
     assert list(here["status"]) == 4 * ["finished"]

@@ -305,6 +305,10 @@ def test_what_is_no_table_is_refused() -> None:
         Table("t", "c", (), ())
     with pytest.raises(ValueError, match="state 'lost' is none of text, value"):
         Cell("1", "lost")  # type: ignore[arg-type]
-    for wrong in ({}, {**TABLE.plain(), "rows": [[1]]}, {**TABLE.plain(), "rows": None}):
+    odd = {"text": 1.5, "state": "value", "runs": [], "note": ""}
+    for change in ({"rows": [[1]]}, {"rows": None}, {"rows": [[odd]], "columns": ["a"]}, {"caption": None}):
+        with pytest.raises(ValueError, match="not a table"):
+            Table.of({**TABLE.plain(), **change})
+    for wrong in ({}, {"title": "only"}):
         with pytest.raises(ValueError, match="not a table"):
             Table.of(wrong)

@@ -17,6 +17,7 @@ from wandb_backend import received, server
 from ssa.command_line.compose import configured
 from ssa.config import Config
 from ssa.record.run_files import load_config, load_status, read_rows, read_summary
+from ssa.report.runs import load
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "sweeps").glob("wandb_*.yaml"))
@@ -76,6 +77,8 @@ def test_a_sweep(file: Path, small_text: Path, tmp_path: Path) -> None:
         sweep, metas = run_sweep(tiny, tmp_path)
         # the same again: a grid's first runs have finished before, and the new sweep has their metric all the same
         again = run_sweep(tiny, tmp_path) if declared["method"] == "grid" else (sweep, metas)
+        there, here = load(source="wandb:entity/ssa"), load(tmp_path / "outputs")
+    assert list(there.columns) == list(here.columns), "a sweep's parameters are not columns beside the config's"
     folders = {path.parent.name: path.parent for path in (tmp_path / "outputs" / "main").glob("*/status.json")}
     assert len(metas) == len(again[1]) == len(folders) == 2
     assert {meta["name"] for meta in metas} == {meta["name"] for meta in again[1]} == set(folders)

@@ -29,7 +29,7 @@ from ssa.command_line.init_from import adopted
 from ssa.command_line.resume import label, resumed
 from ssa.config import Config, parse
 from ssa.config_errors import closest
-from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
+from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, first_line
 
 _LABELS = {"model/size": "model.size", "model/temperature": "model.temperature.name", "scale": "scale"}
 
@@ -70,6 +70,13 @@ def _compose_and_run(main: Callable[[], Any], overrides: list[str]) -> None:
         raise
     except compose_errors.COMPOSITION_ERRORS as error:  # `run` lets none of a job's through, so it is Hydra's
         raise UserError(compose_errors.explain(error, overrides)) from None
+    except Exception as error:
+        launcher = _given(overrides).get("hydra/launcher", "basic")
+        if _sweep_dir is None or launcher == "basic":
+            raise
+        _sweep_result()  # what failed, besides a job that was killed, or a launcher without its cluster
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"hydra/launcher={launcher}: {what}; its files: {_sweep_dir}") from None
 
 
 def run(composed: DictConfig, job: Callable[[Config], float]) -> float:
@@ -170,8 +177,7 @@ def _folder_of_sweep(overrides: list[str]) -> Path:
 
     Jobs that a launcher sends elsewhere need one that all machines see, beside the runs.
     """
-    parts = [override.partition("=") for override in overrides]
-    given = {key: value.strip("'\"") for key, _, value in parts}
+    given = _given(overrides)
     folder, launcher = given.get("hydra.sweep.dir"), given.get("hydra/launcher", "basic")
     if folder is None and launcher != "basic":
         began = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -180,6 +186,11 @@ def _folder_of_sweep(overrides: list[str]) -> Path:
     if folder is not None and "$" in folder:
         raise UserError(f"hydra.sweep.dir={folder}: valid: a plain path")
     return Path(folder or _scratch_dir())
+
+
+def _given(overrides: list[str]) -> dict[str, str]:
+    parts = [override.partition("=") for override in overrides]
+    return {key: value.strip("'\"") for key, _, value in parts}
 
 
 def _sweep_result() -> int:

@@ -71,6 +71,8 @@ def _take_in(folder: Path, since: float) -> None:
 def damage(folder: Path) -> list[str]:
     """What has happened to the files of a run since it finished, a line each; [] where all is as it was.
 
+    An added file is named where it would be read as an evaluation.
+
     ``no checksums`` of a finished run that was made before there were any.
     """
     if not (folder / SUMMARY).is_file():
@@ -83,7 +85,9 @@ def damage(folder: Path) -> list[str]:
     if not isinstance(files, dict) or "sha256" not in values:
         return [NO_CHECKSUMS]
     found = [] if values["sha256"] == _of_values(values) else [f"{SUMMARY} changed"]
-    return found + [f"{name} {what}" for name, sum_ in files.items() if (what := _state(folder / name, sum_))]
+    found += [f"{name} {what}" for name, sum_ in files.items() if (what := _state(folder / name, sum_))]
+    outcomes = (f"evaluation/{path.name}" for path in sorted((folder / "evaluation").glob("*.json")))
+    return found + [f"{name} added" for name in outcomes if name not in files]  # by hand: evaluations seal theirs
 
 
 def _state(path: Path, sum_: Any) -> str:

@@ -157,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         values = _to_floats(json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is damaged: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{where} is damaged: it holds no JSON object")

@@ -62,13 +62,22 @@ def curves(folder: str | Path) -> pd.DataFrame:
 
 
 def run_folders(folder: Path) -> Iterator[tuple[Path, set[str]]]:
-    """The run folders below a folder, with the names of what is in each; not those that ``rerun`` set aside."""
-    for path, folders, files in os.walk(folder):
+    """The run folders below a folder, with the names of what is in each; not those that ``rerun`` set aside.
+
+    Links to folders are followed, and each folder is read once.
+    """
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         names = {*files, *folders}
         if len(_OF_A_RUN & names) > 1:
             yield Path(path), names
             folders.clear()
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and ".replaced-" not in name)
+        kept = (name for name in folders if not name.startswith(".") and ".replaced-" not in name)
+        folders[:] = sorted(kept, key=lambda name: (os.path.islink(os.path.join(path, name)), name))
 
 
 def _read(folder: Path, names: set[str], checked: bool) -> FoundRun:

@@ -72,6 +72,12 @@ class Table(Contents):
                 tuple(Cell(cell["text"], cell["state"], tuple(cell["runs"]), cell["note"]) for cell in row)
                 for row in plain["rows"]
             )
-            return cls(plain["title"], plain["caption"], tuple(plain["columns"]), rows)
+            found = cls(plain["title"], plain["caption"], tuple(plain["columns"]), rows)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a table: {error!r}") from error
+        cells = [cell for row in rows for cell in row]
+        texts = [found.title, found.caption, *found.columns, *(run for cell in cells for run in cell.runs)]
+        for text in [*texts, *(cell.text for cell in cells), *(cell.note for cell in cells)]:
+            if not isinstance(text, str):
+                raise ValueError(f"not a table: {text!r} in place of text")
+        return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ssa.errors import UserError, first_line
@@ -52,7 +52,8 @@ def _attempts(project: str) -> dict[str, list[Any]]:
     try:
         for run in wandb.Api(timeout=timeout).runs(project, per_page=_PAGE, lazy=False):
             with suppress(OSError):
-                os.removedirs(run.dir)  # W&B makes an empty folder for each
+                for folder in (Path(run.dir), *Path(run.dir).parents[:2]):  # W&B makes empty ones: entity/project/id
+                    folder.rmdir()
             if set(run.config) >= SECTIONS:
                 attempts[run.name].append(run)
     except Exception as error:
@@ -74,7 +75,7 @@ def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
         run_id=run_id,
         folder=run.url,
         status=said or _STATES.get(run.state, "interrupted"),
-        config={**run.config, **_OF_THE_COMMAND},
+        config={**dict(_sections(run.config)), **_OF_THE_COMMAND},
         summary=dict(_results(summary)) if finished else {},
         evaluations=evaluations,
         experiment=run.config["experiment"],
@@ -82,6 +83,13 @@ def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
         commit=summary.get("commit") or "",
         data_hash=summary.get("data_hash") or "",
     )
+
+
+def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Without a W&B sweep's parameters, which stand beside the sections as they were typed, such as ``optim.lr``."""
+    for key, value in config.items():
+        if "." not in key and "/" not in key:
+            yield key, value
 
 
 def _values(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

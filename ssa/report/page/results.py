@@ -107,7 +107,7 @@ class Item:
                     other = path.with_suffix(".svg" if path.suffix == ".png" else ".png")
                     if other.name not in found or (path.stat().st_size, name) < (other.stat().st_size, other.name):
                         pictures.append(_picture(path, path.stem.removeprefix(start)))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
                 problems.append(f"{name} cannot be read: {error}")
         return verdicts, table, pictures, problems
 

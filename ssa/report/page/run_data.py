@@ -96,7 +96,8 @@ def _environment(folder: str, commit: str | None) -> dict[str, str]:
         facts = read_environment(folder)
     except (UserError, OSError):  # the run's damage says so, or it is not on this machine
         facts = {}
-    machine, packages, git = (facts.get(key) or {} for key in ("machine", "packages", "git"))
+    parts = (facts.get(key) for key in ("machine", "packages", "git"))
+    machine, packages, git = (part if isinstance(part, dict) else {} for part in parts)
     commit = str(git.get("commit") or commit or "unknown")[:12]
     return {
         "Python": str(facts.get("python", "unknown")),
@@ -115,6 +116,8 @@ def _curves(folder: str, axes: dict[tuple[int, ...], int]) -> tuple[dict[int, li
         points = _points(rows)
     except (UserError, OSError) as error:
         return {}, str(error).removeprefix(f"{folder}/")
+    except OverflowError:
+        return {}, "metrics.jsonl is damaged: a number too large for a float"
     curves: dict[int, list[Any]] = {}
     for number, key in enumerate(CURVES):
         if key in points:
