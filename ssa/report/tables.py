@@ -14,17 +14,7 @@ __all__ = ["Cell", "State", "Table"]
 
 @dataclass(frozen=True)
 class Table(Contents):
-    """Rows of cells under one row of column names, which may be empty.
-
-    Args:
-        title: a few words.
-        caption: what a reader must know: scale, seeds, commit, data.
-        columns: their names.
-        rows: a cell for each column.
-
-    Raises:
-        ValueError: no columns, or a row with more or fewer cells.
-    """
+    """`ssa.report.cells.Contents` with its renderings."""
 
     def markdown(self) -> str:
         """For GitHub, with title and caption above and footnotes below; references in italics."""
