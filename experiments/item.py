@@ -2,7 +2,7 @@
 
 ``config.yaml`` has a purpose in one line and the values of the settings at each scale.  ``item.py`` has ``Settings``, a
 subclass of `ItemSettings`, and ``run(settings, study)``; without it ``config.yaml`` declares a grid of runs, for which
-`experiments.grid` has both.  Imports at the top of ``item.py`` are light: torch and
+`experiments.grid_item` has both.  Imports at the top of ``item.py`` are light: torch and
 matplotlib come when they are used, so that a mistyped key is refused at once.
 """
 
@@ -125,7 +125,7 @@ class Item:
 
     @property
     def _module(self) -> Any:
-        return importlib.import_module("experiments.grid" if self.grid else f"experiments.{self.name}.item")
+        return importlib.import_module("experiments.grid_item" if self.grid else f"experiments.{self.name}.item")
 
     def is_as_scaled(self, settings: ItemSettings) -> bool:
         """Whether the settings are those of the scale, but for what decides no number."""

@@ -1,0 +1,65 @@
+"""What stands in for the ``item.py`` of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.grid import Settings, declared, runs
+from ssa.errors import UserError
+
+if TYPE_CHECKING:
+    from experiments.launch import Run
+    from experiments.study import Study
+
+__all__ = ["Settings", "run"]
+
+
+def run(settings: Settings, study: Study) -> None:
+    """Trains and evaluates what is missing, and writes the table.
+
+    Raises:
+        UserError: what is declared or asked for cannot be; a run failed and ``fail_fast`` is set; or W&B does not
+            answer.
+    """
+    from experiments.grid_results import Results
+    from experiments.grid_tables import write
+    from experiments.pool import refused
+    from experiments.study import references
+    from ssa.report.runs import load
+
+    grid = declared(study.item)
+    _ = settings.tasks()  # refused before anything is trained
+    failed: dict[Run, str] = {}
+    unevaluated: dict[Run, str] = {}
+    if settings.source is None:
+        began = [run for run in runs(grid, settings).values() if run]
+        mistakes = refused(began)
+        if mistakes and len(mistakes) == len(began):  # as of a mistake in train=
+            raise UserError(next(iter(mistakes.values())))
+        failed |= study.attempt(began)
+        others = [run for run in runs(grid, settings).values() if run and run not in began]  # fine-tune these
+        failed |= study.attempt(others)
+        unevaluated |= _evaluate([*began, *others], settings, study)
+    else:
+        failed |= refused(run for run in runs(grid, settings).values() if run)
+        study.note(failed)
+    frame = load(Path(settings.output_dir) / "experiments", settings.source)
+    write(
+        Results(study.item.name, grid, settings, runs(grid, settings), failed, unevaluated, frame),
+        references(study.item.name),
+        study,
+    )
+
+
+def _evaluate(trained: Sequence[Run], settings: Settings, study: Study) -> dict[Run, str]:
+    """Runs evaluate.py's tasks on each finished run, but for those that it has finished before."""
+    from experiments.evaluations import evaluate
+
+    if not settings.evaluate:
+        return {}
+    finished = [run for run in trained if run.is_finished()]
+    failed = evaluate(finished, settings.evaluate, settings.jobs, study.console)
+    study.note(failed)
+    return failed
