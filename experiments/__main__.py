@@ -61,9 +61,14 @@ def run(item: Item, settings: ItemSettings) -> None:
         item.run(settings, study)
         seconds = time.perf_counter() - began
         study.finish(seconds)
+    except KeyboardInterrupt:
+        console.print("Interrupted; what has finished is kept, and the same command goes on from there.")
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         study.discard()
+    if settings.scale == "smoke":
+        console.print("scale=smoke tries the code; what it finds says nothing of the claim:")
     for conclusion in study.conclusions:
         console.print(conclusion.sentence, markup=False)
     console.print(f"{seconds:.0f} s; results: {study.folder}/{settings.scale}_*")

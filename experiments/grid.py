@@ -161,6 +161,24 @@ class Cell(NamedTuple):
         return f"{self.group}, {self.row}, seed {self.seed}"
 
 
+def check_train(item: Item, grid: Grid, settings: Settings) -> None:
+    """Refuses an override in ``train=`` that every run would lose to what the grid sets.
+
+    Raises:
+        UserError: naming it.
+    """
+    usual = item.values(settings.scale)["train"]
+    rows = [override for row in grid.rows for override in row.overrides]
+    groups = [each for group in grid.groups for each in (*group.overrides, *group.at.get(settings.scale, ()))]
+    setting = {"row": rows, "group": groups, "item": ["seed=", "output_dir=", "logger="]}
+    for override in settings.train:
+        key = override.partition("=")[0]
+        for what, overrides in setting.items():
+            if override not in usual and key in {each.partition("=")[0] for each in overrides}:
+                where = f"{what}s set {key}" if what != "item" else f"{key}= is a setting of the item"
+                raise UserError(f"train={override}: the {where}; valid: another key, or edit {item.folder}/config.yaml")
+
+
 def runs(grid: Grid, settings: Settings) -> dict[Cell, Run | None]:
     """The runs at the scale, in the order of the table; None where the run that it goes on from has not finished."""
     found: dict[Cell, Run | None] = {}

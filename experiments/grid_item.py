@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.grid import Settings, declared, runs
+from experiments.grid import Grid, Settings, check_train, declared, runs
+from ssa.config_errors import closest
 from ssa.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from experiments.launch import Run
     from experiments.study import Study
 
@@ -30,6 +33,7 @@ def run(settings: Settings, study: Study) -> None:
     from ssa.report.runs import load
 
     grid = declared(study.item)
+    check_train(study.item, grid, settings)
     _ = settings.tasks()  # refused before anything is trained
     failed: dict[Run, str] = {}
     unevaluated: dict[Run, str] = {}
@@ -46,11 +50,24 @@ def run(settings: Settings, study: Study) -> None:
         failed |= refused(run for run in runs(grid, settings).values() if run)
         study.note(failed)
     frame = load(Path(settings.output_dir) / "experiments", settings.source)
+    check_keys(grid, frame)
     write(
         Results(study.item.name, grid, settings, runs(grid, settings), failed, unevaluated, frame),
         references(study.item.name),
         study,
     )
+
+
+def check_keys(grid: Grid, frame: pd.DataFrame) -> None:
+    """Refuses a metric that training itself measures and no finished run has.
+
+    Raises:
+        UserError: naming it.
+    """
+    for metric in grid.metrics:
+        if metric.task is None and (frame["status"] == "finished").any() and metric.key not in frame.columns:
+            known = [name for name in frame.columns if not name.startswith("config.")]
+            raise UserError(f"metric {metric.name}: key={metric.key}: no run has it{closest(metric.key, known)}")
 
 
 def _evaluate(trained: Sequence[Run], settings: Settings, study: Study) -> dict[Run, str]:

@@ -98,7 +98,7 @@ class Results:
         run, run_id = self.runs[cell], self.run_id(cell)
         found = self.frame.loc[run_id] if run_id in self.frame.index else None
         if found is not None and found["damage"] not in ("", NO_CHECKSUMS):  # also of a run that fails for it
-            return Gap("damaged", f"left out, {found['damage']}; remove {found['folder']} to run it anew")
+            return Gap("damaged", f"left out, {found['damage']}")
         if run is not None and run in self.failed:
             return Gap("failed", self.failed[run])
         if run_id is None:
@@ -163,6 +163,7 @@ class Results:
                 metric.name: self.numbers(cell.group, cell.row, metric).get(cell.seed, math.nan)
                 for metric in filter(self.is_measured, self.grid.metrics)
             }
+            numbers = {name: int(value) if value.is_integer() else value for name, value in numbers.items()}
             rows.append({**cell._asdict(), **numbers, "run": self.run_id(cell) or "-"})
         return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -83,15 +84,19 @@ def _measured(results: Results, one: Statistic) -> list[tables.Cell]:
         cells += [tables.Cell("baseline", "none"), _NONE]
     elif one.metric.compared:
         ids = one.runs + one.base_runs
-        difference = _text(one.difference, one.metric.digits)
-        cells.append(tables.Cell(difference, "value", ids) if one.difference.n else _NONE)
+        difference, pairs = _text(one.difference, one.metric.digits), one.difference.n
+        lacking = f"At {pairs} of {results.settings.seeds} seeds: the others lack a run of the two rows."
+        note = lacking if pairs < results.settings.seeds else ""
+        cells.append(tables.Cell(difference, "value", ids, note) if pairs else tables.Cell("", "missing", (), note))
         cells.append(_NONE if math.isnan(one.p_holm) else tables.Cell(f"{one.p_holm:.2g}", "value", ids))
     return cells
 
 
 def _text(estimate: Estimate, digits: int) -> str:
     """With an interval, where it has one that says something."""
-    return f"{estimate.mean:,.{digits}f}" if estimate.sd == 0 or estimate.n == 1 else shown(estimate, digits)
+    if estimate.sd == 0 or estimate.n == 1:
+        return f"{estimate.mean:,.0f}" if digits == 0 else f"{estimate.mean:.{digits}f}"
+    return shown(estimate, digits)
 
 
 def _trouble(results: Results, one: Statistic) -> tuple[State, str]:
@@ -107,7 +112,10 @@ def _trouble(results: Results, one: Statistic) -> tuple[State, str]:
         for reason, count in reasons.items()
     ]
     state = next(state for state in _GRAVEST if any(gap.state == state for gap in gaps.values()))
-    return state, f"{'; '.join(texts)}. To fill it: {_command(results)}"
+    damaged = [cell for cell in cells if cell.seed in gaps and gaps[cell.seed].state == "damaged"]
+    folders = [shlex.quote(str(results.frame.at[results.run_id(cell), "folder"])) for cell in damaged]
+    first = f"rm -r {' '.join(folders)} && " if folders and results.settings.source is None else ""
+    return state, f"{'; '.join(texts)}. To fill it: {first}{_command(results)}"
 
 
 def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cell]:
@@ -170,9 +178,12 @@ def _draw(results: Results, metric: Metric, study: Study) -> None:
 
 
 def _panel(axes: Axes, results: Results, metric: Metric, group: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     from ssa import plotting
 
     base = results.grid.rows[0].name
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.axvline(0, color=plotting.GREY, linewidth=0.8)
     for place, row in enumerate(results.grid.rows[1:]):
         values, bases = results.pairs(group, row.name, base, metric)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from ssa.config_errors import closest
 from ssa.errors import UserError
@@ -74,8 +74,19 @@ Rules = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
 class RunItemSettings(ItemSettings):
     """Of items that are made of training runs, which they share where these are equal."""
 
-    train: list[str] = Field(description="overrides of train.py for every run, between commas")
+    train: list[str] = Field(
+        description="overrides of train.py for every run, between commas, in place of all of the scale's: with scale="
+    )
     logger: Literal["none", "wandb"] = Field("none", description="where the runs' metrics go besides their folders")
+
+    @model_validator(mode="after")
+    def _scale_is_said_once(self) -> Self:
+        if f"scale={self.scale}" not in self.train:
+            raise ValueError(
+                f"train={','.join(self.train)}: without scale={self.scale}; it takes the place of all of the scale's "
+                "overrides, which --help shows"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,9 @@ class Item:
     def is_as_scaled(self, settings: ItemSettings) -> bool:
         """Whether the settings are those of the scale, but for what decides no number."""
         plain: Mapping[str, Any] = settings.model_dump(exclude=BOOKKEEPING)
-        scaled = self.settings(**self.values(settings.scale)).model_dump(exclude=BOOKKEEPING)
+        scaled = self.settings(**{**self.values(settings.scale), "scale": settings.scale}).model_dump(
+            exclude=BOOKKEEPING
+        )
         return plain == scaled
 
     def command(self, settings: ItemSettings) -> str:

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.grid import Settings, declared, runs
+from experiments.grid import Settings, check_train, declared, runs
 from experiments.item import Item
 from experiments.launch import Run
 from ssa.config import Config
@@ -19,12 +19,15 @@ from ssa.report.runs import load
 
 _PROBED = 50e6  # parameters; a larger model's time is computed, not measured
 _BYTES = 4 * 3 * 2  # a parameter in float32 with AdamW's two moments, in two checkpoints
+_START = 4.0  # seconds that a run takes before and after training, on two cores
 _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.block_size"]  # of runs of one speed
 
 
 def show(item: Item, settings: Settings, console: Console) -> None:
     """Prints the plan."""
-    planned = runs(declared(item), settings)
+    grid = declared(item)
+    check_train(item, grid, settings)
+    planned = runs(grid, settings)
     _ = settings.tasks()
     refused = {run: reason for run in filter(None, planned.values()) if (reason := run.refusal)}
     for reason, number in Counter(refused.values()).items():
@@ -79,6 +82,7 @@ def _seconds(waiting: Sequence[Run], settings: Settings) -> tuple[float, str]:
         if kind not in speeds and kind not in probed:
             probed[kind] = _probe(run.config)
         total += _tokens_left(run, settings.rerun) / (speeds.get(kind) or probed[kind])
+    total += _START * sum(_kind(run.config) in probed for run in waiting)
     how = "by a step on this machine, evaluation not counted" if probed else "as fast as the finished ones"
     return total / settings.jobs, how
 

@@ -133,9 +133,10 @@ class Study:
 
     @property
     def failures(self) -> str:
-        """In a line, with the logs."""
-        names = ", ".join(f"{run.label}: {reason}" for run, reason in self.failed.items())
-        return f"{len(self.failed)} runs failed: {names}; the same command runs them again"
+        """In a line: the first, and how many more, which were named as they failed."""
+        run, reason = next(iter(self.failed.items()))
+        more = f"; and {len(self.failed) - 1} more, named above" if len(self.failed) > 1 else ""
+        return f"{len(self.failed)} runs failed: {run.label}: {reason}{more}; the same command runs them again"
 
     def table(self, name: str, rows: Sequence[Row]) -> None:
         """Writes ``<scale>_<name>.csv``; numbers have 6 significant digits."""

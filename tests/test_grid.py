@@ -24,7 +24,8 @@ from run_folders import COMMIT, DATA_HASH, FAILED, INTERRUPTED, write
 from scipy.stats import ttest_rel
 
 from experiments.__main__ import main
-from experiments.grid import Cell, Grid, Settings, declared, runs
+from experiments.grid import Cell, Grid, Metric, Settings, declared, runs
+from experiments.grid_item import check_keys
 from experiments.grid_results import Results
 from experiments.grid_tables import table
 from experiments.item import Item, find, items
@@ -214,7 +215,7 @@ def test_p_values_are_scipys_corrected_over_the_column(made: Made) -> None:
         ({"status": "running"}, "missing", "running"),
         ({"status": "interrupted"}, "missing", "interrupted"),
         ({"status": "failed", "error": "the loss is not finite"}, "failed", "the loss is not finite"),
-        ({"damage": "metrics.jsonl changed"}, "damaged", "left out, metrics.jsonl changed; remove out/SSA-1 to run it"),
+        ({"damage": "metrics.jsonl changed"}, "damaged", "left out, metrics.jsonl changed"),
         ({"val/loss": math.nan}, "missing", "has no val/loss"),
     ],
 )
@@ -224,7 +225,7 @@ def test_a_run_that_does_not_count(made: Made, change: dict[str, Any] | None, st
     whole, cell = made(), cells(results, "SSA")
     assert cell["loss"].state == state
     assert cell["loss"].note.startswith(f"seed 1 {state} ({reason}")
-    assert "To fill it: python -m experiments ablation_strategies scale=smoke" in cell["loss"].note
+    assert "python -m experiments ablation_strategies scale=smoke" in cell["loss"].note
     assert cell["loss"].runs == ids(results, "SSA", 0, 2)
     assert cell["difference"].runs == (*ids(results, "SSA", 0, 2), *ids(results, "vanilla", 0, 2))
     (one,) = (one for one in results.statistics if (one.row, one.metric.name) == ("SSA", "loss"))
@@ -244,7 +245,7 @@ def test_a_run_that_is_lost_of_the_baseline(made: Made) -> None:
 def test_no_run_is_left(made: Made) -> None:
     lost = made({("SSA", seed): None for seed in SEEDS})
     cell = cells(lost, "SSA")
-    assert (cell["loss"].shown, cell["difference"].shown, cell["p (Holm)"].shown) == ("missing", "–", "–")
+    assert (cell["loss"].shown, cell["difference"].shown, cell["p (Holm)"].shown) == ("missing", "missing", "–")
     assert cell["loss"].note.startswith("seeds 0, 1, 2 missing (not run). ")
     (tested,) = (one for one in lost.statistics if (one.row, one.metric.name) == ("constant", "loss"))
     assert tested.p_holm == tested.p, "what is not there is not tested"
@@ -261,7 +262,10 @@ def test_the_gravest_is_the_cells_state_and_all_are_named(made: Made) -> None:
     assert cells(made({**lost}), "SSA")["loss"].state == "failed"
     cell = cells(made({**lost, ("SSA", 2): {}}), "SSA")["loss"]
     assert cell.state == "damaged"
-    assert "seed 0 missing (not run); seed 1 damaged (left out, config.yaml removed; remove " in cell.note
+    assert (
+        "seed 0 missing (not run); seed 1 damaged (left out, config.yaml removed). To fill it: rm -r out/SSA-1 && "
+        in cell.note
+    )
 
 
 def test_a_run_that_failed_just_now(made: Made) -> None:
@@ -396,7 +400,7 @@ def test_evaluations_that_are_refused_are_so_before_anything_is_trained(
 
 
 def test_tasks_between_commas_are_one_argument() -> None:
-    asked = parse(Settings, ["seeds=2", "train=", "evaluate=tasks=passkey,length,trials=2"])
+    asked = parse(Settings, ["seeds=2", "train=scale=laptop", "evaluate=tasks=passkey,length,trials=2"])
     assert asked.evaluate == ["tasks=passkey,length", "trials=2"]
     assert asked.tasks() == ["passkey", "length"]
 
@@ -430,7 +434,7 @@ def test_files_that_are_not_as_they_were(
     notes = " ".join(row[1]["note"] for row in rows)
     for folder, name in zip(folders.values(), FILES, strict=True):
         assert f"{name} {what}" in notes
-        assert f"remove {folder} to run it anew" in notes
+        assert re.search(rf"To fill it: rm -r [^&]*{re.escape(str(folder))}[^&]*&& python -m experiments", notes)
     assert [row["loss"] for row in lines(tmp_path / "to" / "smoke_runs.csv")] == 6 * ["-"]
     assert not list((tmp_path / "out").rglob("*.log")), "nothing is run by itself"
 
@@ -504,3 +508,28 @@ def test_how_runs_that_failed_before_are_shown(made: Made) -> None:
     assert FAILED != INTERRUPTED
     results = made({("SSA", 0): {"status": "failed", "error": ""}})
     assert cells(results, "SSA")["loss"].note.startswith("seed 0 failed (failed)")
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("scale=smoke,seed=4", "train=seed=4: the seed= is a setting of the item"),
+        ("scale=smoke,model=llama", "train=model=llama: the groups set model; valid: another key"),
+        ("scale=smoke,model/temperature=token", "train=model/temperature=token: the rows set model/temperature"),
+        ("trainer.steps=2", "train=trainer.steps=2: without scale=smoke; it takes the place of all"),
+    ],
+)
+def test_an_override_that_would_be_lost_is_refused(
+    train: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    assert main(["ablation_strategies", "scale=smoke", f"train={train}", "plan=true", *where]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_key_that_no_run_has_is_refused() -> None:
+    grid = declared(find("ablation_strategies"))
+    misspelt = grid.model_copy(update={"metrics": [Metric(name="loss", key="val/los")]})
+    frame = pd.DataFrame({"status": ["finished"], "val/loss": [1.0]})
+    with pytest.raises(UserError, match="key=val/los: no run has it, did you mean val/loss"):
+        check_keys(misspelt, frame)

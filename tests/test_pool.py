@@ -250,7 +250,7 @@ def test_files_that_were_changed_are_found_and_mended_as_the_table_says(
         "status.json changed",
     ):
         assert said in notes
-    advised = re.findall(r"remove (\S+) to run it anew", notes)
+    advised = re.findall(r"rm -r (\S+) &&", notes)
     assert sorted(advised) == sorted(map(str, folders.values()))
     for folder in advised:
         shutil.rmtree(folder)

@@ -222,7 +222,7 @@ def test_results_are_those_of_the_largest_scale(folder: Path) -> None:
     text = " ".join(tags.text.split())
     assert "✓ holds" in text
     assert "✗" not in text
-    assert "-0.5 [-0.612, -0.4] a difference; claimed: lower than 0; 3 seeds, scale=laptop" in text
+    assert "-0.5 [-0.6123, -0.4] a difference; claimed: lower than 0; 3 seeds, scale=laptop" in text
     assert "Table 9: a demonstration" in text
     assert [cell for cell in tags.all("td") if "gpt2-nano" in (cell.get("title") or "")]
     item(folder, "demo", "gpu", verdict="undecided", claim="of the GPU")

@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
-from pylatexenc.latexwalker import LatexEnvironmentNode, LatexMacroNode, LatexSpecialsNode, LatexWalker
+from pylatexenc.latexwalker import LatexEnvironmentNode, LatexGroupNode, LatexMacroNode, LatexSpecialsNode, LatexWalker
 
 from ssa.report import latex
 from ssa.report.cells import INCOMPLETE, STATES
@@ -187,9 +187,8 @@ def parsed_latex(text: str) -> LatexEnvironmentNode:
 
 def rows_of(table: LatexEnvironmentNode) -> list[list[str]]:
     """The cells of its `tabular` as plain text."""
-    (tabular,) = [
-        node for node in table.nodelist if node.isNodeType(LatexEnvironmentNode) and node.envname == "tabular"
-    ]
+    inner = [node for group in table.nodelist if group.isNodeType(LatexGroupNode) for node in group.nodelist]
+    (tabular,) = [node for node in inner if node.isNodeType(LatexEnvironmentNode) and node.envname == "tabular"]
     rows: list[list[list[Any]]] = [[[]]]
     for node in tabular.nodelist:
         if node.isNodeType(LatexMacroNode) and node.macroname == "\\":

@@ -8,7 +8,7 @@ from unicodedata import normalize
 from ssa.report.cells import Cell, Contents, lines_of
 
 NEW_LINE = r" \newline "
-NEEDS = r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"
+NEEDS = r"% needs \usepackage{booktabs} \usepackage{graphicx} \usepackage[T1]{fontenc}"
 
 COMMANDS = {  # in text
     "\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater",
@@ -46,6 +46,7 @@ SIGNS = {
     "‐": "-", "\N{NON-BREAKING HYPHEN}": "-", "⁄": "/", "\N{ZERO WIDTH SPACE}": "", "\N{VARIATION SELECTOR-16}": "",
 }  # fmt: skip
 LETTERS = re.compile("[ -~À-ĥĨ-ķĹ-ľŁ-ňŊ-ťŨ-ž]")  # what T1 has of ASCII, Latin-1 and Latin Extended-A
+MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 LIGATURES = re.compile("-(?=-)|,(?=,)")  # "--" and ",," would become another sign
 
 
@@ -67,13 +68,16 @@ def latex(table: Contents) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{\textbf{{{text(title)}}} {text(caption)}}}",
+        rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}}}",
+        r"\small",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than the page
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         " & ".join(text(name) for name in table.columns) + r" \\",
         r"\midrule",
         *(" & ".join(_cell(cell, marks) for cell in row) + r" \\" for row in table.rows),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         *notes,
         r"\end{table}",
     ]) + "\n"  # fmt: skip
@@ -97,6 +101,8 @@ def _sign(sign: str) -> str:
 
 def _cell(cell: Cell, marks: dict[str, str]) -> str:
     shown = text(cell.shown)
+    if cell.state == "value":
+        shown = MINUS.sub(r"\\ensuremath{-}", shown)
     if cell.state == "reference":
         shown = rf"\textit{{{shown}}}"
     return rf"{shown}\textsuperscript{{{marks[cell.note]}}}" if cell.note else shown

@@ -137,7 +137,7 @@ def _verdicts(path: Path) -> list[Verdict]:
     numbers = ("mean", "low", "high")
     texts = ("claim", "verdict", "quantity", "seeds", "expected")
     return [
-        Verdict(**{name: row[name] for name in texts}, **{name: f"{float(row[name]):.3g}" for name in numbers})
+        Verdict(**{name: row[name] for name in texts}, **{name: f"{float(row[name]):.4g}" for name in numbers})
         for row in rows
     ]
 

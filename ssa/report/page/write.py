@@ -51,7 +51,7 @@ def page(runs: pd.DataFrame, found: list[Item], *, source: str, experiments: str
         source, experiments: where both are from, for the reader.
     """
     data = page_data(runs) if len(runs) else {"runs": []}
-    concluded = [item for item in found if item.verdicts]
+    concluded = sorted((item for item in found if item.verdicts), key=lambda item: item.scale == "smoke")
     tabled = [item for item in found if item.table]
     pictured = [item for item in found if item.pictures]
     parts = (
