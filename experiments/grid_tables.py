@@ -167,14 +167,18 @@ def _draw(results: Results, metric: Metric, study: Study) -> None:
         f"their means with 95 % intervals (Student's t, {results.settings.seeds} seeds). Left of the line is lower."
     )
     groups = results.groups
-    width, height = max(4.5, 2.2 + 2.6 * len(groups)), 1.6 + 0.3 * len(rows)
+    columns = min(3, len(groups))
+    lines = math.ceil(len(groups) / columns)
+    width, height = max(4.5, 2.2 + 2.6 * columns), 0.6 + (1.0 + 0.3 * len(rows)) * lines
     with study.figure("differences", width, height, caption) as figure:
-        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-        for axes, group in zip(panels, groups, strict=True):
+        panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        for axes, group in zip(panels.flat, groups, strict=False):
             _panel(axes, results, metric, group)
             axes.set(title=group, xlabel=f"difference of the {metric.name}")
-        panels[0].set_yticks(range(len(rows)), rows)
-        panels[0].invert_yaxis()
+        for axes in panels.flat[len(groups) :]:
+            axes.set_visible(False)
+        panels[0, 0].set_yticks(range(len(rows)), rows)
+        panels[0, 0].invert_yaxis()
 
 
 def _panel(axes: Axes, results: Results, metric: Metric, group: str) -> None:
