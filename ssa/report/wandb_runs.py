@@ -57,10 +57,25 @@ def _attempts(project: str) -> dict[str, list[Any]]:
             if set(run.config) >= SECTIONS:
                 attempts[run.name].append(run)
     except Exception as error:
+        _let_go()
         if "did not respond in time" in str(error):  # said of W&B's own process, which waits for the server
             raise UserError(f"no answer from {settings.base_url} within {timeout} s") from None
         raise
     return attempts
+
+
+def _let_go() -> None:
+    """Ends W&B's process, unless a W&B run needs it: it may ask on for minutes, and would be waited for at exit."""
+    import psutil
+    import wandb
+
+    if wandb.run is None:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if child.name().startswith("wandb-core"):
+                    child.terminate()
+        with suppress(Exception, SystemExit):
+            wandb.teardown()
 
 
 def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
