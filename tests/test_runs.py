@@ -345,7 +345,8 @@ import resource, sys, time
 from ssa.report.runs import load
 runs = load(sys.argv[1])
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(len(runs), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss has the parent's too
+print(len(runs), used.ru_utime + used.ru_stime, int(peak.split()[1]) / 1024)
 """
 
 
