@@ -176,7 +176,7 @@ def test_runs_that_fail_are_alone(
                 f"To fill it: python -m experiments tiny scale=smoke to={tmp_path}/to output_dir={tmp_path}/out"
                 in cells[name]["note"]
             )
-        logs = {log for log in re.findall(r"\((\S+\.log)\)", printed)}
+        logs = set(re.findall(r"\((\S+\.log)\)", printed))
         assert len(logs) == 4
         assert "; and 5 more, named above; the same command runs them again" in error
         assert all("error: " in Path(log).read_text() for log in logs)
