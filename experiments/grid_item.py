@@ -42,13 +42,13 @@ def run(settings: Settings, study: Study) -> None:
         mistakes = refused(began)
         if mistakes and len(mistakes) == len(began):  # as of a mistake in train=
             raise UserError(next(iter(mistakes.values())))
-        failed |= study.attempt(began)
+        failed |= _bring(began, settings, study)
         others = [run for run in runs(grid, settings).values() if run and run not in began]  # fine-tune these
-        failed |= study.attempt(others)
+        failed |= _bring(others, settings, study)
         unevaluated |= _evaluate([*began, *others], settings, study)
     else:
         failed |= refused(run for run in runs(grid, settings).values() if run)
-        study.note(failed)
+        study.take([], failed)
     frame = load(Path(settings.output_dir) / "experiments", settings.source)
     check_keys(grid, frame)
     write(
@@ -56,6 +56,30 @@ def run(settings: Settings, study: Study) -> None:
         references(study.item.name),
         study,
     )
+
+
+def _bring(wanted: Sequence[Run], settings: Settings, study: Study) -> dict[Run, str]:
+    """Brings runs as far as they come; returns what failed, and why."""
+    from experiments.pool import bring
+
+    failed = bring(
+        wanted,
+        jobs=settings.jobs,
+        console=study.console,
+        rerun=settings.rerun,
+        fail_fast=settings.fail_fast,
+        launcher=settings.launcher,
+        launcher_overrides=settings.launcher_overrides,
+        output_dir=Path(settings.output_dir) / "experiments",
+    )
+    return _taken(wanted, failed, settings, study)
+
+
+def _taken(wanted: Sequence[Run], failed: dict[Run, str], settings: Settings, study: Study) -> dict[Run, str]:
+    study.take(wanted, failed)
+    if failed and settings.fail_fast:
+        raise UserError(f"fail_fast=true: stopped; {study.failures}")
+    return failed
 
 
 def check_keys(grid: Grid, frame: pd.DataFrame) -> None:
@@ -78,5 +102,4 @@ def _evaluate(trained: Sequence[Run], settings: Settings, study: Study) -> dict[
         return {}
     finished = [run for run in trained if run.is_finished()]
     failed = evaluate(finished, settings.evaluate, settings.jobs, study.console)
-    study.note(failed)
-    return failed
+    return _taken(finished, failed, settings, study)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +29,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from experiments.conclusion import Conclusion
-from experiments.grid import Settings as GridSettings
 from experiments.item import BOOKKEEPING, HERE, Item, ItemSettings
 from experiments.launch import Run
 from experiments.parts import Part, Parts
-from experiments.pool import bring, train
+from experiments.pool import train
 from ssa import plotting
 from ssa.errors import UserError
 from ssa.record import environment
@@ -99,37 +98,10 @@ class Study:
         self._runs |= set(folders)
         return folders
 
-    def attempt(self, runs: Sequence[Run]) -> dict[Run, str]:
-        """Brings a grid's runs as far as they come; returns what failed, and why.
-
-        Raises:
-            UserError: one run failed and ``fail_fast`` is set.
-        """
-        settings = self.settings
-        assert isinstance(settings, GridSettings)
-        failed = bring(
-            runs,
-            jobs=settings.jobs,
-            console=self.console,
-            rerun=settings.rerun,
-            fail_fast=settings.fail_fast,
-            launcher=settings.launcher,
-            launcher_overrides=settings.launcher_overrides,
-            output_dir=Path(settings.output_dir) / "experiments",
-        )
+    def take(self, runs: Iterable[Run], failed: Mapping[Run, str]) -> None:
+        """Takes down runs that were brought as far as they come, and what failed of them, and why."""
         self._runs |= {run.folder for run in runs if run not in failed and run.is_finished()}
-        self.note(failed)
-        return failed
-
-    def note(self, failed: Mapping[Run, str]) -> None:
-        """Takes down what failed, and why.
-
-        Raises:
-            UserError: something did, and ``fail_fast`` is set.
-        """
         self.failed |= failed
-        if failed and isinstance(self.settings, GridSettings) and self.settings.fail_fast:
-            raise UserError(f"fail_fast=true: stopped; {self.failures}")
 
     @property
     def failures(self) -> str:
