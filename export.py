@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model
 
 from ssa.command_line.settings import program
-from ssa.model_config import Section
+from ssa.model.config import Section
 
 Text = Annotated[str, Field(min_length=1)]
 Kind = Annotated[
@@ -32,7 +32,7 @@ ExportSettings = create_model("ExportSettings", __base__=_Folders, **fields)
 
 def export(settings: _Folders) -> None:
     """Write the folder; say how large it is and how it is loaded."""
-    from ssa.run_model import load_run_config
+    from ssa.record.run_model import load_run_config
 
     load_run_config(settings.run)
     from ssa.pretrained import export as writer  # only now: importing torch takes seconds, and a mistake must not

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ssa.command_line.settings import program
 from ssa.errors import UserError
-from ssa.model_config import PositiveFloat, Section
+from ssa.model.config import PositiveFloat, Section
 
 Text = Annotated[str, Field(min_length=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -49,9 +49,9 @@ def generate(settings: GenerateSettings) -> None:
     """Print the continuation as it comes, then show the temperatures that are asked for."""
     from rich.console import Console
 
-    from ssa.run_model import continue_text, load_run, load_run_config
-    from ssa.temperature_files import check_files, write_html, write_picture
-    from ssa.temperature_view import CONTROLS, check_choice, print_view, view_tokens
+    from ssa.record.run_model import continue_text, load_run, load_run_config
+    from ssa.viz.temperature_map import CONTROLS, check_choice, print_view, view_tokens
+    from ssa.viz.temperature_map_files import check_files, write_html, write_picture
 
     unread = [key for key in ("of", "layer", "head") if key in settings.model_fields_set]
     if unread and not settings.shows_temperatures:

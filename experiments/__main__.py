@@ -9,8 +9,8 @@ import time
 from functools import partial
 from types import FrameType
 
-from experiments.grid import Settings as GridSettings
-from experiments.item import SCALES, Item, ItemSettings, find, items
+from experiments.engine.grid import Settings as GridSettings
+from experiments.engine.item import SCALES, Item, ItemSettings, find, items
 from ssa.command_line.settings import complain, program
 from ssa.errors import UserError
 
@@ -47,11 +47,11 @@ def run(item: Item, settings: ItemSettings) -> None:
         raise UserError(f"{' and '.join(lacking)}: not installed; to install what experiments need, {INSTALL}")
     from rich.console import Console
 
-    from experiments.study import Study
+    from experiments.engine.study import Study
 
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     if isinstance(settings, GridSettings) and settings.plan:
-        from experiments.plan import show
+        from experiments.engine.plan import show
 
         return show(item, settings, console)
     study = Study(item, settings, console)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ssa.config_errors import one_line
 from ssa.errors import UserError
-from ssa.model_config import (
+from ssa.model.config import (
     Fraction,
     ModelConfig,
     Name,

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ssa.config import TrainerConfig
 from ssa.errors import UserError
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
 
 Precision = Literal["bf16-mixed", "32-true"]
 BACKENDS = {

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ssa.command_line.settings import program
 from ssa.errors import UserError
-from ssa.model_config import PositiveInt, Section
+from ssa.model.config import PositiveInt, Section
 from sweeps.declaration import Sweep, load
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from ssa.command_line.compose import configured
 from ssa.config_errors import one_line
 from ssa.errors import UserError
-from ssa.model_config import PositiveInt, Section
+from ssa.model.config import PositiveInt, Section
 
 if TYPE_CHECKING:
     from optuna import Trial

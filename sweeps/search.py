@@ -20,8 +20,8 @@ from multiprocessing.process import BaseProcess
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.launch import Run, start
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.launch.run import Run, start
 from ssa.record.run_files import load_status, read_rows, read_summary
 from sweeps.declaration import Sweep, typed
 from sweeps.study import sampler

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 import ssa.command_line.cli  # noqa: F401  # the resolvers that the YAML files use
 from ssa.config import Config, parse
-from ssa.model_config import ModelConfig, ScalarTemperature, TemperatureConfig
+from ssa.model.config import ModelConfig, ScalarTemperature, TemperatureConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the runs that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: faster, and equal in every process

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from conftest import ROOT
 from omegaconf import OmegaConf
 
 from ssa.config import DataConfig
 
-CONF = Path(__file__).parent.parent / "conf" / "data"
+CONF = ROOT / "conf" / "data"
 
 
 def data_config(option: str, **fields: Any) -> DataConfig:

@@ -12,11 +12,11 @@ import torch
 from pretrained_folders import BOTH, VOCAB, small, tensors_of, write_export
 from safetensors.torch import save_file
 
-from ssa.evaluation.scoring import Request
-from ssa.evaluation.subject import Subject
-from ssa.model_config import TemperatureConfig
+from ssa.evaluation.scoring.scoring import Request
+from ssa.evaluation.scoring.subject import Subject
+from ssa.model.config import TemperatureConfig
+from ssa.model.transformer import Transformer
 from ssa.text.tokenization import train_bpe
-from ssa.transformer import Transformer
 
 EVERYTHING = TemperatureConfig(name="all", query=BOTH, key=BOTH, value=BOTH, output=BOTH)
 VANILLA = TemperatureConfig()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments import item as item_module
-from experiments import study as study_module
-from experiments.item import SCALES
+from experiments.engine import item as item_module
+from experiments.engine import study as study_module
+from experiments.engine.item import SCALES
 
 ROWS = {"vanilla": "none", "constant": "constant", "SSA": "ssa"}
 GRID: dict[str, Any] = {
@@ -31,10 +31,10 @@ TINY = ("scale=smoke", "trainer.steps=4", "optim.warmup_steps=1", "trainer.eval_
 PROGRAM = """
 import sys
 from pathlib import Path
-from experiments import item, study
+from experiments.engine import item, study
 from experiments.__main__ import main
 if __name__ == "__main__":
-    item.HERE = study.HERE = Path(sys.argv[1])
+    item.ITEMS = item.SHARED = study.ITEMS = Path(sys.argv[1])
     sys.exit(main(sys.argv[2:]))
 """
 
@@ -61,5 +61,6 @@ def make_item(folder: Path, text: Path, more: Sequence[str] = (), name: str = "t
 
 def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Takes the items below a folder for those of this package."""
-    patch.setattr(item_module, "HERE", folder)
-    patch.setattr(study_module, "HERE", folder)
+    patch.setattr(item_module, "ITEMS", folder)
+    patch.setattr(item_module, "SHARED", folder)
+    patch.setattr(study_module, "ITEMS", folder)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssa.model_config import ModelConfig, ScalarTemperature, TemperatureConfig
+from ssa.model.config import ModelConfig, ScalarTemperature, TemperatureConfig
+from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES
-from ssa.transformer import Transformer
 
 VOCAB = 600
 BOTH = ScalarTemperature(token="shared", position="log")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -25,7 +26,7 @@ from ssa.config import Config, parse
 from ssa.record.checksums import sealed
 from ssa.record.run_files import Row, Status, to_line
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = ROOT / "conf"
 COMMIT, DATA_HASH = "c0ffee" + 34 * "0", "da7a" + 60 * "0"
 ROWS = 50  # of metrics.jsonl, every tenth of them a validation
 TEMPERATURES = ("none", "ssa", "token", "position", "constant", "yarn", "ssmax", "gate")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssa.text import cache_files
-from ssa.text.cache_files import cache_root, hash_of_file, read_checked, write_checked
+from ssa import cache_files
+from ssa.cache_files import cache_root, hash_of_file, read_checked, write_checked
 
 
 def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

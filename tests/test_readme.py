@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from ssa.command_line.conf_groups import options
 from ssa.config import Config
-
-ROOT = Path(__file__).parents[1]
 
 
 def ablations() -> list[str]:

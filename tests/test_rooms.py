@@ -3,74 +3,91 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-SSA = Path(__file__).parents[1] / "ssa"
 # From the top down, as in CONTRIBUTING.md; a name ending in "/" is a folder.
 ROOMS = [
-    ["report/", "theory/"],
-    ["command_line/"],
-    ["training/"],
-    ["evaluation/"],
-    ["pretrained/"],
-    ["run_model.py", "temperature_files.py"],
-    ["temperature_view.py", "generation.py"],
-    ["record/"],
-    ["text/"],
-    ["attention_stats.py", "device.py", "perplexity.py", "statistics.py"],
-    ["transformer.py"],
-    ["attention.py"],
-    ["rotary.py", "kv_cache.py", "temperature.py"],
-    ["temperature_rules.py"],
-    ["temperature_part.py"],
-    ["config.py"],
-    ["plotting.py"],
-    ["model_config.py", "config_errors.py", "atomic.py"],
-    ["errors.py"],
+    ["experiments/", "sweeps/"],
+    ["ssa/launch/", "ssa/report/"],
+    ["ssa/command_line/"],
+    ["ssa/training/"],
+    ["ssa/evaluation/"],
+    ["ssa/pretrained/"],
+    ["ssa/record/"],
+    ["ssa/text/"],
+    ["ssa/theory/", "ssa/viz/"],
+    ["ssa/device.py", "ssa/hub_client.py"],
+    ["ssa/cache_files.py", "ssa/config.py"],
+    ["ssa/model/"],
+    ["ssa/atomic.py", "ssa/config_errors.py", "ssa/perplexity.py", "ssa/statistics.py"],
+    ["ssa/errors.py"],
 ]
 
 
 def room(module: Path) -> int:
-    path = module.relative_to(SSA)
-    name = f"{path.parts[0]}/" if len(path.parts) > 1 else path.name
-    return next(number for number, names in enumerate(ROOMS) if name in names)
+    path = module.relative_to(ROOT).as_posix()
+    return next(number for number, names in enumerate(ROOMS) if any(path.startswith(name) for name in names))
 
 
-def imported(source: str) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ssa":
-            for target in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
-                path = SSA.joinpath(*str(target).split(".")[1:]).with_suffix(".py")
-                if path.is_file():
-                    yield path
+def imported(module: Path) -> Iterator[Path]:
+    """The modules of this repository that a module imports."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: a relative import"
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                path = SSA.joinpath(*alias.name.split(".")[1:]).with_suffix(".py")
-                if alias.name.startswith("ssa.") and path.is_file():
-                    yield path
+            names = [alias.name for alias in node.names]
+        for name in names:
+            path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            if name.split(".")[0] in ("ssa", "experiments", "sweeps") and path.is_file():
+                yield path
 
 
-MODULES = sorted(path for path in SSA.rglob("*.py") if path.name != "__init__.py")
+PACKAGES = [ROOT / name for name in ("ssa", "experiments", "sweeps")]
+MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py") if path.name != "__init__.py")
+MODEL = [path for path in MODULES if path.is_relative_to(ROOT / "ssa" / "model")]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SSA)))
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(module: Path) -> None:
-    upward = [str(other) for other in imported(module.read_text()) if room(other) < room(module)]
-    assert upward == []
+    beside = [name for name in ROOMS[room(module)] if not module.relative_to(ROOT).as_posix().startswith(name)]
+    for other in imported(module):
+        assert room(other) >= room(module), f"{other} is in a higher room"
+        assert not any(other.relative_to(ROOT).as_posix().startswith(name) for name in beside), f"{other} is beside"
 
 
 def test_there_is_no_circle_between_modules() -> None:
-    imports = {module: set(imported(module.read_text())) for module in MODULES}
+    imports = {module: set(imported(module)) for module in MODULES}
     done: set[Path] = set()
     while ready := {module for module in imports if module not in done and imports[module] - {module} <= done}:
         done |= ready
     assert set(imports) - done == set()
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SSA)))
-def test_the_package_knows_nothing_of_the_experiments(module: Path) -> None:
-    names = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not [node for node in names if "experiments" in ast.unparse(node)]
+@pytest.mark.parametrize("module", MODEL, ids=lambda path: path.name)
+def test_the_model_imports_torch_and_itself_alone(module: Path) -> None:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = [str(node.module)]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            top = name.split(".")[0]
+            assert top == "torch" or name.startswith("ssa.model.") or top in sys.stdlib_module_names, name
+
+
+def test_the_items_of_the_paper_stand_beside_their_engine() -> None:
+    folders = {path.name for path in (ROOT / "experiments").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert {name for name in folders if not (ROOT / "experiments" / name / "config.yaml").is_file()} == {"engine"}
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in (ROOT / "tests").rglob("test_*.py")}))
+def test_the_tests_mirror_the_rooms(folder: Path) -> None:
+    name = folder.relative_to(ROOT / "tests")
+    assert (ROOT / "ssa" / name).is_dir() or (ROOT / name).is_dir()

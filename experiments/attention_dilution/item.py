@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from experiments.conclusion import Conclusion, shown
-from experiments.item import Rules, RunItemSettings
+from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.item import Rules, RunItemSettings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from experiments.study import Study
+    from experiments.engine.study import Study
 
 NAMES = {"none": "vanilla", "position": "position-aware", "token": "token-aware", "ssa": "both (SSA)"}
 METRICS = {  # of the attention report, and what a table calls them
@@ -36,7 +36,7 @@ class Settings(RunItemSettings):
 
 def run(settings: Settings, study: Study) -> None:
     """Trains each rule with each seed, and measures attention on the probe of the validation split."""
-    from experiments.shared_runs import attention_of, run_of, weights_of
+    from experiments.engine.shared_runs import attention_of, run_of, weights_of
     from ssa.record.run_files import read_summary
     from ssa.statistics import paired_interval
 
@@ -107,7 +107,7 @@ def _binned(positions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> None:
     import numpy as np
 
-    from ssa import plotting
+    from ssa.viz import plot_style
 
     base = settings.rules[0]
     n = [row["n"] for row in positions if (row["rule"], row["seed"]) == (base, 0)]
@@ -122,14 +122,14 @@ def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> 
     )
     with study.figure("dilution", 7, 3.6, caption) as figure:
         left, right = figure.subplots(1, 2)
-        left.plot(n, np.log(n), color=plotting.GREY, linestyle=":", label="log n: uniform")
-        shades = plotting.shades(len(settings.rules))
+        left.plot(n, np.log(n), color=plot_style.GREY, linestyle=":", label="log n: uniform")
+        shades = plot_style.shades(len(settings.rules))
         for number, rule in enumerate(settings.rules):
             look = {"color": shades[number], "linestyle": STYLES[number % len(STYLES)], "marker": MARKERS[number % 4]}
             _line(left, n, entropy[rule], look, NAMES.get(rule, rule))
             if rule != base:
                 _line(right, n, entropy[rule] - entropy[base], look, NAMES.get(rule, rule))
-        right.axhline(0, color=plotting.GREY, linewidth=0.8)
+        right.axhline(0, color=plot_style.GREY, linewidth=0.8)
         for axes, label in ((left, "entropy (nats)"), (right, f"difference to {NAMES.get(base, base)} (nats)")):
             axes.set_xscale("log", base=2)
             axes.set(xlabel="tokens in sight, n", ylabel=label)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from experiments.conclusion import Conclusion, shown
-from experiments.item import RunItemSettings
+from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.item import RunItemSettings
 from ssa.errors import UserError
-from ssa.temperature_view import TemperatureView, over
+from ssa.viz.temperature_map import TemperatureView, over
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from experiments.study import Study
+    from experiments.engine.study import Study
     from ssa.config import Config
 
 Text = Annotated[str, Field(min_length=1)]
@@ -39,9 +39,9 @@ def run(settings: Settings, study: Study) -> None:
     """Shades the text by one run, or by one run a seed, which are trained if need be."""
     import numpy as np
 
-    from experiments.shared_runs import run_of, weights_of
-    from ssa.run_model import load_run_config
-    from ssa.temperature_view import check_choice
+    from experiments.engine.shared_runs import run_of, weights_of
+    from ssa.record.run_model import load_run_config
+    from ssa.viz.temperature_map import check_choice
 
     chosen = (settings.of, settings.layer, settings.head)
     if settings.run is not None:
@@ -86,9 +86,9 @@ def temperatures_of(run: str, weights: str, text: str, of: str, counted: bool) -
     """
     import numpy as np
 
-    from ssa.run_model import load_run, with_own_tokenizer
-    from ssa.temperature_view import all_temperatures, token_pieces
+    from ssa.record.run_model import load_run, with_own_tokenizer
     from ssa.text.token_cache import prepare
+    from ssa.viz.temperature_map import all_temperatures, token_pieces
 
     config, model, tokenizer = load_run(run)
     ids = [tokenizer.end_of_text, *tokenizer.encode_batch([text])[0]]
@@ -125,7 +125,7 @@ def _token(number: int, piece: str, temperatures: npt.NDArray[Any]) -> dict[str,
 
 def _shade(study: Study, settings: Settings, config: Config, pieces: list[str], values: npt.NDArray[Any]) -> None:
     """The text as HTML, PNG and SVG; the page has each layer and head too, all in the same colours."""
-    from ssa.temperature_files import write_html, write_picture
+    from ssa.viz.temperature_map_files import write_html, write_picture
 
     def view(layer: int | None, head: int | None) -> TemperatureView:
         chosen = values[slice(None) if layer is None else [layer]][:, slice(None) if head is None else [head]]
@@ -144,8 +144,8 @@ def _shade(study: Study, settings: Settings, config: Config, pieces: list[str], 
 
 def _draw_heads(study: Study, settings: Settings, config: Config, pieces: list[str], values: npt.NDArray[Any]) -> None:
     """Layers and heads by tokens."""
-    from ssa import plotting
-    from ssa.temperature_view import shown as glyphs
+    from ssa.viz import plot_style
+    from ssa.viz.temperature_map import shown as glyphs
 
     layers, heads, length = values.shape
     caption = (
@@ -158,7 +158,7 @@ def _draw_heads(study: Study, settings: Settings, config: Config, pieces: list[s
     with study.figure("heads", 7, 1.9 + 0.14 * len(names), caption) as figure:
         axes = figure.add_subplot()
         rows = values.reshape(-1, length)[:, :_COLUMNS]
-        plotting.heat_map(axes, rows, rows=names, columns=columns, label="inverse temperature")
+        plot_style.heat_map(axes, rows, rows=names, columns=columns, label="inverse temperature")
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
         axes.tick_params(axis="y", labelsize=6)
 

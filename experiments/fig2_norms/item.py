@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from experiments.fig2_norms.settings import Settings
 
 if TYPE_CHECKING:
-    from experiments.study import Study
+    from experiments.engine.study import Study
 
 
 def run(settings: Settings, study: Study) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.conclusion import Conclusion
+from experiments.engine.conclusion import Conclusion
+from experiments.engine.tuning import best_setting
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, short, summary_row
 from experiments.fig2_norms.settings import Settings
-from experiments.tuning import best_setting
 
 if TYPE_CHECKING:
-    from experiments.parts import Part
-    from experiments.study import Row, Study
+    from experiments.engine.parts import Part
+    from experiments.engine.study import Row, Study
 
 METHODS = ("vanilla", "ssa")
 PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
@@ -158,7 +158,7 @@ def _conclusions(settings: Settings, found: Found) -> Iterator[Conclusion]:
 def _draw(settings: Settings, study: Study, found: Found) -> None:
     import numpy as np
 
-    from ssa import plotting
+    from ssa.viz import plot_style
 
     shape, levels = _setups(settings)[0]
     lr, runs = at_vanillas_rate(found, shape, levels)
@@ -176,13 +176,13 @@ def _draw(settings: Settings, study: Study, found: Found) -> None:
             ("norm of tau_i W", "spikiness: share of keys attended to"),
             strict=True,
         ):
-            for method, line, color in zip(METHODS, lines, plotting.shades(len(METHODS)), strict=True):
+            for method, line, color in zip(METHODS, lines, plot_style.shades(len(METHODS)), strict=True):
                 values = np.sort(np.concatenate([np.ravel(run["tokens"][name]) for run in runs[method]]))
                 axes.ecdf(values, label=LABELS[method], color=color, **line)
                 axes.axvline(values.mean(), color=color, linewidth=0.8, linestyle=line["linestyle"])
             axes.set(xscale="log", xlabel=label)
         ideal = [2**level / settings.items for level in levels_of(levels)]
-        figure.axes[1].ecdf(ideal, label="ideal", color=plotting.GREY, linestyle="-.", linewidth=1)
+        figure.axes[1].ecdf(ideal, label="ideal", color=plot_style.GREY, linestyle="-.", linewidth=1)
         figure.axes[0].set_ylabel("share of tokens")
         for axes in figure.axes:
             axes.legend(loc="upper left")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.conclusion import Conclusion, shown
-from experiments.study import Row
+from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.study import Row
 from ssa.statistics import Estimate, mean_interval
 
 LABELS = {"vanilla": "vanilla", "ssa": "SSA", "free": "free"}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
-from experiments.item import TheoryItemSettings
-from ssa.model_config import PositiveFloat, PositiveInt
+from experiments.engine.item import TheoryItemSettings
+from ssa.model.config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     pass

@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.conclusion import Conclusion
+from experiments.engine.conclusion import Conclusion
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
 from experiments.fig2_norms.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.parts import Part
-    from experiments.study import Row, Study
+    from experiments.engine.parts import Part
+    from experiments.engine.study import Row, Study
 
 FAMILIES = {"scaled": "rows s_i x_i^T M x_j", "groups": "rows uniform over groups"}
 QUANTITIES = ("norm_mean", "norm_max", "norm_geometric", "norm", "frobenius", "l1", "spikiness", "spikiness_error")
@@ -165,7 +165,7 @@ def _conclusions(settings: Settings, paths: Paths) -> Iterator[Conclusion]:
 
 
 def _draw(settings: Settings, study: Study, paths: Paths) -> None:
-    from ssa import plotting
+    from ssa.viz import plot_style
 
     width, share = settings.widths[0], settings.levels[0]
     caption = (
@@ -177,7 +177,7 @@ def _draw(settings: Settings, study: Study, paths: Paths) -> None:
     )
     with study.figure("fit", 7, 3.6, caption) as figure:
         *curves, ratios = figure.subplots(1, 3)
-        shades = dict(zip(LABELS, plotting.shades(len(LABELS)), strict=True))
+        shades = dict(zip(LABELS, plot_style.shades(len(LABELS)), strict=True))
         for axes, family in zip(curves, FAMILIES, strict=True):
             for method in LABELS:
                 _curve(axes, paths[Cell(family, width, "effective", settings.spread, method)], method, shades[method])
@@ -196,7 +196,7 @@ def _draw(settings: Settings, study: Study, paths: Paths) -> None:
                 estimates = [ratio(each[method], each["vanilla"]) for each in found]
                 look = {**LOOKS[method], "color": shades[method], "fillstyle": ("full", "none")[number]}
                 _bars(ratios, settings.spreads, estimates, look)
-        ratios.axhline(1, color=plotting.GREY, linewidth=0.8)
+        ratios.axhline(1, color=plot_style.GREY, linewidth=0.8)
         ratios.set_xscale("log", base=2)
         ratios.set_xticks(settings.spreads, [f"{spread:g}" for spread in settings.spreads])
         ratios.set(title="at equal KL", xlabel="spread of the target's rows", ylabel="norm / vanilla's")

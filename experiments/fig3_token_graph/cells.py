@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.item import TheoryItemSettings
-from experiments.tuning import best_setting
-from ssa.model_config import PositiveFloat, PositiveInt
+from experiments.engine.item import TheoryItemSettings
+from experiments.engine.tuning import best_setting
+from ssa.model.config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
-    from experiments.parts import Part
+    from experiments.engine.parts import Part
     from ssa.statistics import Estimate
 
 Spread = Literal["equal", "narrow", "wide", "widest"]

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from experiments.fig3_token_graph.cells import DEGREES, LABELS, Cell, Settings
-from ssa import plotting
 from ssa.statistics import Estimate, mean_interval
+from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.study import Study
+    from experiments.engine.study import Study
 
 MARKS = {"vanilla": ("s", "--"), "ssa": ("o", "-"), "wider": ("^", "-."), "constant": ("D", ":")}
 
 
 def colors() -> dict[str, object]:
     """Of the methods, from dark to light."""
-    return dict(zip(("ssa", "wider", "vanilla", "constant"), plotting.shades(4), strict=True))
+    return dict(zip(("ssa", "wider", "vanilla", "constant"), plot_style.shades(4), strict=True))
 
 
 def matrices(study: Study, settings: Settings, cell: Cell) -> None:
@@ -76,7 +76,7 @@ def grid(study: Study, settings: Settings, found: list[Cell]) -> None:
             means = [cell.difference(baseline, "excess", tuned=tuned) for cell in found]
             mark, color = MARKS[baseline][0], colors()[baseline]
             _dots(right, means, [row + 0.2 * (place - 1) for row in rows], mark, color, label, fill)
-        right.axvline(0, color=plotting.INK, linewidth=0.8)
+        right.axvline(0, color=plot_style.INK, linewidth=0.8)
         left.set_xlim(left=0)
         left.set_yticks(rows, [cell.label for cell in found])
         left.invert_yaxis()

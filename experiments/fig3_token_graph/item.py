@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from experiments.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion, shown
 from experiments.fig3_token_graph.cells import LABELS, Cell, Settings, cells, part
 
 if TYPE_CHECKING:
-    from experiments.study import Row, Study
+    from experiments.engine.study import Row, Study
 
 
 def run(settings: Settings, study: Study) -> None:
@@ -59,7 +59,7 @@ def _differences(found: list[Cell]) -> Iterator[Row]:
 
 
 def _summary(found: list[Cell]) -> Iterator[Row]:
-    from experiments.study import references
+    from experiments.engine.study import references
     from ssa.statistics import mean_interval, paired_interval
 
     paper = {row["method"]: row["value"] for row in references("fig3_token_graph") if row["quantity"] == "excess"}

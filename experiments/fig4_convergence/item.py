@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from experiments.conclusion import Conclusion, shown
-from experiments.item import Rules, RunItemSettings
-from ssa.model_config import PositiveFloat
+from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.item import Rules, RunItemSettings
+from ssa.model.config import PositiveFloat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.launch import Run
-    from experiments.study import Study
+    from experiments.engine.study import Study
+    from ssa.launch.run import Run
     from ssa.report.convergence import Curve
 
 NAMES = {"none": "vanilla", "ssa": "SSA"}
@@ -107,7 +107,7 @@ def run(settings: Settings, study: Study) -> None:
 
 
 def _regimes(settings: Settings, study: Study) -> list[Regime]:
-    from experiments.shared_runs import run_of, start_of
+    from experiments.engine.shared_runs import run_of, start_of
 
     seeds = range(settings.seeds)
     scratch = {rule: [run_of(settings, rule, seed) for seed in seeds] for rule in settings.rules}
@@ -165,9 +165,9 @@ def _panel(axes: Axes, regime: Regime) -> None:
     import numpy as np
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-    from ssa import plotting
+    from ssa.viz import plot_style
 
-    for rule, color in zip(regime.curves, plotting.shades(2), strict=True):
+    for rule, color in zip(regime.curves, plot_style.shades(2), strict=True):
         tokens = np.array(regime.curves[rule][0].tokens) / 1e6
         losses = np.array([curve.losses for curve in regime.curves[rule]])  # (seeds, validations)
         late = tokens >= 0.1 * tokens[-1] if regime.name != "fine-tuning" else tokens >= 0

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.tuning import best_setting
 from experiments.fig3_token_graph.cells import DEGREES, CellSettings, part
-from experiments.tuning import best_setting
-from ssa import plotting
+from ssa.viz import plot_style
 
 if TYPE_CHECKING:
-    from experiments.study import Row, Study
+    from experiments.engine.study import Row, Study
 
 Runs = Mapping[float, list[dict[str, Any]]]  # by learning rate, one a seed
 
@@ -94,7 +94,7 @@ def _nodes(runs: list[dict[str, Any]]) -> Iterator[Row]:
 def _summary(settings: Settings, by_rate: Runs, vanilla: list[dict[str, Any]], best: float) -> Iterator[Row]:
     from statistics import fmean, stdev
 
-    from experiments.study import references
+    from experiments.engine.study import references
     from ssa.statistics import mean_interval
 
     paper = {row["quantity"]: row["value"] for row in references("table1_degree_temperature")}
@@ -153,11 +153,11 @@ def _draw(settings: Settings, study: Study, runs: list[dict[str, Any]], lr: floa
         for place, degree in enumerate(degrees):
             values = np.concatenate([of_degree(one, "temperature", degree) for one in runs])
             places = place + apart.uniform(-0.3, 0.3, len(values))
-            axes.plot(places, values, ".", color=plotting.GREY, markersize=2.5, alpha=0.5, zorder=1)
+            axes.plot(places, values, ".", color=plot_style.GREY, markersize=2.5, alpha=0.5, zorder=1)
         means = [mean_interval([fmean(of_degree(one, "temperature", degree)) for one in runs]) for degree in degrees]
         ends = [[one.mean - one.low for one in means], [one.high - one.mean for one in means]]
         axes.errorbar(
-            range(len(degrees)), [one.mean for one in means], yerr=ends, color=plotting.INK, marker="o", capsize=4
+            range(len(degrees)), [one.mean for one in means], yerr=ends, color=plot_style.INK, marker="o", capsize=4
         )
         axes.set_xticks(range(len(degrees)), [str(degree) for degree in degrees])
         axes.grid(False, axis="x")

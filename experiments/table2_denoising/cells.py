@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from experiments.item import TheoryItemSettings
-from experiments.tuning import best_setting
-from ssa.model_config import PositiveFloat, PositiveInt
+from experiments.engine.item import TheoryItemSettings
+from experiments.engine.tuning import best_setting
+from ssa.model.config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from ssa.statistics import Estimate

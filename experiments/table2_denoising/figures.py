@@ -6,13 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 from experiments.table2_denoising.cells import LEARNED, UNIFORM, Cell, Found, Settings
-from ssa import plotting
 from ssa.statistics import mean_interval
+from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.study import Study
+    from experiments.engine.study import Study
 
 STYLES = {  # label, marker and its size, line; markers that fall on one another are of different sizes
     "vanilla": ("vanilla, learned map", "s", 8, "-"),
@@ -54,8 +54,8 @@ def draw(study: Study, settings: Settings, found: Found) -> None:
 
 def _risks(axes: Axes, found: Found, cells: list[Cell], places: list[float]) -> None:
     for name, label, line, color in (
-        ("naive", "naive averaging", "-.", plotting.GREY),
-        ("Bayes", "Bayes-optimal", ":", plotting.INK),
+        ("naive", "naive averaging", "-.", plot_style.GREY),
+        ("Bayes", "Bayes-optimal", ":", plot_style.INK),
     ):
         values = [found.fixed[cell.noise_rate, cell.length][name] for cell in cells]
         axes.plot(places, [one["closed"] for one in values], line, color=color, label=label, zorder=3)
@@ -105,4 +105,4 @@ def _logarithmic(axes: Axes, digits: tuple[int, ...]) -> None:
 
 
 def _colors() -> dict[str, object]:
-    return dict(zip(STYLES, plotting.shades(len(STYLES)), strict=True))
+    return dict(zip(STYLES, plot_style.shades(len(STYLES)), strict=True))

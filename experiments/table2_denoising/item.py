@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from experiments.conclusion import Conclusion
+from experiments.engine.conclusion import Conclusion
 from experiments.table2_denoising.cells import Cell, Found, Settings, difference, methods
 
 if TYPE_CHECKING:
-    from experiments.parts import Part
-    from experiments.study import Study
+    from experiments.engine.parts import Part
+    from experiments.engine.study import Study
 
 
 def run(settings: Settings, study: Study) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from experiments.study import references
+from experiments.engine.study import references
 from experiments.table2_denoising.cells import LEARNED, METHODS, UNIFORM, Found, difference
 from ssa.statistics import mean_interval
 
 if TYPE_CHECKING:
-    from experiments.study import Row
+    from experiments.engine.study import Row
 
 LIMIT_OF_NOISE = 4.0  # standard errors; by chance one of ten thousand is farther out
 

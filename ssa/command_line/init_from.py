@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ssa.command_line import conf_groups
 from ssa.config_errors import shown
 from ssa.errors import UserError
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
 from ssa.pretrained.families import ARCHITECTURE
 from ssa.pretrained.source import Pretrained, architecture, check_rule, describe
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 
 from ssa.errors import UserError
-from ssa.evaluation.harness import PAPER, HarnessTask
-from ssa.evaluation.perplexity import CONVENTIONS, Perplexity
+from ssa.evaluation.scoring.subject import Subject
 from ssa.evaluation.settings import EvaluateSettings
-from ssa.evaluation.subject import Subject
 from ssa.evaluation.task import Task
+from ssa.evaluation.tasks.harness import PAPER, HarnessTask
+from ssa.evaluation.tasks.perplexity import CONVENTIONS, Perplexity
 
-_OTHERS = {"length": "Length", "passkey": "Passkey", "attention": "Attention"}  # class of the module of that name
+_OTHERS = {  # module and class
+    "length": ("tasks.length", "Length"),
+    "passkey": ("tasks.passkey", "Passkey"),
+    "attention": ("attention.report", "Attention"),
+}
 OURS = (*CONVENTIONS, *_OTHERS)
 GROUPS = {"paper": tuple(PAPER)}
 
@@ -37,6 +41,7 @@ def task(name: str, settings: EvaluateSettings, subject: Subject) -> Task:
     if name in CONVENTIONS:
         return Perplexity(name, settings, subject)
     if name in _OTHERS:
-        made: Task = getattr(import_module(f"ssa.evaluation.{name}"), _OTHERS[name])(settings, subject)
+        module, kind = _OTHERS[name]
+        made: Task = getattr(import_module(f"ssa.evaluation.{module}"), kind)(settings, subject)
         return made
     return HarnessTask(name, settings, (*OURS, *GROUPS))

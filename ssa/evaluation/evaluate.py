@@ -14,13 +14,13 @@ from rich.table import Column, Table
 
 from ssa.errors import UserError, first_line
 from ssa.evaluation import catalogue
-from ssa.evaluation.journal import Journal
-from ssa.evaluation.progress import TaskProgress
 from ssa.evaluation.results import Result, file_name, find, identity_of, keep, newest, result_of
+from ssa.evaluation.scoring.journal import Journal
+from ssa.evaluation.scoring.progress import TaskProgress
+from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.work import Work
 from ssa.evaluation.settings import EvaluateSettings
-from ssa.evaluation.subject import Subject
 from ssa.evaluation.task import Task
-from ssa.evaluation.work import Work
 from ssa.record.checksums import reseal
 
 _OF_SUBJECT = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}

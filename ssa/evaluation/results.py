@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssa.errors import UserError
-from ssa.evaluation.subject import Subject
+from ssa.evaluation.scoring.subject import Subject
 from ssa.evaluation.task import Metric, Outcome
 from ssa.record.run_files import read_json, write_json
 

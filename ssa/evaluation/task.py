@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ssa.evaluation.work import Work
+    from ssa.evaluation.scoring.work import Work
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from ssa.config import Config
 from ssa.errors import UserError
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
+from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES, Family
 from ssa.pretrained.model_card import model_card
 from ssa.pretrained.remote.aliases import aliases
 from ssa.pretrained.remote_code import ARCHITECTURE, AUTO_MAP, MODEL_TYPE, remote_code
 from ssa.pretrained.source import small_files
-from ssa.run_model import load_run
+from ssa.record.run_model import load_run
 from ssa.text.tokenization import Tokenizer
-from ssa.transformer import Transformer
 
 Kind = Literal["auto", "ssa"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ssa.config_errors import shown
 from ssa.errors import UserError
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
 from ssa.pretrained.correspondence import (
     GPT2_MODULES,
     GPT_NEOX_MODULES,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ssa.config_errors import one_line, shown
 from ssa.errors import UserError
-from ssa.model_config import ModelConfig, RopeScaling
+from ssa.model.config import ModelConfig, RopeScaling
 
 _ACTIVATIONS = {
     "gelu": "gelu",

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssa.errors import UserError
-from ssa.model_config import FINE_TUNING_ALPHA, ModelConfig, TemperatureConfig
+from ssa.model.config import FINE_TUNING_ALPHA, ModelConfig, TemperatureConfig
+from ssa.model.temperature import build_temperatures
+from ssa.model.temperature_terms import Shape
+from ssa.model.transformer import Transformer
 from ssa.pretrained.correspondence import Correspondence
 from ssa.pretrained.source import Pretrained, check_architecture, check_rule, describe, weight_files
 from ssa.pretrained.tensor_files import ITEM_BYTES, StoredTensor, contents
-from ssa.temperature import build_temperatures
-from ssa.temperature_part import Shape
-from ssa.transformer import Transformer
 
 if TYPE_CHECKING:
     from ssa.text.tokenization import Tokenizer

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ssa.config_errors import one_line, shown
 from ssa.errors import UserError
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, Family
 
 SSA_TYPE = "ssa"  # model_type of this project's own exports
@@ -101,7 +101,7 @@ def weight_files(init_from: str) -> list[Path]:
     Raises:
         UserError: there are none, a part is missing, or they cannot be had.
     """
-    from ssa.text.hub_client import HubUnreachable
+    from ssa.hub_client import HubUnreachable
 
     unreachable: HubUnreachable | None = None
     try:
@@ -148,7 +148,7 @@ def weights_hash(init_from: str) -> str:
     Raises:
         UserError: as `weight_files`.
     """
-    from ssa.text.cache_files import cache_root, hash_of, hash_of_file
+    from ssa.cache_files import cache_root, hash_of, hash_of_file
 
     return hash_of([hash_of_file(path, cache_root(None)) for path in weight_files(init_from)])
 
@@ -256,7 +256,7 @@ def _file(init_from: str, filename: str) -> Path | None:
         raise UserError(f"init_from={init_from}: a file; valid: the folder that it is in, or an id of the Hub")
     if init_from.startswith((".", "/", "~")) or init_from.count("/") > 1:
         raise UserError(f"init_from={init_from}: no such folder")
-    from ssa.text.hub_client import NotInRepository, download
+    from ssa.hub_client import NotInRepository, download
 
     try:
         return download(init_from, filename, "model", field="init_from")

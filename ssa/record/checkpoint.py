@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ssa.errors import UserError
-from ssa.transformer import Transformer
+from ssa.model.transformer import Transformer
 
 
 def read(path: Path) -> dict[str, Any]:

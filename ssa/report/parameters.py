@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import ssa.command_line.cli  # noqa: F401  # the resolvers that the YAML files use
 from ssa.command_line.conf_groups import CONF, options
 from ssa.config import parse
-from ssa.transformer import Transformer
+from ssa.model.transformer import Transformer
 
 BACKBONES = {  # size: backbone, vocabulary of the published model
     "124m": ("gpt2", 50257),

@@ -24,8 +24,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ssa.cache_files import hash_of_file, read_json, write_atomically, write_json
 from ssa.errors import UserError
-from ssa.text.cache_files import hash_of_file, read_json, write_atomically, write_json
 from ssa.text.corpus import Corpus
 from ssa.text.tokenization import Tokenizer
 

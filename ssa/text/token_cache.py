@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssa.cache_files import cache_root, hash_of, hash_of_file, read_json, write_json, writing_to
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.text.cache_files import cache_root, hash_of, hash_of_file, read_json, write_json, writing_to
 from ssa.text.corpus import SPLITS, Corpus, open_corpus
 from ssa.text.token_build import OnChunk, build_split, token_dtype
 from ssa.text.token_progress import TokenProgress

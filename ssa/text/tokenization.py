@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssa.cache_files import cache_root, hash_of, read_checked, write_checked
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.text.cache_files import cache_root, hash_of, read_checked, write_checked
+from ssa.hub_client import ask_or_recall, download
 from ssa.text.corpus import Corpus
-from ssa.text.hub_client import ask_or_recall, download
 
 END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]")

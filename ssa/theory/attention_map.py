@@ -2,8 +2,8 @@
 
     logits_ij = tau_i x_i^T W x_j        W = W_q^T W_k / sqrt(d), the combined query-key matrix
 
-The temperatures are those of `ssa.temperature`, on the query.  Nothing here is causal: every query sees all keys, so
-that there are as many of them, n = K, for each.  Letters: B batch, H heads, Q queries, K keys, d head_dim, D width.
+The temperatures are those of `ssa.model.temperature`, on the query.  Nothing here is causal: every query sees all keys,
+so that there are as many of them, n = K, for each.  Letters: B batch, H heads, Q queries, K keys, d head_dim, D width.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssa.model_config import ScalarTemperature, TemperatureConfig
-from ssa.temperature import build_temperatures, scale
-from ssa.temperature_part import Shape, Tokens
+from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.temperature import build_temperatures, scale
+from ssa.model.temperature_terms import Shape, Tokens
 
 VANILLA = TemperatureConfig(name="none")
 QUERY = TemperatureConfig(name="ssa", query=ScalarTemperature(token="shared", position="log"))  # SSA's, weight-shared

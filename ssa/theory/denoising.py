@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssa.model_config import ScalarTemperature, TemperatureConfig
-from ssa.temperature import build_temperatures
-from ssa.temperature_part import Shape, Tokens
+from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.temperature import build_temperatures
+from ssa.model.temperature_terms import Shape, Tokens
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
 from ssa.theory.streams import generator
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssa.model_config import TemperatureConfig
+from ssa.model.config import TemperatureConfig
 from ssa.theory import ensemble
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, spikiness
 from ssa.theory.streams import generator

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssa.model_config import ScalarTemperature, TemperatureConfig
+from ssa.model.config import ScalarTemperature, TemperatureConfig
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
 from ssa.theory.ensemble import CHUNK, train
 from ssa.theory.streams import generator

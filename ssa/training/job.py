@@ -8,9 +8,9 @@ import torch
 
 from ssa.config import Config
 from ssa.device import Precision
+from ssa.model.transformer import Transformer
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
 from ssa.training.loaders import EvaluationLoader, TrainingLoader
-from ssa.transformer import Transformer
 
 
 @dataclass(frozen=True)

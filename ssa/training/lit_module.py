@@ -13,16 +13,16 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from ssa.attention_stats import attention_statistics
 from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import TrainingDiverged
+from ssa.model.attention_stats import attention_statistics
+from ssa.model.transformer import Transformer
 from ssa.perplexity import perplexities
 from ssa.text.token_blocks import probe_windows, visible_in_documents
 from ssa.text.token_cache import TokenSplit
 from ssa.training.loaders import Batch
 from ssa.training.optim import build_optimizer
-from ssa.transformer import Transformer
 
 Row = dict[str, Any]
 

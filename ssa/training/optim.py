@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ssa.config import OptimConfig
 from ssa.errors import UserError
-from ssa.transformer import Transformer
+from ssa.model.transformer import Transformer
 
 
 def freeze(model: Transformer, config: OptimConfig) -> None:

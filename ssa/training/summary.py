@@ -14,8 +14,8 @@ from rich.table import Table
 from ssa.config import Config
 from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
+from ssa.model.temperature_terms import TOLERANCE
 from ssa.record.run_files import read_summary
-from ssa.temperature_part import TOLERANCE
 from ssa.training.callbacks import minutes
 from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule

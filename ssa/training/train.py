@@ -23,14 +23,15 @@ from ssa.device import (
     resolve_precision,
 )
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files, weights_hash
 from ssa.record import checksums, environment, wandb_mirror
 from ssa.record.checkpoint import load_weights, read_step
 from ssa.record.run_files import read_summary, write_atomic
+from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror
-from ssa.run_model import with_own_tokenizer
 from ssa.text.ngram import reference_perplexities
 from ssa.text.token_blocks import TrainingBatches, visible_in_documents
 from ssa.text.token_cache import TokenizedCorpus, prepare
@@ -40,7 +41,6 @@ from ssa.training.lit_module import LanguageModule
 from ssa.training.loaders import TrainingLoader
 from ssa.training.optim import freeze
 from ssa.training.summary import print_end, print_start, summarise
-from ssa.transformer import Transformer
 
 Row = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
 
 
 def aliases(config: ModelConfig, vocab_size: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
 from ssa.pretrained.remote.aliases import aliases
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ssa.kv_cache import KVCache
-from ssa.model_config import ModelConfig
+from ssa.model.config import ModelConfig
+from ssa.model.kv_cache import KVCache
+from ssa.model.temperature_terms import INIT_STD
+from ssa.model.transformer import Transformer
 from ssa.pretrained.remote.configuration_ssa import SSAConfig
-from ssa.temperature_part import INIT_STD
-from ssa.transformer import Transformer
 
 _REFUSED = {
     "position_ids": "they follow from attention_mask",

@@ -47,7 +47,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
     """All that the page's program needs of the runs, as JSON can hold it.
 
     Args:
-        runs: of `ssa.report.runs.load`.
+        runs: of `ssa.record.runs.load`.
 
     Returns:
         ``curves`` titles; ``keys`` of the configs and their most ``common`` values, as text or null;

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ssa.atomic import replacing
 from ssa.errors import UserError
-from ssa.report import runs as run_store
+from ssa.record import runs as run_store
 from ssa.report.cells import lines_of
 from ssa.report.page.results import Item, items
 from ssa.report.page.run_data import POINTS, environments, page_data
@@ -46,7 +46,7 @@ def page(runs: pd.DataFrame, found: list[Item], *, source: str, experiments: str
     """The page's HTML.
 
     Args:
-        runs: of `ssa.report.runs.load`.
+        runs: of `ssa.record.runs.load`.
         found: the items with results, and those without.
         source, experiments: where both are from, for the reader.
     """

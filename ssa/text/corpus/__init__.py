@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import count, groupby, islice
 from typing import Protocol
 
+from ssa.cache_files import hash_of
 from ssa.config import DataConfig
-from ssa.text.cache_files import hash_of
 from ssa.text.corpus import readers
 
 SPLITS = ("train", "validation", "test")

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from typing import Any
 
+from ssa.cache_files import cache_root, hash_of
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.text.cache_files import cache_root, hash_of
+from ssa.hub_client import ask_or_recall, current_commit, download, faults_as_user_errors
 from ssa.text.corpus import readers
-from ssa.text.hub_client import ask_or_recall, current_commit, download, faults_as_user_errors
 
 PARQUET_BRANCH = "refs/convert/parquet"  # where the Hub keeps a Parquet copy of most sets
 _NAMES = {

@@ -6,9 +6,9 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
+from ssa.cache_files import cache_root, hash_of, hash_of_file
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.text.cache_files import cache_root, hash_of, hash_of_file
 from ssa.text.corpus import readers
 
 

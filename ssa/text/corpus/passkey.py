@@ -15,8 +15,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ssa.cache_files import hash_of
 from ssa.config import DataConfig
-from ssa.text.cache_files import hash_of
 
 DOCUMENTS = 100_000  # in the train split, where data.max_documents does not say
 VERSION = 1  # raise it when a text is drawn or put together in another way

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
+from ssa.cache_files import hash_of
 from ssa.errors import UserError
-from ssa.text.cache_files import hash_of
 
 PROSE_VERSION = 1  # raise it when a document is put together in another way
 TOPICS = "pydoc_data.topics"

@@ -1,0 +1,219 @@
+"""Items that are grids of training runs: every row of settings in every group, with every seed.
+
+Such an item has no ``item.py``: its ``config.yaml`` declares the grid under ``grid:``, and
+`experiments.engine.grid_item` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from experiments.engine.item import SCALES, Item, RunItemSettings, Scale
+from ssa.command_line.settings import parse
+from ssa.config_errors import one_line
+from ssa.errors import UserError
+from ssa.model.config import Section
+
+if TYPE_CHECKING:
+    from ssa.launch.run import Run
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Row(Section):
+    """What is compared: a variant of the model."""
+
+    name: Name
+    overrides: list[str] = Field(description="of train.py")
+
+
+class Group(Section):
+    """What is compared in: a backbone and a way of training it."""
+
+    name: Name
+    overrides: list[str] = Field([], description="of train.py")
+    at: dict[Scale, list[str]] = Field(
+        {scale: [] for scale in SCALES}, min_length=1, description="the scales it is run at, each with more overrides"
+    )
+    start: dict[Scale, str] = Field(
+        {},
+        description="the group that it fine-tunes: of each seed the run of the first row; other scales set init_from",
+    )
+
+
+class Metric(Section):
+    """A column of the table."""
+
+    name: Name
+    key: Name = Field(description="a column of `ssa.record.runs.load`")
+    task: str | None = Field(None, description="of evaluate.py, which fills it; null: training does")
+    digits: int = Field(3, description="after the point")
+    compared: bool = Field(False, description="whether the difference to the first row is shown, with its p-value")
+
+
+class Claim(Section):
+    """That a row's metric is lower, or higher, than another's in a group; the first claim is the item's main one."""
+
+    group: Name
+    row: Name
+    against: Name
+    metric: Name
+    expected: Literal["lower", "higher"] = "lower"
+
+
+class Grid(Section):
+    """All of it."""
+
+    groups: list[Group] = Field(min_length=1)
+    rows: list[Row] = Field(min_length=2, description="the first is the baseline")
+    metrics: list[Metric] = Field(min_length=1)
+    claims: list[Claim] = Field(min_length=1)
+    notes: str = Field("", description="what a reader of the table must know")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Grid:
+        known = {
+            "group": [group.name for group in self.groups],
+            "row": [row.name for row in self.rows],
+            "metric": [metric.name for metric in self.metrics],
+        }
+        for what, names in known.items():
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what}s: a name twice in {', '.join(names)}")
+        asked = [(what, getattr(claim, what)) for claim in self.claims for what in known]
+        asked += [("row", claim.against) for claim in self.claims]
+        asked += [("group", name) for group in self.groups for name in group.start.values()]
+        for what, name in asked:
+            if name not in known[what]:
+                raise ValueError(f"{what} {name}: not in the grid; valid: {', '.join(known[what])}")
+        by_name = {group.name: group for group in self.groups}
+        for group in self.groups:
+            for scale, name in group.start.items():
+                if scale not in by_name[name].at or scale in by_name[name].start:
+                    raise ValueError(f"group {group.name}: at {scale} {name} is not trained from scratch")
+        return self
+
+
+def declared(item: Item) -> Grid:
+    """An item's grid.
+
+    Raises:
+        UserError: its ``config.yaml`` does not declare one.
+    """
+    try:
+        return Grid.model_validate(item.grid)
+    except ValidationError as error:
+        raise UserError(f"{item.folder / 'config.yaml'}: grid: {one_line(error, Grid)}") from None
+
+
+class Settings(RunItemSettings):
+    """What the command line of a grid sets."""
+
+    evaluate: list[str] = Field(
+        [], description="arguments of evaluate.py for each finished run, between commas: tasks=passkey,trials=5"
+    )
+    plan: bool = Field(False, description="only print what would be run: runs, tokens, time, disk")
+    fail_fast: bool = Field(False, description="stop at the first run that fails; the others save where they are")
+    launcher: Name = Field(
+        "processes", description="who runs the runs: processes of this machine, or an option of hydra/launcher"
+    )
+    launcher_overrides: list[str] = Field([], description="hydra.launcher.KEY=VALUE of that launcher, between commas")
+    source: Name | None = Field(
+        None, description="wandb:ENTITY/PROJECT: nothing is run, the table is made of the runs that W&B has"
+    )
+
+    @field_validator("evaluate")
+    @classmethod
+    def _commas_are_of_values(cls, arguments: list[str]) -> list[str]:
+        """``tasks=a,b`` is one argument."""
+        joined: list[str] = []
+        for argument in arguments:
+            if "=" in argument or not joined:
+                joined.append(argument)
+            else:
+                joined[-1] += f",{argument}"
+        return joined
+
+    def tasks(self) -> list[str]:
+        """What each finished run is evaluated on.
+
+        Raises:
+            UserError: evaluate.py would refuse its arguments.
+        """
+        from ssa.evaluation.catalogue import names
+        from ssa.evaluation.settings import EvaluateSettings
+
+        return names(parse(EvaluateSettings, ["run=RUN", *self.evaluate]).tasks) if self.evaluate else []
+
+
+class Cell(NamedTuple):
+    """One run's place in a grid: names of its group and row, and its seed."""
+
+    group: str
+    row: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """For a line."""
+        return f"{self.group}, {self.row}, seed {self.seed}"
+
+
+def check_train(item: Item, grid: Grid, settings: Settings) -> None:
+    """Refuses an override in ``train=`` that every run would lose to what the grid sets.
+
+    Raises:
+        UserError: naming it.
+    """
+    usual = item.values(settings.scale)["train"]
+    rows = [override for row in grid.rows for override in row.overrides]
+    groups = [each for group in grid.groups for each in (*group.overrides, *group.at.get(settings.scale, ()))]
+    setting = {"row": rows, "group": groups, "item": ["seed=", "output_dir=", "logger="]}
+    for override in settings.train:
+        key = override.partition("=")[0]
+        for what, overrides in setting.items():
+            if override not in usual and key in {each.partition("=")[0] for each in overrides}:
+                where = f"{what}s set {key}" if what != "item" else f"{key}= is a setting of the item"
+                raise UserError(f"train={override}: the {where}; valid: another key, or edit {item.folder}/config.yaml")
+
+
+def runs(grid: Grid, settings: Settings) -> dict[Cell, Run | None]:
+    """The runs at the scale, in the order of the table; None where the run that it goes on from has not finished."""
+    found: dict[Cell, Run | None] = {}
+    groups = [group for group in grid.groups if settings.scale in group.at]
+    for group in sorted(groups, key=lambda group: settings.scale in group.start):  # starts come first
+        for row in grid.rows:
+            for seed in range(settings.seeds):
+                cell = Cell(group.name, row.name, seed)
+                start = _start(grid, group, seed, settings, found)
+                found[cell] = None if start is None else _run(settings, group, row, cell, start)
+    names = [group.name for group in grid.groups]
+    return dict(sorted(found.items(), key=lambda item: names.index(item[0].group)))
+
+
+def _run(settings: Settings, group: Group, row: Row, cell: Cell, start: Sequence[str]) -> Run:
+    from ssa.launch.run import Run
+
+    where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
+    of_group = (*group.overrides, *group.at[settings.scale], *start)
+    return Run((*settings.train, *of_group, *row.overrides, f"seed={cell.seed}", *where), cell.label)
+
+
+def _start(
+    grid: Grid, group: Group, seed: int, settings: Settings, known: Mapping[Cell, Run | None]
+) -> Sequence[str] | None:
+    """Overrides that say what is fine-tuned; None where it is not there yet."""
+    if settings.scale not in group.start:
+        return ()
+    from experiments.engine.shared_runs import start_of
+
+    base = known.get(Cell(group.start[settings.scale], grid.rows[0].name, seed))
+    try:
+        if base is None or not base.is_finished():
+            return None
+        return start_of(base.folder, settings.output_dir, write=not settings.plan)
+    except UserError:  # its overrides are refused, or its weights are damaged
+        return None

@@ -1,0 +1,184 @@
+"""What the runs of a grid came to: numbers, gaps with their reasons, and statistics over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from experiments.engine.grid import Cell, Grid, Metric, Settings
+from ssa.launch.run import Run
+from ssa.record.checksums import NO_CHECKSUMS
+from ssa.report.cells import State
+from ssa.statistics import Estimate, holm, mean_interval, paired_interval, paired_p_value
+
+ABSENT = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+
+
+class Gap(NamedTuple):
+    """Why a run has no number: a state of `ssa.report.cells`, and the reason in words."""
+
+    state: State
+    reason: str
+
+
+class Statistic(NamedTuple):
+    """A metric of one row in one group, over seeds; n = 0 where there is no run.
+
+    Attributes:
+        mean: of the runs that count, with Student's 95 % interval.
+        difference: to the grid's first row at equal seed, paired.
+        p: of the paired t-test that the difference is 0.
+        p_holm: corrected for all differences of this metric in the item (Holm 1979).
+        runs: ids of the runs behind ``mean``.
+        base_runs: ids of the first row's runs behind ``difference``.
+    """
+
+    group: str
+    row: str
+    metric: Metric
+    mean: Estimate
+    difference: Estimate
+    p: float
+    p_holm: float
+    runs: tuple[str, ...]
+    base_runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Of a grid.
+
+    Attributes:
+        item: its name.
+        grid: what was declared.
+        settings: of the command line.
+        runs: `experiments.engine.grid.runs`.
+        failed: why runs failed just now.
+        unevaluated: why evaluations of finished runs did.
+        frame: `ssa.record.runs.load`.
+    """
+
+    item: str
+    grid: Grid
+    settings: Settings
+    runs: Mapping[Cell, Run | None]
+    failed: Mapping[Run, str]
+    unevaluated: Mapping[Run, str]
+    frame: pd.DataFrame
+
+    @property
+    def groups(self) -> list[str]:
+        """Those that are run at the scale."""
+        return list(dict.fromkeys(cell.group for cell in self.runs))
+
+    def is_measured(self, metric: Metric) -> bool:
+        """Whether the settings ask for what fills the column."""
+        return metric.task is None or metric.task in self._tasks
+
+    def run_id(self, cell: Cell) -> str | None:
+        """None where the run cannot be told: refused overrides, or no start to go on from."""
+        run = self.runs[cell]
+        return run.config.run_id if run is not None and run not in self._refused else None
+
+    @cached_property
+    def _tasks(self) -> list[str]:
+        return self.settings.tasks()
+
+    @cached_property
+    def _refused(self) -> set[Run]:
+        return {run for run in self.failed if run.refusal}
+
+    def gap(self, cell: Cell, metric: Metric) -> Gap | None:
+        """What is wrong with a run's metric, if anything is."""
+        run, run_id = self.runs[cell], self.run_id(cell)
+        found = self.frame.loc[run_id] if run_id in self.frame.index else None
+        if found is not None and found["damage"] not in ("", NO_CHECKSUMS):  # also of a run that fails for it
+            return Gap("damaged", f"left out, {found['damage']}")
+        if run is not None and run in self.failed:
+            return Gap("failed", self.failed[run])
+        if run_id is None:
+            return Gap("missing", "what it goes on from has not finished, or is damaged")
+        if found is None:
+            return Gap("missing", f"not in {self.settings.source}" if self.settings.source else "not run")
+        if found["status"] != "finished":
+            state: State = "failed" if found["status"] == "failed" else "missing"
+            return Gap(state, str(found["error"] or found["status"]))
+        if metric.task is not None and run is not None and run in self.unevaluated:
+            return Gap("failed", self.unevaluated[run])
+        if metric.key not in found.index or pd.isna(found[metric.key]):
+            return Gap("missing", f"has no {metric.key}")
+        return None
+
+    def numbers(self, group: str, row: str, metric: Metric) -> dict[int, float]:
+        """The metric of each run that counts, by seed."""
+        found = {}
+        for seed in range(self.settings.seeds):
+            cell = Cell(group, row, seed)
+            if cell in self.runs and self.gap(cell, metric) is None:
+                found[seed] = float(self.frame.at[self.run_id(cell), metric.key])
+        return found
+
+    def pairs(self, group: str, row: str, against: str, metric: Metric) -> tuple[list[float], list[float]]:
+        """The metric of two rows, at the seeds that both have."""
+        first, second = self.numbers(group, row, metric), self.numbers(group, against, metric)
+        seeds = sorted(first.keys() & second.keys())
+        return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
+
+    @cached_property
+    def statistics(self) -> list[Statistic]:
+        """Of each metric that is measured, in each group, of each row."""
+        found: list[Statistic] = []
+        for metric in filter(self.is_measured, self.grid.metrics):
+            of_metric = [self._statistic(group, row.name, metric) for group in self.groups for row in self.grid.rows]
+            adjusted = holm([statistic.p for statistic in of_metric])
+            found += [one._replace(p_holm=p) for one, p in zip(of_metric, adjusted, strict=True)]
+        return found
+
+    def _statistic(self, group: str, row: str, metric: Metric) -> Statistic:
+        base, numbers = self.grid.rows[0].name, self.numbers(group, row, metric)
+        pairs = self.pairs(group, row, base, metric) if metric.compared and row != base else ([], [])
+        shared = numbers.keys() & self.numbers(group, base, metric).keys() if pairs[0] else set()
+        return Statistic(
+            group,
+            row,
+            metric,
+            mean_interval(list(numbers.values())) if numbers else ABSENT,
+            paired_interval(*pairs) if pairs[0] else ABSENT,
+            paired_p_value(*pairs) if pairs[0] else math.nan,
+            math.nan,
+            tuple(str(self.run_id(Cell(group, row, seed))) for seed in numbers),
+            tuple(str(self.run_id(Cell(group, base, seed))) for seed in sorted(shared)),
+        )
+
+    def run_rows(self) -> list[dict[str, Any]]:
+        """For a CSV: every run and its metrics."""
+        rows = []
+        for cell in self.runs:
+            numbers = {
+                metric.name: self.numbers(cell.group, cell.row, metric).get(cell.seed, math.nan)
+                for metric in filter(self.is_measured, self.grid.metrics)
+            }
+            numbers = {name: int(value) if value.is_integer() else value for name, value in numbers.items()}
+            rows.append({**cell._asdict(), **numbers, "run": self.run_id(cell) or "-"})
+        return rows
+
+    def statistic_rows(self) -> list[dict[str, Any]]:
+        """For a CSV: every statistic with all its digits."""
+        return [
+            {
+                "group": one.group,
+                "row": one.row,
+                "metric": one.metric.name,
+                **{name: getattr(one.mean, name) for name in ("n", "mean", "sd", "low", "high")},
+                **{f"difference {name}": getattr(one.difference, name) for name in ("n", "mean", "sd", "low", "high")},
+                "p": one.p,
+                "p (Holm)": one.p_holm,
+                "runs": " ".join(one.runs) or "-",
+            }
+            for one in self.statistics
+        ]

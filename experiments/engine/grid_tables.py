@@ -1,0 +1,200 @@
+"""The table, figure and conclusions of a grid."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.grid import Metric
+from experiments.engine.grid_results import ABSENT, Results, Statistic
+from experiments.engine.item import Item
+from ssa.evaluation import catalogue
+from ssa.report import tables
+from ssa.report.cells import State
+from ssa.statistics import Estimate, paired_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from experiments.engine.study import Study
+
+_NONE = tables.Cell("", "none")
+_GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
+
+
+def write(results: Results, references: Sequence[dict[str, str]], study: Study) -> None:
+    """All that the study's folder is to hold."""
+    study.table("runs", results.run_rows())
+    study.table("statistics", results.statistic_rows())
+    study.show(table(results, references))
+    compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
+    for metric in compared[:1]:
+        _draw(results, metric, study)
+    metrics = {metric.name: metric for metric in results.grid.metrics}
+    for claim in results.grid.claims:
+        pairs = results.pairs(claim.group, claim.row, claim.against, metrics[claim.metric])
+        if claim.group in results.groups:  # without a pair it is undecided, and still the item's main one if it is
+            study.conclude(
+                Conclusion(
+                    f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}",
+                    f"difference of the {claim.metric}, {claim.row} - {claim.against}",
+                    paired_interval(*pairs) if pairs[0] else ABSENT,
+                    claim.expected,
+                )
+            )
+
+
+def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Table:
+    """Groups and rows downwards; to the right of each metric what it is compared with.
+
+    Args:
+        results: of the grid.
+        references: the paper's cells: ``quantity`` is "<group>: <metric>", ``method`` the row.
+    """
+    grid, several = results.grid, len(results.grid.groups) > 1
+    papers = {(cell["quantity"], cell["method"]): cell for cell in references}
+    with_paper = {metric.name for metric in grid.metrics if any(key[0].endswith(f": {metric.name}") for key in papers)}
+    columns = ["model", "temperature"] if several else ["temperature"]
+    for metric in grid.metrics:
+        columns += [metric.name, *(["difference", "p (Holm)"] if metric.compared else [])]
+        columns += ["paper"] if metric.name in with_paper else []
+    found = {(one.group, one.row, one.metric.name): one for one in results.statistics}
+    rows = []
+    for group in grid.groups:
+        for row in grid.rows:
+            cells = [tables.Cell(name) for name in ((group.name, row.name) if several else (row.name,))]
+            for metric in grid.metrics:
+                one = found.get((group.name, row.name, metric.name))
+                cells += _measured(results, one) if one else _unmeasured(results, group.name, metric)
+                if metric.name in with_paper:
+                    cells.append(_paper(papers.get((f"{group.name}: {metric.name}", row.name))))
+            rows.append(tuple(cells))
+    return tables.Table(results.item, _caption(results), tuple(columns), tuple(rows))
+
+
+def _measured(results: Results, one: Statistic) -> list[tables.Cell]:
+    """The value, and where the metric is compared, its difference to the first row and the p-value."""
+    state, note = _trouble(results, one)
+    cells = [tables.Cell(_text(one.mean, one.metric.digits) if one.mean.n else "", state, one.runs, note)]
+    if one.metric.compared and one.row == results.grid.rows[0].name:
+        cells += [tables.Cell("baseline", "none"), _NONE]
+    elif one.metric.compared:
+        ids = one.runs + one.base_runs
+        difference, pairs = _text(one.difference, one.metric.digits), one.difference.n
+        lacking = f"At {pairs} of {results.settings.seeds} seeds: the others lack a run of the two rows."
+        note = lacking if pairs < results.settings.seeds else ""
+        cells.append(tables.Cell(difference, "value", ids, note) if pairs else tables.Cell("", "missing", (), note))
+        cells.append(_NONE if math.isnan(one.p_holm) else tables.Cell(f"{one.p_holm:.2g}", "value", ids))
+    return cells
+
+
+def _text(estimate: Estimate, digits: int) -> str:
+    """With an interval, where it has one that says something."""
+    if estimate.sd == 0 or estimate.n == 1:
+        return f"{estimate.mean:,.0f}" if digits == 0 else f"{estimate.mean:.{digits}f}"
+    return shown(estimate, digits)
+
+
+def _trouble(results: Results, one: Statistic) -> tuple[State, str]:
+    """The state of a cell, and its runs that do not count, with the command that runs them."""
+    cells = [cell for cell in results.runs if (cell.group, cell.row) == (one.group, one.row)]
+    gaps = {cell.seed: gap for cell in cells if (gap := results.gap(cell, one.metric))}
+    if not gaps:
+        return "value", ""
+    reasons = Counter(gap.reason for gap in gaps.values())
+    texts = [
+        f"seed{'s' if count > 1 else ''} {', '.join(str(seed) for seed, gap in gaps.items() if gap.reason == reason)} "
+        f"{next(gap.state for gap in gaps.values() if gap.reason == reason)} ({reason})"
+        for reason, count in reasons.items()
+    ]
+    state = next(state for state in _GRAVEST if any(gap.state == state for gap in gaps.values()))
+    damaged = [cell for cell in cells if cell.seed in gaps and gaps[cell.seed].state == "damaged"]
+    folders = [shlex.quote(str(results.frame.at[results.run_id(cell), "folder"])) for cell in damaged]
+    first = f"rm -r {' '.join(folders)} && " if folders and results.settings.source is None else ""
+    return state, f"{'; '.join(texts)}. To fill it: {first}{_command(results)}"
+
+
+def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cell]:
+    scale = results.settings.scale
+    if group not in results.groups:
+        (at,) = (one.at for one in results.grid.groups if one.name == group)
+        note = f"Not part of scale={scale}. To fill it: python -m experiments {results.item} scale={next(iter(at))}"
+    else:
+        task = next((name for name, of in catalogue.GROUPS.items() if metric.task in of), metric.task)
+        evaluate = [f"tasks={','.join([*results.settings.tasks(), str(task)])}"]
+        evaluate += [argument for argument in results.settings.evaluate if not argument.startswith("tasks=")]
+        note = f"Not evaluated at scale={scale}. To fill it: {_command(results, evaluate=evaluate)}"
+    return [tables.Cell("", "unmeasured", (), note), *[_NONE] * (2 if metric.compared else 0)]
+
+
+def _command(results: Results, **changes: object) -> str:
+    return Item(results.item).command(results.settings.model_copy(update=changes))
+
+
+def _paper(cell: dict[str, str] | None) -> tables.Cell:
+    if cell is None or cell["value"] == "-":
+        note = cell["note"].rstrip(".") if cell and cell["note"] else "No source gives the paper's figure"
+        return tables.Cell("", "none", (), f"{note[0].upper()}{note[1:]}.")
+    return tables.Cell(f"{cell['value']} ({cell['grade']})", "reference", (), cell["note"])
+
+
+def _caption(results: Results) -> str:
+    settings, grid = results.settings, results.grid
+    ids = {run_id for cell in results.runs if (run_id := results.run_id(cell)) in results.frame.index}
+    frame = results.frame.loc[sorted(ids, key=str)]
+    commits = sorted({commit[:7] for commit in frame["commit"] if commit})
+    data = sorted({data_hash[:8] for data_hash in frame["data_hash"] if data_hash})
+    parts = [f"Mean and 95 % interval (Student's t) over {settings.seeds} seeds."]
+    if any(metric.compared for metric in grid.metrics):
+        parts.append(
+            f"Difference: to {grid.rows[0].name} at equal seed, paired; p: paired t-test, by Holm's correction for all "
+            "differences of the column."
+        )
+    parts += [grid.notes] if grid.notes else []
+    parts.append(f"scale={settings.scale}; commit {', '.join(commits) or '-'}; data {', '.join(data) or '-'}.")
+    return " ".join(parts)
+
+
+def _draw(results: Results, metric: Metric, study: Study) -> None:
+    """Differences to the first row: a small mark a seed, a large one and a line their mean and its interval."""
+    rows = [row.name for row in results.grid.rows[1:]]
+    caption = (
+        f"Difference of the {metric.name} to {results.grid.rows[0].name} at equal seed: circles are seeds, squares "
+        f"their means with 95 % intervals (Student's t, {results.settings.seeds} seeds). Left of the line is lower."
+    )
+    groups = results.groups
+    columns = min(3, len(groups))
+    lines = math.ceil(len(groups) / columns)
+    width, height = max(4.5, 2.2 + 2.6 * columns), 0.6 + (1.0 + 0.3 * len(rows)) * lines
+    with study.figure("differences", width, height, caption) as figure:
+        panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        for axes, group in zip(panels.flat, groups, strict=False):
+            _panel(axes, results, metric, group)
+            axes.set(title=group, xlabel=f"difference of the {metric.name}")
+        for axes in panels.flat[len(groups) :]:
+            axes.set_visible(False)
+        panels[0, 0].set_yticks(range(len(rows)), rows)
+        panels[0, 0].invert_yaxis()
+
+
+def _panel(axes: Axes, results: Results, metric: Metric, group: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from ssa.viz import plot_style
+
+    base = results.grid.rows[0].name
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.axvline(0, color=plot_style.GREY, linewidth=0.8)
+    for place, row in enumerate(results.grid.rows[1:]):
+        values, bases = results.pairs(group, row.name, base, metric)
+        if not values:
+            continue
+        estimate = paired_interval(values, bases)
+        differences = [value - other for value, other in zip(values, bases, strict=True)]
+        axes.plot(differences, [place] * len(differences), "o", color=plot_style.INK, markersize=3, fillstyle="none")
+        axes.plot([estimate.low, estimate.high], [place, place], color=plot_style.INK, linewidth=1.2)
+        axes.plot([estimate.mean], [place], "s", color=plot_style.INK, markersize=4.5)

@@ -1,0 +1,136 @@
+"""Parts of a study: functions of plain values, computed by several processes, each kept in a file once it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.engine.code import code_hash
+from ssa.errors import UserError
+from ssa.launch.processes import context, live_with
+from ssa.record.run_files import read_json, write_json
+
+Part = tuple[Callable[..., Any], dict[str, Any]]  # a function of a module, and its arguments by name, plain values
+_LINES_SECONDS = 15.0  # between lines of progress where there is no terminal
+
+
+class Parts:
+    """Those of one study, in files that studies share.
+
+    Args:
+        folder: of the files.
+        name: of the study, for its bar.
+        commit: of the code, to be kept beside what it has computed.
+        jobs: processes at once.
+        rerun: whether to compute again what is kept.
+        console: for the bar.
+    """
+
+    def __init__(self, folder: Path, name: str, commit: str, jobs: int, rerun: bool, console: Console) -> None:
+        self.folder, self.name, self.commit = folder, name, commit
+        self.jobs, self.rerun, self.console = jobs, rerun, console
+        self.files: dict[Path, dict[str, Any]] = {}  # all that were asked for
+
+    @property
+    def seconds(self) -> float:
+        """That all of them took, kept ones too, one after another."""
+        return sum(float(kept["seconds"]) for kept in self.files.values())
+
+    @property
+    def commits(self) -> set[str]:
+        """That they were computed at."""
+        return {kept["commit"] for kept in self.files.values()}
+
+    def compute(self, parts: Sequence[Part]) -> list[Any]:
+        """What each function returns of its arguments: kept ones are read, the others computed.
+
+        Args:
+            parts: functions of a module, so that other processes find them; arguments and results are as JSON has them.
+
+        Raises:
+            UserError: a process was killed.
+        """
+        files = [self.folder / f"{_name(*part)}.json" for part in parts]
+        wanted = dict(zip(files, parts, strict=True))  # equal parts once
+        missing = {file: part for file, part in wanted.items() if self.rerun or not file.is_file()}
+        if len(wanted) > len(missing):
+            self.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} parts are kept from before")
+        if missing:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._bar(len(missing)) as advance:
+                for _ in _each(missing, self.commit, self.jobs):
+                    advance()
+        self.files |= {file: read_json(file) for file in files}
+        return [self.files[file]["value"] for file in files]
+
+    @contextmanager
+    def _bar(self, total: int) -> Iterator[Callable[[], None]]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console) as progress:
+            task = progress.add_task(self.name, total=total)
+            began = said = time.perf_counter()
+
+            def advance() -> None:
+                nonlocal said
+                progress.advance(task)
+                done, now = progress.tasks[0].completed, time.perf_counter()
+                if not self.console.is_terminal and now - said > _LINES_SECONDS:
+                    said, left = now, (now - began) / done * (total - done)
+                    self.console.print(f"{self.name}: {done:.0f} of {total}, about {left:.0f} s left")
+
+            yield advance
+
+
+def _each(missing: Mapping[Path, Part], commit: str, jobs: int) -> Iterator[None]:
+    """Computes and keeps them; yields after each."""
+    if jobs == 1 or len(missing) == 1:
+        for file, part in missing.items():
+            _keep(file, part, commit)
+            yield
+        return
+    processes = min(jobs, len(missing))
+    with ProcessPoolExecutor(processes, context("torch"), live_with, (os.getpid(),)) as pool:
+        try:
+            for future in as_completed([pool.submit(_keep, file, part, commit) for file, part in missing.items()]):
+                future.result()
+                yield
+        except BrokenProcessPool:
+            raise UserError(
+                f"jobs={jobs}: a process was killed, most often for lack of memory; jobs=1 needs less, and the same "
+                "command goes on from here"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _keep(file: Path, part: Part, commit: str) -> None:
+    import torch
+
+    (function, arguments), began = part, time.perf_counter()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of several threads depend on how many there are
+    try:
+        value = function(**arguments)
+    finally:
+        torch.set_num_threads(threads)
+    seconds = time.perf_counter() - began
+    of = {"function": f"{function.__module__}.{function.__qualname__}", "arguments": arguments, "commit": commit}
+    write_json(file, {**of, "seconds": seconds, "value": value})
+
+
+def _name(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Of the file that keeps a part: the function, and a hash of its arguments and of the code it rests on."""
+    key = json.dumps([function.__qualname__, arguments, code_hash(function.__module__)], sort_keys=True)
+    return f"{function.__name__}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

@@ -1,0 +1,129 @@
+"""What a grid will take, before anything is run: runs, tokens, time and disk."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments.engine.grid import Settings, check_train, declared, runs
+from experiments.engine.item import Item
+from ssa.config import Config
+from ssa.launch.run import Run
+from ssa.record.runs import load
+
+_PROBED = 50e6  # parameters; a larger model's time is computed, not measured
+_BYTES = 4 * 3 * 2  # a parameter in float32 with AdamW's two moments, in two checkpoints
+_START = 4.0  # seconds that a run takes before and after training, on two cores
+_KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.block_size"]  # of runs of one speed
+
+
+def show(item: Item, settings: Settings, console: Console) -> None:
+    """Prints the plan."""
+    grid = declared(item)
+    check_train(item, grid, settings)
+    planned = runs(grid, settings)
+    _ = settings.tasks()
+    refused = {run: reason for run in filter(None, planned.values()) if (reason := run.refusal)}
+    for reason, number in Counter(refused.values()).items():
+        console.print(f"{number} runs are refused: {reason}", markup=False)
+    known = [run for run in planned.values() if run and run not in refused]
+    unique = list({run.folder: run for run in known}.values())
+    waiting = [run for run in unique if settings.rerun or not run.is_finished()]
+    table = Table("runs", "finished", "to go on with", "to run", "tokens to train", box=box.SIMPLE_HEAD)
+    counts: dict[str, Counter[str]] = {}
+    for run in unique:
+        state = "finished" if run not in waiting else "begun" if run.tokens_done() else "new"
+        count = counts.setdefault(run.label.partition(", seed ")[0], Counter())
+        count[state] += 1
+        count["tokens"] += _tokens_left(run, settings.rerun) if run in waiting else 0
+    for label, count in counts.items():
+        table.add_row(label, *(str(count[state]) for state in ("finished", "begun", "new")), f"{count['tokens']:,}")
+    console.print(table)
+    later = sum(run is None for run in planned.values())
+    if later:
+        console.print(f"and {later} runs that fine-tune some of these, once they have finished")
+    tokens = sum(_tokens_left(run, settings.rerun) for run in waiting)
+    seconds, how = _seconds(waiting, settings)
+    disk = sum(_parameters(run.config) * _BYTES for run in waiting)
+    console.print(
+        f"{len(waiting)} of {len(unique)} runs to do, {tokens:,} tokens, about {_time(seconds)} with "
+        f"jobs={settings.jobs} ({how}), {disk / 1e9:.2g} GB of disk"
+    )
+
+
+def _tokens_left(run: Run, rerun: bool) -> int:
+    return run.tokens if rerun else run.tokens - run.tokens_done()
+
+
+def _seconds(waiting: Sequence[Run], settings: Settings) -> tuple[float, str]:
+    """Of all runs, by the speed of finished ones of their kind, else by that of a step of each kind; and by which."""
+    folder = Path(settings.output_dir) / "experiments"
+    speeds: dict[tuple[object, ...], float] = {}
+    if folder.is_dir():
+        frame = load(folder, checked=False)
+        finished = frame[frame["status"] == "finished"]
+        if len(finished):
+            speeds = (
+                (finished["tokens"] / finished["wall_seconds"])
+                .groupby([finished[key] for key in _KIND])
+                .median()
+                .to_dict()
+            )
+    probed: dict[tuple[object, ...], float] = {}
+    total = 0.0
+    for run in waiting:
+        kind = _kind(run.config)
+        if kind not in speeds and kind not in probed:
+            probed[kind] = _probe(run.config)
+        total += _tokens_left(run, settings.rerun) / (speeds.get(kind) or probed[kind])
+    total += _START * sum(_kind(run.config) in probed for run in waiting)
+    how = "by a step on this machine, evaluation not counted" if probed else "as fast as the finished ones"
+    return total / settings.jobs, how
+
+
+def _kind(config: Config) -> tuple[object, ...]:
+    return config.scale, config.model.name, config.model.size, config.data.block_size
+
+
+def _parameters(config: Config) -> int:
+    return sum(parameter.numel() for parameter in _model(config, "meta").parameters())
+
+
+def _model(config: Config, device: str):  # type: ignore[no-untyped-def]
+    import torch
+
+    from ssa.model.transformer import Transformer
+
+    with torch.device(device):
+        return Transformer(config.model, config.model.vocab_size or 2048, None if device == "meta" else 0)
+
+
+def _probe(config: Config) -> float:
+    """Tokens a second of training on one thread: measured, of a large model from 6 operations a parameter and token."""
+    import torch
+
+    torch.set_num_threads(1)
+    if _parameters(config) > _PROBED:
+        factor, began = torch.randn(512, 512), time.perf_counter()
+        for _ in range(20):
+            factor @ factor
+        return 20 * 2 * 512**3 / (time.perf_counter() - began) / (6 * _parameters(config))
+    model, size = _model(config, "cpu"), (config.trainer.micro_batch_size, config.data.block_size)
+    tokens, seconds = torch.zeros(size, dtype=torch.long), 0.0
+    for _ in range(2):  # the first warms up
+        began = time.perf_counter()
+        model(tokens, tokens).mean().backward()
+        seconds = time.perf_counter() - began
+    return size[0] * size[1] / seconds
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

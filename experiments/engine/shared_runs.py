@@ -1,0 +1,109 @@
+"""The runs that several items share, and what is measured on them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.engine.item import RunItemSettings
+from ssa.errors import UserError
+from ssa.launch.run import Run
+from ssa.record.run_files import write_atomic
+from ssa.record.run_model import best_weights
+
+
+def run_of(settings: RunItemSettings, rule: str, seed: int, instead: Sequence[str] | None = None) -> Run:
+    """A run with a temperature rule and a seed, the rest as the item's settings have it.
+
+    Args:
+        settings: of the item.
+        rule: an option of ``model/temperature``.
+        seed: of the run.
+        instead: overrides in place of ``settings.train``.
+    """
+    where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
+    overrides = settings.train if instead is None else instead
+    return Run((*overrides, f"model/temperature={rule}", f"seed={seed}", *where), f"{rule} seed {seed}")
+
+
+def weights_of(run: Path) -> str:
+    """A hash of a run's best weights: what tells one state of a run folder from another."""
+    with best_weights(run).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+
+
+def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
+    """Overrides that fine-tune a run's best weights, on the source code of Python's standard library.
+
+    Args:
+        run: its folder.
+        output_dir: where its export and the text go; their names are hashes of what is in them.
+        write: false: only say where they are.
+
+    Raises:
+        UserError: the run has no weights; or nothing may be written, and they are not there.
+    """
+    from ssa.pretrained.export import export
+
+    folder = Path(output_dir) / "experiments" / "pretrained"
+    model = folder / f"{run.name}-{weights_of(run)}"
+    if not (model / "config.json").is_file():
+        if not write:
+            raise UserError(f"{model}: not there yet")
+        export(run, model)
+    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder, write)}", "data.held_out=0.05"]
+
+
+def _source_code(folder: Path, write: bool) -> Path:
+    """The modules that are one file, a document each, as JSON lines."""
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    path = folder / f"standard_library-{hashlib.sha256(lines.encode()).hexdigest()[:8]}.jsonl"
+    if write and not path.is_file():
+        write_atomic(path, lines)
+    return path
+
+
+def attention_of(run: str, weights: str) -> dict[str, Any]:
+    """The attention report of a run, as ``python evaluate.py run=RUN tasks=attention`` leaves it in the run's folder.
+
+    Args:
+        run: its folder.
+        weights: `weights_of` it, so that a part is of this state of it.
+
+    Returns:
+        ``metrics`` by name, see `ssa.evaluation.attention.report`; ``positions``: of each number n of visible keys, the
+        mean over layers, heads and sequences of ``entropy`` (nats), ``entropy_normalized`` and ``spikiness``;
+        ``heads``: a row a layer and head, with ``norm`` and ``tau_norm``; ``norms``: the percentiles of ``tau_norm``
+        over tokens.
+    """
+    import pyarrow.parquet as pq
+
+    from ssa.evaluation.attention.report import Attention
+    from ssa.evaluation.evaluate import evaluate
+    from ssa.evaluation.settings import EvaluateSettings
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            metrics = evaluate(EvaluateSettings(run=run, tasks=Attention.name))[Attention.name]["metrics"]
+    except UserError as error:
+        said = [line for line in printed.getvalue().splitlines() if line.startswith("error: ")]
+        raise UserError(f"{run}: {' '.join(said).removeprefix('error: ') or error}") from None
+    folder = Path(run) / "evaluation" / "attention"
+    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in ("positions", "heads", "norms")}
+    names = ("entropy", "entropy_normalized", "spikiness")
+    means = tables["positions"].group_by("n").aggregate([(name, "mean") for name in names]).sort_by("n").to_pylist()
+    return {
+        "metrics": {name: metric["value"] for name, metric in metrics.items()},
+        "positions": [{"n": row["n"], **{name: row[f"{name}_mean"] for name in names}} for row in means],
+        "heads": tables["heads"].to_pylist(),
+        "norms": tables["norms"].to_pylist(),
+    }

@@ -1,0 +1,239 @@
+"""One item being computed: what it computes, trains, writes and concludes.
+
+Results are ``<scale>_<name>.csv``, ``.png``, ``.svg`` and so on.  They take the place of the item's earlier ones of the
+same scale together, when all are there.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Column, Table
+from rich.text import Text
+
+from experiments.engine.conclusion import Conclusion
+from experiments.engine.item import BOOKKEEPING, ITEMS, Item, ItemSettings
+from experiments.engine.parts import Part, Parts
+from ssa.errors import UserError
+from ssa.launch.pool import train
+from ssa.launch.run import Run
+from ssa.record import environment
+from ssa.record.run_files import read_environment, read_summary, to_json, write_atomic, write_json
+from ssa.report import tables
+from ssa.viz import plot_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+_NOTHING = ("", "-")
+_NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*%?( (\[.*\]|\+- .*))?")
+
+
+class Study:
+    """What an item's ``run`` writes to.
+
+    Raises:
+        UserError: results cannot be written where they are to go.
+    """
+
+    def __init__(self, item: Item, settings: ItemSettings, console: Console) -> None:
+        self.item, self.settings, self.console = item, settings, console
+        self.folder = Path(settings.to) if settings.to else self._default_folder
+        self._staging = self.folder / f".{settings.scale}.{os.getpid()}.partial"  # another launcher has its own
+        kept = Path(settings.output_dir) / "experiments" / "parts"
+        try:
+            for left in self.folder.glob(f".{settings.scale}.*.partial"):
+                if not psutil.pid_exists(int(left.suffixes[-2][1:])):
+                    shutil.rmtree(left, ignore_errors=True)
+            self.discard()
+            self._staging.mkdir(parents=True)
+            kept.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            where = f"to={self.folder}, output_dir={settings.output_dir}"
+            raise UserError(f"{where}: no folder that can be written to ({error.strerror})") from None
+        self._facts = environment.describe().facts
+        self._commit = str((self._facts["git"] or {}).get("commit"))
+        self._parts = Parts(kept, item.name, self._commit, settings.jobs, settings.rerun, console)
+        self.conclusions: list[Conclusion] = []
+        self._runs: set[Path] = set()
+        self.failed: dict[Run, str] = {}
+
+    @cached_property
+    def _default_folder(self) -> Path:
+        if self.item.is_as_scaled(self.settings):
+            return self.item.folder / "results"
+        values = json.dumps(self.settings.model_dump(exclude=BOOKKEEPING), sort_keys=True)
+        digest = hashlib.sha256(values.encode()).hexdigest()[:8]
+        return Path(self.settings.output_dir) / "experiments" / self.item.name / digest
+
+    def compute(self, parts: Sequence[Part]) -> list[Any]:
+        """See `Parts.compute`."""
+        return self._parts.compute(parts)
+
+    def train(self, runs: Sequence[Run]) -> list[Path]:
+        """The folders of finished runs, in order; what is not finished is run.
+
+        Raises:
+            UserError: overrides are refused, or a run failed.
+        """
+        folders = train(runs, jobs=self.settings.jobs, console=self.console, rerun=self.settings.rerun)
+        self._runs |= set(folders)
+        return folders
+
+    def take(self, runs: Iterable[Run], failed: Mapping[Run, str]) -> None:
+        """Takes down runs that were brought as far as they come, and what failed of them, and why."""
+        self._runs |= {run.folder for run in runs if run not in failed and run.is_finished()}
+        self.failed |= failed
+
+    @property
+    def failures(self) -> str:
+        """In a line: the first, and how many more, which were named as they failed."""
+        run, reason = next(iter(self.failed.items()))
+        more = f"; and {len(self.failed) - 1} more, named above" if len(self.failed) > 1 else ""
+        return f"{len(self.failed)} runs failed: {run.label}: {reason}{more}; the same command runs them again"
+
+    def table(self, name: str, rows: Sequence[Row]) -> None:
+        """Writes ``<scale>_<name>.csv``; numbers have 6 significant digits."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([[_cell(value) for value in row.values()] for row in rows])
+        self.text(f"{name}.csv", text.getvalue())
+
+    def summary(self, title: str, rows: Sequence[Row], notes: str = "") -> None:
+        """`show`, of plain rows.
+
+        Args:
+            title: what it shows.
+            rows: as they are to be read; a cell is text or a number.
+            notes: units, scale, seeds, what the interval is.
+        """
+        columns = [_cells_of(name, [_cell(row[name]) for row in rows]) for name in rows[0]]
+        self.show(tables.Table(title, notes, tuple(rows[0]), tuple(zip(*columns, strict=True))))
+
+    def show(self, table: tables.Table) -> None:
+        """Writes a table as ``<scale>_summary`` in all its forms, and prints it."""
+        plain = to_json(table.plain())
+        forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html(), "json": plain}
+        for ending, text in forms.items():
+            self.text(f"summary.{ending}", text)
+        marks = table.marks()
+        printed = Table(*(Column(name, no_wrap=True) for name in table.columns), box=box.SIMPLE_HEAD)
+        for row in table.rows:
+            texts = [f"{cell.shown} [{marks[cell.note]}]" if cell.note else cell.shown for cell in row]
+            printed.add_row(*map(Text, texts))  # what is in brackets is not Rich's markup
+        width = Measurement.get(self.console, self.console.options.update(max_width=1000), printed).maximum
+        Console(width=max(width, self.console.width)).print(printed)  # a narrow terminal wraps it: no number is cut
+        for note, mark in marks.items():
+            self.console.print(f"[{mark}] {note}", markup=False)
+        self.console.print(table.caption, markup=False)
+
+    def text(self, name: str, text: str) -> None:
+        """Writes ``<scale>_<name>``, whose name has its ending."""
+        write_atomic(self.path(name), text)
+
+    @contextmanager
+    def figure(self, name: str, width: float, height: float, caption: str) -> Iterator[Figure]:
+        """A figure to draw into, written as ``<scale>_<name>.png`` and ``.svg`` when the block ends.
+
+        Args:
+            name: of the files.
+            width, height: in inches.
+            caption: what is drawn, in which units, and of how many seeds; goes below.  The scale is added.
+        """
+        with plot_style.figure(width, height) as drawing:
+            yield drawing
+            text = textwrap.fill(f"{caption} scale={self.settings.scale}.", round(width * 17))
+            drawing.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=plot_style.INK)
+            plot_style.save(drawing, self.path(name))
+
+    def conclude(self, conclusion: Conclusion) -> None:
+        """Takes down what the item comes to; the first is its main one."""
+        self.conclusions.append(conclusion)
+
+    def path(self, name: str) -> Path:
+        """Where a file is written that will be among the results as ``<scale>_<name>``."""
+        return self._staging / f"{self.settings.scale}_{name}"
+
+    def finish(self, seconds: float) -> None:
+        """Writes the conclusions and what they were computed with, and puts everything in its place.
+
+        Args:
+            seconds: that this took, without what was kept from before.
+        """
+        if self.conclusions:
+            self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
+        commits, seconds_of_runs = {self._commit, *self._parts.commits}, 0.0
+        for run in self._runs:
+            with suppress(UserError, KeyError):  # a damaged one, which the table names
+                seconds_of_runs += read_summary(run)["wall_seconds"]
+                commits.add(_commit_of(run))
+        write_json(
+            self.path("study.json"),
+            {
+                "item": self.item.name,
+                "settings": self.settings.model_dump(exclude={"to", "output_dir", "rerun"}),
+                "seconds": round(seconds),
+                "seconds_of_parts": round(self._parts.seconds),
+                "seconds_of_runs": round(seconds_of_runs),
+                "commits": sorted(commits),
+                "python": self._facts["python"],
+                "torch": self._facts["packages"]["torch"],
+                "cpu": self._facts["machine"]["cpu"],
+                "cores": self._facts["machine"]["cores"],
+            },
+        )
+        written = {path.name for path in self._staging.iterdir()}
+        for path in self._staging.iterdir():
+            path.replace(self.folder / path.name)
+        for path in self.folder.glob(f"{self.settings.scale}_*"):
+            if path.name not in written:
+                path.unlink(missing_ok=True)  # of an earlier time
+        self._staging.rmdir()
+
+    def discard(self) -> None:
+        """Leaves the earlier results as they are."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.rmdir()  # only where it is empty
+
+
+def _commit_of(run: Path) -> str:
+    return str((read_environment(run)["git"] or {}).get("commit"))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.6g}"
+    return str(value)
+
+
+def _cells_of(name: str, column: Sequence[str]) -> list[tables.Cell]:
+    """Of a column of plain texts: numbers, with or without an interval, are values where the whole column is."""
+    paper, is_number = name.startswith("paper"), all(_NUMBER.fullmatch(text) for text in column if text not in _NOTHING)
+    state: tables.State = "reference" if paper else "value" if is_number else "text"
+    return [tables.Cell(text, "none" if text == "-" else state if text else "text") for text in column]
+
+
+def references(item: str) -> list[dict[str, str]]:
+    """The paper's cells of an item, of its ``reference.csv``."""
+    with (ITEMS / item / "reference.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,1 @@
+"""The attention report: its measurements, tables and plots."""

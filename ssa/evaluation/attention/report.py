@@ -1,0 +1,122 @@
+"""The attention report: entropy, spikiness, dilution, temperatures and query-key norms of one model on a fixed batch.
+
+Of a run the batch is the probe of its validations: ``details.statistics`` has the numbers of ``metrics.jsonl`` for the
+same weights, under the same names.  Of a pretrained model it is the beginning of ``text``, each window after the token
+that the model expects before a text.  `ssa.evaluation.attention.tables` describes the tables.  Metrics:
+
+``attention_entropy``, ``attention_entropy_normalized``, ``attention_spikiness``: as in a validation; with
+    ``attention_max_logit`` over all layers.
+``attention_dilution``: the slope of entropy in log n, by least squares over softmax rows, mean over heads.  1: uniform
+    attention, in which each new key takes from all others; 0: long contexts are looked at as sharply as short ones.
+``query_key_norm``: the operator norm of a head's query-key matrix, `ssa.model.attention_stats.query_key_norms`, mean
+    over heads; ``query_key_tau_norm``: times each token's query temperature, mean over tokens too (figure 2).
+``temperature/query/mean``, ``std``: over layers, heads and tokens, likewise of key, value and output;
+    ``correlation_log_n``, ``correlation_log_count``: over tokens, of the temperature's mean over layers and heads, with
+    log n and with the log frequency of the token; absent where one of the two is constant.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ssa.errors import UserError
+from ssa.evaluation.attention.measure import Batch, Measured, correlation, measure, slope
+from ssa.evaluation.attention.tables import extremes, tables_of, write_tables
+from ssa.evaluation.results import identity_of
+from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.work import Work
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.evaluation.task import Metric, Outcome
+from ssa.evaluation.tasks.texts import load_text, run_corpus, text_settings
+from ssa.viz import plot_style
+
+_PROBED = {"text": "validation", "limit": None}  # of a run
+_SEQUENCES, _WINDOW = 8, 2048  # of a pretrained model: at most so many of so many tokens
+
+
+class Attention:
+    """The task ``attention``."""
+
+    name = "attention"
+    has_files = True
+
+    def __init__(self, settings: EvaluateSettings, subject: Subject) -> None:
+        if subject.context == 1:
+            raise UserError("context=1: a query that sees one key chooses nothing; valid for attention: 2 or more")
+        self._asked = settings
+        run = subject.config
+        self._window = subject.context if run or settings.context else min(subject.context, _WINDOW)
+        self.settings: dict[str, Any] = {
+            **text_settings(settings.model_copy(update=_PROBED) if run else settings, subject),
+            "sequences": run.trainer.probe_sequences if run else _SEQUENCES,
+            "window": self._window,
+        }
+
+    def run(self, work: Work) -> Outcome:
+        """Measures, writes tables and, where matplotlib is there, plots."""
+        subject, folder = work.subject, work.folder / self.name
+        batch = self._batch(subject)
+        work.progress.expect(batch.ids.numel())
+        with subject.autocast():
+            measured = measure(subject.model, batch, work.progress.advance)
+        tables = tables_of(measured, subject.tokenizer.decode)
+        for left in folder.glob("*.*"):  # of another outcome
+            left.unlink()
+        files = write_tables(tables, folder, identity_of(self.settings, subject))
+        if plot_style.available():
+            from ssa.evaluation.attention.plots import draw
+
+            files += draw(tables, folder)
+        else:
+            print(f"attention: tables only; to have plots too, {plot_style.INSTALL} and rerun=true", flush=True)
+        rows, length = batch.ids.shape
+        split = "val/" if subject.config else ""
+        return Outcome(
+            {name: Metric(value) for name, value in summary_of(measured).items()},
+            n=rows,
+            counts={"tokens": rows * length, "window": length},
+            details={
+                "statistics": {f"{split}{name}": value for name, value in measured.named.items()},
+                "frequencies": "of the train split" if subject.config else "of the text",
+                "tokens": extremes(tables),
+                "files": [str(path.relative_to(work.folder)) for path in files],
+            },
+            versions={"text": batch.text_hash},
+        )
+
+    def _batch(self, subject: Subject) -> Batch:
+        import torch
+
+        from ssa.text.token_blocks import probe_windows, visible_in_documents
+
+        vocabulary, sequences = subject.model.token_embedding.num_embeddings, self.settings["sequences"]
+        if subject.config is None:
+            text = load_text(self._asked, subject)
+            stream = text.stream(subject.tokenizer)
+            ids = probe_windows(stream.tokens[1:], self._window - 1, sequences)  # what it begins with ends no text
+            ids = torch.cat([torch.full((len(ids), 1), subject.prefix), ids], dim=1)
+            return Batch(ids.to(subject.device), None, stream.token_counts(vocabulary), text.hash)
+        data = subject.config.data
+        corpus = run_corpus(subject)
+        evaluated = corpus.split("validation").tokens[: data.max_eval_tokens]
+        ids = probe_windows(evaluated, self._window, sequences).to(subject.device)
+        visible = visible_in_documents(ids, corpus.tokenizer.end_of_text) if data.document_mask else None
+        return Batch(ids, visible, corpus.split("train").token_counts(vocabulary), corpus.fingerprint)
+
+
+def summary_of(measured: Measured) -> dict[str, float]:
+    """By metric name."""
+    numbers = {name: value for name, value in measured.named.items() if "/" not in name}
+    numbers["attention_max_logit"] = float(measured.rows["max_logit"].max())
+    numbers["attention_dilution"] = float(slope(measured.rows["entropy"], measured.log_n).mean())
+    numbers["query_key_norm"] = float(measured.norms.mean())
+    if measured.tau_norms is not None:
+        numbers["query_key_tau_norm"] = float(measured.tau_norms.mean())
+    for of, tau in measured.temperatures.items():
+        mean = tau.mean((0, 1), dtype=float)  # (N,)
+        numbers[f"temperature/{of}/mean"] = float(mean.mean())
+        numbers[f"temperature/{of}/std"] = float(tau.std(dtype=float))
+        numbers[f"temperature/{of}/correlation_log_n"] = float(correlation(mean, measured.log_n))
+        numbers[f"temperature/{of}/correlation_log_count"] = float(correlation(mean, measured.log_count))
+    return {name: value for name, value in numbers.items() if not math.isnan(value)}

@@ -1,0 +1,1 @@
+"""Evaluation tasks: perplexity, length, passkey retrieval, lm-evaluation-harness."""

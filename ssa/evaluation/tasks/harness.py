@@ -1,0 +1,201 @@
+"""Tasks of lm-evaluation-harness on our transformer.  The tasks, their prompts and their metrics are the harness's own.
+
+https://github.com/EleutherAI/lm-evaluation-harness, 0.4; ``pip install -e '.[eval]'``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import logging
+import os
+import random
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssa.config_errors import closest
+from ssa.errors import UserError, first_line
+from ssa.evaluation.scoring.work import Work
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.evaluation.task import Metric, Outcome
+
+# The columns of the paper's main table (arXiv 2411.12892, Table 3), and the folders of the harness that hold them.
+PAPER = {
+    "wikitext": "wikitext",
+    "lambada_standard": "lambada",
+    "lambada_openai": "lambada",
+    "piqa": "piqa",
+    "hellaswag": "hellaswag",
+    "winogrande": "winogrande",
+    "arc_easy": "arc",
+    "arc_challenge": "arc",
+}
+_BOOTSTRAPS = 1000  # for the errors of what is no mean
+_SEEDS = 0, 1234  # the harness's defaults: of Python; of NumPy, torch and few-shot examples
+
+
+def check_installed(task: str, hint: str = "") -> None:
+    """See that the harness is here, and new enough.
+
+    Raises:
+        UserError: it is not.
+    """
+    there = importlib.util.find_spec("lm_eval") is not None
+    has = tuple(map(int, re.findall(r"\d+", version("lm_eval"))[:3])) if there else (0,)
+    if not (0, 4, 13) <= has < (0, 5):
+        raise UserError(f"tasks={task}: needs lm-evaluation-harness 0.4.13 or later: pip install -e '.[eval]'{hint}")
+
+
+def wikitext_detokenizer(document: str) -> str:
+    """WikiText's spacing undone, by the harness's own function.
+
+    Raises:
+        UserError: the harness is not installed.
+    """
+    check_installed("perplexity_lm_eval detokenize=wikitext")
+    from lm_eval.tasks.wikitext import preprocess_wikitext
+
+    return str(preprocess_wikitext.wikitext_detokenizer({"page": document}))
+
+
+@functools.cache
+def task_manager(all_tasks: bool) -> Any:
+    """The harness's index of its tasks: of those in `PAPER` in a tenth of a second, of all in ten."""
+    from lm_eval import tasks
+
+    folder = Path(tasks.__file__).parent
+    folders = [] if all_tasks else sorted({str(folder / name) for name in PAPER.values()})
+    return tasks.TaskManager(include_path=folders, include_defaults=all_tasks)
+
+
+class HarnessTask:
+    """A task, group or tag of the harness by its name.
+
+    Raises:
+        UserError: the harness is not installed, or has no such task.
+    """
+
+    has_files = False
+
+    def __init__(self, name: str, settings: EvaluateSettings, ours: Collection[str]) -> None:
+        check_installed(name, closest(name, ours))
+        self.name = name
+        self._manager = task_manager(all_tasks=name not in PAPER)
+        known = self._manager.task_index
+        if name not in known:
+            near = closest(name, [*ours, *PAPER]) or closest(name, [*ours, *known])
+            raise UserError(
+                f"tasks={name}: no such task{near}; valid: {', '.join(ours)}, or one of the "
+                f"{len(known):,} of lm-evaluation-harness (lm_eval ls tasks)"
+            )
+        self._limit, self._num_fewshot = settings.limit, settings.num_fewshot
+        self.settings: dict[str, Any] = {
+            "limit": settings.limit,
+            "num_fewshot": settings.num_fewshot,
+            "lm_eval": version("lm_eval"),
+        }
+
+    def run(self, work: Work) -> Outcome:
+        """What the harness makes of the model's answers."""
+        from lm_eval.evaluator import evaluate
+
+        from ssa.evaluation.tasks.harness_model import HarnessModel
+
+        with quiet():
+            found = self._load()
+            results = evaluate(
+                HarnessModel(work),
+                found,
+                limit=self._limit,
+                bootstrap_iters=_BOOTSTRAPS,
+                log_samples=True,
+                confirm_run_unsafe_code=False,
+            )
+        return _outcome(self.name, results, list(found["tasks"]))
+
+    def _load(self) -> Any:
+        """The task with its data.
+
+        Raises:
+            UserError: its data cannot be had.
+        """
+        random.seed(_SEEDS[0])  # some tasks shuffle their choices by these when they are loaded
+        np.random.seed(_SEEDS[1])
+        torch.manual_seed(_SEEDS[1])
+        try:
+            found = self._manager.load([self.name])
+        except Exception as error:  # as many classes as datasets and its transports have
+            raise UserError(f"tasks={self.name}: its data cannot be had ({first_line(error)})") from None
+        for task in found["tasks"].values():
+            if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+                what = "runs code that the model writes" if getattr(task, "UNSAFE_CODE", False) else "shows pictures"
+                raise UserError(f"tasks={self.name}: {what}, which is not supported here")
+            if self._num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config(key="num_fewshot", value=self._num_fewshot)
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=_SEEDS[1])
+        return found
+
+
+def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str]) -> Outcome:
+    """The metrics of a task by their names, of a group's tasks by ``task/name``; each sample's answers beside them."""
+    metrics: dict[str, Metric] = {}
+    for task, values in results["results"].items():
+        better = results["higher_is_better"].get(task, {})
+        for key, value in values.items():
+            metric, _, chosen = key.partition(",")
+            if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = values.get(f"{metric}_stderr,{chosen}")
+            label = metric if chosen == "none" else f"{metric},{chosen}"
+            metrics[label if task == name else f"{task}/{label}"] = Metric(
+                float(value),
+                float(stderr) if isinstance(stderr, int | float) else None,
+                higher_is_better=better.get(metric),
+            )
+    samples = {
+        task: [[sample["doc_id"], sample["filtered_resps"]] for sample in results["samples"][task]] for task in tasks
+    }
+    counts = _divisors(results["samples"][name]) if name == "wikitext" else {}
+    return Outcome(
+        metrics,
+        n=sum(results["n-samples"][task]["effective"] for task in tasks),
+        counts=counts,
+        details={"samples": samples},
+        versions={"tasks": {task: results["versions"].get(task) for task in tasks}},
+    )
+
+
+def _divisors(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What WikiText's metrics divide by.  The harness counts a word more for white space at each end of a document."""
+    pages = [sample["doc"]["page"] for sample in samples]
+    return {
+        "documents": len(pages),
+        "words_divided_by": sum(sample["word_perplexity"][1] for sample in samples),
+        "words": sum(len(page.split()) for page in pages),
+        "bytes": sum(sample["bits_per_byte"][1] for sample in samples),
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars, prints and logs of the libraries below: a task has its own bar."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    os.environ["DISABLE_MULTIPROC"] = "1"  # a pool of processes for a second of arithmetic
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        os.environ.pop("DISABLE_MULTIPROC", None)

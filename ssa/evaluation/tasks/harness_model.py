@@ -1,0 +1,113 @@
+"""A model under evaluation as a model of lm-evaluation-harness, which must be installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+
+from ssa.config_errors import shown
+from ssa.errors import UserError
+from ssa.evaluation.scoring.scoring import Request
+from ssa.evaluation.scoring.windows import rolling_windows
+from ssa.evaluation.scoring.work import Work
+
+
+class HarnessModel(TemplateLM):
+    """``lm_eval.api.model.LM`` on a `Work`: text to tokens as the tokenizer's file says, all else is the `Work`'s.
+
+    Args:
+        work: its subject is the model.
+    """
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work, self.subject = work, work.subject
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's own caches."""
+        return self.subject.tokenizer.name
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text."""
+        return self.subject.end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context."""
+        return self.subject.prefix
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """The ids of a text, begun with a special token where the tokenizer's file says so and the text is not."""
+        begun = string.startswith(self.subject.prefix_text)
+        begin = not begun if add_special_tokens is None else add_special_tokens
+        return self.subject.tokenizer.encode_as_published(string, begin)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
+        """Of each continuation, in nats, and whether it is the greedy one."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        for (context, continuation), _, ids in requests:
+            if not ids:
+                raise UserError(
+                    f"tokenizer: {shown(repr(continuation))} is no token of its own after {context[-40:]!r}"
+                )
+        asked = [Request(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
+        return [(sum(score.logprobs), score.greedy) for score in self.work.score(asked)]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
+        """Of each whole text, in nats."""
+        prefix, context = self.prefix_token_id, self.subject.context
+        windows = [list(rolling_windows(self.tok_encode(one.args[0]), prefix, context)) for one in requests]
+        scores = iter(self.work.score([window for of_one in windows for window in of_one]))
+        return [sum(sum(next(scores).logprobs) for _ in of_one) for of_one in windows]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        """Greedy text up to a stop sequence.
+
+        Raises:
+            UserError: the task samples, or leaves no room for a context.
+        """
+
+        def settings(number: int) -> str:
+            return repr(requests[number].args[1])
+
+        answers = [""] * len(requests)
+        for label, group in groupby(sorted(range(len(requests)), key=settings), key=settings):
+            numbers = list(group)
+            texts = self._generated(
+                [requests[number].args[0] for number in numbers], requests[numbers[0]].args[1], label
+            )
+            for number, text in zip(numbers, texts, strict=True):
+                answers[number] = text
+        return answers
+
+    def _generated(self, contexts: Sequence[str], settings: dict[str, Any], label: str) -> list[str]:
+        asked = normalize_gen_kwargs(settings)
+        if asked.get("do_sample"):
+            raise UserError(f"generation_kwargs={label}: sampling is not there; valid: do_sample=false")
+        tokenizer, context = self.subject.tokenizer, self.subject.context
+        until = handle_stop_sequences(asked["until"], eos=tokenizer.decode([self.eot_token_id]))
+        room = context - asked["max_gen_toks"]
+        if room < 1:
+            raise UserError(f"context={context}: no room for the {asked['max_gen_toks']} tokens that are generated")
+
+        def ended(ids: list[int]) -> bool:
+            text = tokenizer.decode(ids)
+            return any(stop in text for stop in until)
+
+        new = self.work.generate(
+            [self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in contexts],
+            asked["max_gen_toks"],
+            stop={self.eot_token_id},
+            ended=ended,
+            label=label,
+        )
+        texts = (tokenizer.decode(ids, specials=False) for ids in new)
+        return [postprocess_generated_text(generation=text, stop=until, think_end_token=None) for text in texts]

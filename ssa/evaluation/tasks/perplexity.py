@@ -1,0 +1,128 @@
+"""Perplexity by the conventions in use, each by its name.
+
+``perplexity``: the documents in one stream, end-of-text between them, in consecutive windows of ``context`` tokens, as
+validation in training; with ``stride`` below the context, windows overlap and only what is new is scored.
+
+``perplexity_lm_eval``: each document apart, after the prefix token, in windows that do not overlap, the last reaching
+back to be full: ``loglikelihood_rolling`` of lm-evaluation-harness.
+
+``perplexity_hf_strided``: the documents joined by blank lines in one piece, in windows of ``context`` tokens that move
+by ``stride``, only what is new scored: Hugging Face's guide to the perplexity of fixed-length models
+(https://huggingface.co/docs/transformers/perplexity).  The guide weights a window's mean by one token less than it has
+scored; here each token counts once, which moves the result by less than 1e-4 of it.  Where windows do not overlap the
+first token of each is not scored; for words and bytes it is counted with the mean loss of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ssa.errors import UserError
+from ssa.evaluation.scoring.scoring import Request, Score
+from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.windows import rolling_windows, stream_windows, strided_windows
+from ssa.evaluation.scoring.work import Work
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.evaluation.task import Metric, Outcome
+from ssa.evaluation.tasks.texts import EvaluationText, load_text, text_settings
+from ssa.perplexity import perplexities
+
+CONVENTIONS = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided")
+_HF_STRIDE = 512  # the guide's
+
+
+class Perplexity:
+    """One convention on one text."""
+
+    has_files = False
+
+    def __init__(self, name: str, settings: EvaluateSettings, subject: Subject) -> None:
+        if settings.detokenize != "none" and name != "perplexity_lm_eval":
+            raise UserError(f"detokenize={settings.detokenize}: for tasks=perplexity_lm_eval, not for {name}")
+        if settings.stride is not None and settings.stride > subject.context:
+            raise UserError(f"stride={settings.stride}: would leave tokens out; valid: up to context={subject.context}")
+        self.name = name
+        self._asked = settings
+        self._stride = {
+            "perplexity": settings.stride or subject.context,
+            "perplexity_lm_eval": subject.context,
+            "perplexity_hf_strided": settings.stride or min(_HF_STRIDE, subject.context),
+        }[name]
+        self.settings: dict[str, Any] = {
+            **text_settings(settings, subject),
+            "stride": self._stride,
+            "detokenize": settings.detokenize,
+        }
+
+    def run(self, work: Work) -> Outcome:
+        """Token, word and byte perplexity, with what each divides by."""
+        subject = work.subject
+        text = load_text(self._asked, subject, joined=self.name == "perplexity_hf_strided")
+        units = list(self._units(text, subject))
+        scores = iter(work.score([request for unit in units for request in unit]))
+        sums = [_summed([next(scores) for _ in unit]) for unit in units]
+        nll, tokens = math.fsum(nll for nll, _ in sums), sum(tokens for _, tokens in sums)
+        if not tokens:
+            raise UserError(f"text={text.name}: nothing to predict")
+        counts, of_text = text.counts, tokens
+        if self.name == "perplexity_hf_strided":  # windows side by side leave out the first token of each
+            of_text = len(subject.tokenizer.encode_as_published(text.documents[0]))
+        return Outcome(
+            _metrics(nll * of_text / tokens, of_text, counts, sums),
+            n=counts["documents"],
+            counts={"tokens": tokens, **counts},
+            versions={"text": text.hash},
+        )
+
+    def _units(self, text: EvaluationText, subject: Subject) -> Iterator[list[Request]]:
+        """Requests, in lists that are documents or windows: what an error is estimated over."""
+        tokenizer, context = subject.tokenizer, subject.context
+        if self.name == "perplexity":
+            ids = text.stream(tokenizer).tokens.tolist()
+            yield from stream_windows(ids, context, self._stride, subject.restart_at)
+        elif self.name == "perplexity_hf_strided":
+            ids = tokenizer.encode_as_published(text.documents[0])
+            yield from ([window] for window in strided_windows(ids, context, self._stride))
+        else:
+            for document in text.documents:
+                ids = tokenizer.encode_as_published(_detokenized(document, self._asked.detokenize))
+                yield list(rolling_windows(ids, subject.prefix, context))
+
+
+def _detokenized(document: str, how: str) -> str:
+    if how == "none":
+        return document
+    from ssa.evaluation.tasks.harness import wikitext_detokenizer
+
+    return wikitext_detokenizer(document)
+
+
+def _summed(scores: Sequence[Score]) -> tuple[float, int]:
+    """Negative log-likelihood in nats, and tokens."""
+    return -math.fsum(value for score in scores for value in score.logprobs), sum(len(s.logprobs) for s in scores)
+
+
+def _metrics(nll: float, tokens: int, counts: dict[str, int], sums: Sequence[tuple[float, int]]) -> dict[str, Metric]:
+    """With standard errors over documents or windows, those of the exponentials by the delta method."""
+    values = perplexities(nll, tokens=tokens, words=counts["words"], n_bytes=counts["bytes"])
+    error = _error(sums, values["loss"])
+    slopes = {
+        "loss": 1.0,
+        "perplexity": values["perplexity"],
+        "word_perplexity": values["word_perplexity"] * tokens / max(counts["words"], 1),
+        "bits_per_byte": values["bits_per_byte"] / values["loss"],
+    }
+    return {
+        name: Metric(value, None if error is None else error * slopes[name], higher_is_better=False)
+        for name, value in values.items()
+    }
+
+
+def _error(sums: Sequence[tuple[float, int]], loss: float) -> float | None:
+    """Standard error of the loss a token, a ratio of two sums."""
+    if len(sums) < 2:
+        return None
+    squares = math.fsum((nll - loss * tokens) ** 2 for nll, tokens in sums)
+    return math.sqrt(squares * len(sums) / (len(sums) - 1)) / sum(tokens for _, tokens in sums)

@@ -1,0 +1,165 @@
+"""The texts that perplexities are of."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssa.cache_files import cache_root, hash_of, hash_of_file
+from ssa.errors import UserError, first_line
+from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.text.token_cache import TokenizedCorpus, TokenSplit
+from ssa.text.tokenization import Tokenizer
+
+WIKITEXT_ROWS = ("Salesforce/wikitext", "wikitext-2-raw-v1", "text")  # as the Hugging Face guide reads it
+WIKITEXT_PAGES = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "page")  # as lm-evaluation-harness does
+_SPLITS = ("test", "validation")
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """A text in documents.
+
+    Attributes:
+        name: as in ``text=``.
+        documents: in order.
+        split: its tokens, where a run has them.
+    """
+
+    name: str
+    documents: list[str]
+    split: TokenSplit | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Words are split at white space; bytes are UTF-8."""
+        if self.split is not None:
+            return {"documents": self.split.n_documents, "words": self.split.n_words, "bytes": self.split.n_bytes}
+        words = sum(len(text.split()) for text in self.documents)
+        return {"documents": len(self.documents), "words": words, "bytes": sum(len(t.encode()) for t in self.documents)}
+
+    @property
+    def hash(self) -> str:
+        """Of what it is."""
+        return hash_of(self.documents)[:16]
+
+    def stream(self, tokenizer: Tokenizer) -> TokenSplit:
+        """As training reads it: end-of-text, then each document followed by end-of-text."""
+        if self.split is not None:
+            return self.split
+        ids = [tokenizer.end_of_text]
+        for encoded in tokenizer.encode_batch(self.documents):
+            ids += [*encoded, tokenizer.end_of_text]
+        counts = self.counts
+        return TokenSplit(self.name, np.array(ids), counts["documents"], counts["words"], counts["bytes"], tokenizer)
+
+
+def text_settings(settings: EvaluateSettings, subject: Subject) -> dict[str, Any]:
+    """What ``text`` means for this model, and what decides its content.
+
+    Raises:
+        UserError: a split of a run, of a model that is none; no such files.
+    """
+    name = settings.text or ("test" if subject.config else "wikitext")
+    chosen: dict[str, Any] = {"text": name, "limit": settings.limit}
+    if name == "wikitext":
+        return chosen
+    if name in _SPLITS:
+        if subject.config is None:
+            raise UserError(f"text={name}: a split of a run; of a pretrained model: wikitext, or files, 'books/*.txt'")
+        return {**chosen, "data_hash": _data_hash(subject)}
+    content = hash_of([hash_of_file(path, cache_root(None)) for path in _files(name)])
+    return {**chosen, "text_column": settings.text_column, "data_hash": content}
+
+
+def load_text(settings: EvaluateSettings, subject: Subject, *, joined: bool = False) -> EvaluationText:
+    """The text, up to ``limit`` documents; joined: by blank lines, as one.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    chosen, limit = text_settings(settings, subject), settings.limit
+    name, split = chosen["text"], None
+    if name == "wikitext":
+        whole = WIKITEXT_ROWS if joined and limit is None else WIKITEXT_PAGES
+        documents = list(islice(hub_rows(*whole), limit))
+    elif name in _SPLITS:
+        assert subject.config is not None, "text_settings has seen to it"
+        split = run_corpus(subject).split(name).prefix(subject.config.data.max_eval_tokens)
+        documents = list(islice(split.texts(), limit))
+    else:
+        documents = list(islice(_of_files(name, settings.text_column), limit))
+    if not any(documents):
+        raise UserError(f"text={name}: has no text")
+    if joined:
+        return EvaluationText(name, ["\n\n".join(documents)])
+    return EvaluationText(name, documents, split if limit is None else None)
+
+
+def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
+    """A column of the test split of a dataset of the Hub.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    import datasets
+
+    from ssa.hub_client import faults_as_user_errors
+
+    datasets.disable_progress_bars()  # a task has its own
+    with faults_as_user_errors(repo, "dataset", field="text"):
+        try:
+            rows = datasets.load_dataset(repo, config, split="test")
+        except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise UserError(f"text=wikitext: {repo} {config}: {first_line(error)}") from None
+    return iter(rows[column])
+
+
+def run_corpus(subject: Subject) -> TokenizedCorpus:
+    """The tokens of the run.
+
+    Raises:
+        UserError: they cannot be had, or are not those of the run any more.
+    """
+    from ssa.record.run_model import with_own_tokenizer
+    from ssa.text.token_cache import prepare
+
+    assert subject.config is not None, "of a run"
+    corpus = prepare(with_own_tokenizer(subject.config.data, subject.folder))
+    before = _data_hash(subject)
+    if before not in (None, corpus.fingerprint):
+        raise UserError(
+            f"{subject.folder}: its data has changed since it was trained ({before}, now {corpus.fingerprint}): "
+            "put it back, or evaluate on files, text='books/*.txt'"
+        )
+    return corpus
+
+
+def _data_hash(subject: Subject) -> str | None:
+    from ssa.record.run_files import read_environment
+
+    return read_environment(subject.folder).get("data_hash")
+
+
+def _files(pattern: str) -> list[Path]:
+    paths = [path for path in map(Path, sorted(glob.glob(str(Path(pattern).expanduser())))) if path.is_file()]
+    if not paths:
+        raise UserError(f"text={pattern}: matches no file; valid: test, validation, wikitext, or files, 'books/*.txt'")
+    return paths
+
+
+def _of_files(pattern: str, column: str) -> Iterator[str]:
+    from ssa.text.corpus import readers
+
+    for path in _files(pattern):
+        try:
+            yield from (text for text in readers.documents(path, column) if text and not text.isspace())
+        except UserError as error:  # readers name the setting of train.py
+            raise UserError(str(error).removeprefix("data.")) from None

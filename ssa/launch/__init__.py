@@ -1,0 +1,1 @@
+"""Runs as processes: one, many at once, or through a Hydra launcher."""

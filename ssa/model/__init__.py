@@ -1,0 +1,1 @@
+"""GPT-style transformers with learned temperatures: torch only, nothing from the rest of the package."""

@@ -1,0 +1,187 @@
+"""Entropy, spikiness, temperatures and weight norms of causal attention, exactly, in O(T) memory.
+
+For a softmax row p over the n keys that a query sees, from its logits s (arXiv 2411.12892, section 2):
+
+    entropy     H = lse(s) - sum_j p_j s_j          nats; at most log n
+    normalised  H / log n                           0 (one key) to 1 (uniform); undefined at n = 1, left out of means
+    spikiness   1 / (n sum_j p_j^2)                 share of the n keys effectively attended to; lower is spikier
+    max logit   max_j s_j
+
+Rows are worked through in chunks, so that no T x T map is ever held.  Letters: B batch, H heads, K key-value heads,
+T tokens, d head_dim, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssa.model.attention import AttentionInputs, causal_mask
+from ssa.model.transformer import Transformer
+
+CHUNK_ELEMENTS = 2**21  # logits held at once
+_MEANS = {f"attention_{name}": name for name in ("entropy", "entropy_normalized", "spikiness")}  # by metric name
+
+
+class RowStatistics(NamedTuple):
+    """Of each softmax row, float32, (B, H, T)."""
+
+    entropy: Tensor
+    entropy_normalized: Tensor  # nan where one key is visible
+    spikiness: Tensor
+    max_logit: Tensor
+
+
+class LayerStatistics(NamedTuple):
+    """Of one layer, on the CPU; temperatures by what they scale, float32, (B, H or K, T, 1) or of each feature, d."""
+
+    rows: RowStatistics
+    temperatures: dict[str, Tensor]
+
+
+@torch.no_grad()
+def row_statistics(
+    query: Tensor, key: Tensor, visible: Tensor | None = None, chunk_elements: int = CHUNK_ELEMENTS
+) -> RowStatistics:
+    """Statistics of the causal softmax over ``query . key / sqrt(d)``.
+
+    Args:
+        query: (B, H, T, d), with its temperature applied.
+        key: (B, K, T, d), likewise; K divides H (grouped-query attention).
+        visible: n, the keys each query sees: its own and the n - 1 before it, (T,) or (B, T).  Default: all before it.
+        chunk_elements: the most logits to hold at once (one row of all heads at least).
+    """
+    batch, heads, length, head_dim = query.shape
+    query, key = query.float() * head_dim**-0.5, key.float().repeat_interleave(heads // key.size(1), dim=1)
+    if visible is None:
+        visible = torch.arange(1, length + 1, device=query.device)
+    rows = max(1, chunk_elements // (batch * heads * length))
+    chunks = [_chunk(query[:, :, i : i + rows], key, visible[..., i : i + rows], i) for i in range(0, length, rows)]
+    return RowStatistics(*(torch.cat(parts, dim=-1) for parts in zip(*chunks, strict=True)))
+
+
+def _chunk(query: Tensor, key: Tensor, visible: Tensor, start: int) -> RowStatistics:
+    """Rows ``start`` to ``start + R`` against the keys up to the last of them: (B, H, R, d), (B, H, T, d)."""
+    stop = start + query.size(2)
+    n = visible.reshape(-1, 1, visible.size(-1))  # (1 or B, 1, R)
+    hidden = ~causal_mask(visible, stop)  # (1 or B, 1, R, stop)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query @ key[:, :, :stop].transpose(-1, -2)  # (B, H, R, stop)
+    logits = logits.masked_fill_(hidden, -torch.inf)
+    max_logit = logits.amax(-1)
+    log_p = torch.log_softmax(logits, dim=-1)
+    p = log_p.exp()
+    entropy = -(p * log_p.masked_fill_(hidden, 0)).sum(-1)
+    spikiness = 1 / (n * p.square().sum(-1))
+    normalized = torch.where(n > 1, entropy / n.log(), torch.nan)
+    return RowStatistics(entropy, normalized, spikiness, max_logit)
+
+
+@torch.no_grad()
+def attention_statistics(model: Transformer, ids: Tensor, visible: Tensor | None = None) -> dict[str, float]:
+    """`named_statistics` of `layer_statistics`: what a validation logs."""
+    return named_statistics(merge(layer_statistics(model, ids, visible)))
+
+
+@torch.no_grad()
+def layer_statistics(model: Transformer, ids: Tensor, visible: Tensor | None = None) -> Iterator[list[LayerStatistics]]:
+    """Runs a model over a fixed batch, a sequence at a time, each layer reduced as soon as it is computed.
+
+    Args:
+        model: in evaluation mode; its compiled form (if any) is left alone.
+        ids: token ids, (B, T).
+        visible: as the model takes it, (B, T).
+
+    Yields:
+        The layers of each sequence, first to last.
+    """
+    for number, sequence in enumerate(torch.split(ids, 1)):
+        yield _of_sequence(model, sequence, None if visible is None else visible[number : number + 1])
+
+
+def merge(sequences: Iterable[list[LayerStatistics]]) -> list[LayerStatistics]:
+    """The layers of a batch, from those of its sequences."""
+    merged: list[LayerStatistics] = []
+    for layers in zip(*sequences, strict=True):
+        rows = RowStatistics(*(torch.cat(parts) for parts in zip(*(layer.rows for layer in layers), strict=True)))
+        scaled = layers[0].temperatures
+        temperatures = {name: torch.cat([layer.temperatures[name] for layer in layers]) for name in scaled}
+        merged.append(LayerStatistics(rows, temperatures))
+    return merged
+
+
+def named_statistics(layers: list[LayerStatistics]) -> dict[str, float]:
+    """The numbers of a batch by metric name.
+
+    ``attention_entropy`` is the mean over layers; ``.../layer_00`` that of a layer over heads, sequences and
+    positions; ``.../layer_00/head_00`` that of one head.  ``temperature/query/layer_00/mean`` and so on: mean, std,
+    min, max over heads, sequences and positions of a layer.
+    """
+    statistics: dict[str, float] = {}
+    for number, layer in enumerate(layers):
+        statistics |= dict(_named(f"layer_{number:02d}", layer))
+    for name in _MEANS:
+        values = [statistics[f"{name}/layer_{number:02d}"] for number in range(len(layers))]
+        statistics[name] = sum(values) / len(values)
+    return statistics
+
+
+@torch.no_grad()
+def query_key_norms(model: Transformer) -> Tensor:
+    """The operator norm (largest singular value) of each head's ``W = W_q^T W_k / sqrt(d)``, whose logits are
+    ``x_i^T W x_j``: arXiv 2411.12892, figure 2.
+
+    With grouped queries, ``W_k`` is that of the head's group.  Of the weights alone: biases, the gain of the
+    normalisation before them, rotation and temperatures are left out.
+
+    W, of D x D numbers, is never formed: where ``W_q^T = Q R`` and ``W_k^T = P S`` with orthonormal columns, W has the
+    singular values of ``R S^T / sqrt(d)``, which is d x d.
+
+    Returns:
+        (L, H), float64.
+    """
+    config, norms = model.config, list[Tensor]()
+    for block in model.blocks:
+        weight = block.get_parameter("attention.qkv.weight").detach().cpu().double()  # ((H + 2 K) d, D)
+        heads = weight.reshape(-1, config.d_head, config.width)
+        query, key = heads[: config.n_head], heads[config.n_head : config.n_head + config.kv_heads]
+        key = key.repeat_interleave(config.n_head // config.kv_heads, dim=0)  # (H, d, D)
+        r, s = (torch.linalg.qr(part.mT, mode="r").R for part in (query, key))
+        norms.append(torch.linalg.matrix_norm(r @ s.mT, 2) * config.d_head**-0.5)
+    return torch.stack(norms)
+
+
+def _of_sequence(model: Transformer, ids: Tensor, visible: Tensor | None) -> list[LayerStatistics]:
+    layers: list[LayerStatistics] = []
+    model.hidden(ids, observe=lambda inputs: layers.append(_of_layer(inputs)), visible=visible)
+    return layers
+
+
+def _of_layer(inputs: AttentionInputs) -> LayerStatistics:
+    """Of one sequence."""
+    rows = row_statistics(inputs.query, inputs.key, inputs.visible)
+    _, heads, length, _ = inputs.query.shape
+    counts = {"key": inputs.key.size(1), "value": inputs.key.size(1)}
+    temperatures = {
+        name: (tau * tau.new_ones(1, counts.get(name, heads), length, 1)).cpu()
+        for name, tau in inputs.temperatures.items()
+    }
+    return LayerStatistics(RowStatistics(*(part.cpu() for part in rows)), temperatures)
+
+
+def _named(layer: str, statistics: LayerStatistics) -> Iterator[tuple[str, float]]:
+    for metric, field in _MEANS.items():
+        values: Tensor = getattr(statistics.rows, field)
+        values = values.nan_to_num(0) if values.size(-1) == 1 else values  # one token: no choice, entropy 0
+        yield f"{metric}/{layer}", values.nanmean().item()
+        for head in range(values.size(1)):
+            yield f"{metric}/{layer}/head_{head:02d}", values[:, head].nanmean().item()
+    yield f"attention_max_logit/{layer}", statistics.rows.max_logit.max().item()
+    for name, tau in statistics.temperatures.items():
+        yield f"temperature/{name}/{layer}/mean", tau.mean().item()
+        yield f"temperature/{name}/{layer}/std", tau.std(correction=0).item()
+        yield f"temperature/{name}/{layer}/min", tau.min().item()
+        yield f"temperature/{name}/{layer}/max", tau.max().item()

@@ -1,0 +1,207 @@
+"""Text generation: a token from the logits, over and over, the keys and values of earlier tokens kept.
+
+The *sampling temperature* here divides the logits of the next token, as everywhere.  It has nothing to do with the
+inverse temperatures of attention, which are the model's own.
+
+Letters: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from ssa.model.config import ModelConfig
+from ssa.model.kv_cache import KVCache, visible_after_padding
+from ssa.model.transformer import Transformer
+
+_PAD = 0  # any id: nothing sees it
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    greedy: bool = False,
+    seed: int = 0,
+    stop: Collection[int] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """Continuations of token sequences, without dropout.
+
+    A row is sampled with ``seed`` plus its number, so that it does not depend on what else is in the batch (up to the
+    rounding of the logits).
+
+    Args:
+        model: on any device.
+        prompts: B sequences of at least one token, of any lengths.
+        max_new_tokens: of each row.
+        temperature: the sampling temperature, which divides the logits; not an inverse temperature of attention.
+        top_p: sample from the likeliest tokens, the fewest whose probabilities sum to this.
+        greedy: take the likeliest token instead of sampling.
+        seed: of the sampling.
+        stop: ids that end a row.
+        ended: called with the new tokens of a row after each one: whether it ends there.
+        on_token: called with row and id as soon as there is a new token.
+
+    Returns:
+        The new tokens of each row, without the prompt and without the id that ended it.
+
+    Raises:
+        ValueError: a setting is out of range, a prompt is empty, or it would not fit the learned positions.
+    """
+    _check(model, prompts, max_new_tokens, temperature, top_p)
+    if not prompts or not max_new_tokens:
+        return [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    try:
+        return _generate(
+            model,
+            prompts,
+            max_new_tokens,
+            _Choice(len(prompts), temperature, top_p, greedy, seed),
+            frozenset(stop or ()),
+            ended or (lambda tokens: False),
+            on_token or (lambda row, token: None),
+        )
+    finally:
+        model.train(was_training)
+
+
+class _Choice:
+    """How the next token of each row is chosen; the random numbers of a row are its own."""
+
+    def __init__(self, rows: int, temperature: float, top_p: float, greedy: bool, seed: int) -> None:
+        self.temperature, self.top_p, self.greedy = temperature, top_p, greedy
+        self.generators = [torch.Generator().manual_seed(seed + row) for row in range(rows)]
+
+    def __call__(self, logits: Tensor) -> list[int]:
+        """(B, V) -> B ids."""
+        if self.greedy:
+            chosen: list[int] = logits.argmax(dim=-1).tolist()
+            return chosen
+        uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in self.generators])
+        return sample(logits, uniform, self.temperature, self.top_p).tolist()
+
+
+def check_length(config: ModelConfig, prompt_tokens: int, max_new_tokens: int) -> None:
+    """See that a prompt and its continuation have positions; rotary ones do not end.
+
+    Raises:
+        ValueError: learned positions end before.
+    """
+    limit = config.max_positions
+    if config.positions == "learned" and prompt_tokens + max_new_tokens > limit:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}: with a prompt of {prompt_tokens} tokens over the model's {limit} "
+            f"positions; valid: up to {max(0, limit - prompt_tokens)}"
+        )
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """A token of each row by inversion: the first, likeliest first, at which the summed probability passes ``uniform``.
+
+    Args:
+        logits: (B, V).
+        uniform: random numbers in [0, 1), (B,).
+        temperature: the sampling temperature.
+        top_p: the mass of the nucleus (arXiv 1904.09751), the smallest set of likeliest tokens that reaches it.
+
+    Returns:
+        ids, (B,), on the CPU.
+    """
+    scaled = logits.float().cpu().double() / temperature  # in float32, 50,000 probabilities do not sum to 1
+    probabilities, ids = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    mass = probabilities.cumsum(dim=-1)
+    last = ((mass - probabilities) < top_p).sum(dim=-1, keepdim=True) - 1  # of the nucleus, (B, 1)
+    reached = mass.gather(-1, last)
+    place = torch.searchsorted(mass, uniform[:, None] * reached, right=True)
+    return ids.gather(-1, place.minimum(last)).squeeze(-1)
+
+
+class TextStream:
+    """The text of tokens that come one by one, in whole characters: a token may hold only some bytes of one.
+
+    Args:
+        decode: the tokenizer's.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._before: list[int] = []  # some tokenizers decode a token differently at the start of a text
+        self._pending: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that is complete with this token and was not before; it may be empty."""
+        self._pending.append(token)
+        if self._text().endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        return self.flush()
+
+    def flush(self) -> str:
+        """The text of what is pending, a character that is not whole as U+FFFD."""
+        text = self._text()
+        if self._pending:
+            self._before, self._pending = self._pending, []
+        return text
+
+    def _text(self) -> str:
+        return self._decode([*self._before, *self._pending])[len(self._decode(self._before)) :]
+
+
+@torch.inference_mode()
+def _generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    choose: _Choice,
+    stop: frozenset[int],
+    ended: Callable[[list[int]], bool],
+    on_token: Callable[[int, int], None],
+) -> list[list[int]]:
+    device = model.device
+    length = max(len(prompt) for prompt in prompts)
+    padding = [length - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[_PAD] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)])
+    # Without padding all see all before them, which needs no mask.
+    visible = visible_after_padding(torch.tensor(padding, device=device), length) if any(padding) else None
+    cache = KVCache.empty(model.config.n_layer)
+    rows: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(prompts)))
+    for number in range(max_new_tokens):
+        logits = model.head(model.hidden(ids.to(device), visible=visible, cache=cache)[:, -1])  # (B, V)
+        chosen = choose(logits)
+        for row in sorted(running):
+            if chosen[row] in stop:
+                running.remove(row)
+            else:
+                rows[row].append(chosen[row])
+                on_token(row, chosen[row])
+                if ended(rows[row]):
+                    running.remove(row)
+        if not running or number + 1 == max_new_tokens:
+            break
+        ids = torch.tensor(chosen)[:, None]  # (B, 1); rows that have ended go on unread
+        visible = visible[:, -1:] + 1 if visible is not None else None
+    return rows
+
+
+def _check(
+    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_p: float
+) -> None:
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: valid: >= 0")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature={temperature:g}: the sampling temperature; valid: > 0")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p:g}: valid: > 0 and <= 1")
+    if not all(prompts):
+        raise ValueError("a prompt has no tokens; the end-of-text token stands for the start of a text")
+    check_length(model.config, max((len(prompt) for prompt in prompts), default=0), max_new_tokens)

@@ -1,0 +1,233 @@
+"""The decoder-only transformer: GPT-2, Pythia (GPT-NeoX) or Llama as its config's values say, with any temperatures.
+
+Letters: B batch, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssa.model.attention import CausalSelfAttention, Layout, Observer, causal_mask
+from ssa.model.config import ModelConfig
+from ssa.model.kv_cache import KVCache, LayerCache
+from ssa.model.rotary import rotation
+from ssa.model.temperature import Temperature
+from ssa.model.temperature_terms import INIT_STD
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+_NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+class MLP(nn.Module):
+    """Width -> hidden -> width; gated: the activation of one projection times another (with SiLU: SwiGLU)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[config.activation]
+        self.gate = nn.Linear(config.width, config.d_mlp, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up = nn.Linear(config.width, config.d_mlp, bias=config.mlp_bias)
+        self.down = nn.Linear(config.d_mlp, config.width, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        output: Tensor = self.down(inner)
+        return output
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalised copy of the residual stream: one after the other, or both of the same."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.parallel_residual = config.parallel_residual
+        self.attention_norm = _norm(config)
+        self.attention = CausalSelfAttention(config)
+        self.mlp_norm = _norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, layout: Layout, cache: LayerCache | None = None, observe: Observer | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        attended = x + self.dropout(self.attention(self.attention_norm(x), layout, cache, observe))
+        read_by_mlp = x if self.parallel_residual else attended
+        output: Tensor = attended + self.dropout(self.mlp(self.mlp_norm(read_by_mlp)))
+        return output
+
+
+class Transformer(nn.Module):
+    """A language model: token ids in, next-token logits or losses out.
+
+    Args:
+        config: the architecture and its temperatures.
+        vocab_size: V; default: the config's.
+        seed: of the initialisation, `initialise`; None leaves the weights to torch, to be loaded.
+    """
+
+    log_frequency: Tensor | None
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None, seed: int | None = 0) -> None:
+        super().__init__()
+        vocab_size = vocab_size or config.vocab_size
+        if vocab_size is None:
+            raise ValueError("vocab_size: not given, and not in the config")
+        self.config = config
+        self.token_embedding = nn.Embedding(vocab_size, config.width)
+        learned = config.positions == "learned"
+        self.position_embedding = nn.Embedding(config.max_positions, config.width) if learned else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = _norm(config)
+        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        self.tie_head()
+        frequencies = torch.zeros(vocab_size) if config.temperature.needs_frequencies else None
+        self.register_buffer("log_frequency", frequencies)  # (V,), standardised
+        if seed is not None:
+            self.initialise(seed)
+
+    def tie_head(self) -> None:
+        """Makes the output matrix the token embedding itself, if the config says so."""
+        if self.config.tied_head:
+            self.head.weight = self.token_embedding.weight
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """GPT-2's, for every architecture: normal(0, 0.02), biases 0, norms the identity, the projections back into the
+        residual stream by sqrt(2 layers) less.  Temperatures: see `initialise_temperatures`.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        residual_std = INIT_STD / (2 * self.config.n_layer) ** 0.5
+        for name, module in self.named_modules():
+            tied = module is self.head and self.config.tied_head
+            if isinstance(module, nn.Linear | nn.Embedding) and not tied:
+                std = residual_std if name.endswith(("attention.out", "mlp.down")) else INIT_STD
+                module.weight.normal_(0.0, std, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+        self.initialise_temperatures(seed)
+
+    def initialise_temperatures(self, seed: int) -> None:
+        """Draws what temperatures do not start at constants, from a generator of their own: at equal seed every variant
+        has the same backbone weights.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for temperature in self.temperatures():
+            temperature.initialise(generator)
+
+    def temperatures(self) -> list[Temperature]:
+        """All of them, first layer to last; none is vanilla attention."""
+        return [module for module in self.modules() if isinstance(module, Temperature)]
+
+    def first_temperatures(self) -> dict[str, Temperature]:
+        """Those of the first layer, by what they scale; those of other layers are alike."""
+        found: Any = self.blocks[0].get_submodule("attention.temperature")
+        return dict(found.items())
+
+    @torch.no_grad()
+    def set_token_counts(self, counts: Tensor) -> None:
+        """Tells the temperatures that read token frequencies how often each token occurs in the training text.
+
+        The add-one log-frequency, standardised to mean 0 and variance 1 over the text.
+
+        Args:
+            counts: (V,).
+        """
+        if self.log_frequency is None:
+            return
+        weights = counts.double() / counts.sum()
+        values = (counts.double() + 1).log()
+        mean = (weights * values).sum()
+        std = (weights * (values - mean).square()).sum().sqrt().clamp(min=1e-12)
+        self.log_frequency.copy_((values - mean) / std)
+
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        observe: Observer | None = None,
+        *,
+        visible: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Next-token logits, or with targets the loss of each token.
+
+        Args:
+            ids: token ids, (B, T); learned positions end at ``config.max_positions``.
+            targets: the tokens that follow, (B, T).
+            observe: called once a layer, first to last, with its `AttentionInputs`.
+            visible: the number of tokens each token sees, (T,) or (B, T): itself and those just before it, also in the
+                cache.  It restarts at 1 with each document or after left padding, and so do positions.  Default: all.
+            cache: of earlier tokens; these are added to it.
+
+        Returns:
+            logits (B, T, V); or negative log-likelihoods (B, T), float32, in nats.
+        """
+        logits: Tensor = self.head(self.hidden(ids, observe, visible=visible, cache=cache))  # (B, T, V)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        observe: Observer | None = None,
+        *,
+        visible: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """What the output matrix reads, (B, T, D): for those who need few logits.  Arguments as in `forward`."""
+        past = cache.length if cache is not None else 0
+        layout = self._layout(ids, visible, past)
+        x = self.token_embedding(ids)  # (B, T, D)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(layout.visible - 1)
+        x = self.dropout(x)
+        for number, block in enumerate(self.blocks):
+            x = block(x, layout, cache.layers[number] if cache is not None else None, observe)
+        if cache is not None:
+            cache.length = past + ids.size(1)
+        normalised: Tensor = self.final_norm(x)
+        return normalised
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.token_embedding.weight.device
+
+    def _layout(self, ids: Tensor, visible: Tensor | None, past: int) -> Layout:
+        length = ids.size(1)
+        all_in_sight = visible is None
+        if visible is None:
+            visible = torch.arange(past + 1, past + length + 1, device=ids.device)
+        plain = all_in_sight and (past == 0 or length == 1)  # what the kernel's own causal mask can say
+        mask = None if plain else causal_mask(visible, past + length)
+        turn = rotation(self.config, visible - 1) if self.config.positions == "rotary" else None
+        log_frequency = self.log_frequency[ids] if self.log_frequency is not None else None
+        return Layout(visible, mask, turn, log_frequency)
+
+    def count_parameters(self) -> dict[str, int]:
+        """Parameters in all, without embeddings and output matrix, and those of the temperatures."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        embeddings = {self.token_embedding.weight, self.head.weight}
+        embeddings |= {self.position_embedding.weight} if self.position_embedding is not None else set()
+        temperature = sum(p.numel() for module in self.temperatures() for p in module.parameters())
+        non_embedding = total - sum(parameter.numel() for parameter in embeddings)
+        return {"total": total, "non_embedding": non_embedding, "temperature": temperature}
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    kind: Any = _NORMS[config.norm]
+    module: nn.Module = kind(config.width, eps=config.norm_eps)
+    return module

@@ -1,0 +1,141 @@
+"""The model of a run folder, with the tokenizer it was trained with, and what it makes of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssa.config import Config, DataConfig
+from ssa.errors import UserError
+from ssa.record.run_files import load_config
+
+if TYPE_CHECKING:
+    from ssa.model.transformer import Transformer
+    from ssa.text.tokenization import Tokenizer
+
+
+def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
+    """A run's config, its best model so far, and its tokenizer; the run may be going on.
+
+    Returns:
+        The model is on the CPU, in float32 and in evaluation mode.
+
+    Raises:
+        UserError: it is not a run folder, it has no weights yet, or a file in it is damaged.
+    """
+    config = load_run_config(folder)
+    from ssa.model.transformer import Transformer
+    from ssa.record.checkpoint import (  # only now: torch takes seconds, and a wrong folder must not
+        load_weights,
+        vocabulary,
+    )
+
+    tokenizer = load_run_tokenizer(folder, config)
+    rows = vocabulary(best_weights(folder))
+    if tokenizer.vocab_size > rows or (config.model.vocab_size is None and tokenizer.vocab_size != rows):
+        raise UserError(
+            f"{Path(folder) / 'tokenizer.json'}: {tokenizer.vocab_size:,} tokens, but the model has {rows:,}: "
+            "it is not the tokenizer that the run was trained with"
+        )
+    model = Transformer(config.model, rows, seed=None)
+    load_weights(model, best_weights(folder))
+    return config, model.eval(), tokenizer
+
+
+def load_run_config(folder: str | Path) -> Config:
+    """The config of a run that has weights.  It imports nothing heavy.
+
+    Raises:
+        UserError: it is not a run folder, its config is damaged, or it has no weights yet.
+    """
+    path = Path(folder)
+    if not (path / "config.yaml").is_file() and (path / "config.json").is_file():
+        raise UserError(f"{folder} is an exported model, not a run folder; give the run folder that it was made from")
+    config = load_config(folder)
+    if not best_weights(folder).is_file():
+        raise UserError(
+            f"{folder} has no {best_weights('')} yet: it is written at the first validation, "
+            f"after trainer.eval_every={config.trainer.eval_every} steps"
+        )
+    return config
+
+
+def load_run_tokenizer(folder: str | Path, config: Config) -> Tokenizer:
+    """The tokenizer in a run folder, or where an old run has none, the one that its config names.
+
+    Raises:
+        UserError: the file is damaged, or the tokenizer cannot be had.
+    """
+    from ssa.text.tokenization import Tokenizer, load_tokenizer
+
+    path = Path(folder) / "tokenizer.json"
+    if not path.exists():
+        from ssa.text.corpus import open_corpus
+
+        return load_tokenizer(config.data, open_corpus(config.data))
+    try:
+        return Tokenizer(config.data.tokenizer, path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def with_own_tokenizer(data: DataConfig, folder: str | Path) -> DataConfig:
+    """The tokenizer kept in the run folder, so that nothing needs another folder, or the network, for it."""
+    kept = Path(folder) / "tokenizer.json"
+    return data.model_copy(update={"tokenizer": str(kept)}) if kept.is_file() else data
+
+
+def continue_text(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    write: Callable[[str], None] = lambda text: None,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    greedy: bool = False,
+    seed: int = 0,
+) -> list[int]:
+    """A text and its continuation, up to an end-of-text.
+
+    Args:
+        model, tokenizer: of a run.
+        prompt: may be empty.
+        max_new_tokens, temperature, top_p, greedy, seed: as in `ssa.model.generation.generate`.
+        write: called with the prompt, then with the text that follows, piece by piece, in whole characters.
+
+    Returns:
+        All tokens: end-of-text, as before every text in training, the prompt's, the new ones.
+
+    Raises:
+        UserError: the learned positions end before.
+    """
+    from ssa.model.generation import TextStream, check_length, generate
+
+    ids = [tokenizer.end_of_text, *tokenizer.encode_batch([prompt])[0]]
+    try:
+        check_length(model.config, len(ids), max_new_tokens)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    write(prompt)
+    stream = TextStream(tokenizer.decode)
+    (new,) = generate(
+        model,
+        [ids],
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        greedy=greedy,
+        seed=seed,
+        stop=[tokenizer.end_of_text],
+        on_token=lambda _, token: write(stream.push(token)),
+    )
+    write(stream.flush())
+    return ids + new
+
+
+def best_weights(folder: str | Path) -> Path:
+    """The file of a run's best weights by validation loss."""
+    return Path(folder) / "checkpoints" / "best.ckpt"

@@ -1,0 +1,140 @@
+"""The run store: all runs below a folder, or of a W&B project, as one table.  ``docs/runs.md`` describes its columns.
+
+::
+
+    runs = load()                                            # all of outputs/
+    done = runs[(runs.status == "finished") & (runs.damage == "")]
+    done.groupby(["config.model.temperature.name"])["test/perplexity"].mean()
+
+It reads plain files and needs neither torch nor W&B (but for ``source=``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml  # type: ignore[import-untyped]
+
+from ssa.errors import UserError
+from ssa.record.checksums import KEYS, damage
+from ssa.record.run_files import read_json, read_rows
+from ssa.record.run_record import read_status
+from ssa.record.run_rows import SECTIONS, FoundRun, table
+
+_OF_A_RUN = {"config.yaml", "status.json", "summary.json"}  # two of them make a run: the third may be lost
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast, where PyYAML was built with it
+
+
+def load(folder: str | Path = "outputs", source: str | None = None, checked: bool = True) -> pd.DataFrame:
+    """A row a run, by run id.
+
+    A damaged file costs its own columns and is named in ``damage``; it never stops the others.
+
+    Args:
+        folder: where run folders are, at any depth.
+        source: ``wandb:ENTITY/PROJECT``, to read the runs of a W&B project instead.
+        checked: hold each run's files against their checksums; without, ``damage`` names unreadable files alone.
+
+    Raises:
+        UserError: there is no such folder; W&B does not have the project, or does not answer.
+    """
+    if source is not None:
+        from ssa.record.wandb_runs import read  # W&B is heavy
+
+        return table(read(source))
+    if not Path(folder).is_dir():
+        raise UserError(f"folder={folder}: no such folder; valid: one that has run folders in it, such as outputs")
+    return table(_read(path, names, checked) for path, names in run_folders(Path(folder)))
+
+
+def curves(folder: str | Path) -> pd.DataFrame:
+    """The rows of a run's metrics.jsonl: ``step``, ``tokens`` and a column a metric, missing (NaN) where not measured.
+
+    Raises:
+        UserError: it is no run folder, or its metrics.jsonl is damaged.
+    """
+    return pd.DataFrame(read_rows(folder))
+
+
+def run_folders(folder: Path) -> Iterator[tuple[Path, set[str]]]:
+    """The run folders below a folder, with the names of what is in each; not those that ``rerun`` set aside.
+
+    Links to folders are followed, and each folder is read once.
+    """
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        names = {*files, *folders}
+        if len(_OF_A_RUN & names) > 1:
+            yield Path(path), names
+            folders.clear()
+        kept = (name for name in folders if not name.startswith(".") and ".replaced-" not in name)
+        folders[:] = sorted(kept, key=lambda name: (os.path.islink(os.path.join(path, name)), name))
+
+
+def _read(folder: Path, names: set[str], checked: bool) -> FoundRun:
+    lost: dict[str, str] = {}  # what is wrong with files that cannot be read, by name
+
+    def known(name: str, read: Callable[[Path], Any]) -> Any:
+        """What the reader makes of the file; {} where it can make nothing of it."""
+        try:
+            return read(folder / name)
+        except (UserError, OSError, ValueError, yaml.YAMLError, RecursionError):
+            lost[name] = "damaged" if (folder / name).exists() else "removed"
+            return {}
+
+    config = known("config.yaml", _config)
+    status = known("status.json", lambda path: asdict(read_status(path.parent)))
+    expected = "summary.json" in names or status.get("status") == "finished"
+    summary = known("summary.json", read_json) if expected else {}
+    finished = (status or summary).get("status") == "finished"
+    environment = {} if {"commit", "data_hash"} <= summary.keys() else known("environment.json", read_json)
+    evaluations: dict[str, Any] = {}
+    if "evaluation" in names:
+        for path in sorted((folder / "evaluation").glob("*.json")):
+            evaluations |= known(f"evaluation/{path.name}", _metrics)
+    found = damage(folder) if checked else []
+    found += [f"{name} {what}" for name, what in lost.items() if not any(line.startswith(f"{name} ") for line in found)]
+    return FoundRun(
+        run_id=str(summary.get("run_id", folder.name)),
+        folder=str(folder),
+        status="finished" if finished else status.get("status", "failed"),
+        config=config,
+        summary={name: value for name, value in summary.items() if name not in KEYS} if finished else {},
+        evaluations=evaluations,
+        experiment=str(config.get("experiment", folder.parent.name)),
+        error=(status.get("error") or "") if status else f"status.json {lost['status.json']}",
+        damage=tuple(found),
+        commit=summary.get("commit") or _commit(environment),
+        data_hash=summary.get("data_hash") or environment.get("data_hash") or "",
+        time=str(status.get("time", "")),
+    )
+
+
+def _commit(environment: dict[str, Any]) -> str:
+    git = environment.get("git")
+    return git.get("commit") or "" if isinstance(git, dict) else ""
+
+
+def _config(path: Path) -> dict[str, Any]:
+    values = yaml.load(path.read_bytes(), _LOADER)
+    if not isinstance(values, dict) or not set(values) >= SECTIONS:
+        raise UserError(f"{path} is damaged: it has not all sections of a config")
+    return values
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    """Of the newest outcome, by column."""
+    result = read_json(path)
+    metrics = result.get("metrics")
+    if not isinstance(metrics, dict) or not all(isinstance(metric, dict) for metric in metrics.values()):
+        raise UserError(f"{path} is damaged: it has no metrics")
+    return {f"eval/{result.get('task', path.stem)}/{name}": metric.get("value") for name, metric in metrics.items()}

@@ -1,0 +1,120 @@
+"""The runs of a W&B project, as `ssa.record.wandb_mirror` sends them: the reader of ``source=wandb:ENTITY/PROJECT``."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ssa.errors import UserError, first_line
+from ssa.record.run_files import State
+from ssa.record.run_rows import SECTIONS, FoundRun
+
+_SOURCE = re.compile(r"wandb:([^/\s:]+)/([^/\s:]+)")
+_TIMEOUT_SECONDS = 15  # of a request, unless WANDB_HTTP_TIMEOUT says otherwise
+_PAGE = 100  # runs in a request
+_OF_THE_COMMAND = {"resume": None, "rerun": False}  # as config.yaml has them, whatever the command said
+_STATES: dict[str, State] = {"running": "running", "pending": "running", "failed": "failed"}  # others: interrupted
+
+
+def read(source: str) -> list[FoundRun]:
+    """The runs of a project, each once; W&B runs of other programs are left out.
+
+    A run that was resumed has several W&B runs: the newest finished one counts, or else the newest.
+
+    Raises:
+        UserError: the source is misspelt; there is no such project or no API key; W&B does not answer.
+    """
+    match = _SOURCE.fullmatch(source)
+    if not match:
+        raise UserError(f"source={source}: valid: wandb:ENTITY/PROJECT")
+    try:
+        attempts = _attempts("/".join(match.groups()))
+    except Exception as error:  # W&B's own classes, but also those of sockets and of its service
+        raise UserError(f"source={source}: {first_line(error)}") from None
+    return [_found(run_id, runs) for run_id, runs in attempts.items()]
+
+
+def _attempts(project: str) -> dict[str, list[Any]]:
+    """W&B runs by the run that they are attempts at, each in the order of their creation."""
+    import wandb
+
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    if settings.mode not in (None, "online", "run"):
+        raise UserError(f"W&B is set to {settings.mode}, as by WANDB_MODE={settings.mode}; WANDB_MODE=online reads it")
+    if not wandb.login(prompt=False, verify=False):
+        raise UserError("no API key is set; `wandb login` or WANDB_API_KEY sets one")
+    timeout = wandb.env.get_http_timeout(_TIMEOUT_SECONDS)
+    attempts = defaultdict(list)
+    try:
+        for run in wandb.Api(timeout=timeout).runs(project, per_page=_PAGE, lazy=False):
+            with suppress(OSError):
+                for folder in (Path(run.dir), *Path(run.dir).parents[:2]):  # W&B makes empty ones: entity/project/id
+                    folder.rmdir()
+            if set(run.config) >= SECTIONS:
+                attempts[run.name].append(run)
+    except Exception as error:
+        _let_go()
+        if "did not respond in time" in str(error):  # said of W&B's own process, which waits for the server
+            raise UserError(f"no answer from {settings.base_url} within {timeout} s") from None
+        raise
+    return attempts
+
+
+def _let_go() -> None:
+    """Ends W&B's process, unless a W&B run needs it: it may ask on for minutes, and would be waited for at exit."""
+    import psutil
+    import wandb
+
+    if wandb.run is None:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if child.name().startswith("wandb-core"):
+                    child.terminate()
+        with suppress(Exception, SystemExit):
+            wandb.teardown()
+
+
+def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
+    summaries = [dict(_values(run.summary_metrics)) for run in attempts]
+    finished = [number for number, summary in enumerate(summaries) if summary.get("status") == "finished"]
+    at = finished[-1] if finished else len(attempts) - 1
+    run, summary = attempts[at], summaries[at]
+    said: State | None = summary.get("status")
+    # An evaluation may be a W&B run of its own, after that of the training.
+    evaluations = {name: value for later in summaries[at:] for name, value in later.items() if name.startswith("eval/")}
+    return FoundRun(
+        run_id=run_id,
+        folder=run.url,
+        status=said or _STATES.get(run.state, "interrupted"),
+        config={**dict(_sections(run.config)), **_OF_THE_COMMAND},
+        summary=dict(_results(summary)) if finished else {},
+        evaluations=evaluations,
+        experiment=run.config["experiment"],
+        error=summary.get("error") or "",
+        commit=summary.get("commit") or "",
+        data_hash=summary.get("data_hash") or "",
+    )
+
+
+def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Without a W&B sweep's parameters, which stand beside the sections as they were typed, such as ``optim.lr``."""
+    for key, value in config.items():
+        if "." not in key and "/" not in key:
+            yield key, value
+
+
+def _values(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """JSON has no NaN or infinity: W&B gives their names."""
+    for name, value in summary.items():
+        yield name, float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What summary.json has: without what W&B adds, and the last values of the rows."""
+    for name, value in summary.items():
+        if name != "step" and not name.startswith(("_", "train/", "eval/")):
+            yield name, value

@@ -1,0 +1,218 @@
+"""Each token of a text coloured by its learned temperature, as in the paper's figure 1: the numbers, and a terminal.
+
+Colours diverge around 1, the temperature of vanilla attention: blue and underlined below, red above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ssa.errors import UserError
+from ssa.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    from ssa.model.attention import AttentionInputs
+    from ssa.model.transformer import Transformer
+
+RGB = tuple[int, int, int]
+CONTROLS: dict[int, int] = (
+    {code: 0x2400 + code for code in range(32)} | {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
+)
+MEANING = {
+    "query": "Larger: this token's attention is spikier.",
+    "key": "Larger: this token is attended to, or avoided, more sharply.",
+    "value": "Larger: this token says more to those that attend to it; near 0 it is muted.",
+    "output": "Larger: what attention brings weighs more in this token; near 0 it is ignored.",
+}
+_BELOW, _AT_ONE, _ABOVE = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # distinct to colour-blind eyes too
+_GLYPHS: dict[int, int | str] = {**CONTROLS, ord("\n"): "⏎\n", ord("\t"): "⇥"}
+
+
+@dataclass(frozen=True)
+class TemperatureView:
+    """The text that each token adds, which may be none, and its temperature.
+
+    ``of`` is query, key, value or output; ``over`` says what of the model the temperatures are of; ``least_reach`` is
+    that of the colours, so that noise around 1 stays pale, or to have several views in the same colours.
+    """
+
+    pieces: Sequence[str]
+    values: Sequence[float]
+    of: str
+    over: str
+    least_reach: float = 0.01
+
+    @property
+    def reach(self) -> float:
+        """How far from 1 the strongest colours are."""
+        return max(self.least_reach, *(abs(value - 1) for value in self.values))
+
+    @property
+    def legend(self) -> tuple[str, str, str]:
+        """What is shown; its least, mean and largest value; what a larger one means."""
+        mean = sum(self.values) / len(self.values)
+        numbers = f"min {min(self.values):.3f}, mean {mean:.3f}, max {max(self.values):.3f}"
+        return (
+            f"{self.of.capitalize()} temperature (inverse: it multiplies the {self.of}), {self.over}",
+            numbers,
+            f"{MEANING[self.of]} 1: as without a temperature; underlined: below 1.",
+        )
+
+    def tokens(self) -> Iterator[tuple[str, float, RGB, RGB]]:
+        """Of each: its text with nothing invisible in it, temperature, background and text colour."""
+        for piece, value in zip(self.pieces, self.values, strict=True):
+            background = colour(value, self.reach)
+            yield shown(piece), value, background, ink(background)
+
+    def scale(self, steps: int) -> list[float]:
+        """Evenly spaced temperatures, from the strongest blue to the strongest red."""
+        return [1 + self.reach * (2 * step / (steps - 1) - 1) for step in range(steps)]
+
+
+def check_choice(model: ModelConfig, of: str, layer: int | None, head: int | None) -> None:
+    """See that the model has what is to be shown.
+
+    Raises:
+        UserError: it has no such temperature, layer or head.
+    """
+    scaled = model.temperature.scaled
+    name = model.temperature.name
+    if not scaled:
+        raise UserError(f"model/temperature={name}: this run is vanilla attention, it has no temperatures to show")
+    if of not in scaled:
+        raise UserError(f"of={of}: not scaled in this run, model/temperature={name}; valid: {', '.join(scaled)}")
+    for key, number, count in (("layer", layer, model.n_layer), ("head", head, _heads(model, of))):
+        if number is not None and number >= count:
+            raise UserError(f"{key}={number}: no such {key} of {of}; valid: {f'0 to {count - 1}' if count > 1 else 0}")
+
+
+def token_temperatures(
+    model: Transformer, ids: Sequence[int], of: str = "query", layer: int | None = None, head: int | None = None
+) -> list[float]:
+    """The temperature of each token of a text, as the model's `observe` tells it.
+
+    Args:
+        model: in evaluation mode.
+        ids: T tokens.
+        of: query, key, value or output.
+        layer, head: one of them, from 0; default: the mean over all.  Also over features, where they differ.
+
+    Returns:
+        T numbers.
+
+    Raises:
+        UserError: the model has no such temperature, layer or head.
+    """
+    check_choice(model.config, of, layer, head)
+    chosen = all_temperatures(model, ids, of)[slice(None) if layer is None else [layer]]  # (layers, H, T)
+    chosen = chosen[:, slice(None) if head is None else [head]]
+    values: list[float] = chosen.mean(dim=(0, 1)).tolist()
+    return values
+
+
+def all_temperatures(model: Transformer, ids: Sequence[int], of: str = "query") -> Tensor:
+    """The temperature of each token of a text in each layer and head, (L, H, T); of a feature's own, the mean over d.
+
+    Args:
+        model: in evaluation mode, with temperatures of this kind.
+        ids: T tokens.
+        of: query, key, value or output.
+    """
+    import torch
+
+    heads = _heads(model.config, of)
+    layers: list[torch.Tensor] = []
+
+    def observe(inputs: AttentionInputs) -> None:
+        temperature = inputs.temperatures[of]
+        everywhere = temperature * temperature.new_ones(1, heads, len(ids), 1)  # (1, H, T, 1 or d)
+        layers.append(everywhere.mean(dim=-1)[0])  # (H, T)
+
+    with torch.inference_mode():
+        model(torch.tensor([list(ids)], device=model.token_embedding.weight.device), observe=observe)
+    return torch.stack(layers)
+
+
+def view_tokens(
+    model: Transformer,
+    decode: Callable[[Sequence[int]], str],
+    ids: Sequence[int],
+    of: str = "query",
+    layer: int | None = None,
+    head: int | None = None,
+) -> TemperatureView:
+    """`token_temperatures` with the text of each token; ``decode`` is the tokenizer's."""
+    values = token_temperatures(model, ids, of, layer, head)
+    return TemperatureView(token_pieces(decode, ids), values, of, over(model.config, of, layer, head))
+
+
+def token_pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[str]:
+    """The text that each token adds, in whole characters."""
+    from ssa.model.generation import TextStream
+
+    stream = TextStream(decode)
+    pieces = [stream.push(token) for token in ids]
+    pieces[-1] += stream.flush()
+    return pieces
+
+
+def over(model: ModelConfig, of: str, layer: int | None, head: int | None) -> str:
+    """What `token_temperatures` are of, in words."""
+    counts = (("layer", layer, model.n_layer), ("head", head, _heads(model, of)))
+    chosen = [f"{key} {number}" for key, number, _ in counts if number is not None]
+    means = [f"{count} {key}s" if count > 1 else f"1 {key}" for key, number, count in counts if number is None]
+    return ", ".join([*chosen, *(["mean over " + " and ".join(means)] if means else [])])
+
+
+def colour(value: float, reach: float) -> RGB:
+    """Of a temperature, where ``1 - reach`` and ``1 + reach`` have the strongest colours."""
+    end, share = (_BELOW if value < 1 else _ABOVE), min(abs(value - 1) / reach, 1.0)
+    red, green, blue = (round(pale + share * (full - pale)) for pale, full in zip(_AT_ONE, end, strict=True))
+    return red, green, blue
+
+
+def ink(background: RGB) -> RGB:
+    """Black or white, whichever is easier to read on it (the contrast of WCAG 2, at least 4.5)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in background)]
+    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return (255, 255, 255) if luminance < 0.179 else (0, 0, 0)
+
+
+def shown(piece: str) -> str:
+    """A token's text with a glyph for whatever would not be seen; ▯ for a token that completes no character."""
+    if piece.isspace():
+        piece = "".join(character if character in "\n\r\t" else "·" for character in piece)
+    return piece.translate(_GLYPHS) or "▯"
+
+
+def print_view(console: Console, view: TemperatureView) -> None:
+    """Prints text and legend; without colours, each token's temperature behind it."""
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
+    text, bar = Text(), Text()
+    for piece, value, background, foreground in view.tokens():
+        if console.color_system is None:
+            body, newline = piece.removesuffix("\n"), "\n" * piece.endswith("\n")
+            text.append(f"{body}[{value:.3f}]{newline}")
+        else:
+            front, back = Color.from_rgb(*foreground), Color.from_rgb(*background)
+            text.append(piece, Style(color=front, bgcolor=back, underline=value < 1))
+    what, numbers, meaning = view.legend
+    if console.color_system is not None:
+        bar.append(f"   {1 - view.reach:.3f} ")
+        for value in view.scale(33):
+            bar.append(" ", Style(bgcolor=Color.from_rgb(*colour(value, view.reach))))
+        bar.append(f" {1 + view.reach:.3f}")
+    for line in (text, "", what, Text.assemble(numbers, bar), meaning):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _heads(model: ModelConfig, of: str) -> int:
+    return model.kv_heads if of in ("key", "value") else model.n_head

@@ -1,0 +1,172 @@
+"""A `TemperatureView` as a file: HTML, or a picture (with matplotlib, which nothing else needs)."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len, chop_cells
+
+from ssa.atomic import replacing
+from ssa.errors import UserError
+from ssa.viz import plot_style
+from ssa.viz.temperature_map import RGB, TemperatureView, colour
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_Cell = tuple[int, int, str, RGB, RGB, bool]  # row, column, text, background, text colour, underlined
+_COLUMNS, _POINTS = 100, 10
+_ADVANCE, _LINE = 0.602, 1.6  # of a monospaced character, in font sizes: DejaVu Sans Mono's, and room around it
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{what}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font-family: system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; line-height: 1.5; }}
+pre {{ font: 1em/1.8 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }}
+span {{ padding: 0.15em 0; }}
+.u {{ text-decoration: underline; }}
+i {{ display: inline-block; width: 16em; height: 1em; vertical-align: middle; margin: 0 0.5em;
+     background: linear-gradient(to right, {stops}); }}
+</style>
+{views}
+</html>
+"""
+_VIEW = """<p>{what}: {numbers}.<br>{low:.3f}<i></i>{high:.3f}<br>{meaning} Point at a token to see its number.</p>
+<pre>{spans}</pre>"""
+_UNDERLINED = ' class="u"'
+_FOLDED = "<details><summary>{over}</summary>\n{view}\n</details>"
+
+
+def check_files(**files: str | None) -> None:
+    """See that files can be written before the work is done.
+
+    Args:
+        files: their names by kind, ``html``, ``png`` or ``svg``, as the command line calls them.
+
+    Raises:
+        UserError: there is no such folder, the name says another kind of file, or there is no matplotlib.
+    """
+    for key, name in files.items():
+        if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
+            raise UserError(f"{key}={name}: not a file in a folder that exists")
+        if name is not None and Path(name).suffix.lower() != f".{key}":
+            raise UserError(f"{key}={name}: valid: a name that ends in .{key}")
+        if name is not None and key in plot_style.FORMATS and not plot_style.available():
+            raise UserError(f"{key}={name}: needs matplotlib; to install it, {plot_style.INSTALL}")
+
+
+def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureView] = ()) -> None:
+    """A page that needs no other file; each token has its temperature as a tooltip.
+
+    Args:
+        view: what is seen at once.
+        path: of the page.
+        folded: more views, each below its name, to be opened.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    more = [_FOLDED.format(over=html.escape(other.over), view=_html_of(other)) for other in folded]
+    what, stops = html.escape(view.legend[0]), ", ".join(_hex(colour(value, view.reach)) for value in view.scale(3))
+    page = _PAGE.format(what=what, stops=stops, views="\n".join([_html_of(view), *more]))
+    with _faults_of("html", path), replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _html_of(view: TemperatureView) -> str:
+    spans = "".join(
+        f'<span style="background:{_hex(background)};color:{_hex(foreground)}"{_UNDERLINED * (value < 1)} '
+        f'title="{value:.4f}">'
+        f"{html.escape(piece)}</span>"
+        for piece, value, background, foreground in view.tokens()
+    )
+    what, numbers, meaning = (html.escape(line) for line in view.legend)
+    low, high = 1 - view.reach, 1 + view.reach
+    return _VIEW.format(what=what, numbers=numbers, meaning=meaning, spans=spans, low=low, high=high)
+
+
+def write_picture(view: TemperatureView, path: Path) -> None:
+    """A picture of the text in a monospaced font, the legend below, as ``.png`` or ``.svg`` by the name's ending.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    cells = list(_cells(view))
+    legend = _Legend(view)
+    rows = max(row for row, *_ in cells) + 2 + len(legend.lines)
+    size = ((_COLUMNS + 4) * _ADVANCE * _POINTS / 72, (rows + 1) * _LINE * _POINTS / 72)  # with margins
+    with plot_style.figure(*size, layout=None) as figure, _faults_of(path.suffix[1:], path):
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(rows + 0.5, -0.5))
+        axes.set_axis_off()
+        _draw(axes, view, cells, rows - len(legend.lines), legend)
+        plot_style.write(figure, path)
+
+
+class _Legend:
+    """Its lines; the second of the three parts has the colours beside it."""
+
+    def __init__(self, view: TemperatureView) -> None:
+        what, numbers, meaning = view.legend
+        above = textwrap.wrap(what, _COLUMNS)
+        self.lines, self.numbers = [*above, numbers, *textwrap.wrap(meaning, _COLUMNS)], len(above)
+
+
+def _draw(axes: Axes, view: TemperatureView, cells: Sequence[_Cell], first: int, legend: _Legend) -> None:
+    """Text, and from row ``first`` on the legend, in axes whose unit is a character."""
+    from matplotlib.patches import Rectangle
+
+    font: dict[str, Any] = {
+        "family": "monospace",
+        "fontsize": _POINTS,
+        "verticalalignment": "center_baseline",
+        "parse_math": False,
+    }
+    for row, column, text, background, foreground, underlined in cells:
+        axes.add_patch(Rectangle((column, row + 0.05), cell_len(text), 0.9, color=_hex(background), linewidth=0))
+        axes.text(column, row + 0.5, text, color=_hex(foreground), **font)
+        if underlined:
+            axes.plot([column, column + cell_len(text)], [row + 0.86] * 2, color=_hex(foreground), linewidth=0.8)
+    for row, line in enumerate(legend.lines, first):
+        axes.text(0, row + 0.5, line, color="black", **font)
+    low, high = f"{1 - view.reach:.3f} ", f" {1 + view.reach:.3f}"
+    row = first + legend.numbers
+    start = len(legend.lines[legend.numbers]) + 3 + len(low)
+    for step, value in enumerate(view.scale(33)):
+        place = (start + step / 2, row + 0.1)
+        axes.add_patch(Rectangle(place, 0.5, 0.8, color=_hex(colour(value, view.reach)), linewidth=0))
+    axes.text(start - len(low), row + 0.5, low, color="black", **font)
+    axes.text(start + 16.5, row + 0.5, high, color="black", **font)
+
+
+def _cells(view: TemperatureView) -> Iterator[_Cell]:
+    """The tokens' texts on a grid of characters."""
+    row = column = 0
+    for piece, value, background, foreground in view.tokens():
+        for number, line in enumerate(piece.split("\n")):
+            if number:
+                row, column = row + 1, 0
+            for part in chop_cells(line, _COLUMNS):
+                if column + cell_len(part) > _COLUMNS:
+                    row, column = row + 1, 0
+                yield row, column, part, background, foreground, value < 1
+                column += cell_len(part)
+
+
+@contextmanager
+def _faults_of(key: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be written ({error.strerror or error})") from None
+
+
+def _hex(rgb: RGB) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*rgb)

@@ -1,0 +1,238 @@
+"""The command line: what is typed wrong ends in one clear line, exit code 2, and nothing on disk."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from ssa.command_line import cli
+
+TRAIN = str(ROOT / "train.py")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    def only_error(self) -> str:
+        """The one line on stderr of a refused command."""
+        assert self.code == 2, self.err
+        assert self.out == ""
+        assert self.err.startswith("error: ")
+        assert self.err.count("\n") == 1
+        assert self.err.endswith("\n")
+        return self.err
+
+
+@pytest.fixture
+def launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """``python train.py ARGUMENTS`` in this process, from an empty folder that must stay empty."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def launch(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [TRAIN, *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(TRAIN, run_name="__main__")
+        assert list(folder.iterdir()) == []
+        out, err = capfd.readouterr()
+        return Outcome(int(exit_.value.code or 0), out, err)
+
+    return launch
+
+
+def launch_process(*arguments: str, cwd: Path) -> Outcome:
+    done = subprocess.run([sys.executable, TRAIN, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert list(cwd.iterdir()) == []
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+SECTIONS = "valid: model, data, optim, trainer, logger, scale, experiment, seed"
+TYPED_WRONG = {
+    # groups and options
+    "data=wikitex": ["data=wikitex:", "did you mean wikitext?", "pydocs"],
+    "model=gpt3": ["model=gpt3:", "did you mean gpt2?", "valid: gpt2, llama"],
+    "model/size=124": ["model/size=124:", "did you mean 124m?", "355m", "nano"],
+    "model/temperature=sa": ["model/temperature=sa:", "did you mean ssa?", "none, position", "ssa_mlp, ssmax, token"],
+    "data=a/b": ["data=a/b:", "valid:", "pydocs"],
+    "experiment=nope": ["experiment=nope:", "ablation_query_only"],
+    "modl=gpt2": ["modl:", "did you mean model?", SECTIONS],
+    "modle/size=nano": ["modle/size:", "did you mean model/size?", "model/temperature"],
+    "modle/size@x=nano": ["modle/size:", "unknown group"],
+    "temperature=ssa": ["temperature:", "did you mean model/temperature?", SECTIONS],
+    "model=null": ["model=null:", "valid: gpt2, llama"],
+    "model/size=[nano,micro]": ["model/size:", "exactly one option", "micro"],
+    "~data": ["data:", "exactly one option", "pydocs"],
+    "+data=hub": ["data:", "chosen twice"],
+    "model.size=micro": ["model.size=micro:", "model/size=micro", "valid: 1.5b"],
+    "model.temperature=ssa": ["model.temperature=ssa:", "model/temperature=ssa", "query, key, value"],
+    "model.temperature.name=mine": ["model.temperature.name=mine:", "model/temperature=mine", "valid: constant"],
+    # keys
+    "trainer.step=5": ["trainer.step:", "did you mean trainer.steps?", "valid: steps, batch_size"],
+    "traner.steps=5": ["traner:", "did you mean trainer?", SECTIONS],
+    "steps=5": ["steps:", "did you mean trainer.steps?", SECTIONS],
+    "trainer.steps.x=5": ["trainer.steps.x:", "trainer.steps is a value"],
+    "+new=1": ["new:", "unknown key", SECTIONS],
+    "+model.temperature.query.scale=1": ["model.temperature.query.scale:", "valid: token, position"],
+    "~trainer.steps": ["trainer.steps:", "not set"],
+    "~trainer.stps": ["trainer.stps:", "did you mean trainer.steps?"],
+    "hydra.foo=1": ["hydra.foo:", "--hydra-help"],
+    # values: every kind of them is in test_config.py
+    "trainer.steps=1e3": ["trainer.steps=1000.0:", "whole number"],
+    "optim.lr=-1e-3": ["optim.lr=-0.001:", "valid: > 0"],
+    "data.path=3": ["data.path=3:", "text", "'\"3\"'"],
+    "trainer.device=gpu": ["trainer.device=gpu:", "valid: auto, cuda, mps, cpu"],
+    "model.n_head=3": ["model.n_head=3:", "model.width=160", "valid: 1, 2, 4"],
+    "data=hub": ["data.path", "ORG/NAME"],
+    # the override language
+    "trainer.steps=[": ["trainer.steps=[:", "KEY=VALUE"],
+    "pydocs": ["pydocs:", "did you mean data=pydocs?"],
+    "=3": ["=3:"],
+    "seed=1,2": ["seed=1,2:", "--multirun", "seed=[1,2]"],
+    "trainer.steps=${trainer.nope}": ["trainer.steps:", "trainer.nope"],
+    "data.path=???": ["data.path:", "not set"],
+    # flags
+    "--foo": ["--foo:", "unknown flag", "--help"],
+    "--multirn": ["--multirn:", "did you mean --multirun?"],
+    "--batch_size=3": ["--batch_size=3:", "without dashes"],
+    "--resolve": ["--resolve:", "--cfg job"],
+    "--cfg": ["--cfg", "expected one argument"],
+    "--config-name=foo": ["foo"],
+    "--config-dir=nowhere": ["nowhere"],
+    # resume
+    "resume=nowhere": ["nowhere is not a run folder"],
+}
+
+
+@pytest.mark.parametrize("argument", TYPED_WRONG)
+def test_one_line_for_a_wrong_argument(argument: str, launch: Callable[..., Outcome]) -> None:
+    error = launch(argument).only_error()
+    assert [part for part in TYPED_WRONG[argument] if part not in error] == [], error
+
+
+GLOBAL = "# @package _global_\n"
+WRITTEN_WRONG = {
+    "misspelt key": (GLOBAL + "trainer:\n  step: 5\n", ["trainer.step:", "did you mean trainer.steps?"]),
+    "misspelt section": (GLOBAL + "trayner:\n  steps: 5\n", ["trayner:", "did you mean trainer?"]),
+    "quoted number": (GLOBAL + 'trainer:\n  steps: "5"\n', ["trainer.steps=5:", "whole number, not text"]),
+    "value for a section": (GLOBAL + "trainer: 5\n", ["trainer=5:", "steps, batch_size"]),
+    "no value": (GLOBAL + "trainer:\n  steps: ${steps}\n", ["trainer.steps:", "key 'steps' not found"]),
+    "label without its values": (GLOBAL + "model:\n  size: micro\n", ["model.size=micro:", "model/size=micro"]),
+    "misspelt group": (GLOBAL + "defaults:\n  - override /modl: gpt2\n", ["experiment/mine.yaml: modl:", "model?"]),
+    "misspelt option": (GLOBAL + "defaults:\n  - override /model: gpt5\n", ["model=gpt5:", "gpt2, llama"]),
+    "no override": (GLOBAL + "defaults:\n  - /optim: adamw\n", ["experiment=mine", "optim"]),
+    "launcher chosen": (GLOBAL + "defaults:\n  - override /hydra/launcher: basic\n", ["launcher", "command line"]),
+    "launcher set": (GLOBAL + "hydra:\n  launcher:\n    n_jobs: 3\n", ["launcher", "command line"]),
+    "no package": ("trainer:\n  steps: 5\n", ["experiment=mine:", "# @package _global_"]),
+    "empty": ("", ["experiment=mine:", "# @package _global_"]),
+    "list": ("- a\n", ["experiment=mine:", "# @package _global_"]),
+    "open bracket": (GLOBAL + "trainer:\n  steps: [5\n", ["mine.yaml: line 4:", "not valid YAML"]),
+    "tab": (GLOBAL + "trainer:\n\tsteps: 5\n", ["mine.yaml: line 3:", "not valid YAML"]),
+    "key twice": (GLOBAL + "trainer:\n  steps: 5\n  steps: 6\n", ["mine.yaml: line 4:", "duplicate key steps"]),
+    "not text": (GLOBAL + "experiment: \udcff\n", ["experiment=mine", "utf-8"]),
+}
+
+
+@pytest.mark.parametrize("mistake", WRITTEN_WRONG)
+def test_one_line_for_a_wrong_experiment_file(mistake: str, launch: Callable[..., Outcome], tmp_path: Path) -> None:
+    text, expected = WRITTEN_WRONG[mistake]
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    error = launch("--config-dir", str(folder.parent), "experiment=mine").only_error()
+    assert [part for part in expected if part not in error] == [], error
+
+
+@pytest.mark.parametrize("arguments", [("data=wikitex",), ("trainer.step=5",), ("model.n_head=3",), ("--foo",)])
+def test_an_error_takes_less_than_two_seconds(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        launch_process(*arguments, cwd=tmp_path).only_error()
+        return time.perf_counter() - began
+
+    assert any(seconds() < 2 for _ in range(3))  # the machine may be busy for once
+
+
+def test_an_error_comes_before_heavy_imports(tmp_path: Path) -> None:
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = [{TRAIN!r}, 'trainer.steps=0']\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "try:\n"
+        f"    runpy.run_path({TRAIN!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    print([name for name in ('torch', 'lightning', 'wandb', 'datasets', 'numpy') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+
+
+def test_a_sweep_names_each_job_that_fails(tmp_path: Path) -> None:
+    outcome = launch_process("-m", "trainer.steps=0,abc", "seed=1", cwd=tmp_path)
+    assert outcome.code == 2
+    assert outcome.err.splitlines() == [
+        "error: [trainer.steps=0 seed=1] trainer.steps=0: out of range; valid: > 0",
+        "error: [trainer.steps=abc seed=1] trainer.steps=abc: expected a whole number, not text",
+        "error: failed jobs: 2: [trainer.steps=0 seed=1], [trainer.steps=abc seed=1]",
+    ]
+
+
+def test_a_sweep_over_a_wrong_option_starts_no_job(launch: Callable[..., Outcome]) -> None:
+    assert "data=wikitex:" in launch("-m", "data=pydocs,wikitex", "trainer.steps=0").only_error()
+
+
+def test_help_lists_every_group_option_and_its_line(tmp_path: Path) -> None:
+    outcome = launch_process("--help", cwd=tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    for file in (ROOT / "conf").glob("*/**/*.yaml"):
+        group = file.parent.relative_to(ROOT / "conf").as_posix()
+        start = next(number for number, line in enumerate(lines) if line.startswith(f"{group}="))
+        described = next(line for line in lines[start:] if line.split()[:1] == [file.stem])
+        assert len(described.split()) > 1, described
+
+
+def test_help_takes_less_than_a_second(tmp_path: Path) -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        launch_process("--help", cwd=tmp_path)
+        return time.perf_counter() - began
+
+    assert any(seconds() < 1 for _ in range(3))
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--cfg job"])
+def test_output_may_be_cut_short(arguments: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} {TRAIN} {arguments} | true"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
+def test_cfg_prints_the_composed_config(launch: Callable[..., Outcome]) -> None:
+    outcome = launch("--cfg", "job", "--resolve", "scale=smoke", "trainer.batch_size=6")
+    assert outcome.code == 0
+    assert yaml.safe_load(outcome.out)["trainer"]["micro_batch_size"] == 6
+
+
+def test_an_interrupt_before_training_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", [TRAIN])
+    assert cli.command_line(interrupted, program="train.py", purpose="") == 130
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,188 @@
+"""The journal of a task: what is kept survives a kill at any byte, and is not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from evaluation_subjects import EVERYTHING, Seen, subject_in, sums, write_subject
+
+from ssa.errors import UserError
+from ssa.evaluation.scoring.journal import Journal
+from ssa.evaluation.scoring.progress import TaskProgress
+from ssa.evaluation.scoring.scoring import Request
+from ssa.evaluation.scoring.work import Work
+
+OF = {"settings": {"text": "test", "é": None}, "model": {"context": 64}}
+ANSWERS = {f"question {number}": [[-0.1 * number, -3.25], number % 2 == 0] for number in range(4)}
+
+
+def opened(folder: Path, of: object = OF) -> Journal:
+    return Journal(folder, "task", of)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A journal of all answers."""
+    journal = opened(tmp_path / "evaluation")
+    for asked, answer in ANSWERS.items():
+        journal.add([(asked, answer)])
+    return journal.path
+
+
+def known(path: Path, of: object = OF) -> dict[str, object]:
+    journal = opened(path.parent, of)
+    return {asked: journal.get(asked) for asked in ANSWERS if journal.get(asked) is not None}
+
+
+def test_answers_come_back_as_they_were(path: Path) -> None:
+    assert known(path) == ANSWERS
+    assert known(path, dict(reversed(OF.items()))) == ANSWERS
+    assert opened(path.parent).get("another") is None
+
+
+def test_a_kill_at_any_byte(path: Path) -> None:
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        lines = whole[:end].count(b"\n")
+        assert known(path) == dict(list(ANSWERS.items())[:lines]), end
+        opened(path.parent).add(list(ANSWERS.items())[lines:])
+        assert path.read_bytes() == whole, end
+
+
+@pytest.mark.parametrize("other", [{}, {**OF, "settings": {"text": "validation"}}, {**OF, "more": 1}])
+def test_other_settings_have_a_journal_of_their_own(path: Path, other: dict[str, object]) -> None:
+    assert known(path, other) == {}
+    opened(path.parent, other).add([("question 0", 7)])
+    assert known(path, other) == {"question 0": 7}
+    assert known(path) == ANSWERS
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "no UTF-8": lambda line: b"\xff" + line,
+    "no JSON": lambda line: line[:-1],
+    "zeros": lambda line: bytes(len(line)),
+    "a number": lambda line: b"5",
+    "one part": lambda line: b"[1]",
+    "three parts": lambda line: b"[1, 2, 3]",
+    "a key that is a list": lambda line: b"[[1], 2]",
+    "nothing": lambda line: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_is_asked_again(damage: str, path: Path) -> None:
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], DAMAGE[damage](lines[1]), *lines[2:]]))
+    assert known(path) == {asked: answer for asked, answer in ANSWERS.items() if asked != "question 1"}
+    opened(path.parent).add([("question 1", ANSWERS["question 1"])])
+    assert known(path) == ANSWERS
+
+
+def test_it_is_gone_when_the_task_is_done(path: Path) -> None:
+    journal = opened(path.parent)
+    journal.remove()
+    journal.remove()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_one_process_at_a_time_has_it(path: Path) -> None:
+    def alone(of: object = OF) -> AbstractContextManager[Journal]:
+        return Journal.alone(path.parent, "task", of)
+
+    with alone() as journal:
+        assert journal.get("question 1") == ANSWERS["question 1"]
+        with pytest.raises(UserError, match="another process is at the very same task, task"), alone():
+            pass
+        with alone("something else") as other:
+            assert other.get("question 1") is None
+    with pytest.raises(KeyboardInterrupt), alone():
+        raise KeyboardInterrupt
+    with alone() as journal:
+        journal.remove()
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_subject(tmp_path_factory.mktemp("subject") / "model", "llama", EVERYTHING)
+
+
+@pytest.fixture
+def work(model_folder: Path, tmp_path: Path) -> Callable[..., Work]:
+    """A function that opens the same task again, as a new process would."""
+
+    def make(batch_size: int | None = None, journal: str = "a", **of: object) -> Work:
+        kept = Journal(tmp_path, journal, {"task": "t", **of})
+        return Work(subject_in(model_folder), tmp_path, kept, TaskProgress("t"), batch_size)
+
+    return make
+
+
+REQUESTS = [Request([start, 1, *range(start, start + 8)], [start, answer]) for start in range(9) for answer in range(3)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, None])
+def test_scoring_goes_on_where_it_was(work: Callable[..., Work], batch_size: int | None) -> None:
+    undisturbed = work(batch_size, "undisturbed")
+    through = Seen(undisturbed.subject.model)
+    wanted = undisturbed.score(REQUESTS)
+    first = work(batch_size)
+    before = Seen(first.subject.model, stop_after=len(through.shapes) - 1)
+    with pytest.raises(KeyboardInterrupt):
+        first.score(REQUESTS)
+    again = work(batch_size)
+    after = Seen(again.subject.model)
+    scores = again.score(REQUESTS)
+    assert sums(scores) == pytest.approx(sums(wanted), abs=1e-5)
+    assert [score.greedy for score in scores] == [score.greedy for score in wanted]
+    if batch_size == 1:  # a row a batch: what was done is kept to the last bit, and no row is computed twice
+        assert scores == wanted
+        assert before.shapes + after.shapes == through.shapes
+    finished = work(batch_size)
+    none = Seen(finished.subject.model)
+    assert finished.score(REQUESTS) == scores
+    assert none.shapes == []
+
+
+def test_only_what_is_new_is_scored(work: Callable[..., Work]) -> None:
+    first = work().score(REQUESTS[:7])
+    more = work()
+    seen = Seen(more.subject.model)
+    scores = more.score([*REQUESTS[3:8], REQUESTS[3]])
+    assert [scores[number] for number in (0, 1, 2, 3, 5)] == [*first[3:7], first[3]]
+    assert seen.shapes == [(1, 11)]  # the one request that was new
+
+
+def test_the_context_is_part_of_what_was_asked(work: Callable[..., Work]) -> None:
+    one = work()
+    full, short = one.score(REQUESTS[:3]), one.score(REQUESTS[:3], context=4)
+    assert sums(full) != pytest.approx(sums(short), abs=1e-3)
+    assert (work().score(REQUESTS[:3]), work().score(REQUESTS[:3], context=4)) == (full, short)
+
+
+def test_of_other_settings_nothing_is_used(work: Callable[..., Work]) -> None:
+    work().score(REQUESTS[:3])
+    other = work(seed=1)
+    seen = Seen(other.subject.model)
+    other.score(REQUESTS[:3])
+    assert seen.shapes
+
+
+def test_generation_goes_on_where_it_was(work: Callable[..., Work]) -> None:
+    prompts = [[*range(length)] for length in (3, 3, 9, 5, 7)]
+    wanted = work(2, "undisturbed").generate(prompts, 4, stop=[1])
+    first = work(2)
+    before = Seen(first.subject.model, stop_after=5)  # within the second batch: longest prompts come first
+    with pytest.raises(KeyboardInterrupt):
+        first.generate(prompts, 4, stop=[1])
+    assert before.shapes[0] == (2, 9)
+    again = work(2)
+    after = Seen(again.subject.model)
+    assert again.generate(prompts, 4, stop=[1]) == wanted
+    assert after.shapes[0] == (2, 5)
+    assert again.generate(prompts, 4, stop=[1], label="another") == wanted
+    assert len(after.shapes) > 8

@@ -1,0 +1,264 @@
+"""Tasks of lm-evaluation-harness here and with its own backend: the same answers and metrics, without the internet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from evaluation_subjects import TEXTS, write_subject
+from harness_tasks import BEGIN, BETTER, END, TASKS, write_hf_model, write_tasks
+
+from ssa.errors import UserError
+from ssa.evaluation.catalogue import GROUPS, OURS, names
+from ssa.evaluation.scoring.journal import Journal
+from ssa.evaluation.scoring.progress import TaskProgress
+from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.work import Work
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.evaluation.tasks import harness
+from ssa.evaluation.tasks.harness import HarnessTask
+
+pytest.importorskip("lm_eval")
+pytest.importorskip("accelerate")
+pytest.importorskip("transformers")
+
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+
+from ssa.evaluation.tasks.harness_model import HarnessModel
+
+INDEX = harness.task_manager
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The harness's own index, of tasks that are written here."""
+    folder = tmp_path_factory.mktemp("tasks")
+    write_tasks(folder)
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+@pytest.fixture(autouse=True)
+def local_tasks(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "task_manager", lambda all_tasks: manager)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / str(request.param)
+    write_hf_model(path, request.param)
+    return path
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    """The harness's own backend."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3)
+
+
+@pytest.fixture
+def work(folder: Path, tmp_path: Path) -> Work:
+    subject = Subject(init_from=str(folder), device="cpu")
+    return Work(subject, tmp_path, Journal(tmp_path, "journal", {}), TaskProgress("test"))
+
+
+def settings(**values: Any) -> EvaluateSettings:
+    return EvaluateSettings(init_from="x", **values)
+
+
+def task(name: str, **values: Any) -> HarnessTask:
+    return HarnessTask(name, settings(**values), (*OURS, *GROUPS))
+
+
+def flat(answers: Any) -> Iterator[Any]:
+    for answer in answers:
+        yield from flat(answer) if isinstance(answer, list | tuple) else [answer]
+
+
+def results_of(theirs: Any, manager: Any, name: str, **values: Any) -> Any:
+    found = manager.load([name])
+    for one in found["tasks"].values():
+        one.set_fewshot_seed(seed=1234)
+    return evaluate(theirs, found, bootstrap_iters=1000, log_samples=True, **values)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_comes_to_what_the_harness_says(name: str, work: Work, theirs: Any, manager: Any) -> None:
+    ours = task(name).run(work)
+    wanted = results_of(theirs, manager, name)
+    answers = [list(flat(answer)) for _, answer in ours.details["samples"][name]]
+    assert [number for number, _ in ours.details["samples"][name]] == list(range(9))
+    for answer, sample in zip(answers, wanted["samples"][name], strict=True):
+        for one, other in zip(answer, flat(sample["filtered_resps"]), strict=True):
+            assert one == (pytest.approx(other, abs=1e-3) if isinstance(other, float) else other)
+    assert set(ours.metrics) == {metric["metric"] for metric in TASKS[name]["metric_list"]}
+    for metric, found in ours.metrics.items():
+        assert found.value == pytest.approx(wanted["results"][name][f"{metric},none"], rel=1e-4)
+        assert found.higher_is_better is BETTER.get(metric, False)
+        stderr = wanted["results"][name][f"{metric}_stderr,none"]
+        assert found.stderr == (pytest.approx(stderr, rel=1e-3) if isinstance(stderr, float) else None)
+    assert (ours.n, ours.versions) == (9, {"tasks": {name: 3}})
+
+
+def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
+
+
+def test_contexts_of_all_kinds(work: Work, theirs: Any) -> None:
+    pairs = [
+        ("", "The word"),
+        ("", " a"),
+        ("It ends in a space ", "and goes on"),
+        ("two spaces  ", " and goes on"),
+        ("One word an", "other: the tokens of the whole are cut"),
+        (TEXTS[0][:1500], " beyond all positions"),
+        (TEXTS[0][:1500], TEXTS[1][:120]),
+        ("émigré — naïve", " ☃ snow\n\nman"),
+        (f"{BEGIN} begun twice", " as some templates do"),
+        (f"{BEGIN}", " alone"),
+        (f"within {BEGIN}", f" and {END} after"),
+    ]
+    requests = asked("loglikelihood", *pairs)
+    ours, wanted = HarnessModel(work).loglikelihood(requests), theirs.loglikelihood(requests)
+    assert {pair: answer[0] for pair, answer in zip(pairs, ours, strict=True)} == pytest.approx(
+        {pair: answer[0] for pair, answer in zip(pairs, wanted, strict=True)}, abs=1e-3
+    )
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in wanted]
+
+
+def test_texts_of_all_lengths(work: Work, theirs: Any) -> None:
+    requests = asked("loglikelihood_rolling", *((TEXTS[2][: 97 * number],) for number in range(12)), ("a",))
+    ours, wanted = HarnessModel(work).loglikelihood_rolling(requests), theirs.loglikelihood_rolling(requests)
+    assert ours == pytest.approx(wanted, abs=1e-2, rel=1e-5)
+
+
+def test_greedy_continuations_are_found(work: Work, theirs: Any) -> None:
+    """What is generated is likeliest: the only way for random models to have a greedy answer."""
+    model = HarnessModel(work)
+    contexts = [text[:60] for text in TEXTS[:6]]
+    settings = {"until": [], "max_gen_toks": 2}
+    texts = model.generate_until(asked("generate_until", *((context, settings) for context in contexts)))
+    requests = asked("loglikelihood", *zip(contexts, texts, strict=True))
+    ours = [greedy for _, greedy in model.loglikelihood([one for one in requests if one.args[1].strip()])]
+    assert ours == [greedy for _, greedy in theirs.loglikelihood([one for one in requests if one.args[1].strip()])]
+    assert any(ours)
+
+
+def test_generated_text(work: Work, theirs: Any) -> None:
+    contexts = [TEXTS[number][: 13 * number * number + 1] for number in range(12)]  # up to more than all positions
+    many: dict[str, Any] = {"until": ["\n\n", "zz"], "max_gen_toks": 60, "do_sample": False}
+    few = {"until": "e", "max_gen_toks": 7, "temperature": 0.0}
+    other = {**many, "until": ["i"]}
+    requests = asked("generate_until", *((context, s) for context in contexts for s in (many, few, other)))
+    ours, wanted = HarnessModel(work).generate_until(requests), theirs.generate_until(requests)
+    assert ours == wanted
+    assert len(set(ours)) > 10
+    assert all("e" not in text for text in ours[1::3])
+
+
+def test_what_the_backend_cannot_score(work: Work) -> None:
+    """A context of white space alone, which goes to the answer; an answer that is no token of its own is one line."""
+    model = HarnessModel(work)
+    white, empty = model.loglikelihood(asked("loglikelihood", (" ", "x"), ("", " x")))
+    assert white == pytest.approx(empty)
+    with pytest.raises(UserError, match="tokenizer: 'ng' is no token of its own after ' it is a thi'"):
+        model.loglikelihood(asked("loglikelihood", (" it is a thi", "ng")))
+
+
+@pytest.fixture
+def one_work(tmp_path: Path) -> Work:
+    """Of a model of this project's, for what does not depend on it."""
+    subject = Subject(init_from=str(write_subject(tmp_path / "model", "llama")), device="cpu")
+    return Work(subject, tmp_path, Journal(tmp_path, "journal", {}), TaskProgress("test"))
+
+
+def test_a_group_has_the_metrics_of_its_tasks(one_work: Work) -> None:
+    found = task("tiny").run(one_work)
+    assert (found.n, set(found.details["samples"])) == (18, {"tiny_choice", "tiny_few_shot"})
+    assert set(found.metrics) == {"tiny_choice/acc", "tiny_choice/acc_norm", "tiny_few_shot/acc"}
+    alone = task("tiny_choice").run(one_work)
+    assert alone.metrics["acc_norm"] == found.metrics["tiny_choice/acc_norm"]
+
+
+def test_limit_and_num_fewshot(one_work: Work) -> None:
+    def answers(name: str, **values: Any) -> Any:
+        return task(name, **values).run(one_work).details["samples"][name]
+
+    whole = answers("tiny_few_shot")
+    assert answers("tiny_few_shot", limit=3) == whole[:3]
+    assert answers("tiny_few_shot", num_fewshot=2) == whole
+    assert answers("tiny_few_shot", num_fewshot=0) != whole
+    assert answers("tiny_choice", num_fewshot=0) == answers("tiny_choice") != answers("tiny_choice", num_fewshot=1)
+    assert task("tiny_choice").settings != task("tiny_choice", num_fewshot=0).settings
+
+
+CLOSEST = {"tiny_choise": "tiny_choice", "lenght": "length", "winograde": "winogrande", "papers": "paper"}
+
+
+@pytest.mark.parametrize(("name", "near"), CLOSEST.items())
+def test_the_closest_name_is_offered(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"tasks={name}: no such task, did you mean {near}\\?; valid: perplexity, "):
+        task(name)
+
+
+@pytest.mark.parametrize("name", ["", "x", "tiny_choice.yaml", "tiny_*", "tiny_choice|tiny_text", "a b"])
+def test_patterns_files_and_several_are_no_names(name: str) -> None:
+    with pytest.raises(UserError, match=r"no such task(, did you mean \w+\?)?; valid: "):
+        task(name)
+
+
+def test_the_paper_s_columns_are_tasks_of_the_harness() -> None:
+    assert names("paper,length, paper") == [*harness.PAPER, "length"]
+    known = INDEX(all_tasks=False).task_index
+    assert [name for name in harness.PAPER if name not in known] == []
+
+
+def test_one_line_for_data_that_is_not_to_be_had(one_work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
+        monkeypatch.setattr(setting, True)
+    with pytest.raises(UserError) as error:
+        task("tiny_missing").run(one_work)
+    assert str(error.value).startswith("tasks=tiny_missing: its data cannot be had (")
+    assert "nobody/nothing" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer(one_work: Work, tmp_path: Path) -> None:
+    """Through the program; the others are done."""
+    (tmp_path / "text.txt").write_text(TEXTS[0])
+    arguments = [f"init_from={tmp_path / 'model'}", "tasks=piqa,perplexity", f"text={tmp_path / 'text.txt'}"]
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    command = [sys.executable, str(ROOT / "evaluate.py"), *arguments, f"output_dir={tmp_path}"]
+    done = subprocess.run(command, env={**os.environ, **nowhere}, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: tasks: 1 of 2 failed: piqa\n")
+    assert done.stdout.count("error: ") == 1
+    assert "error: tasks=piqa: its data cannot be had (" in done.stdout
+    assert list(tmp_path.glob("pretrained/model-*/evaluation/perplexity.json"))
+
+
+def test_one_line_for_generation_that_is_not_there(one_work: Work) -> None:
+    model = HarnessModel(one_work)
+    with pytest.raises(UserError, match=r"sampling is not there; valid: do_sample=false"):
+        model.generate_until(asked("generate_until", ("a", {"until": ["b"], "do_sample": True, "temperature": 0.7})))
+    with pytest.raises(UserError, match="context=64: no room for the 64 tokens that are generated"):
+        model.generate_until(asked("generate_until", ("a", {"until": ["b"], "max_gen_toks": 64})))
+
+
+@pytest.mark.slow
+def test_all_tasks_of_the_harness_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "task_manager", INDEX)
+    assert task("boolq").name == "boolq"
+    with pytest.raises(
+        UserError, match=r"tasks=boolqq: no such task, did you mean boolq\?; valid: .* one of the \d+,\d"
+    ):
+        task("boolqq")

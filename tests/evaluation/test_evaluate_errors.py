@@ -1,0 +1,286 @@
+"""``evaluate.py`` on pretrained folders, and mistakes: one line for each, and what is left of the tasks is done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from evaluation_programs import Launch, Outcome, evaluate_in_process, tokens_in
+from evaluation_subjects import EVERYTHING, TEXTS, subject_in, tokenizer_json, write_subject
+from pretrained_folders import VOCAB, write_model
+
+from ssa.config import Config
+from ssa.errors import UserError
+from ssa.evaluation.tasks import harness
+from ssa.model.transformer import Transformer
+from ssa.record.run_record import run_folder
+from ssa.text.tokenization import END_OF_TEXT, Tokenizer, train_bpe
+
+launch = pytest.fixture(evaluate_in_process)
+
+
+@pytest.fixture
+def run(smoke: Callable[..., Config], tmp_path: Path) -> Path:
+    """What a run leaves, without the training."""
+    config = smoke("model=gpt2", "trainer.device=cpu")
+    folder = run_folder(config)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.plain()), encoding="utf-8")
+    (folder / "environment.json").write_text('{"precision": "32-true"}')
+    (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
+    tokenizer = Tokenizer("test", tokenizer_json())
+    model = Transformer(config.model, tokenizer.vocab_size)
+    torch.save({"model": model.state_dict(), "config": config.plain(), "step": 0}, folder / "checkpoints" / "best.ckpt")
+    return Path(shutil.move(folder, tmp_path / "run"))
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """In Hugging Face's format, with learned positions."""
+    write_model(tmp_path / "tiny-gpt2", "gpt2")
+    (tmp_path / "tiny-gpt2" / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
+    return tmp_path / "tiny-gpt2"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "a text.txt"
+    path.write_text(TEXTS[0][:3000])
+    return path
+
+
+@pytest.fixture
+def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's tasks that the paper has: all 15,000 take ten seconds to read."""
+    pytest.importorskip("lm_eval")
+    indexed = harness.task_manager
+    monkeypatch.setattr(harness, "task_manager", lambda all_tasks: indexed(False))
+
+
+def refused(outcome: Outcome) -> str:
+    """The one line of what is wrong before any task."""
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome
+    assert outcome.err.startswith("error: ")
+    return outcome.err
+
+
+def failures(outcome: Outcome) -> list[str]:
+    """The lines of tasks that failed, and how many in all."""
+    lines = [line for line in outcome.out.splitlines() if line.startswith("error: ")]
+    assert refused(outcome).startswith(f"error: tasks: {len(lines)} of ")
+    assert "Traceback" not in outcome.out
+    return lines
+
+
+def test_a_pretrained_model_on_files(pretrained: Path, text: Path, launch: Launch, tmp_path: Path) -> None:
+    tasks = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided", "length")
+    code, out, err = launch(
+        f"init_from={pretrained}", f"tasks={','.join(tasks)}", f"text={text}", f"output_dir={tmp_path}/out"
+    )
+    assert (code, err) == (0, "")
+    (folder,) = tmp_path.glob("out/pretrained/tiny-gpt2-*/evaluation")
+    assert str(folder) in out
+    assert {path.name for path in folder.iterdir()} == {f"{task}.json" for task in tasks}
+    found = {task: json.loads((folder / f"{task}.json").read_text()) for task in tasks}
+    tokens = tokens_in(Tokenizer("test", tokenizer_json()), [text.read_text()])
+    assert {task: result["counts"]["tokens"] - tokens for task, result in found.items()} == {
+        "perplexity": 1,
+        "perplexity_lm_eval": 0,
+        "perplexity_hf_strided": -(-tokens // 64) * -1,
+        "length": 1,
+    }
+    assert set(found["length"]["metrics"]) == {f"{k}perplexity/{n}" for k in ("", "tail_") for n in (16, 32, 64)}
+    assert {result["model"]["precision"] for result in found.values()} == {"32-true"}
+    assert {result["counts"]["bytes"] for result in found.values()} == {len(text.read_bytes())}
+
+
+PREFIXES: dict[str, tuple[dict[str, object], str]] = {
+    "bos": ({"tokenizer_config.json": {"bos_token": "a", "eos_token": "b"}}, "a"),
+    "bos in full": ({"tokenizer_config.json": {"bos_token": {"content": "a", "special": True}}}, "a"),
+    "eos": ({"tokenizer_config.json": {"bos_token": None, "eos_token": "b"}}, "b"),
+    "bos that is no token": ({"tokenizer_config.json": {"bos_token": "<nothing>", "eos_token": {"content": "b"}}}, "b"),
+    "the other file": ({"tokenizer_config.json": {}, "special_tokens_map.json": {"bos_token": "c"}}, "c"),
+    "the first file before": (
+        {"tokenizer_config.json": {"eos_token": "b"}, "special_tokens_map.json": {"bos_token": "c"}},
+        "b",
+    ),
+    "neither": ({"tokenizer_config.json": {"eos_token": 3}}, END_OF_TEXT),
+    "no file": ({}, END_OF_TEXT),
+}
+
+
+@pytest.mark.parametrize("case", PREFIXES)
+def test_what_stands_before_a_text(case: str, pretrained: Path, tmp_path: Path) -> None:
+    files, token = PREFIXES[case]
+    subject = subject_in(pretrained)
+    for name, content in files.items():
+        (pretrained / name).write_text(json.dumps(content))
+    assert subject.prefix == subject.tokenizer.token_id(token)
+    assert subject.prefix_text == subject.plain["prefix_token"] == token
+    elsewhere = subject_in(write_subject(tmp_path / "other", "llama"), tokenizer=str(pretrained / "tokenizer.json"))
+    assert elsewhere.prefix == subject.prefix  # it goes with the tokenizer
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff{}", b"[]", b"3"])
+def test_one_line_for_a_damaged_tokenizer_config(content: bytes, pretrained: Path) -> None:
+    (pretrained / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is damaged"):
+        _ = subject_in(pretrained).prefix
+
+
+def test_a_run_begins_with_end_of_text(run: Path, launch: Launch) -> None:
+    (run / "tokenizer_config.json").write_text(json.dumps({"bos_token": "a"}))
+    assert launch(f"run={run}", "tasks=perplexity_lm_eval").code == 0
+    assert json.loads((run / "evaluation/perplexity_lm_eval.json").read_text())["model"]["prefix_token"] == END_OF_TEXT
+
+
+@pytest.mark.usefixtures("small_index")
+def test_an_unknown_task_does_not_stop_the_others(run: Path, launch: Launch) -> None:
+    outcome = launch(f"run={run}", "tasks=perplexty,length,lambada_openia,perplexity")
+    first, second = failures(outcome)
+    assert first.startswith("error: tasks=perplexty: no such task, did you mean perplexity?")
+    assert second.startswith("error: tasks=lambada_openia: no such task, did you mean lambada_openai?")
+    assert outcome.err == "error: tasks: 2 of 4 failed: perplexty, lambada_openia\n"
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"length.json", "perplexity.json"}
+
+
+@pytest.mark.usefixtures("small_index")
+@pytest.mark.parametrize("name", ["nothing like it", "piqa|boolq", "/etc/passwd", "task.yaml", "*"])
+def test_names_that_are_no_tasks(name: str, run: Path, launch: Launch) -> None:
+    (line,) = failures(launch(f"run={run}", f"tasks={name}"))
+    assert line.startswith(f"error: tasks={name}: no such task; valid: perplexity, ")
+
+
+def test_without_the_harness_its_command_is_told(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    first, second = failures(launch(f"run={run}", "tasks=piqa,perplexity,perplexty"))
+    assert first == "error: tasks=piqa: needs lm-evaluation-harness 0.4.13 or later: pip install -e '.[eval]'"
+    assert "did you mean perplexity?" in second
+    (detokenized,) = failures(launch(f"run={run}", "tasks=perplexity_lm_eval", "detokenize=wikitext"))
+    assert "pip install -e '.[eval]'" in detokenized
+
+
+def test_one_line_for_weights_cut_off(run: Path, launch: Launch) -> None:
+    weights = run / "checkpoints" / "best.ckpt"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    (line,) = failures(launch(f"run={run}", "tasks=perplexity"))
+    assert str(weights) in line
+    assert "damaged" in line
+
+
+def test_one_line_for_a_damaged_tokenizer(run: Path, launch: Launch) -> None:
+    path = run / "tokenizer.json"
+    path.write_text(tokenizer_json()[:1000])
+    assert f"{path} is damaged" in refused(launch(f"run={run}"))
+
+
+def test_one_line_for_a_damaged_result(run: Path, launch: Launch) -> None:
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "perplexity.json").write_text('{"task": ')
+    (line,) = failures(launch(f"run={run}", "tasks=perplexity,length", "lengths=16"))
+    assert "perplexity.json is damaged" in line
+    assert (run / "evaluation" / "length.json").exists()
+
+
+def test_more_tokens_than_the_model(run: Path, pretrained: Path, launch: Launch, tmp_path: Path) -> None:
+    larger = tmp_path / "tokenizer.json"
+    larger.write_text(train_bpe(iter(TEXTS[:30]), VOCAB + 100))
+    found = refused(launch(f"init_from={pretrained}", f"tokenizer={larger}"))
+    assert found.startswith(f"error: tokenizer={larger}: 700 tokens; valid: up to model.vocab_size=600")
+    shutil.copy(larger, run / "tokenizer.json")
+    (line,) = failures(launch(f"run={run}", "tasks=perplexity"))
+    assert [
+        part
+        for part in ("tokenizer.json: 700 tokens, but the model has 550", "not the tokenizer that the run")
+        if part not in line
+    ] == []
+
+
+def test_another_tokenizer_that_fits(pretrained: Path, text: Path, launch: Launch, tmp_path: Path) -> None:
+    other = tmp_path / "tokenizer.json"
+    other.write_text(train_bpe(iter(TEXTS[30:]), 300))
+    arguments = (f"init_from={pretrained}", "tasks=perplexity", f"text={text}")
+    for extra in ([], [f"tokenizer={other}"]):
+        assert launch(*arguments, *extra).code == 0
+    (file,) = Path().glob("outputs/pretrained/tiny-gpt2-*/evaluation/perplexity.json")
+    result = json.loads(file.read_text())
+    counts = [one["counts"]["tokens"] for one in (result, *result["others"])]
+    assert counts[0] > counts[1] + 100
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "neither": (["tasks=perplexity"], "run, init_from: set one of the two"),
+    "both": (["run=x", "init_from=y"], "run, init_from: set one of the two"),
+    "batch_size=0": (["run=x", "batch_size=0"], "batch_size=0: valid: auto, or a whole number"),
+    "batch_size=-1": (["run=x", "batch_size=-1"], "batch_size=-1: valid: auto, or a whole number"),
+    "batch_size=many": (["run=x", "batch_size=many"], "batch_size=many: valid: auto, or a whole number"),
+    "limit": (["run=x", "limit=0"], "limit=0: out of range; valid: > 0"),
+    "key": (["run=x", "task=perplexity"], "task: unknown key, did you mean tasks?"),
+    "detokenize": (["run=x", "detokenize=yes"], "detokenize=yes: not one of the choices; valid: none, wikitext"),
+    "tokenizer of a run": (["run=x", "tokenizer=gpt2"], "tokenizer=gpt2: a run has its own; valid with init_from"),
+    "no run": (["run=nowhere"], "nowhere is not a run folder"),
+    "depth": (["run=x", "depths=0,2"], "depths.1=2: "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_line_for_wrong_arguments(case: str, launch: Launch) -> None:
+    arguments, message = WRONG[case]
+    outcome = launch(*arguments)
+    assert message in refused(outcome)
+    assert outcome.out == ""
+
+
+FAILING: dict[str, tuple[list[str], str]] = {
+    "text=test": (["text=test"], "text=test: a split of a run; of a pretrained model: wikitext, or files"),
+    "no files": (["text=nowhere/*.txt"], "text=nowhere/*.txt: matches no file; valid: "),
+    "stride": (["text=x", "stride=65"], "stride=65: would leave tokens out; valid: up to context=64"),
+    "detokenize": (["text=x", "detokenize=wikitext"], "detokenize=wikitext: for tasks=perplexity_lm_eval, not for"),
+    "lengths": (["tasks=length", "text=x", "lengths=32,65"], "lengths=65: over the model's learned positions; valid: "),
+    "short lengths": (["tasks=length", "text=x", "lengths=3"], "lengths=3: valid: at least 4"),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_one_line_for_what_a_task_cannot_do(case: str, pretrained: Path, launch: Launch) -> None:
+    arguments, message = FAILING[case]
+    tasks = [] if "tasks=length" in arguments else ["tasks=perplexity"]
+    (line,) = failures(launch(f"init_from={pretrained}", *tasks, *arguments))
+    assert line.startswith(f"error: {message}"), line
+
+
+def test_contexts_end_with_learned_positions_alone(pretrained: Path, text: Path, launch: Launch) -> None:
+    arguments = ("tasks=perplexity", "context=65", f"text={text}")
+    assert refused(launch(f"init_from={pretrained}", *arguments)).startswith(
+        "error: context=65: over the model's learned positions; valid: up to 64"
+    )
+    rotary = write_subject(text.parent / "rotary", "llama", EVERYTHING)
+    assert launch(f"init_from={rotary}", *arguments).code == 0
+
+
+def test_an_empty_text(pretrained: Path, launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    (line,) = failures(launch(f"init_from={pretrained}", "tasks=perplexity", f"text={tmp_path}/empty.txt"))
+    assert line.endswith("empty.txt: has no text")
+
+
+def test_a_mistake_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['evaluate.py', 'taks=perplexity']\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'evaluate.py')!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    print([name for name in ('torch', 'numpy', 'tokenizers', 'lm_eval') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
+    assert "did you mean tasks?" in done.stderr

@@ -1,0 +1,366 @@
+"""What every item of the paper has, and how items are computed: the command, kept parts, conclusions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from experiments.__main__ import main
+from experiments.engine import code as code_module
+from experiments.engine import parts as parts_module
+from experiments.engine.code import code_hash
+from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.grid import declared
+from experiments.engine.item import ITEMS, SCALES, SHARED, Item, ItemSettings, find, items
+from experiments.engine.study import Study, references
+from ssa.errors import UserError
+from ssa.report.tables import Table
+from ssa.statistics import Estimate, mean_interval
+
+ALL = items()
+NAMES = [item.name for item in ALL]
+REQUIRED = {
+    "ablation_parameters",
+    "ablation_qkv",
+    "ablation_strategies",
+    "ablation_token_position",
+    "attention_dilution",
+    "fig1_temperature_map",
+    "fig2_norms",
+    "fig3_token_graph",
+    "fig4_convergence",
+    "table1_degree_temperature",
+    "table2_denoising",
+    "table3_main",
+    "table4_passkey",
+}
+# Grids whose results at scale=laptop are committed, as those of the items with an item.py are; others' may be
+COMMITTED_GRIDS = {"ablation_token_position", "ablation_strategies"}
+WITH_RESULTS = [
+    item
+    for item in ALL
+    if not item.grid or item.name in COMMITTED_GRIDS or (item.folder / "results" / "laptop_study.json").exists()
+]
+every_item = pytest.mark.parametrize("item", ALL, ids=NAMES)
+every_result = pytest.mark.parametrize("item", WITH_RESULTS, ids=[item.name for item in WITH_RESULTS])
+
+
+def committed(item: Item, name: str) -> list[dict[str, str]]:
+    with (item.folder / "results" / f"laptop_{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def fewest_seeds(item: Item, scale: str) -> int:
+    return 2 if scale == "smoke" else 3 if item.grid else 5
+
+
+def test_the_papers_tables_and_figures_are_there() -> None:
+    assert set(NAMES) >= REQUIRED
+    assert {item.name for item in ALL if item.grid} >= {name for name in REQUIRED if name.startswith("ablation")}
+    for item in ALL:
+        assert (item.folder / "item.py").exists() == (item.grid is None)
+        assert (item.folder / "README.md").read_text(encoding="utf-8").startswith("# ")
+
+
+@every_item
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_has_valid_settings(item: Item, scale: str) -> None:
+    settings = item.settings(scale=scale, **item.values(scale))
+    assert item.is_as_scaled(settings)
+    assert settings.seeds >= fewest_seeds(item, scale)
+
+
+@every_item
+def test_a_mistake_is_refused_before_torch_is_imported(item: Item) -> None:
+    code = (
+        "import sys; from experiments.__main__ import main; "
+        f"code = main(['{item.name}', 'scale=huge']); print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ITEMS.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert done.stderr.startswith("error: scale=huge: not one of the choices; valid: smoke, laptop, gpu, paper")
+
+
+@every_item
+def test_the_papers_cells_have_a_grade(item: Item) -> None:
+    cells = references(item.name)
+    assert cells
+    for cell in cells:
+        assert {"quantity", "method", "value", "grade", "note"} <= set(cell)
+        assert cell["grade"] in "ABCD-"
+        if cell["value"] != "-":
+            float(cell["value"])
+
+
+@every_result
+def test_the_readme_says_what_the_committed_results_say(item: Item) -> None:
+    readme = " ".join((item.folder / "README.md").read_text(encoding="utf-8").split())
+    conclusions = committed(item, "conclusions")
+    assert conclusions
+    for row in conclusions:
+        assert row["sentence"] in readme
+        assert row["verdict"] in ("holds", "does not hold", "undecided")
+
+
+@every_result
+def test_the_committed_results_are_of_the_settings_at_hand(item: Item) -> None:
+    done = json.loads((item.folder / "results" / "laptop_study.json").read_text(encoding="utf-8"))
+    assert item.is_as_scaled(item.settings(**done["settings"]))
+    assert done["seconds_of_parts"] / done["settings"]["jobs"] < 30 * 60  # runs may have shared the machine
+    seeds = {row["seed"] for row in committed(item, "runs")}
+    assert len(seeds) == done["settings"]["seeds"] >= fewest_seeds(item, "laptop")
+
+
+@pytest.mark.parametrize("item", [item for item in WITH_RESULTS if item.grid], ids=lambda item: item.name)
+def test_the_committed_table_is_of_the_runs_beside_it(item: Item) -> None:
+    """Every cell is a number of finished runs, or says what it lacks; each run that is declared is counted."""
+    plain = json.loads((item.folder / "results" / "laptop_summary.json").read_text(encoding="utf-8"))
+    table = Table.of(plain)
+    forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html()}
+    for ending, text in forms.items():
+        assert (item.folder / "results" / f"laptop_summary.{ending}").read_text(encoding="utf-8") == text
+    counted, grid = committed(item, "runs"), declared(item)
+    known = {row["run"] for row in counted}
+    groups = [group for group in grid.groups if "laptop" in group.at]
+    seeds = {row["seed"] for row in counted}
+    assert len(counted) == len(groups) * len(grid.rows) * len(seeds)
+    for cell in (cell for row in table.rows for cell in row):
+        assert set(cell.runs) <= known
+        assert cell.state not in ("missing", "failed", "damaged")
+        assert cell.state != "unmeasured" or "To fill it: python -m experiments" in cell.note
+        assert cell.state != "value" or cell.runs
+
+
+@every_result
+def test_every_figure_is_there_as_vector_and_pixels(item: Item) -> None:
+    results = item.folder / "results"
+    pictures = {kind: {path.stem for path in results.glob(f"laptop_*.{kind}")} for kind in ("png", "svg")}
+    assert pictures["png"] == pictures["svg"] != set()
+    readme = (item.folder / "README.md").read_text(encoding="utf-8")
+    assert any(f"results/{stem}.png" in readme for stem in pictures["png"])
+
+
+def test_without_an_item_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(item.name in printed and item.purpose in printed for item in ALL)
+
+
+def test_an_unknown_item_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fig2_norm"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: fig2_norm: no such item, did you mean fig2_norms?; valid: ")
+    assert error.count("\n") == 1
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else found(name))
+    assert main(["table2_denoising", "scale=smoke"]) == 2
+    assert capsys.readouterr().err == (
+        "error: scipy: not installed; to install what experiments need, pip install -e '.[experiments]'\n"
+    )
+
+
+calls: list[int] = []
+
+
+def square(number: int) -> float:
+    calls.append(number)
+    if number < 0:
+        raise ValueError("negative")
+    return number * number / 3
+
+
+def draws(number: int) -> list[float]:
+    import torch
+
+    values = torch.randn(200, 200, generator=torch.Generator().manual_seed(number))
+    return (values @ values).sum(0).tolist()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    calls.clear()
+    settings = ItemSettings(scale="smoke", seeds=2, jobs=1, output_dir=str(tmp_path / "out"), to=str(tmp_path / "to"))
+    return Study(find("table2_denoising"), settings, Console(file=open(tmp_path / "printed", "w")))
+
+
+def test_parts_are_kept_and_equal_ones_computed_once(study: Study) -> None:
+    parts = [(square, {"number": number}) for number in (1, 2, 1)]
+    assert study.compute(parts) == [1 / 3, 4 / 3, 1 / 3]
+    assert study.compute(parts) == [1 / 3, 4 / 3, 1 / 3]
+    assert calls == [1, 2]
+
+
+def test_what_is_done_before_a_failure_stays_done(study: Study) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        study.compute([(square, {"number": number}) for number in (3, -1)])
+    assert study.compute([(square, {"number": 3})]) == [3]
+    assert calls == [3, -1]
+
+
+def test_rerun_computes_again(study: Study) -> None:
+    study.compute([(square, {"number": 3})])
+    study._parts.rerun = True
+    study.compute([(square, {"number": 3})])
+    assert calls == [3, 3]
+
+
+def test_processes_compute_what_one_does(study: Study) -> None:
+    parts = [(draws, {"number": number}) for number in range(4)]
+    alone = study.compute(parts)
+    study._parts.rerun, study._parts.jobs = True, 2
+    assert study.compute(parts) == alone
+
+
+def test_a_process_that_is_killed_is_one_line_and_the_others_parts_stay(study: Study) -> None:
+    study._parts.jobs = 2
+    with pytest.raises(UserError, match="jobs=2: a process was killed, most often for lack of memory"):
+        study.compute([(draws, {"number": 1}), (die, {})])
+
+
+def test_other_code_computes_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.compute([(square, {"number": 3})])
+    monkeypatch.setattr(parts_module, "code_hash", lambda module: "other")
+    study.compute([(square, {"number": 3})])
+    assert calls == [3, 3]
+
+
+def test_tables_are_plain_and_short(study: Study) -> None:
+    study.table("runs", [{"seed": 0, "loss": 1 / 3, "text": 'a, "b"', "absent": float("nan")}])
+    study.finish(1.0)
+    assert (study.folder / "smoke_runs.csv").read_text() == 'seed,loss,text,absent\n0,0.333333,"a, ""b""",-\n'
+
+
+def test_results_take_the_place_of_the_earlier_ones_together(study: Study) -> None:
+    old = [study.folder / name for name in ("smoke_conclusions.csv", "smoke_runs.csv", "laptop_runs.csv")]
+    for path in old:
+        path.write_text("old")
+    study.table("runs", [{"seed": 0}])
+    assert [path.read_text() for path in old] == ["old", "old", "old"]
+    study.finish(1.0)
+    assert (study.folder / "smoke_runs.csv").read_text() == "seed\n0\n"
+    assert sorted(path.name for path in study.folder.iterdir()) == [
+        "laptop_runs.csv",
+        "smoke_runs.csv",
+        "smoke_study.json",
+    ]
+
+
+def test_a_failure_leaves_the_earlier_results(study: Study) -> None:
+    (study.folder / "smoke_runs.csv").write_text("old")
+    study.table("runs", [{"seed": 0}])
+    study.discard()
+    assert [path.name for path in study.folder.iterdir()] == ["smoke_runs.csv"]
+    assert (study.folder / "smoke_runs.csv").read_text() == "old"
+
+
+@pytest.mark.parametrize("key", ["to", "output_dir"])
+def test_a_file_in_place_of_a_folder_is_one_line(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    folders = {"to": str(tmp_path / "to"), "output_dir": str(tmp_path / "out"), key: str(tmp_path / "file")}
+    assert main(["table2_denoising", "scale=smoke", *(f"{name}={value}" for name, value in folders.items())]) == 2
+    error = capsys.readouterr().err
+    assert f"{key}={tmp_path / 'file'}" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("item", "argument", "message"),
+    [
+        ("attention_dilution", "rules=none", 'rules=["none"]: '),
+        ("fig4_convergence", "rules=none,none", "rules=none,none: one twice; valid: each of them once"),
+        ("fig1_temperature_map", "rule=none", "model/temperature=none: this run is vanilla attention"),
+        ("fig1_temperature_map", "layer=99", "layer=99: no such layer of query; valid: 0 to 2"),
+        ("fig1_temperature_map", "run=nowhere", "nowhere is not a run folder"),
+        ("attention_dilution", "seeds=1", "seeds=1: "),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(
+    item: str, argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    assert main([item, "scale=smoke", argument, *where]) == 2
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # nothing is left behind
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("to/smoke_*"))
+
+
+def test_the_code_of_a_part_is_all_that_it_imports_of_the_package() -> None:
+    assert code_hash("ssa.theory.token_graph") != code_hash("ssa.theory.denoising")
+    sources = {path.name for path in code_module._sources("ssa.theory.token_graph").values()}
+    assert {"token_graph.py", "attention_map.py", "ensemble.py", "temperature.py", "model_config.py"} <= sources
+    assert "train.py" not in sources
+
+
+def test_the_checks_of_denoising_have_passed() -> None:
+    assert {row["passed"] for row in committed(find("table2_denoising"), "checks")} == {"True"}
+
+
+def test_other_settings_do_not_touch_the_committed_results(tmp_path: Path) -> None:
+    item = find("table2_denoising")
+    values = item.values("laptop")
+    console = Console(quiet=True)
+    own = Study(item, item.settings(**values, output_dir=str(tmp_path)), console)
+    other = Study(item, item.settings(**{**values, "seeds": 99}, output_dir=str(tmp_path)), console)
+    assert own.folder == item.folder / "results"
+    assert other.folder.parent == tmp_path / "experiments" / item.name
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected", "verdict"),
+    [
+        (0.1, 0.3, "higher", "holds"),
+        (0.1, 0.3, "lower", "does not hold"),
+        (-0.3, -0.1, "lower", "holds"),
+        (-0.3, -0.1, "higher", "does not hold"),
+        (-0.1, 0.3, "higher", "undecided"),
+        (0.0, 0.3, "higher", "undecided"),
+        (float("nan"), float("nan"), "higher", "undecided"),
+    ],
+)
+def test_a_verdict_is_what_the_interval_supports(low: float, high: float, expected: str, verdict: str) -> None:
+    estimate = Estimate((low + high) / 2, low, high, 0.1, 5)
+    assert Conclusion("it is so", "difference", estimate, expected).verdict == verdict  # type: ignore[arg-type]
+
+
+def test_a_ratio_is_judged_against_one() -> None:
+    conclusion = Conclusion("it is so", "ratio", Estimate(0.5, 0.2, 0.9, 0.1, 5), "higher", 1.0)
+    assert conclusion.sentence == "Does not hold: it is so (ratio: 0.5, 95 % interval 0.2 to 0.9, 5 seeds)."
+
+
+def test_a_bound_near_the_threshold_is_not_rounded_to_it() -> None:
+    conclusion = Conclusion("it is so", "ratio", Estimate(1.1, 1.0004, 1.2, 0.1, 5), "higher", 1.0)
+    assert conclusion.sentence == "Holds: it is so (ratio: 1.1, 95 % interval 1.0004 to 1.2, 5 seeds)."
+
+
+def test_an_estimate_is_shown_with_its_interval() -> None:
+    assert shown(mean_interval([1.0, 2.0, 3.0])) == "2.000 [-0.484, 4.484]"
+
+
+@pytest.mark.parametrize("name", ["runs.yaml", "grids.yaml"])
+def test_the_shared_runs_are_settings_of_the_command_line(name: str) -> None:
+    from ssa.launch.run import Run
+
+    shared = yaml.safe_load((SHARED / name).read_text())
+    assert set(shared) == set(SCALES)
+    for scale, overrides in shared.items():
+        assert Run(tuple(overrides), scale).config.scale == scale

@@ -1,0 +1,535 @@
+"""Grids of runs: what is declared, what is planned, what the table says of runs that count and of those that do not.
+
+The run folders are of `run_folders`: real configs and formats, numbers made up in milliseconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from grid_items import grid, make_item, use
+from run_folders import COMMIT, DATA_HASH, FAILED, INTERRUPTED, write
+from scipy.stats import ttest_rel
+
+from experiments.__main__ import main
+from experiments.engine.grid import Cell, Grid, Metric, Settings, declared, runs
+from experiments.engine.grid_item import check_keys
+from experiments.engine.grid_results import Results
+from experiments.engine.grid_tables import table
+from experiments.engine.item import Item, find, items
+from experiments.engine.study import references
+from ssa.command_line.settings import parse
+from ssa.errors import UserError
+from ssa.record.checksums import NO_CHECKSUMS
+from ssa.report import tables
+
+GRIDS = [item for item in items() if item.grid]
+every_grid = pytest.mark.parametrize("item", GRIDS, ids=[item.name for item in GRIDS])
+SEEDS = range(3)
+
+
+# What is declared
+
+
+@every_grid
+def test_every_run_is_one_that_train_takes(item: Item) -> None:
+    scale = "laptop"  # CI runs scale=smoke
+    settings = item.settings.model_validate({**item.values(scale), "scale": scale})
+    one_seed = settings.model_copy(update={"seeds": 1})
+    planned = runs(declared(item), one_seed)  # type: ignore[arg-type]
+    found = [run for run in planned.values() if run]
+    assert {run.label: run.refusal for run in found if run.refusal} == {}
+    assert len({run.config.run_id for run in found}) == len(found), "no two cells are one run"
+    later = {cell.group for cell, run in planned.items() if run is None}
+    assert later == {group.name for group in declared(item).groups if scale in group.start}
+
+
+@every_grid
+def test_the_papers_cells_have_a_place(item: Item) -> None:
+    declaration = declared(item)
+    quantities = {f"{group.name}: {metric.name}" for group in declaration.groups for metric in declaration.metrics}
+    for cell in references(item.name):
+        assert cell["quantity"] in quantities
+        assert cell["method"] in {row.name for row in declaration.rows}
+
+
+TWICE = [*grid()["rows"], grid()["rows"][0]]
+CLAIM = grid()["claims"][0]
+SCRATCH = grid()["groups"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"claims": [{**CLAIM, "row": "SSAA"}]}, "row SSAA: not in the grid; valid: vanilla, constant, SSA"),
+        ({"claims": [{**CLAIM, "against": "none"}]}, "row none: not in the grid; valid: vanilla, constant, SSA"),
+        ({"claims": [{**CLAIM, "group": "GPT"}]}, "group GPT: not in the grid; valid: GPT-2"),
+        ({"claims": [{**CLAIM, "metric": "Loss"}]}, "metric Loss: not in the grid; valid: loss, accuracy, parameters"),
+        ({"claims": [{**CLAIM, "expected": "less"}]}, "claims.0.expected=less: not one of the choices"),
+        ({"rows": TWICE}, "rows: a name twice in vanilla, constant, SSA, vanilla"),
+        ({"groups": [SCRATCH, SCRATCH]}, "groups: a name twice in GPT-2, GPT-2"),
+        ({"groups": [{**SCRATCH, "start": {"smoke": "GPT"}}]}, "group GPT: not in the grid; valid: GPT-2"),
+        (
+            {"groups": [SCRATCH, {"name": "tuned", "start": {"smoke": "tuned"}}]},
+            "group tuned: at smoke tuned is not trained from scratch",
+        ),
+        (
+            {"groups": [{**SCRATCH, "at": {"gpu": []}}, {"name": "tuned", "start": {"smoke": "GPT-2"}}]},
+            "group tuned: at smoke GPT-2 is not trained from scratch",
+        ),
+        ({"claims": []}, "claims=[]: "),
+        ({"note": "x"}, "note: unknown key, did you mean notes?"),
+    ],
+)
+def test_a_declaration_with_a_mistake_is_one_line(
+    changes: dict[str, Any],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_item(tmp_path / "items", tmp_path / "text", **changes)
+    use(tmp_path / "items", monkeypatch)
+    assert main(["tiny", "scale=smoke", f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder / 'config.yaml'}: grid: {line}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("to/*"))
+
+
+# What the table says, of a frame made by hand
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return Settings(scale="smoke", seeds=3, train=["scale=smoke", "data.max_documents=7"], evaluate=["tasks=passkey"])
+
+
+Made = Callable[..., Results]
+
+
+@pytest.fixture
+def made(settings: Settings) -> Made:
+    """A function that makes the results of the grid of three rows, with ``lost``: what is changed of a run, by cell."""
+    declaration = Grid.model_validate(
+        grid(groups=[SCRATCH, {"name": "large", "overrides": ["model=gpt2", "model/size=small"], "at": {"gpu": []}}])
+    )
+
+    def make(lost: dict[tuple[str, int], dict[str, Any] | None] | None = None, **changes: Any) -> Results:
+        asked = settings.model_copy(update=changes.pop("settings", {}))
+        planned = runs(declaration, asked)
+        numbers = random.Random(1)
+        rows = {}
+        for cell, run in planned.items():
+            assert run
+            of_seed = {"vanilla": 3.0, "constant": 2.99, "SSA": 2.5}[cell.row] + cell.seed + numbers.gauss(0, 0.01)
+            found = {"folder": f"out/{cell.row}-{cell.seed}", "status": "finished", "error": "", "damage": ""}
+            found |= {"commit": COMMIT, "data_hash": DATA_HASH, "val/loss": of_seed, "parameters.total": 12345}
+            found |= {"eval/passkey/accuracy": numbers.random()}
+            change = (lost or {}).get((cell.row, cell.seed), {})
+            if change is not None:
+                rows[run.config.run_id] = {**found, **change}
+        frame = pd.DataFrame.from_dict(rows, orient="index")
+        failed = {planned[Cell("GPT-2", *where)]: reason for where, reason in changes.pop("failed", {}).items()}
+        unevaluated = {
+            planned[Cell("GPT-2", *where)]: reason for where, reason in changes.pop("unevaluated", {}).items()
+        }
+        assert not changes
+        return Results("ablation_strategies", declaration, asked, planned, failed, unevaluated, frame)  # type: ignore[arg-type]
+
+    return make
+
+
+PAPER = [
+    {"quantity": "GPT-2: loss", "method": "SSA", "value": "2.4", "grade": "C", "note": "one source"},
+    {"quantity": "GPT-2: loss", "method": "vanilla", "value": "-", "grade": "B", "note": "no cell"},
+]
+
+
+def cells(results: Results, row: str, group: str = "GPT-2") -> dict[str, tables.Cell]:
+    """Of a row by column; columns of one name are numbered."""
+    shown = table(results, PAPER)
+    (found,) = (cells for cells in shown.rows if (cells[0].text, cells[1].text) == (group, row))
+    return dict(zip(shown.columns, found, strict=True))
+
+
+def losses(results: Results, row: str) -> list[float]:
+    numbers = results.numbers("GPT-2", row, results.grid.metrics[0])
+    return [numbers[seed] for seed in sorted(numbers)]
+
+
+def ids(results: Results, row: str, *seeds: int) -> tuple[str, ...]:
+    return tuple(str(results.run_id(Cell("GPT-2", row, seed))) for seed in seeds or SEEDS)
+
+
+def test_a_whole_grid(made: Made) -> None:
+    results = made()
+    shown = table(results, PAPER)
+    assert shown.columns == (
+        *("model", "temperature", "loss", "difference", "p (Holm)", "paper", "accuracy", "parameters"),
+    )
+    first, ssa = cells(results, "vanilla"), cells(results, "SSA")
+    assert (first["difference"].text, first["difference"].state) == ("baseline", "none")
+    assert first["loss"].runs == ids(results, "vanilla")
+    assert {cell.state for cell in ssa.values()} == {"text", "value", "reference"}
+    assert ssa["loss"].text.startswith(f"{sum(losses(results, 'SSA')) / 3:.4f} [")
+    assert ssa["difference"].runs == (*ids(results, "SSA"), *ids(results, "vanilla"))
+    assert ssa["parameters"].text == "12,345"
+    assert (ssa["paper"].text, ssa["paper"].state, ssa["paper"].note) == ("2.4 (C)", "reference", "one source")
+    assert (first["paper"].state, first["paper"].note) == ("none", "No cell.")
+    assert "scale=smoke" in shown.caption
+    assert "over 3 seeds" in shown.caption
+    assert f"commit {COMMIT[:7]}; data {DATA_HASH[:8]}" in shown.caption
+    assert "Holm" in shown.caption
+    assert "Loss in nats a token." in shown.caption
+
+
+def test_p_values_are_scipys_corrected_over_the_column(made: Made) -> None:
+    results = made()
+    base = losses(results, "vanilla")
+    p = {row: float(ttest_rel(losses(results, row), base).pvalue) for row in ("constant", "SSA")}
+    assert p["SSA"] < p["constant"]
+    found = {one.row: one for one in results.statistics if one.metric.name == "loss"}
+    assert found["SSA"].p == pytest.approx(p["SSA"])
+    assert found["SSA"].p_holm == pytest.approx(2 * p["SSA"])
+    assert found["constant"].p_holm == pytest.approx(max(2 * p["SSA"], p["constant"]))
+    assert math.isnan(found["vanilla"].p_holm)
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "reason"),
+    [
+        (None, "missing", "not run"),
+        ({"status": "running"}, "missing", "running"),
+        ({"status": "interrupted"}, "missing", "interrupted"),
+        ({"status": "failed", "error": "the loss is not finite"}, "failed", "the loss is not finite"),
+        ({"damage": "metrics.jsonl changed"}, "damaged", "left out, metrics.jsonl changed"),
+        ({"val/loss": math.nan}, "missing", "has no val/loss"),
+    ],
+)
+def test_a_run_that_does_not_count(made: Made, change: dict[str, Any] | None, state: str, reason: str) -> None:
+    """It is named with its reason and the command; the others count, and pairs are of the seeds that are left."""
+    results = made({("SSA", 1): change})
+    whole, cell = made(), cells(results, "SSA")
+    assert cell["loss"].state == state
+    assert cell["loss"].note.startswith(f"seed 1 {state} ({reason}")
+    assert "python -m experiments ablation_strategies scale=smoke" in cell["loss"].note
+    assert cell["loss"].runs == ids(results, "SSA", 0, 2)
+    assert cell["difference"].runs == (*ids(results, "SSA", 0, 2), *ids(results, "vanilla", 0, 2))
+    (one,) = (one for one in results.statistics if (one.row, one.metric.name) == ("SSA", "loss"))
+    left = [losses(whole, row)[seed] for row in ("SSA", "vanilla") for seed in (0, 2)]
+    assert one.difference.mean == pytest.approx((left[0] - left[2] + left[1] - left[3]) / 2)
+    assert (one.mean.n, one.difference.n) == (2, 2)
+    assert cells(results, "vanilla")["loss"] == cells(whole, "vanilla")["loss"]
+
+
+def test_a_run_that_is_lost_of_the_baseline(made: Made) -> None:
+    results = made({("vanilla", 0): None})
+    assert cells(results, "SSA")["loss"].state == "value"
+    assert cells(results, "SSA")["difference"].runs == (*ids(results, "SSA"), *ids(results, "vanilla", 1, 2))
+    assert cells(results, "vanilla")["loss"].state == "missing"
+
+
+def test_no_run_is_left(made: Made) -> None:
+    lost = made({("SSA", seed): None for seed in SEEDS})
+    cell = cells(lost, "SSA")
+    assert (cell["loss"].shown, cell["difference"].shown, cell["p (Holm)"].shown) == ("missing", "missing", "–")
+    assert cell["loss"].note.startswith("seeds 0, 1, 2 missing (not run). ")
+    (tested,) = (one for one in lost.statistics if (one.row, one.metric.name) == ("constant", "loss"))
+    assert tested.p_holm == tested.p, "what is not there is not tested"
+
+
+def test_one_run_is_left(made: Made) -> None:
+    cell = cells(made({("SSA", seed): None for seed in (0, 1)}), "SSA")
+    assert "[" not in cell["loss"].text + cell["difference"].text
+    assert cell["p (Holm)"].state == "none"
+
+
+def test_the_gravest_is_the_cells_state_and_all_are_named(made: Made) -> None:
+    lost = {("SSA", 0): None, ("SSA", 1): {"damage": "config.yaml removed"}, ("SSA", 2): {"status": "failed"}}
+    assert cells(made({**lost}), "SSA")["loss"].state == "failed"
+    cell = cells(made({**lost, ("SSA", 2): {}}), "SSA")["loss"]
+    assert cell.state == "damaged"
+    assert (
+        "seed 0 missing (not run); seed 1 damaged (left out, config.yaml removed). To fill it: rm -r out/SSA-1 && "
+        in cell.note
+    )
+
+
+def test_a_run_that_failed_just_now(made: Made) -> None:
+    """Its reason is the log's last line; damage comes first, for it says how to mend it."""
+    reasons = {("SSA", 0): "error: no data (x.log)", ("constant", 0): "error: damaged (y.log)"}
+    results = made({("SSA", 0): None, ("constant", 0): {"damage": "status.json changed"}}, failed=reasons)
+    assert cells(results, "SSA")["loss"].note.startswith("seed 0 failed (error: no data (x.log))")
+    assert cells(results, "constant")["loss"].state == "damaged"
+
+
+def test_a_run_whose_start_has_not_finished(made: Made) -> None:
+    results = made()
+    lost = replace(results, runs={**results.runs, Cell("GPT-2", "SSA", 0): None})
+    note = cells(lost, "SSA")["loss"].note
+    assert note.startswith("seed 0 missing (what it goes on from has not finished, or is damaged). To fill it: ")
+    assert ids(lost, "SSA", 0) == ("None",)
+    assert cells(lost, "SSA")["loss"].runs == ids(results, "SSA", 1, 2)
+
+
+def test_an_evaluation_that_failed_costs_its_own_columns(made: Made) -> None:
+    cell = cells(made(unevaluated={("SSA", 2): "evaluation: no memory (x.log)"}), "SSA")
+    assert (cell["loss"].state, cell["accuracy"].state) == ("value", "failed")
+    assert cell["accuracy"].note.startswith("seed 2 failed (evaluation: no memory (x.log))")
+
+
+def test_a_run_from_before_checksums_counts(made: Made) -> None:
+    assert cells(made({("SSA", 0): {"damage": NO_CHECKSUMS}}), "SSA")["loss"].state == "value"
+
+
+def test_what_is_not_measured_says_which_command_does(made: Made) -> None:
+    results = made(settings={"evaluate": ["tasks=perplexity", "trials=3"]})
+    cell = cells(results, "SSA")["accuracy"]
+    assert (cell.shown, cell.state) == ("unmeasured", "unmeasured")
+    assert cell.note.startswith("Not evaluated at scale=smoke. To fill it: python -m experiments ablation_strategies ")
+    typed = shlex.split(cell.note.partition("To fill it: ")[2])[4:]
+    asked = parse(Settings, typed, find("ablation_strategies").values("smoke"))
+    assert asked.tasks() == ["perplexity", "passkey"]
+    changed = {"evaluate": ["tasks=perplexity,passkey", "trials=3"]}
+    assert asked.model_dump() == results.settings.model_copy(update=changed).model_dump(), "the same but for that"
+    large = cells(results, "SSA", "large")
+    assert large["loss"].state == large["accuracy"].state == "unmeasured"
+    assert large["loss"].note == (
+        "Not part of scale=smoke. To fill it: python -m experiments ablation_strategies scale=gpu"
+    )
+
+
+def test_an_empty_store_is_a_table_of_gaps(made: Made) -> None:
+    columns = ["folder", "experiment", "status", "error", "damage", "commit", "data_hash"]
+    empty = replace(made(), frame=pd.DataFrame(columns=columns))
+    assert cells(empty, "SSA")["loss"].state == "missing"
+    assert "commit -; data -" in table(empty, []).caption
+
+
+# The command, over run folders that are there
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """A function that computes the item; its run folders are at hand where ``prepare`` made them."""
+    make_item(tmp_path / "items", tmp_path / "text.txt")
+    (tmp_path / "text.txt").write_text("text")
+    use(tmp_path / "items", monkeypatch)
+    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    return lambda *arguments: main(["tiny", "scale=smoke", *where, *arguments])
+
+
+def prepare(tmp_path: Path, ended: dict[tuple[str, int], int] | None = None) -> dict[tuple[str, int], Path]:
+    """Run folders of the item by row and seed; how they ended, by `run_folders.write`; None: not begun."""
+    item = Item("tiny")
+    settings = Settings.model_validate({**item.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"})
+    folders = {}
+    for number, (cell, run) in enumerate(runs(declared(item), settings).items()):
+        assert run
+        end = (ended or {}).get((cell.row, cell.seed), 0)
+        folders[cell.row, cell.seed] = run.folder
+        if end is not None:
+            write(run.folder, run.config, random.Random(number), end)
+    return folders
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_plan_says_what_is_done_and_writes_nothing(
+    begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = prepare(tmp_path, {("constant", 1): INTERRUPTED, ("SSA", 0): INTERRUPTED})
+    shutil.rmtree(folders["SSA", 1])
+    before = files(tmp_path)
+    assert begin("plan=true") == 0
+    assert files(tmp_path) == before
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.strip().startswith("GPT-2, ")]
+    a_run = 4 * 8 * 64
+    assert [row[2:] for row in rows] == [
+        ["2", "0", "0", "0"],
+        ["1", "1", "0", f"{a_run // 2:,}"],
+        ["0", "1", "1", f"{a_run + a_run // 2:,}"],
+    ]
+    assert f"3 of 6 runs to do, {2 * a_run:,} tokens, about " in printed
+    assert "GB of disk" in printed
+    capsys.readouterr()
+    assert begin("plan=true", "rerun=true") == 0
+    assert f"6 of 6 runs to do, {6 * a_run:,} tokens, about " in capsys.readouterr().out
+    assert files(tmp_path) == before
+
+
+def test_a_plan_of_a_first_time(begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert begin("plan=true", "train=scale=smoke,optim.lr=-1") == 0
+    assert "6 runs are refused: optim.lr=-1: out of range" in capsys.readouterr().out
+    assert begin("plan=true") == 0
+    assert "6 of 6 runs to do" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("arguments", [["evaluate=tasks=passkey,trails=3"], ["evaluate=tasks="]])
+def test_evaluations_that_are_refused_are_so_before_anything_is_trained(
+    begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert begin(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: tr") or error.startswith("error: tasks")
+    assert error.count("\n") == 1
+    assert not list((tmp_path / "out").rglob("*.log"))
+
+
+def test_tasks_between_commas_are_one_argument() -> None:
+    asked = parse(Settings, ["seeds=2", "train=scale=laptop", "evaluate=tasks=passkey,length,trials=2"])
+    assert asked.evaluate == ["tasks=passkey,length", "trials=2"]
+    assert asked.tasks() == ["passkey", "length"]
+
+
+def edit(path: Path) -> None:
+    text = path.read_text()
+    path.write_text(re.sub(r"\d(?=\D*$)", lambda found: str((int(found[0]) + 1) % 10), text))
+    assert path.read_text() != text
+
+
+FILES = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "evaluation/perplexity.json",
+    "status.json",
+    "summary.json",
+)
+
+
+@pytest.mark.parametrize(("change", "what"), [(edit, "changed"), (Path.unlink, "removed")])
+def test_files_that_are_not_as_they_were(
+    begin: Callable[..., int], tmp_path: Path, change: Callable[[Path], object], what: str
+) -> None:
+    folders = prepare(tmp_path)
+    for folder, name in zip(folders.values(), FILES, strict=True):
+        change(folder / name)
+    assert begin() == 0
+    rows = json.loads((tmp_path / "to" / "smoke_summary.json").read_text())["rows"]
+    assert [(row[1]["state"], row[1]["text"]) for row in rows] == 3 * [("damaged", "")]
+    notes = " ".join(row[1]["note"] for row in rows)
+    for folder, name in zip(folders.values(), FILES, strict=True):
+        assert f"{name} {what}" in notes
+        assert re.search(rf"To fill it: rm -r [^&]*{re.escape(str(folder))}[^&]*&& python -m experiments", notes)
+    assert [row["loss"] for row in lines(tmp_path / "to" / "smoke_runs.csv")] == 6 * ["-"]
+    assert not list((tmp_path / "out").rglob("*.log")), "nothing is run by itself"
+
+
+def test_a_damaged_run_leaves_the_others(begin: Callable[..., int], tmp_path: Path) -> None:
+    folders = prepare(tmp_path)
+    (folders["constant", 1] / "summary.json").write_text("{")
+    assert begin() == 0
+    rows = json.loads((tmp_path / "to" / "smoke_summary.json").read_text())["rows"]
+    assert [row[1]["state"] for row in rows] == ["value", "damaged", "value"]
+    counted = [row["loss"] == "-" for row in lines(tmp_path / "to" / "smoke_runs.csv")]
+    assert counted == [False, False, False, True, False, False]
+    study = json.loads((tmp_path / "to" / "smoke_study.json").read_text())
+    assert 5 * 12 <= study["seconds_of_runs"] <= 5 * 13
+
+
+def test_the_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(tmp_path)
+    for left in (
+        f".smoke.{2**22 + 5}.partial",
+        ".smoke.1.partial",
+    ):  # of a launcher that was killed, and of one at work
+        (tmp_path / "to" / left).mkdir(parents=True)
+    assert begin() == 0
+    found = files(tmp_path / "to")
+    assert {path.name for path in found} - {".smoke.1.partial"} == {
+        *(f"smoke_summary.{ending}" for ending in ("csv", "md", "tex", "html", "json")),
+        *("smoke_runs.csv", "smoke_statistics.csv", "smoke_conclusions.csv", "smoke_study.json"),
+        *("smoke_differences.png", "smoke_differences.svg"),
+    }
+    assert (tmp_path / "to" / ".smoke.1.partial").exists()
+    printed = capsys.readouterr().out
+    assert "6 of 6 runs have finished before" in printed
+    (conclusion,) = lines(tmp_path / "to" / "smoke_conclusions.csv")
+    assert conclusion["sentence"] in printed
+    (tmp_path / "to" / ".smoke.1.partial").rmdir()
+    assert begin() == 0
+    del found[tmp_path / "to" / ".smoke.1.partial"]
+    study = tmp_path / "to" / "smoke_study.json"
+    assert {**files(tmp_path / "to"), study: b""} == {**found, study: b""}, "byte by byte"
+
+
+def test_a_claim_without_runs_is_undecided_and_stays_the_first(
+    begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = prepare(tmp_path)
+    for seed in (0, 1):
+        (folders["SSA", seed] / "summary.json").unlink()
+    assert begin() == 0
+    (conclusion,) = lines(tmp_path / "to" / "smoke_conclusions.csv")
+    assert (conclusion["verdict"], conclusion["seeds"], conclusion["mean"]) == ("undecided", "0", "-")
+
+
+def test_a_source_that_is_misspelt_is_one_line_and_nothing_is_run(
+    begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "smoke_runs.csv").write_text("old")
+    assert begin("source=wandb:ssa") == 2
+    assert capsys.readouterr().err == "error: source=wandb:ssa: valid: wandb:ENTITY/PROJECT\n"
+    assert not list((tmp_path / "out").rglob("*.log"))
+    assert {path.name: text for path, text in files(tmp_path / "to").items()} == {"smoke_runs.csv": b"old"}
+
+
+def test_an_item_that_is_no_grid_has_no_plan() -> None:
+    with pytest.raises(UserError, match=r"^plan: unknown key"):
+        parse(find("table2_denoising").settings, ["plan=true"], find("table2_denoising").values("smoke"))
+
+
+def test_how_runs_that_failed_before_are_shown(made: Made) -> None:
+    assert FAILED != INTERRUPTED
+    results = made({("SSA", 0): {"status": "failed", "error": ""}})
+    assert cells(results, "SSA")["loss"].note.startswith("seed 0 failed (failed)")
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("scale=smoke,seed=4", "train=seed=4: the seed= is a setting of the item"),
+        ("scale=smoke,model=llama", "train=model=llama: the groups set model; valid: another key"),
+        ("scale=smoke,model/temperature=token", "train=model/temperature=token: the rows set model/temperature"),
+        ("trainer.steps=2", "train=trainer.steps=2: without scale=smoke; it takes the place of all"),
+    ],
+)
+def test_an_override_that_would_be_lost_is_refused(
+    train: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    assert main(["ablation_strategies", "scale=smoke", f"train={train}", "plan=true", *where]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_key_that_no_run_has_is_refused() -> None:
+    grid = declared(find("ablation_strategies"))
+    misspelt = grid.model_copy(update={"metrics": [Metric(name="loss", key="val/los")]})
+    frame = pd.DataFrame({"status": ["finished"], "val/loss": [1.0]})
+    with pytest.raises(UserError, match="key=val/los: no run has it, did you mean val/loss"):
+        check_keys(misspelt, frame)

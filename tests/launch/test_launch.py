@@ -1,0 +1,106 @@
+"""Training runs as processes of their own: skipped where finished, named where they fail, resumed where interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from rich.console import Console
+
+from ssa.errors import UserError
+from ssa.launch.pool import train
+from ssa.launch.run import Run
+from ssa.record.run_files import load_status, read_environment, read_rows
+
+pytestmark = pytest.mark.slow
+LAUNCH = """
+import sys
+from rich.console import Console
+from experiments.launch import Run
+from experiments.pool import train
+if __name__ == "__main__":
+    runs = [Run((*sys.argv[1:], f"seed={seed}"), f"seed {seed}") for seed in (0, 1)]
+    train(runs, jobs=2, console=Console())
+"""
+
+
+@pytest.fixture
+def run(small_text: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A function that makes a tiny run, with overrides as typed."""
+    small = ("scale=smoke", "model=gpt2", "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512")
+    short = ("trainer.steps=4", "optim.warmup_steps=1", "trainer.eval_every=2", "data.max_eval_tokens=1024")
+
+    def make(*overrides: str) -> Run:
+        where = ("logger=none", f"output_dir={tmp_path}/outputs")
+        return Run((*small, *short, *where, *overrides), " ".join(overrides))
+
+    return make
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Console:
+    return Console(file=(tmp_path / "printed").open("w"), soft_wrap=True)
+
+
+def test_runs_finish_and_are_not_run_again(run: Callable[..., Run], console: Console, tmp_path: Path) -> None:
+    runs = [run("seed=0"), run("seed=1"), run("seed=0")]
+    folders = train(runs, jobs=2, console=console)
+    assert folders[0] == folders[2] != folders[1]
+    assert all(load_status(folder).status == "finished" for folder in folders)
+    assert read_environment(folders[1])["command"][0] == "train.py"
+    assert "seed=1" in read_environment(folders[1])["command"]
+    began = time.perf_counter()
+    assert train(runs, jobs=2, console=console) == folders
+    assert time.perf_counter() - began < 2
+    assert "2 of 2 runs have finished before" in (tmp_path / "printed").read_text()
+    again = train([run("seed=0")], jobs=1, console=console, rerun=True)
+    assert again == [folders[0]]
+    replaced = folders[0].with_name(f"{folders[0].name}.replaced-1")
+    assert [row.get("val/loss") for row in read_rows(replaced)] == [
+        row.get("val/loss") for row in read_rows(folders[0])
+    ]
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(
+    run: Callable[..., Run], console: Console, tmp_path: Path
+) -> None:
+    lost = run("data.train=nowhere/*.txt")
+    with pytest.raises(UserError, match=r"1 of 2 runs failed: data\.train=nowhere.*\.log\)"):
+        train([lost, run("seed=0")], jobs=2, console=console)
+    printed = (tmp_path / "printed").read_text()
+    assert "failed: data.train=nowhere/*.txt: error: data.train=nowhere/*.txt: matches no file" in printed
+    assert load_status(run("seed=0").folder).status == "finished"
+
+
+def test_overrides_that_are_refused_stop_everything_at_once(run: Callable[..., Run], console: Console) -> None:
+    with pytest.raises(UserError, match=r"trainer\.stepz: unknown key"):
+        train([run("seed=0"), run("+trainer.stepz=3")], jobs=1, console=console)
+    assert not run("seed=0").folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_launcher_that_is_stopped_goes_on(run: Callable[..., Run], console: Console, number: signal.Signals) -> None:
+    longer = run("trainer.steps=60", "trainer.checkpoint_every=5").overrides
+    runs = [Run((*longer, f"seed={seed}"), f"seed {seed}") for seed in (0, 1)]
+    command = [sys.executable, "-c", LAUNCH, *longer]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as launcher:
+        while not all(one.tokens_done() > 10 * 512 for one in runs):
+            time.sleep(0.1)
+        launcher.send_signal(number)
+    folders = train(runs, jobs=2, console=console)
+    assert all(load_status(folder).status == "finished" for folder in folders)
+    elsewhere = f"output_dir={folders[0].parents[2]}/elsewhere"
+    undisturbed = train([Run((*one.overrides, elsewhere), one.label) for one in runs], jobs=2, console=console)
+    for stopped, whole in zip(folders, undisturbed, strict=True):
+        losses = [
+            [row[key] for row in read_rows(folder) for key in row if "loss" in key] for folder in (stopped, whole)
+        ]
+        assert losses[0] == losses[1]

@@ -1,0 +1,290 @@
+"""Real grids of tiny runs: killed and started again, with runs that fail, with files that were changed since."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+from conftest import ROOT
+from grid_items import GRID, PROGRAM, make_item, use
+from rich.console import Console
+
+from experiments.__main__ import main
+from experiments.engine.grid import Settings, declared
+from experiments.engine.grid import runs as grid_runs
+from experiments.engine.item import Item
+from ssa.launch.pool import train
+from ssa.record.run_files import load_status, read_rows
+
+pytestmark = pytest.mark.slow
+EVALUATED = [*GRID["metrics"], {"name": "perplexity", "key": "eval/perplexity/perplexity", "task": "perplexity"}]
+EVALUATE = "evaluate=tasks=perplexity"
+TABLES = ("summary.csv", "statistics.csv", "runs.csv", "conclusions.csv")
+
+
+class Whole(NamedTuple):
+    """An undisturbed grid."""
+
+    items: Path
+    out: Path
+    tables: dict[str, bytes]
+    seconds: float
+
+
+def command(items: Path, folder: Path, *arguments: str) -> list[str]:
+    """What computes the item in a process of its own."""
+    (items / "program.py").write_text(PROGRAM)
+    where = [f"output_dir={folder}/out", f"to={folder}/to"]
+    return [sys.executable, str(items / "program.py"), str(items), "tiny", "scale=smoke", *where, *arguments]
+
+
+def launched(items: Path, folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    folder.mkdir(parents=True, exist_ok=True)
+    log = (folder / "printed").open("a")
+    return subprocess.Popen(
+        command(items, folder, EVALUATE), cwd=ROOT, env=environment, text=True, stdout=log, stderr=log
+    )
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / "to" / f"smoke_{name}").read_bytes() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def whole(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder, began = tmp_path_factory.mktemp("whole"), time.perf_counter()
+    make_item(folder / "items", small_text, metrics=EVALUATED)
+    with launched(folder / "items", folder) as launcher:
+        assert launcher.wait(timeout=300) == 0, (folder / "printed").read_text()
+    return Whole(folder / "items", folder / "out", tables(folder), time.perf_counter() - began)
+
+
+def runs(out: Path) -> list[Path]:
+    return sorted(path.parent for path in (out / "experiments" / "main").glob("*/config.yaml"))
+
+
+def await_new_log(launcher: subprocess.Popen[str], out: Path, seconds: float) -> None:
+    """Until a run's process begins, which is before it has its lock; at most so long."""
+    before, until = set(out.rglob("*.log")), time.perf_counter() + seconds
+    while set(out.rglob("*.log")) == before and launcher.poll() is None and time.perf_counter() < until:
+        time.sleep(0.002)
+
+
+def test_a_launcher_that_is_killed_ten_times(whole: Whole, tmp_path: Path) -> None:
+    """The same table as that of the undisturbed grid, byte by byte; no run is begun twice, and none is lost."""
+    seed = int(os.environ.get("SSA_KILL_SEED", random.SystemRandom().randrange(10**6)))
+    numbers, killed = random.Random(seed), 0
+    processes: list[psutil.Process] = []
+    said = [f"SSA_KILL_SEED={seed}"]
+    for attempt in range(40):
+        with launched(whole.items, tmp_path) as launcher:
+            if attempt % 2:
+                wait = numbers.uniform(0, 0.7 * whole.seconds)
+                said.append(f"after {wait:.2f} s")
+                time.sleep(wait)
+            else:
+                await_new_log(launcher, tmp_path / "out", whole.seconds)
+                wait = numbers.uniform(0, 0.1)
+                said.append(f"{wait:.3f} s after a run began")
+                time.sleep(wait)
+            said[-1] += f", {len(list((tmp_path / 'out').rglob('summary.json')))} runs done"
+            if launcher.poll() is None:
+                processes += psutil.Process(launcher.pid).children(recursive=True)
+                killed += 1
+            launcher.send_signal(signal.SIGKILL)
+        if killed == 10:
+            break
+    assert killed == 10, said
+    with launched(whole.items, tmp_path) as launcher:
+        assert launcher.wait(timeout=300) == 0, (said, (tmp_path / "printed").read_text())
+    assert tables(tmp_path) == whole.tables, said
+    assert [run.name for run in runs(tmp_path / "out")] == [run.name for run in runs(whole.out)], said
+    for run in runs(tmp_path / "out"):
+        status = load_status(run)
+        assert (status.status, status.attempt) == ("finished", 1), (run, said)
+        assert not list(run.glob("environment-*.json")), (run, said)
+        steps = [row["step"] for row in read_rows(run) if "val/loss" in row]
+        assert steps == [2, 4], (run, said)
+    assert not list((tmp_path / "out").rglob("*.replaced-*")), said
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {
+        path.name for path in (whole.out.parent / "to").iterdir()
+    }
+    assert not psutil.wait_procs(processes, timeout=10)[1], "processes that nobody waits for"
+    print(*said, sep="; ")
+
+
+def test_two_launchers_at_once(whole: Whole, tmp_path: Path) -> None:
+    """Each run is one's, and both end with the same table."""
+    with launched(whole.items, tmp_path) as first, launched(whole.items, tmp_path) as second:
+        codes = [launcher.wait(timeout=300) for launcher in (first, second)]
+    assert codes == [0, 0], (tmp_path / "printed").read_text()
+    assert tables(tmp_path) == whole.tables
+    assert [load_status(run).attempt for run in runs(tmp_path / "out")] == 6 * [1]
+
+
+def begin(items: Path, folder: Path, patch: pytest.MonkeyPatch, *arguments: str) -> int:
+    use(items, patch)
+    return main(command(items, folder, *arguments)[3:])
+
+
+def summary(folder: Path) -> dict[str, dict[str, Any]]:
+    """The cells of the loss, by row."""
+    plain = json.loads((folder / "to" / "smoke_summary.json").read_text())
+    return {row[0]["text"]: row[1] for row in plain["rows"]}
+
+
+def test_runs_that_fail_are_alone(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = {
+        "misspelt": ["trainer.stepz=3"],
+        "diverges": ["optim.lr=1e30"],
+        "no data": ["data.train=nowhere/*.txt"],
+    }
+    rows = [*GRID["rows"][:1], *({"name": name, "overrides": more} for name, more in fails.items()), GRID["rows"][2]]
+    make_item(tmp_path / "items", small_text, rows=rows)
+    for time_ in ("first", "again"):
+        assert begin(tmp_path / "items", tmp_path, monkeypatch) == 2, time_
+        printed, error = capsys.readouterr()
+        assert error.startswith("error: 6 runs failed: "), error
+        assert error.count("\n") == 1
+        reasons = {
+            "misspelt": "trainer.stepz: unknown key",
+            "diverges": "error: the loss is not finite at step",
+            "no data": "error: data.train=nowhere/*.txt: matches no file",
+        }
+        cells = summary(tmp_path)
+        for name, reason in reasons.items():
+            assert f"failed: GPT-2, {name}, seed 1: {reason}" in printed
+            assert f"failed: GPT-2, {name}, seed 0: {reason}" in printed
+            assert (cells[name]["state"], cells[name]["text"]) == ("failed", "")
+            assert f"failed ({reason}" in cells[name]["note"]
+            assert (
+                f"To fill it: python -m experiments tiny scale=smoke to={tmp_path}/to output_dir={tmp_path}/out"
+                in cells[name]["note"]
+            )
+        logs = set(re.findall(r"\((\S+\.log)\)", printed))
+        assert len(logs) == 4
+        assert "; and 5 more, named above; the same command runs them again" in error
+        assert all("error: " in Path(log).read_text() for log in logs)
+        assert cells["vanilla"]["state"] == cells["SSA"]["state"] == "value"
+        assert len(cells["SSA"]["runs"]) == 2
+    assert begin(tmp_path / "items", tmp_path, monkeypatch, "evaluate=tasks=passkey,lengths=8") == 2
+    printed, error = capsys.readouterr()
+    said = "evaluation: lengths=8: too short for a pass key"
+    assert error.startswith("error: 10 runs failed: "), error
+    named = [printed.count(f"failed: GPT-2, {name}: {said}") for name in ("vanilla, seed 0", "SSA, seed 1")]
+    assert named == [1, 1], printed
+    plain = json.loads((tmp_path / "to" / "smoke_summary.json").read_text())
+    column = plain["columns"].index("accuracy")
+    assert {row[column]["state"] for row in plain["rows"]} == {"failed"}
+    assert [summary(tmp_path)[row] for row in ("vanilla", "SSA")] == [cells["vanilla"], cells["SSA"]], "as it was"
+    good = [run for run in runs(tmp_path / "out") if load_status(run).status == "finished"]
+    assert [load_status(run).attempt for run in good] == 4 * [1]
+
+
+def test_the_first_failure_stops_all_if_that_is_asked_for(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = ["trainer.steps=5000", "trainer.checkpoint_every=1000", "trainer.eval_every=1000"]
+    rows = [{"name": "vanilla", "overrides": long}, {"name": "diverges", "overrides": ["optim.lr=1e30"]}]
+    make_item(tmp_path / "items", small_text, rows=rows, claims=[{**GRID["claims"][0], "row": "diverges"}])
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "smoke_summary.csv").write_text("old")
+    assert begin(tmp_path / "items", tmp_path, monkeypatch, "fail_fast=true", "jobs=3") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: fail_fast=true: stopped; 1 runs failed: GPT-2, diverges, seed 0: error: the loss")
+    assert error.count("\n") == 1
+    assert {path.name: path.read_text() for path in (tmp_path / "to").iterdir()} == {"smoke_summary.csv": "old"}
+    states = {load_status(run).status for run in runs(tmp_path / "out")}
+    assert states <= {"failed", "interrupted"}
+    assert "failed" in states
+    begun = [run for run in runs(tmp_path / "out") if load_status(run).status == "interrupted"]
+    assert all((run / "checkpoints" / "last.ckpt").exists() or load_status(run).step == 0 for run in begun)
+
+
+def edit(path: Path) -> None:
+    text = path.read_text()
+    path.write_text(re.sub(r'("val/loss": )\d', r"\g<1>1", text))
+    assert path.read_text() != text
+
+
+def test_files_that_were_changed_are_found_and_mended_as_the_table_says(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole.out, tmp_path / "out")
+    with (whole.out.parent / "to" / "smoke_runs.csv").open() as file:
+        folders = {
+            (row["row"], row["seed"]): tmp_path / "out" / "experiments" / "main" / row["run"]
+            for row in csv.DictReader(file)
+        }
+    assert begin(whole.items, tmp_path, monkeypatch, EVALUATE) == 0
+    assert tables(tmp_path) == whole.tables
+    edit(folders["vanilla", "0"] / "metrics.jsonl")
+    (folders["vanilla", "1"] / "checkpoints" / "best.ckpt").unlink()
+    edit(folders["constant", "0"] / "summary.json")
+    (folders["constant", "1"] / "status.json").unlink()
+    (folders["SSA", "0"] / "config.yaml").unlink()
+    (folders["SSA", "1"] / "status.json").write_text("{")
+    assert begin(whole.items, tmp_path, monkeypatch, EVALUATE) == 2, "status.json cannot be read: it fails"
+    cells = summary(tmp_path)
+    notes = " ".join(cell["note"] for cell in cells.values())
+    assert {cell["state"] for cell in cells.values()} == {"damaged"}
+    for said in (
+        "metrics.jsonl changed",
+        "checkpoints/best.ckpt removed",
+        "summary.json changed",
+        "status.json removed",
+        "config.yaml removed",
+        "status.json changed",
+    ):
+        assert said in notes
+    advised = [folder for listed in re.findall(r"rm -r ([^&]+) &&", notes) for folder in listed.split()]
+    assert sorted(advised) == sorted(map(str, folders.values()))
+    for folder in advised:
+        shutil.rmtree(folder)
+    assert begin(whole.items, tmp_path, monkeypatch, EVALUATE) == 0
+    assert tables(tmp_path) == whole.tables
+
+
+def test_runs_that_fine_tune_others_come_after_them(
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan writes nothing, not even what they would start from; the command runs both, and each once."""
+    short = ["trainer.steps=2", "optim.warmup_steps=0", "data.max_documents=10", "trainer.micro_batch_size=8"]
+    tuned = {"name": "tuned", "overrides": ["model=gpt2"], "at": {"smoke": short}, "start": {"smoke": "GPT-2"}}
+    rows = GRID["rows"][::2]
+    make_item(tmp_path / "items", small_text, groups=[*GRID["groups"], tuned], rows=rows)
+    use(tmp_path / "items", monkeypatch)
+    item = Item("tiny")
+    settings = Settings.model_validate({**item.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"})
+    first = [run for run in grid_runs(declared(item), settings).values() if run]
+    assert len(first) == 4
+    train(first, jobs=2, console=Console())
+    before = sorted(tmp_path.rglob("*"))
+    assert begin(tmp_path / "items", tmp_path, monkeypatch, "plan=true") == 0
+    printed = capsys.readouterr().out
+    assert "and 4 runs that fine-tune some of these, once they have finished" in printed
+    assert "0 of 4 runs to do" in printed
+    assert {*tmp_path.rglob("*")} - {*before} <= {tmp_path / "items" / "program.py"}
+    assert begin(tmp_path / "items", tmp_path, monkeypatch) == 0
+    plain = json.loads((tmp_path / "to" / "smoke_summary.json").read_text())
+    states = [(row[0]["text"], row[2]["state"], len(row[2]["runs"])) for row in plain["rows"]]
+    assert states == [(group, "value", 2) for group in ("GPT-2", "GPT-2", "tuned", "tuned")]
+    assert [load_status(run).attempt for run in runs(tmp_path / "out")] == 8 * [1]
+    capsys.readouterr()
+    assert begin(tmp_path / "items", tmp_path, monkeypatch, "plan=true") == 0
+    assert "0 of 8 runs to do" in capsys.readouterr().out

@@ -1,0 +1,254 @@
+"""A line for everything that can be wrong with a pretrained model, and the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretrained_folders import ids, small, tensors_of, write_files, write_model
+from safetensors.torch import save_file
+
+from ssa import hub_client
+from ssa.errors import UserError
+from ssa.hub_client import HubUnreachable, NotInRepository
+from ssa.model.config import ModelConfig
+from ssa.pretrained.load import check_vocabulary, from_pretrained, load_pretrained
+from ssa.pretrained.source import describe, size_label
+from ssa.text.tokenization import Tokenizer, train_bpe
+
+
+def refused(folder: Path, **fields: Any) -> str:
+    """The one line of a refusal."""
+    with pytest.raises(UserError) as error:
+        from_pretrained(str(folder), **fields)
+    message = str(error.value)
+    assert message.startswith(f"init_from={folder}: ")
+    return message.removeprefix(f"init_from={folder}: ")
+
+
+# What is wrong with names and files
+
+
+def test_a_run_folder_is_to_be_exported(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {}")
+    assert refused(tmp_path) == f"a run folder; export it first: python export.py run={tmp_path} to=FOLDER"
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "~/no-such-folder-here", "/no-such-folder-here"])
+def test_a_path_that_is_none(name: str) -> None:
+    with pytest.raises(UserError, match=f"^init_from={name}: no such folder$"):
+        describe(name)
+
+
+def edited(**changes: Any) -> Callable[[Path], None]:
+    """Changes values of config.json."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def content(name: str, data: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(data) and None
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    """Changes the tensors in place."""
+
+    def edit(folder: Path) -> None:
+        tensors = tensors_of(folder)
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return edit
+
+
+def sharded(folder: Path) -> None:
+    """Two files and their index."""
+    tensors = tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    index = {}
+    for number, part in enumerate((names[:5], names[5:])):
+        save_file({name: tensors[name] for name in part}, folder / f"part{number}.safetensors")
+        index |= dict.fromkeys(part, f"part{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def without_part(folder: Path) -> None:
+    sharded(folder)
+    (folder / "part1.safetensors").unlink()
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def only_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def bad_index(folder: Path) -> None:
+    only_pickle(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../secret.safetensors"}}')
+
+
+def twice(folder: Path) -> None:
+    sharded(folder)
+    shutil.copy(folder / "part0.safetensors", folder / "part2.safetensors")
+    index = folder / "model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": names | {"transformer.h.0.ln_1.bias": "part2.safetensors"}}))
+
+
+WTE, QKV = "transformer.wte.weight", "transformer.h.1.attn.c_attn.weight"
+WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), ["no config.json", "Hugging Face"]),
+    "torn config": (content("config.json", b'{"model_type": '), ["config.json is damaged: Expecting value"]),
+    "binary config": (content("config.json", b"\xff\xfe"), ["config.json is damaged"]),
+    "no object": (content("config.json", b"[]"), ["config.json is damaged: it holds no JSON object"]),
+    "no type": (content("config.json", b"{}"), ["model_type=null", "valid: gpt2, gpt_neox, llama, ssa"]),
+    "another type": (edited(model_type="qwen2"), ["model_type=qwen2: not supported", "gpt_neox"]),
+    "another class": (edited(architectures=["GPT2ForTokenClassification"]), ["architectures=", "GPT2LMHeadModel"]),
+    "heads": (edited(n_head=5), ["config.json: model.n_head=5: does not divide model.width=32"]),
+    "export without model": (edited(model_type="ssa"), ["config.json: ssa: not set"]),
+    "export of another version": (
+        edited(model_type="ssa", ssa={"depth": 3}),
+        ["config.json: ssa is damaged, or of another version: "],
+    ),
+    "pickle": (only_pickle, ["no model.safetensors", "pytorch_model.bin", "save_pretrained"]),
+    "bad index": (bad_index, ["model.safetensors.index.json is damaged: no weight_map"]),
+    "without a part": (without_part, ["part1.safetensors is missing", "index.json", "1 of 2"]),
+    "cut short": (cut, ["model.safetensors is damaged or cut short"]),
+    "empty": (content("model.safetensors", b""), ["model.safetensors is damaged or cut short"]),
+    "garbage": (content("model.safetensors", b"\xff" * 99), ["model.safetensors is damaged or cut short"]),
+    "missing": (
+        changed(lambda t: t.pop(QKV)),
+        [f"the 28 tensors of the GPT2LMHeadModel in config.json; 1 missing: {QKV} (32, 96)"],
+    ),
+    "many missing": (changed(lambda t: [t.pop(n) for n in list(t) if "h.1." in n]), ["12 missing: ", " and 9 more"]),
+    "misshaped": (
+        changed(lambda t: t.update({QKV: t[QKV].t().contiguous()})),
+        [f"1 of another shape: {QKV} (96, 32) for (32, 96)"],
+    ),
+    "other vocabulary": (edited(vocab_size=601), [f"1 of another shape: {WTE} (600, 32) for (601, 32)"]),
+    "fewer layers": (edited(n_layer=1), ["12 left over: transformer.h.1.attn.c_attn.bias (96,)", "and 9 more"]),
+    "left over": (changed(lambda t: t.update(score=torch.ones(2, 3))), ["1 left over: score (2, 3)"]),
+    "twice": (twice, ["its 3 safetensors files", "a second time"]),
+    "quantised": (
+        changed(lambda t: t.update({QKV: t[QKV].to(torch.int8)})),
+        ["1 of a dtype that is not read", f"{QKV} I8"],
+    ),
+    "not tied": (
+        changed(lambda t: t.update({"lm_head.weight": t[WTE] + 1})),
+        ["lm_head.weight is not the token embedding", "tie_word_embeddings=true"],
+    ),
+    "tied in another shape": (
+        changed(lambda t: t.update({"lm_head.weight": torch.ones(3, 32)})),
+        ["lm_head.weight (3, 32) for (600, 32)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_line_for_what_is_wrong(case: str, tmp_path: Path) -> None:
+    damage, expected = WRONG[case]
+    write_model(tmp_path, "gpt2")
+    damage(tmp_path)
+    message = refused(tmp_path)
+    assert [part for part in expected if part not in message] == [], message
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    write_model(tmp_path, "gpt2")
+    assert "valid: the folder" in refused(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(("field", "value"), [("n_layer", 3), ("tied_head", False), ("max_positions", 128)])
+def test_a_model_of_another_architecture(field: str, value: Any, tmp_path: Path) -> None:
+    write_model(tmp_path, "gpt2")
+    with pytest.raises(UserError, match=f"model.{field}={str(value).lower()}: init_from=.* has "):
+        load_pretrained(small("gpt2", **{field: value}), str(tmp_path), seed=0)
+
+
+def test_a_tokenizer_of_more_tokens() -> None:
+    tokenizer = Tokenizer("mine", train_bpe(iter(["some words and more words"]), 280))
+    check_vocabulary(small("gpt2"), tokenizer)
+    check_vocabulary(small("gpt2", vocab_size=None), tokenizer)
+    with pytest.raises(UserError, match=r"data\.tokenizer=mine: .* tokens; valid: up to model\.vocab_size=100"):
+        check_vocabulary(small("gpt2", vocab_size=100), tokenizer)
+
+
+# The Hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the repository org/model; one with a file ``offline`` cannot be reached."""
+    folder = tmp_path / "repository"
+
+    def download(repo: str, filename: str, kind: str, revision: str | None = None, *, field: str) -> Path:
+        assert (repo, kind, field) == ("org/model", "model", "init_from")
+        if (folder / filename).exists():
+            return folder / filename
+        if (folder / "offline").exists():
+            raise HubUnreachable(f"{field}={repo}: cannot be fetched ({filename})")
+        raise NotInRepository(f"{field}={repo}: 404")
+
+    monkeypatch.setattr(hub_client, "download", download)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize("prepare", [lambda folder: None, sharded], ids=["one file", "several"])
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_model_of_the_hub(prepare: Callable[[Path], None], offline: bool, hub: Path) -> None:
+    written = write_model(hub, "gpt2")
+    prepare(hub)
+    if offline:  # everything was fetched before
+        (hub / "offline").touch()
+    assert torch.equal(from_pretrained("org/model")(ids()), written(ids()))
+
+
+def test_faults_of_the_hub(hub: Path) -> None:
+    with pytest.raises(UserError, match=r"init_from=org/model: no config\.json; valid: a model"):
+        from_pretrained("org/model")
+    write_files(hub, {"model_type": "gpt2"}, {})
+    (hub / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"init_from=org/model: no model\.safetensors, and no .*pytorch_model\.bin"):
+        from_pretrained("org/model")
+    (hub / "offline").touch()
+    with pytest.raises(HubUnreachable, match=r"cannot be fetched \(model\.safetensors\)"):
+        from_pretrained("org/model")
+
+
+def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HubUnreachable, match=r"^init_from=org/never-heard-of: cannot be fetched .* init_from=FOLDER$"):
+        describe("org/never-heard-of")
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("org/Model-1.5b", "Model-1.5b"),
+        ("a/b/", "b"),
+        ("x/my model", "my-model"),
+        ("x/_hidden", "hidden"),
+        ("/", "pretrained"),
+    ],
+)
+def test_the_label_of_its_size(name: str, label: str) -> None:
+    assert size_label(name) == label
+    ModelConfig(name="x", size=label, n_layer=1, n_head=1, width=2)

@@ -1,0 +1,273 @@
+"""Optuna over training runs: declarations that are refused, what a trial depends on, kills, pruning, failures."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+optuna = pytest.importorskip("optuna")
+
+from ssa.errors import UserError  # noqa: E402
+from ssa.record.run_files import load_status, read_rows, read_summary  # noqa: E402
+from sweeps.__main__ import main  # noqa: E402
+from sweeps.declaration import Sweep, load  # noqa: E402
+from sweeps.study import open_study, sampler  # noqa: E402
+
+LR = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
+
+
+@pytest.fixture
+def declare(small_text: Path, tmp_path: Path) -> Callable[..., str]:
+    """A function that writes a declaration of tiny runs, with its fields, and returns its path."""
+
+    def declare(**fields: Any) -> str:
+        small = ["scale=smoke", "model=gpt2", "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512"]
+        short = ["logger=none", "trainer.steps=4", "optim.warmup_steps=0", "trainer.eval_every=2"]
+        more = fields.pop("more", [])
+        tiny = [*small, *short, "data.block_size=32", "data.max_eval_tokens=1024", *more]
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({"overrides": tiny, "space": {"optim.lr": LR}, **fields}, sort_keys=False))
+        return str(path)
+
+    return declare
+
+
+@pytest.fixture
+def search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs ``python -m sweeps ARGUMENTS`` in this process; returns exit code, stdout and stderr."""
+
+    def search(*arguments: str) -> tuple[int, str, str]:
+        code = main([*arguments, f"output_dir={tmp_path}/outputs"])
+        return (code, *capsys.readouterr())
+
+    return search
+
+
+def trials(tmp_path: Path) -> list[dict[str, str]]:
+    with (tmp_path / "outputs" / "sweeps" / "tiny" / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"space": {"optim.lrr": LR}}, "optim.lrr: unknown key, did you mean optim.lr?"),
+        ({"space": {"optim.lr": {**LR, "low": -1.0}}}, "space.optim.lr: valid with log: low > 0"),
+        ({"space": {"optim.lr": {**LR, "low": 1.0}}}, "space.optim.lr: valid for float: low and high, in this order"),
+        ({"space": {"optim.beta1": {"type": "float", "low": 0.5, "high": 1.0}}}, "optim.beta1=1.0: out of range"),
+        ({"space": {"model": {"type": "categorical", "choices": ["gpt2", "gpt3"]}}}, "model=gpt3: no such option"),
+        ({"space": {"seed": {"type": "int", "low": 0, "high": 1.5}}}, "space.seed: valid for int: low and high that"),
+        ({"sampler": {"name": "grid"}}, "space.optim.lr: float; valid for sampler.name=grid: int or categorical"),
+        ({"sampler": {"name": "tpee"}}, "sampler.name=tpee"),
+        ({"pruner": {"name": "median", "steps": 3}}, "pruner.steps: unknown key"),
+        ({"direction": "down"}, "direction=down"),
+        ({"space": {}}, "space={}"),
+    ],
+)
+def test_what_is_refused_before_the_first_trial(
+    declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path, fields: Any, line: str
+) -> None:
+    file = declare(**fields)
+    code, out, err = search(file)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {file}: {line}"), err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_file_that_is_not_there(search: Callable[..., tuple[int, str, str]]) -> None:
+    assert search("nowhere.yaml")[2].startswith("error: nowhere.yaml: no such file")
+
+
+@pytest.mark.parametrize("content", ["", "- a", "text"])
+def test_a_file_that_declares_nothing(
+    search: Callable[..., tuple[int, str, str]], tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(content)
+    assert search(str(file))[2].startswith(f"error: {file}: not a sweep; expected the keys metric, ")
+
+
+def test_a_place_that_cannot_be_written(
+    declare: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    assert main([declare(), f"output_dir={tmp_path}/taken"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: output_dir={tmp_path}/taken: ")
+
+
+def test_the_shipped_declaration_composes() -> None:
+    for file in sorted((ROOT / "sweeps").glob("optuna_*.yaml")):
+        load(file).check([])
+
+
+def drawn(study: Any, sweep: Sweep, count: int) -> list[dict[str, Any]]:
+    for number in range(len(study.trials), count):
+        study.sampler = sampler(sweep, number)
+        trial = study.ask()
+        values = {key: dimension.suggest(trial, key) for key, dimension in sweep.space.items()}
+        study.tell(trial, abs(float(values["optim.lr"]) - 1e-3))
+    return [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize("name", ["tpe", "random"])
+def test_a_search_that_starts_again_draws_what_it_would_have_drawn(tmp_path: Path, name: str) -> None:
+    values = {"space": {"optim.lr": LR}, "sampler": {"name": name, "startup_trials": 3}}
+    sweep = Sweep.model_validate(values)
+    whole = drawn(open_study(tmp_path / "whole", "it", sweep, ()), sweep, 6)
+    drawn(open_study(tmp_path / "parts", "it", sweep, ()), sweep, 2)
+    again = drawn(open_study(tmp_path / "parts", "it", sweep, ()), sweep, 6)
+    assert again == whole
+    assert len({params["optim.lr"] for params in whole}) == 6
+
+
+def test_a_grid_is_every_point_once(tmp_path: Path) -> None:
+    space = {
+        "optim.lr": {"type": "categorical", "choices": [1e-3, 1e-2]},
+        "seed": {"type": "int", "low": 0, "high": 2},
+    }
+    sweep = Sweep.model_validate({"space": space, "sampler": {"name": "grid"}})
+    found = drawn(open_study(tmp_path, "it", sweep, ()), sweep, 6)
+    assert found == [{"optim.lr": lr, "seed": seed} for lr in (1e-3, 1e-2) for seed in (0, 1, 2)]
+
+
+def test_a_changed_declaration_is_not_mixed_in(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate({"space": {"optim.lr": LR}})
+    drawn(open_study(tmp_path, "it", sweep, ("seed=1",)), sweep, 2)
+    for changed, common in [
+        (sweep.model_copy(update={"metric": "test/loss"}), ("seed=1",)),
+        (Sweep.model_validate({"space": {"optim.lr": {**LR, "high": 0.1}}}), ("seed=1",)),
+        (sweep, ("seed=2",)),
+    ]:
+        with pytest.raises(UserError, match=rf"^(metric|space|overrides): {tmp_path} has 2 trials of another \1; give"):
+            open_study(tmp_path, "it", changed, common)
+    (tmp_path / "study.db").write_text("no database" * 100)
+    with pytest.raises(UserError, match=r"study\.db: cannot be used: "):
+        open_study(tmp_path, "it", sweep, ("seed=1",))
+
+
+@pytest.mark.slow
+def test_equal_trials_are_one_run_and_one_that_fails_is_alone(
+    declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path, small_text: Path
+) -> None:
+    space = {
+        "data.train": {"type": "categorical", "choices": [str(small_text), str(tmp_path / "nowhere.txt")]},
+        "data.workers": {"type": "categorical", "choices": [1, 2]},  # decides no number: the same run
+    }
+    file = declare(space=space, sampler={"name": "grid"})
+    code, out, err = search(file, "trials=20", "jobs=2")
+    assert code == 2
+    assert "error: 2 of 4 trials failed: trial 2 (" in err
+    assert "nowhere.txt: matches no file" in err
+    assert ".log)" in err
+    rows = trials(tmp_path)
+    assert [row["state"] for row in rows] == ["finished", "finished", "failed", "failed"]
+    assert rows[1]["note"] == "the same run as trial 0"
+    assert rows[0]["val/loss"] == rows[1]["val/loss"]
+    (folder,) = (tmp_path / "outputs" / "main").glob("*/summary.json")
+    assert float(rows[0]["val/loss"]) == read_summary(folder.parent)["val/loss"]
+    assert load_status(folder.parent).attempt == 1
+    (best,) = [line for line in out.splitlines() if line.startswith("the best one: python train.py ")]
+    assert best.endswith(f"data.train={small_text} data.workers=1")
+    before = (tmp_path / "outputs" / "sweeps" / "tiny" / "trials.csv").read_bytes()
+    began = time.perf_counter()
+    assert search(file, "trials=20", "jobs=2")[0] == 2
+    assert time.perf_counter() - began < 5
+    assert (tmp_path / "outputs" / "sweeps" / "tiny" / "trials.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_behind_is_stopped_and_one_that_diverges_counts_as_behind(
+    declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    file = declare(
+        space={"optim.lr": {"type": "categorical", "choices": [3e-3, 1e-9, 1e30]}},
+        sampler={"name": "grid"},
+        pruner={"name": "median", "startup_trials": 1},
+        more=["trainer.steps=60", "trainer.checkpoint_every=2"],
+    )
+    code, out, err = search(file, "jobs=1")
+    assert (code, err) == (0, "")
+    rows = trials(tmp_path)
+    assert [row["state"] for row in rows] == ["finished", "stopped early", "stopped early"]
+    folder = tmp_path / "outputs" / "main" / rows[1]["run_id"]
+    assert load_status(folder).status == "interrupted"
+    assert 0 < load_status(folder).step < 60
+    assert rows[1]["last_step"] == "2", "where the pruner decided"
+    assert rows[2]["note"].startswith("TrainingDiverged: ")
+    assert "best of 1 finished, 2 stopped early" in out
+
+
+def test_a_trial_is_not_gone_on_with_where_the_pruner_had_decided(
+    declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Killed between the decision and the end of the run."""
+    file = declare()
+    sweep = load(Path(file))
+    study = open_study(
+        tmp_path / "outputs" / "sweeps" / "tiny", "tiny", sweep, (*sweep.overrides, f"output_dir={tmp_path}/outputs")
+    )
+    trial = study.ask()
+    trial.report(5.0, 2)
+    trial.set_user_attr("pruned_at", 2)
+    code, out, err = search(file, "trials=1")
+    assert (code, err) == (0, "")
+    assert "trial 0: stopped early" in out
+    assert [(row["state"], row["last_step"]) for row in trials(tmp_path)] == [("stopped early", "2")]
+    assert not (tmp_path / "outputs" / "main").exists()
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on(declare: Callable[..., str], tmp_path: Path, small_text: Path) -> None:
+    """No trial is lost or run twice, and the trials are those of a search that nobody killed."""
+    file = declare(sampler={"name": "random"}, more=["trainer.steps=40", "trainer.checkpoint_every=2"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def begin(outputs: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "sweeps", file, "trials=4", "jobs=2", f"output_dir={tmp_path}/{outputs}"]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+
+    runs = tmp_path / "outputs" / "main"
+
+    def going_on() -> list[Path]:
+        found = []
+        for path in runs.glob("*/metrics.jsonl"):
+            with suppress(UserError, OSError, IndexError):
+                if 4 <= read_rows(path.parent)[-1]["step"] < 40:
+                    found.append(path.parent)
+        return found
+
+    with begin("outputs") as killed:
+        while killed.poll() is None and not going_on():
+            time.sleep(0.02)
+        killed.kill()
+    lost = going_on()[0]  # killed as well; what else is running is left to it
+    os.kill(load_status(lost).pid, signal.SIGKILL)
+    with begin("outputs") as asked:
+        assert asked.stdout
+        assert "goes on with" in asked.stdout.readline()
+        asked.send_signal(signal.SIGTERM)
+    assert asked.returncode == 130
+    with begin("outputs") as again:
+        out, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, out
+    assert load_status(lost).attempt > 1
+    rows = trials(tmp_path)
+    assert [row["state"] for row in rows] == ["finished"] * 4
+    assert sorted(row["run_id"] for row in rows) == sorted(path.parent.name for path in runs.glob("*/summary.json"))
+    with begin("undisturbed") as undisturbed:
+        undisturbed.communicate(timeout=300)
+    study = Path("sweeps", "tiny", "trials.csv")
+    assert (tmp_path / "outputs" / study).read_bytes() == (tmp_path / "undisturbed" / study).read_bytes()

@@ -1,0 +1,363 @@
+"""Whole runs on a small text: exact resume, pairing, accumulation, what is recorded."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from ssa.config import Config
+from ssa.device import resolve_precision
+from ssa.errors import UserError
+from ssa.model.transformer import Transformer
+from ssa.record.checksums import damage
+from ssa.text.token_blocks import evaluation_windows
+from ssa.text.token_cache import prepare
+from ssa.training.lit_module import LanguageModule
+from ssa.training.train import train
+
+TINY = ["trainer.steps=8", "trainer.eval_every=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
+TINY += ["trainer.batch_size=4", "trainer.micro_batch_size=2", "optim.warmup_steps=2", "optim.lr=3e-3"]
+SUMMARY_KEYS = """
+run_id status model size temperature data seed parameters.total parameters.non_embedding parameters.temperature
+steps tokens val/loss val/perplexity val/bits_per_byte val/word_perplexity val/attention_entropy
+val/attention_entropy_normalized val/attention_spikiness test/perplexity tokens_per_second wall_seconds device
+peak_memory_bytes
+"""
+BF16 = resolve_precision("auto", torch.device("cpu")) == "bf16-mixed"
+TIMINGS = ("tokens_per_second", "memory", "seconds")
+
+
+def folder(config: Config) -> Path:
+    return Path(config.output_dir) / config.experiment / config.run_id
+
+
+def rows(config: Config) -> list[dict]:
+    return [json.loads(line) for line in (folder(config) / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(config: Config) -> list[dict]:
+    """The rows without what a clock or the machine's memory decides."""
+    return [{k: v for k, v in row.items() if not any(word in k for word in TIMINGS)} for row in rows(config)]
+
+
+def weights(config: Config, name: str = "last") -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder(config) / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return checkpoint["state_dict"] if name == "last" else checkpoint["model"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture
+def tiny(smoke: Callable[..., Config]) -> Callable[..., Config]:
+    return lambda *overrides: smoke(*TINY, *overrides)
+
+
+def test_a_run_leaves_its_record_and_learns(tiny) -> None:
+    config = tiny("trainer.steps=40", "trainer.eval_every=20")
+    summary = train(config)
+    assert [key for key in SUMMARY_KEYS.split() if key not in summary] == []
+    written = json.loads((folder(config) / "summary.json").read_text())
+    assert {key: value for key, value in written.items() if key not in ("files", "sha256")} == summary
+    assert damage(folder(config)) == []
+    assert json.loads((folder(config) / "status.json").read_text())["status"] == "finished"
+    losses = [row["train/loss"] for row in rows(config) if "train/loss" in row]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.5
+    validations = [row for row in rows(config) if "val/loss" in row]
+    assert [row["step"] for row in validations] == [20, 40]
+    assert [row["tokens"] for row in validations] == [20 * 4 * 64, 40 * 4 * 64]
+    for name in ("attention_entropy/layer_00", "attention_entropy/layer_00/head_00", "attention_spikiness/layer_00"):
+        assert f"val/{name}" in validations[0]
+    assert "val/temperature/value/layer_00/std" in validations[0]
+    best = min(validations, key=lambda row: row["val/loss"])
+    assert summary["best_step"] == best["step"]
+    assert summary["val/loss"] == pytest.approx(best["val/loss"], rel=1e-6)
+
+
+def test_a_finished_run_is_not_run_again_unless_asked(tiny, capsys) -> None:
+    config = tiny()
+    first = train(config)
+    written = (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert train(config) == first
+    assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
+    assert "finished before" in capsys.readouterr().out
+    train(tiny("rerun=true"))
+    assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns != written
+
+
+def test_two_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
+    one, other = tiny(), tiny(f"output_dir={tmp_path}/other")
+    train(one)
+    train(other)
+    assert one.run_id == other.run_id
+    assert same(weights(one), weights(other))
+    assert numbers(one) == numbers(other)
+
+
+def test_what_is_logged_and_saved_when_changes_no_number(tiny, tmp_path) -> None:
+    one = tiny()
+    cadence = ("trainer.log_every=3", "trainer.checkpoint_every=5", "trainer.probe_sequences=1")
+    other = tiny(*cadence, "logger=wandb", "logger.mode=offline", f"output_dir={tmp_path}/other")
+    third = tiny("trainer.eval_every=8", f"output_dir={tmp_path}/third")
+    for config in (one, other, third):
+        train(config)
+    assert same(weights(one), weights(other))
+    assert same(weights(one), weights(third))
+
+
+def test_variants_see_the_same_batches_and_differ_in_temperature_alone(tiny) -> None:
+    ssa, vanilla = tiny(), tiny("model=gpt2")
+    train(ssa)
+    train(vanilla)
+    first = {config.model.name: numbers(config)[0]["train/loss"] for config in (ssa, vanilla)}
+    assert first["ssa_gpt2"] == pytest.approx(first["gpt2"], abs=2e-3)  # near the identity, on the same batch
+    assert set(weights(ssa)) > set(weights(vanilla))
+
+
+def test_accumulated_micro_batches_equal_the_big_batch(tiny) -> None:
+    accumulated = tiny("trainer.precision=32-true", "trainer.micro_batch_size=1")
+    big = tiny("trainer.precision=32-true", "trainer.micro_batch_size=4")
+    train(accumulated)
+    train(big)
+    for one, other in zip(numbers(accumulated), numbers(big), strict=True):
+        assert one["step"] == other["step"]
+        if "train/loss" in one:
+            assert one["train/loss"] == pytest.approx(other["train/loss"], abs=1e-5)
+            assert one["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=1e-4)
+            assert one["train/lr"] == other["train/lr"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny) -> None:
+    # the rate rises from 0 by 1e17 a step, on a loss that stays finite for the first
+    config = tiny("optim.lr=1e18", "optim.grad_clip=null", "trainer.checkpoint_every=1", "optim.warmup_steps=7")
+    with pytest.raises(UserError, match=r"not finite at step \d+: loss .*, lr .*, gradient norm .*last\.ckpt") as error:
+        train(config)
+    status = json.loads((folder(config) / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert status["error"] in f"TrainingDiverged: {error.value}"
+
+
+def test_a_damaged_checkpoint_is_one_line(tiny) -> None:
+    config = tiny()
+    killed(config, at_step=4)
+    last = folder(config) / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"last\.ckpt: damaged") as error:
+        train(config)
+    assert "\n" not in str(error.value)
+
+
+KILLED = """
+import json, os, signal, sys
+from ssa.training import lit_module
+from ssa.config import parse
+from ssa.training.train import train
+from ssa.transformer import Transformer
+number, step, hook = getattr(signal, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+before = getattr(lit_module.LanguageModule, hook)
+def hooked(self, *args, **kwargs):
+    if self.step == step:
+        setattr(lit_module.LanguageModule, hook, before)
+        os.kill(os.getpid(), number)
+    return before(self, *args, **kwargs)
+setattr(lit_module.LanguageModule, hook, hooked)
+train(parse(json.loads(sys.argv[1])))
+"""
+
+
+def killed(config: Config, at_step: int, by: str = "SIGKILL", hook: str = "training_step") -> int:
+    """Runs the config in a process that gets a signal when a hook is entered after a number of steps."""
+    command = [sys.executable, "-c", KILLED, json.dumps(config.plain()), by, str(at_step), hook]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ, timeout=300)
+    assert done.returncode != 0 or by != "SIGKILL", done.stdout + done.stderr
+    return done.returncode
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("step", "hook"),
+    [
+        slow(1, "training_step"),  # before any checkpoint
+        (3, "training_step"),  # after one, before the next
+        slow(4, "on_validation_epoch_end"),  # in a validation
+        (5, "configure_gradient_clipping"),  # in the middle of a step, in the second epoch
+        slow(8, "on_test_epoch_end"),  # all trained, not yet evaluated
+    ],
+)
+def test_a_killed_run_resumes_bitwise(tiny, tmp_path, step: int, hook: str) -> None:
+    # 4 sequences a step of a train split of 17 blocks or so: step 5 is in the second epoch
+    options = ("data.train=" + str(tmp_path / "short.txt"), "model.dropout=0.1")
+    (tmp_path / "short.txt").write_text(short_text())
+    unbroken, broken = tiny(*options), tiny(*options, f"output_dir={tmp_path}/broken")
+    train(unbroken)
+    assert killed(broken, step, hook=hook) == -signal.SIGKILL
+    train(broken)
+    assert same(weights(unbroken), weights(broken))
+    assert same(weights(unbroken, "best"), weights(broken, "best"))
+    assert numbers(unbroken) == numbers(broken)
+
+
+def short_text() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics.values())[:9000]
+
+
+@pytest.mark.parametrize(
+    ("by", "step", "hook", "saved"),
+    [
+        ("SIGINT", 2, "training_step", 3),
+        slow("SIGTERM", 3, "training_step", 4),
+        ("SIGTERM", 4, "validation_step", 4),
+        slow("SIGINT", 8, "test_step", 8),
+        slow("SIGTERM", 8, "test_step", 8),
+    ],
+)
+def test_a_signal_saves_and_says_how_to_go_on(tiny, tmp_path, by: str, step: int, hook: str, saved: int) -> None:
+    unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
+    train(unbroken)
+    assert killed(broken, step, by=by, hook=hook) == 130
+    status = json.loads((folder(broken) / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("interrupted", saved)
+    train(broken.model_copy(update={"resume": str(folder(broken))}))
+    assert same(weights(unbroken), weights(broken))
+    assert numbers(unbroken) == numbers(broken)
+
+
+def test_a_second_process_is_refused(tiny, tmp_path) -> None:
+    config = tiny("trainer.steps=400")
+    command = [sys.executable, "-c", KILLED, json.dumps(config.plain()), "SIGKILL", "399", "training_step"]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (folder(config) / "metrics.jsonl").exists() and first.poll() is None:
+            time.sleep(0.1)
+        with pytest.raises(UserError, match=f"in use by process {first.pid}"):
+            train(config)
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=ssa_gpt2"],
+        ["model=ssa_pythia", "model/temperature=frequency"],
+        ["model=ssa_llama", "model/temperature=qk_norm", "model.n_kv_head=1", "data.document_mask=true"],
+    ],
+)
+def test_compiled_equals_eager(tiny, overrides: list[str]) -> None:
+    eager = tiny("trainer.precision=32-true", *overrides)
+    compiled = tiny("trainer.precision=32-true", "trainer.compile=true", *overrides)
+    train(eager)
+    train(compiled)
+    for one, other in zip(numbers(eager), numbers(compiled), strict=True):
+        for name in one:
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-3), name
+    assert weights(eager).keys() == weights(compiled).keys()
+
+
+@pytest.mark.wandb_server
+def test_a_sweep_of_two_jobs_is_two_whole_wandb_runs(small_text, tmp_path) -> None:
+    server = os.environ.get("SSA_WANDB_SERVER")
+    if not server:
+        pytest.skip("SSA_WANDB_SERVER names no W&B server")
+    text = ["scale=smoke", "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512"]
+    job = [sys.executable, str(ROOT / "train.py"), "-m", "model=gpt2,ssa_gpt2", *text, f"output_dir={tmp_path}/outputs"]
+    command = [sys.executable, server, "--dir", str(tmp_path / "wandb"), "--", *job]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    mirrored = {path.parent.name: path.parent for path in (tmp_path / "wandb").glob("*/*/*/meta.json")}
+    assert len(mirrored) == 2
+    for run in (tmp_path / "outputs" / "main").iterdir():
+        (there,) = (path for name, path in mirrored.items() if name.startswith(run.name))
+        lines = (there / "history.jsonl").read_text().splitlines()
+        sent = [{k: v for k, v in json.loads(line).items() if not k.startswith("_")} for line in lines]
+        kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert sent == kept
+        assert json.loads((there / "meta.json").read_text())["state"] == "finished"
+        config = json.loads((there / "config.json").read_text())
+        assert config["model"]["temperature"]["name"] == ("ssa" if "ssa" in run.name.split("-")[0] else "none")
+
+
+def test_seeds_have_dropout_of_their_own(tiny) -> None:
+    losses = []
+    for seed in (1, 2):
+        config = tiny("model.dropout=0.5", f"seed={seed}")
+        module = LanguageModule.__new__(LanguageModule)
+        object.__setattr__(module, "config", config)
+        LanguageModule.on_train_batch_start(module, (), 0)
+        losses.append(torch.rand(4))
+    assert not torch.equal(*losses)
+
+
+def test_a_resume_in_another_precision_is_refused(tiny) -> None:
+    config = tiny()
+    killed(config, at_step=3)
+    path = folder(config) / "environment.json"
+    path.write_text(path.read_text().replace("bf16-mixed", "other").replace("32-true", "other"))
+    with pytest.raises(UserError, match="precision has changed since this run began"):
+        train(config)
+
+
+def test_temperatures_alone_are_trained_where_asked(tiny) -> None:
+    config = tiny("optim.train=temperature")
+    train(config)
+    start = Transformer(config.model, 512, config.seed).state_dict()
+    trained = weights(config, "best")
+    changed = {name for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
+    assert changed == {name for name in start if ".temperature." in name}
+
+
+def test_documents_apart_are_documents_one_by_one(tiny, tmp_path) -> None:
+    text = tmp_path / "short.jsonl"
+    documents = ({"text": f"Document {i} " + "says this. " * (i % 7)} for i in range(999))
+    text.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    overrides = [f"data.train={text}", "data.block_size=48", "data.max_eval_tokens=2000"]
+    together, apart = tiny(*overrides), tiny(*overrides, "data.document_mask=true")
+    assert train(together)["val/loss"] != train(apart)["val/loss"]
+    split = prepare(apart.data).split("validation").prefix(2000)
+    model = Transformer(apart.model, split.tokenizer.vocab_size)
+    model.load_state_dict(weights(apart, "best"))
+    losses = []
+    for inputs, targets in evaluation_windows(split, 48, 1):
+        starts = [0, *(i for i in range(1, inputs.size(1)) if inputs[0, i] == split.tokenizer.end_of_text)]
+        for start, end in itertools.pairwise([*starts, inputs.size(1)]):
+            losses.append(model(inputs[:, start:end], targets[:, start:end])[0])
+    got = json.loads((folder(apart) / "summary.json").read_text())["val/loss"]
+    assert got == pytest.approx(torch.cat(losses).mean().item(), abs=2e-3 if BF16 else 1e-5)
+
+
+def test_token_frequencies_are_counted_and_kept(tiny) -> None:
+    config = tiny("model/temperature=frequency")
+    train(config)
+    split = prepare(config.data).split("train")
+    kept = weights(config, "best")["log_frequency"]
+    counts = np.bincount(split.tokens, minlength=len(kept))
+    of_text = kept[torch.from_numpy(split.tokens.astype(np.int64))]
+    assert of_text.mean().item() == pytest.approx(0, abs=1e-3)
+    assert of_text.std().item() == pytest.approx(1, abs=1e-3)
+    assert np.all(np.diff(kept.numpy()[np.argsort(counts)]) >= 0)
+
+
+def test_a_no_op_is_named(tiny, capsys) -> None:
+    train(tiny("model/temperature=llama4"))
+    assert "the query temperature (llama4) is 1 at every position of data.block_size=64" in capsys.readouterr().out
