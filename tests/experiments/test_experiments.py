@@ -307,7 +307,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
 def test_the_code_of_a_part_is_all_that_it_imports_of_the_package() -> None:
     assert code_hash("ssa.theory.token_graph") != code_hash("ssa.theory.denoising")
     sources = {path.name for path in code_module._sources("ssa.theory.token_graph").values()}
-    assert {"token_graph.py", "attention_map.py", "ensemble.py", "temperature.py", "model_config.py"} <= sources
+    assert {"token_graph.py", "attention_map.py", "ensemble.py", "temperature.py", "config.py"} <= sources
     assert "train.py" not in sources
 
 

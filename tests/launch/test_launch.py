@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow
 LAUNCH = """
 import sys
 from rich.console import Console
-from experiments.launch import Run
-from experiments.pool import train
+from ssa.launch.run import Run
+from ssa.launch.pool import train
 if __name__ == "__main__":
     runs = [Run((*sys.argv[1:], f"seed={seed}"), f"seed {seed}") for seed in (0, 1)]
     train(runs, jobs=2, console=Console())

@@ -79,7 +79,7 @@ def test_one_token(model_config) -> None:
 
 MEASURE = """
 import resource, torch
-from ssa.attention_stats import row_statistics
+from ssa.model.attention_stats import row_statistics
 torch.set_num_threads(1)
 heads, length = 2, 4096
 query, key = torch.randn(1, heads, length, 16), torch.randn(1, heads, length, 16)

@@ -230,7 +230,7 @@ def test_its_code_is_the_package_s_own() -> None:
         assert source.startswith("# Generated from the package ssa ")
         assert "from ssa" not in source
     body = files["temperature.py"].partition("\n")[2]
-    assert body == (ROOT / "ssa" / "temperature.py").read_text().replace("from ssa.", "from .")
+    assert body == (ROOT / "ssa" / "model" / "temperature.py").read_text().replace("from ssa.model.", "from .")
 
 
 def test_what_is_loaded_trains_saves_and_loads_again(exported: Path, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def test_damage_of_a_run_that_has_not_finished(made: list[Path], tmp_path: Path)
 
 MEASURE = """
 import resource, sys, time
-from ssa.report.runs import load
+from ssa.record.runs import load
 runs = load(sys.argv[1])
 used = resource.getrusage(resource.RUSAGE_SELF)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss has the parent's too

@@ -167,7 +167,7 @@ import json, os, signal, sys
 from ssa.training import lit_module
 from ssa.config import parse
 from ssa.training.train import train
-from ssa.transformer import Transformer
+from ssa.model.transformer import Transformer
 number, step, hook = getattr(signal, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 before = getattr(lit_module.LanguageModule, hook)
 def hooked(self, *args, **kwargs):
