@@ -30,7 +30,7 @@ class GenerateSettings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of the sampling")
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     show: Literal["none", "temperature"] = Field(
-        "none", description="temperature: then print each token coloured by its learned (inverse) temperature"
+        "none", description="temperature: then print each token colored by its learned (inverse) temperature"
     )
     of: Literal["query", "key", "value", "output"] = Field("query", description="whose temperature to show")
     layer: NonNegativeInt | None = Field(None, description="show this layer, from 0; null: the mean over all")

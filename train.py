@@ -10,7 +10,7 @@ from ssa.config import Config
 
 
 def train(config: Config) -> float:
-    """Train as `config` says; returns the validation loss, the number a sweeper minimises."""
+    """Train as `config` says; returns the validation loss, the number a sweeper minimizes."""
     from ssa.training import train as job  # only now: importing torch takes seconds, and a mistyped option must not
 
     return float(job.train(config)["val/loss"])

@@ -76,7 +76,7 @@ class DataConfig(Section):
     train: str | None
     validation: str | None
     test: str | None
-    held_out: Annotated[float, Field(gt=0, le=0.2)]
+    validation_fraction: Annotated[float, Field(gt=0, le=0.2)]
     max_documents: PositiveInt | None
     tokenizer: Annotated[str, Field(min_length=1)]
     block_size: PositiveInt

@@ -36,7 +36,7 @@ def model_config() -> Callable[..., ModelConfig]:
         if ssa:
             fields |= {"query": BOTH, "value": BOTH}
         temperature = {name: fields.pop(name) for name in TemperatureConfig.model_fields if name in fields}
-        small = {"name": "test", "size": "test", "n_layer": 2, "n_head": 2, "width": 16, "max_positions": 64}
+        small = {"name": "test", "size": "test", "n_layer": 2, "n_head": 2, "d_model": 16, "max_positions": 64}
         return ModelConfig(**{**small, **fields}, temperature=TemperatureConfig(**{**temperature, "name": "test"}))
 
     return make

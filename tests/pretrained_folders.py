@@ -17,17 +17,17 @@ VOCAB = 600
 BOTH = ScalarTemperature(token="shared", position="log")
 SSA = TemperatureConfig(name="ssa", query=BOTH, value=BOTH)
 _LLAMA = {"positions": "rotary", "norm": "rms", "activation": "silu", "gated_mlp": True, "n_kv_head": 2}
-_NO_BIAS = {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "tied_head": False}
+_NO_BIAS = {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "tie_embeddings": False}
 FIELDS: dict[str, dict[str, Any]] = {
     "gpt2": {},
-    "gpt_neox": {"positions": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, "tied_head": False},
+    "gpt_neox": {"positions": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, "tie_embeddings": False},
     "llama": {**_LLAMA, **_NO_BIAS},
 }
 
 
 def small(model_type: str, temperature: TemperatureConfig = TemperatureConfig(), **fields: Any) -> ModelConfig:  # noqa: B008
     """A model that the class of this model_type has, and a temperature."""
-    sizes = {"n_layer": 2, "n_head": 4, "width": 32, "max_positions": 64, "vocab_size": VOCAB}
+    sizes = {"n_layer": 2, "n_head": 4, "d_model": 32, "max_positions": 64, "vocab_size": VOCAB}
     values = {"name": "test", "size": "test", **sizes, **FIELDS[model_type], **fields}
     return ModelConfig(**values, temperature=temperature)
 
@@ -52,7 +52,7 @@ def write_export(folder: Path, config: ModelConfig, seed: int = 0) -> Transforme
     for name, tensor in tensors.items():
         if ".temperature." in name or name.endswith("log_frequency"):
             tensor.normal_(generator=generator)
-    if config.tied_head:
+    if config.tie_embeddings:
         del tensors["model.head.weight"]
     described = {"model_type": "ssa", "vocab_size": VOCAB, "ssa": config.model_dump(mode="json")}
     write_files(folder, described, tensors)

@@ -50,7 +50,7 @@ def test_an_experiment_file_has_its_launch_line(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "layers", "heads", "width", "millions", "embeddings"),
+    ("size", "layers", "heads", "d_model", "millions", "embeddings"),
     [
         ("nano", 3, 5, 160, 0.92, False),
         ("micro", 8, 5, 320, 9.8, False),
@@ -60,10 +60,10 @@ def test_an_experiment_file_has_its_launch_line(file: Path) -> None:
         ("1.5b", 48, 25, 1600, 1558, True),
     ],
 )
-def test_size_table(size: str, layers: int, heads: int, width: int, millions: float, embeddings: bool) -> None:
+def test_size_table(size: str, layers: int, heads: int, d_model: int, millions: float, embeddings: bool) -> None:
     model = configured(f"model/size={size}").model
-    assert (model.size, model.n_layer, model.n_head, model.width) == (size, layers, heads, width)
-    count = 12 * layers * width**2 + embeddings * (50257 + model.max_positions) * width
+    assert (model.size, model.n_layer, model.n_head, model.d_model) == (size, layers, heads, d_model)
+    count = 12 * layers * d_model**2 + embeddings * (50257 + model.max_positions) * d_model
     assert count / 1e6 == pytest.approx(millions, rel=0.005)
 
 
@@ -98,7 +98,7 @@ def test_a_part_of_the_temperature_can_be_set_and_unset() -> None:
 
 def test_a_scale_gives_way_to_the_command_line() -> None:
     config = configured("scale=gpu", "model/size=micro", "trainer.steps=500")
-    assert (config.scale, config.model.size, config.model.width, config.trainer.steps) == ("gpu", "micro", 320, 500)
+    assert (config.scale, config.model.size, config.model.d_model, config.trainer.steps) == ("gpu", "micro", 320, 500)
     assert config.data.block_size == 1024
 
 
@@ -166,9 +166,9 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("model.temperature.query", 5, ["model.temperature.query=5:", "token, position"]),
     ("model.temperature.query.token", "own", ["model.temperature.query.token=own:", "valid: none, shared"]),
     ("model.temperature.query.scale", 1, ["model.temperature.query.scale:", "unknown key", "valid: token, position"]),
-    ("model.n_head", 3, ["model.n_head=3:", "model.width=160", "valid: 1, 2, 4, 5"]),
+    ("model.n_head", 3, ["model.n_head=3:", "model.d_model=160", "valid: 1, 2, 4, 5"]),
     ("data.block_size", 2048, ["data.block_size=2048:", "model.max_positions=1024"]),
-    ("data.held_out", 0.5, ["data.held_out=0.5:", "valid: > 0 and <= 0.2"]),
+    ("data.validation_fraction", 0.5, ["data.validation_fraction=0.5:", "valid: > 0 and <= 0.2"]),
     ("optim.warmup_steps", 10**6, ["optim.warmup_steps=1000000:", "trainer.steps="]),
     ("trainer.micro_batch_size", 3, ["trainer.micro_batch_size=3:", "trainer.batch_size=8", "valid: 1, 2, 4, 8"]),
 ]

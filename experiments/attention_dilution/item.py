@@ -122,14 +122,14 @@ def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> 
     )
     with study.figure("dilution", 7, 3.6, caption) as figure:
         left, right = figure.subplots(1, 2)
-        left.plot(n, np.log(n), color=plot_style.GREY, linestyle=":", label="log n: uniform")
+        left.plot(n, np.log(n), color=plot_style.GRAY, linestyle=":", label="log n: uniform")
         shades = plot_style.shades(len(settings.rules))
         for number, rule in enumerate(settings.rules):
             look = {"color": shades[number], "linestyle": STYLES[number % len(STYLES)], "marker": MARKERS[number % 4]}
             _line(left, n, entropy[rule], look, NAMES.get(rule, rule))
             if rule != base:
                 _line(right, n, entropy[rule] - entropy[base], look, NAMES.get(rule, rule))
-        right.axhline(0, color=plot_style.GREY, linewidth=0.8)
+        right.axhline(0, color=plot_style.GRAY, linewidth=0.8)
         for axes, label in ((left, "entropy (nats)"), (right, f"difference to {NAMES.get(base, base)} (nats)")):
             axes.set_xscale("log", base=2)
             axes.set(xlabel="tokens in sight, n", ylabel=label)

@@ -143,7 +143,7 @@ class Settings(RunItemSettings):
         Raises:
             UserError: evaluate.py would refuse its arguments.
         """
-        from ssa.evaluation.catalogue import names
+        from ssa.evaluation.catalog import names
         from ssa.evaluation.settings import EvaluateSettings
 
         return names(parse(EvaluateSettings, ["run=RUN", *self.evaluate]).tasks) if self.evaluate else []

@@ -12,7 +12,7 @@ from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.grid import Metric
 from experiments.engine.grid_results import ABSENT, Results, Statistic
 from experiments.engine.item import Item
-from ssa.evaluation import catalogue
+from ssa.evaluation import catalog
 from ssa.report import tables
 from ssa.report.cells import State
 from ssa.statistics import Estimate, paired_interval
@@ -124,7 +124,7 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cel
         (at,) = (one.at for one in results.grid.groups if one.name == group)
         note = f"Not part of scale={scale}. To fill it: python -m experiments {results.item} scale={next(iter(at))}"
     else:
-        task = next((name for name, of in catalogue.GROUPS.items() if metric.task in of), metric.task)
+        task = next((name for name, of in catalog.GROUPS.items() if metric.task in of), metric.task)
         evaluate = [f"tasks={','.join([*results.settings.tasks(), str(task)])}"]
         evaluate += [argument for argument in results.settings.evaluate if not argument.startswith("tasks=")]
         note = f"Not evaluated at scale={scale}. To fill it: {_command(results, evaluate=evaluate)}"
@@ -188,7 +188,7 @@ def _panel(axes: Axes, results: Results, metric: Metric, group: str) -> None:
 
     base = results.grid.rows[0].name
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.axvline(0, color=plot_style.GREY, linewidth=0.8)
+    axes.axvline(0, color=plot_style.GRAY, linewidth=0.8)
     for place, row in enumerate(results.grid.rows[1:]):
         values, bases = results.pairs(group, row.name, base, metric)
         if not values:

@@ -57,7 +57,7 @@ _OCCASIONAL = {"scale", "jobs", "rerun", "plan", "fail_fast", "source"}
 class TheoryItemSettings(ItemSettings):
     """Of items whose seeds are trained together."""
 
-    vectorised: bool = Field(
+    vectorized: bool = Field(
         True,
         description="false: one seed after another, for comparing the time; numbers differ by what rounding grows to",
     )

@@ -57,7 +57,7 @@ def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
         if not write:
             raise UserError(f"{model}: not there yet")
         export(run, model)
-    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder, write)}", "data.held_out=0.05"]
+    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder, write)}", "data.validation_fraction=0.05"]
 
 
 def _source_code(folder: Path, write: bool) -> Path:

@@ -124,7 +124,7 @@ def _token(number: int, piece: str, temperatures: npt.NDArray[Any]) -> dict[str,
 
 
 def _shade(study: Study, settings: Settings, config: Config, pieces: list[str], values: npt.NDArray[Any]) -> None:
-    """The text as HTML, PNG and SVG; the page has each layer and head too, all in the same colours."""
+    """The text as HTML, PNG and SVG; the page has each layer and head too, all in the same colors."""
     from ssa.viz.temperature_map_files import write_html, write_picture
 
     def view(layer: int | None, head: int | None) -> TemperatureView:

@@ -62,7 +62,7 @@ def _part(settings: Settings, cell: Cell) -> Part:
     from ssa.theory.mixed_lookup import train_lookup
 
     width, heads = map(int, cell.shape.split("x"))
-    same = settings.model_dump(include={"items", "value_dim", "batch", "seeds", "vectorised"})
+    same = settings.model_dump(include={"items", "value_dim", "batch", "seeds", "vectorized"})
     shape = {"width": width, "heads": heads, "levels": levels_of(cell.levels)}
     return train_lookup, {**same, **shape, "method": cell.method, "lr": cell.lr, "steps": settings.lookup_steps}
 
@@ -182,7 +182,7 @@ def _draw(settings: Settings, study: Study, found: Found) -> None:
                 axes.axvline(values.mean(), color=color, linewidth=0.8, linestyle=line["linestyle"])
             axes.set(xscale="log", xlabel=label)
         ideal = [2**level / settings.items for level in levels_of(levels)]
-        figure.axes[1].ecdf(ideal, label="ideal", color=plot_style.GREY, linestyle="-.", linewidth=1)
+        figure.axes[1].ecdf(ideal, label="ideal", color=plot_style.GRAY, linestyle="-.", linewidth=1)
         figure.axes[0].set_ylabel("share of tokens")
         for axes in figure.axes:
             axes.legend(loc="upper left")

@@ -77,7 +77,7 @@ def _part(settings: Settings, cell: Cell) -> Part:
     decays = settings.decays if cell.penalty == "effective" else settings.weight_decays
     same = {"n": settings.tokens, "mean": settings.mean_sharpness, "lr": settings.fit_lr, "steps": settings.fit_steps}
     return fit, {
-        **cell._asdict(), **same, "decays": decays, "seeds": settings.seeds, "vectorised": settings.vectorised
+        **cell._asdict(), **same, "decays": decays, "seeds": settings.seeds, "vectorized": settings.vectorized
     }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def _draw(settings: Settings, study: Study, paths: Paths) -> None:
                 estimates = [ratio(each[method], each["vanilla"]) for each in found]
                 look = {**LOOKS[method], "color": shades[method], "fillstyle": ("full", "none")[number]}
                 _bars(ratios, settings.spreads, estimates, look)
-        ratios.axhline(1, color=plot_style.GREY, linewidth=0.8)
+        ratios.axhline(1, color=plot_style.GRAY, linewidth=0.8)
         ratios.set_xscale("log", base=2)
         ratios.set_xticks(settings.spreads, [f"{spread:g}" for spread in settings.spreads])
         ratios.set(title="at equal KL", xlabel="spread of the target's rows", ylabel="norm / vanilla's")

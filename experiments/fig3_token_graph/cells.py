@@ -39,7 +39,7 @@ class CellSettings(TheoryItemSettings):
     length: PositiveInt = Field(description="predictions in a sequence")
 
     @model_validator(mode="after")
-    def _nodes_have_neighbours(self) -> Self:
+    def _nodes_have_neighbors(self) -> Self:
         _check("spread", self.spread, self.spread, self.vocabulary)
         return self
 
@@ -54,10 +54,10 @@ class Settings(CellSettings):
     widths: list[PositiveInt] = Field(description="other cells")
     budgets: list[PositiveInt] = Field(description="other cells: steps")
     minibatches: list[PositiveInt] = Field(description="other cells: sequences in a minibatch")
-    normalised: bool = Field(description="another cell: embeddings divided by their root mean square")
+    normalized: bool = Field(description="another cell: embeddings divided by their root mean square")
 
     @model_validator(mode="after")
-    def _nodes_have_neighbours_everywhere(self) -> Self:
+    def _nodes_have_neighbors_everywhere(self) -> Self:
         for vocabulary in self.vocabularies:
             _check("vocabularies", vocabulary, self.spread, vocabulary)
         for spread in self.spreads:
@@ -68,7 +68,7 @@ class Settings(CellSettings):
 def _check(key: str, value: object, spread: Spread, vocabulary: int) -> None:
     largest = max(DEGREES[spread])
     if largest >= vocabulary:
-        reason = f"spread {spread} has nodes of {largest} neighbours among {vocabulary - 1} others"
+        reason = f"spread {spread} has nodes of {largest} neighbors among {vocabulary - 1} others"
         raise ValueError(f"{key}={value}: {reason}; valid: a vocabulary above {largest}")
 
 
@@ -77,8 +77,8 @@ def part(settings: CellSettings, method: str, lr: float, seeds: int, **changes: 
     from ssa.theory.token_graph import learn, parameters
 
     spread: Spread = changes.pop("spread", settings.spread)
-    same = settings.model_dump(include={"vocabulary", "width", "steps", "sequences", "length", "vectorised"})
-    cell = {**same, "normalised": False, **changes, "degrees": DEGREES[spread], "lr": lr, "seeds": seeds}
+    same = settings.model_dump(include={"vocabulary", "width", "steps", "sequences", "length", "vectorized"})
+    cell = {**same, "normalized": False, **changes, "degrees": DEGREES[spread], "lr": lr, "seeds": seeds}
     if method == "wider":  # vanilla, at the least width that has SSA's number of parameters
         method, vocabulary = "vanilla", cell["vocabulary"]
         while parameters(vocabulary, cell["width"], "vanilla") < parameters(
@@ -125,7 +125,7 @@ def cells(settings: Settings) -> list[Cell]:
         *((f"width {value}", {"width": value}) for value in settings.widths),
         *((f"{value} steps", {"steps": value}) for value in settings.budgets),
         *((f"{value} sequences a step", {"sequences": value}) for value in settings.minibatches),
-        *([("embeddings normalised", {"normalised": True})] if settings.normalised else []),
+        *([("embeddings normalized", {"normalized": True})] if settings.normalized else []),
     ]
     methods = ["vanilla", "ssa", "wider"]
     default = Cell("default", {}, settings.learning_rates, settings.seeds, [*methods, "constant"])

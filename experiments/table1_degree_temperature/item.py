@@ -1,4 +1,4 @@
-"""Table 1: the temperatures that SSA gives to the nodes of a token graph, by their number of neighbours."""
+"""Table 1: the temperatures that SSA gives to the nodes of a token graph, by their number of neighbors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(settings: Settings, study: Study) -> None:
     study.table("runs", list(_runs(found["ssa"], DEGREES[settings.spread])))
     study.table("nodes", list(_nodes(found["ssa"][best["ssa"]])))
     study.summary(
-        "Temperature of a node by its number of out-neighbours, SSA.",
+        "Temperature of a node by its number of out-neighbors, SSA.",
         list(_summary(settings, found["ssa"], found["vanilla"][best["vanilla"]], best["ssa"])),
         f"Mean over the nodes of a degree, then mean [95 % interval] over {settings.seeds} seeds, at SSA's best "
         f"learning rate {best['ssa']:g} by cross-entropy. Logits' spread: standard deviation over the vocabulary, "
@@ -108,8 +108,8 @@ def _summary(settings: Settings, by_rate: Runs, vanilla: list[dict[str, Any]], b
         ]
         after, other = ([fmean(of_degree(one, "spread", degree)) for one in runs] for runs in (by_rate[best], vanilla))
         yield {
-            "out-neighbours": degree,
-            "paper": paper.get(f"temperature, {degree} neighbours", "-"),
+            "out-neighbors": degree,
+            "paper": paper.get(f"temperature, {degree} neighbors", "-"),
             "temperature": shown(mean_interval(tau[best]), 2),
             "sd inside": f"{fmean(stdev(values) for values in inside):.2f}" if len(inside[0]) > 1 else "-",
             "logits' spread before": shown(mean_interval(before), 1),
@@ -125,7 +125,7 @@ def _summary(settings: Settings, by_rate: Runs, vanilla: list[dict[str, Any]], b
         blank = dict.fromkeys(("sd inside", "logits' spread before", "after", "vanilla's"), "")
         cells = {f"at lr {lr:g}": f"{means[lr].mean:.2f}".replace("nan", "-") for lr in others}
         yield {
-            "out-neighbours": name,
+            "out-neighbors": name,
             "paper": "-",
             "temperature": shown(means[best], 2),
             **blank,
@@ -153,7 +153,7 @@ def _draw(settings: Settings, study: Study, runs: list[dict[str, Any]], lr: floa
         for place, degree in enumerate(degrees):
             values = np.concatenate([of_degree(one, "temperature", degree) for one in runs])
             places = place + apart.uniform(-0.3, 0.3, len(values))
-            axes.plot(places, values, ".", color=plot_style.GREY, markersize=2.5, alpha=0.5, zorder=1)
+            axes.plot(places, values, ".", color=plot_style.GRAY, markersize=2.5, alpha=0.5, zorder=1)
         means = [mean_interval([fmean(of_degree(one, "temperature", degree)) for one in runs]) for degree in degrees]
         ends = [[one.mean - one.low for one in means], [one.high - one.mean for one in means]]
         axes.errorbar(
@@ -161,7 +161,7 @@ def _draw(settings: Settings, study: Study, runs: list[dict[str, Any]], lr: floa
         )
         axes.set_xticks(range(len(degrees)), [str(degree) for degree in degrees])
         axes.grid(False, axis="x")
-        axes.set_xlabel("out-neighbours of the node")
+        axes.set_xlabel("out-neighbors of the node")
         axes.set_ylabel("temperature")
 
 
@@ -170,14 +170,14 @@ def _conclusions(measured: list[tuple[float, float]]) -> Iterator[Conclusion]:
 
     eta, rho = (mean_interval(values) for values in zip(*measured, strict=True))
     yield Conclusion(
-        "the number of neighbours explains more than half of the variance of the temperature over nodes",
+        "the number of neighbors explains more than half of the variance of the temperature over nodes",
         "share of the variance over nodes explained by degree",
         eta,
         "higher",
         0.5,
     )
     yield Conclusion(
-        "nodes with fewer neighbours get larger temperatures",
+        "nodes with fewer neighbors get larger temperatures",
         "Spearman's correlation of temperature and degree over nodes",
         rho,
         "lower",

@@ -54,7 +54,7 @@ def draw(study: Study, settings: Settings, found: Found) -> None:
 
 def _risks(axes: Axes, found: Found, cells: list[Cell], places: list[float]) -> None:
     for name, label, line, color in (
-        ("naive", "naive averaging", "-.", plot_style.GREY),
+        ("naive", "naive averaging", "-.", plot_style.GRAY),
         ("Bayes", "Bayes-optimal", ":", plot_style.INK),
     ):
         values = [found.fixed[cell.noise_rate, cell.length][name] for cell in cells]

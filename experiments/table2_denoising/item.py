@@ -52,7 +52,7 @@ def compute(settings: Settings, study: Study) -> Found:
         *(Cell(rate, length, value) for value in settings.learning_rates),
     ]
     found = Found(default, list(dict.fromkeys(cells)))
-    same = settings.model_dump(include={"steps", "batch", "contexts", "seeds", "vectorised"})
+    same = settings.model_dump(include={"steps", "batch", "contexts", "seeds", "vectorized"})
 
     def task(noise_rate: float, length: int) -> dict[str, Any]:
         process = settings.model_dump(include={"dimension", "sigma", "noise_scale"})

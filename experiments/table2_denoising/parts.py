@@ -29,7 +29,7 @@ def fixed(*, task: dict[str, Any], contexts: int, seeds: int) -> dict[str, dict[
 
 
 def learn(
-    *, task: dict[str, Any], method: str, lr: float, steps: int, batch: int, contexts: int, seeds: int, vectorised: bool
+    *, task: dict[str, Any], method: str, lr: float, steps: int, batch: int, contexts: int, seeds: int, vectorized: bool
 ) -> dict[str, Any]:
     """Trains a method for seeds 0, 1, ..., and tests it beside Bayes.
 
@@ -39,7 +39,7 @@ def learn(
     Args:
         task: the values of a `Task`.
         method: one of `METHODS`; data and initial matrices of a seed are the same for all of them.
-        lr, steps, vectorised: of `train`.
+        lr, steps, vectorized: of `train`.
         batch: contexts of a step, all of them fresh.
         contexts: of the test of a seed.
         seeds: how many.
@@ -57,7 +57,7 @@ def learn(
         tokens, signal = process.draw(CHUNK * batch, generator(DATA, seed, chunk))
         return tokens.reshape(CHUNK, batch, *tokens.shape[1:]), signal.reshape(CHUNK, batch, -1)
 
-    train(models, draw, steps=steps, lr=lr, vectorised=vectorised)
+    train(models, draw, steps=steps, lr=lr, vectorized=vectorized)
     runs = []
     for seed, model in enumerate(models):
         optimal, error = simulate(process, [bayes(process), model.denoise], contexts, seed)

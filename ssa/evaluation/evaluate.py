@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ssa.errors import UserError, first_line
-from ssa.evaluation import catalogue
+from ssa.evaluation import catalog
 from ssa.evaluation.results import Result, file_name, find, identity_of, keep, newest, result_of
 from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.scoring.progress import TaskProgress
@@ -36,7 +36,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
         UserError: the model cannot be had; or, when all others are done, tasks failed.
     """
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    names = catalogue.names(settings.tasks)
+    names = catalog.names(settings.tasks)
     subject = Subject(**settings.model_dump(include=_OF_SUBJECT))
     console.print(subject.described)
     _ = subject.tokenizer, subject.weights_hash  # what is wrong with them is wrong for every task
@@ -49,7 +49,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
 
     for name in names:  # all of them before the first is run
         try:
-            tasks.append(catalogue.task(name, settings, subject))
+            tasks.append(catalog.task(name, settings, subject))
         except UserError as error:
             fail(name, error)
     evaluation = _Evaluation(settings, subject, subject.folder / "evaluation", console)

@@ -65,9 +65,9 @@ class CausalSelfAttention(nn.Module):
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.d_head
         self.dropout = config.dropout
         inner = self.n_head * self.head_dim
-        self.qkv = nn.Linear(config.width, inner + 2 * self.n_kv_head * self.head_dim, bias=config.qkv_bias)
-        self.out = nn.Linear(inner, config.width, bias=config.out_bias)
-        shape = Shape(self.n_head, self.head_dim, config.width)
+        self.qkv = nn.Linear(config.d_model, inner + 2 * self.n_kv_head * self.head_dim, bias=config.qkv_bias)
+        self.out = nn.Linear(inner, config.d_model, bias=config.out_bias)
+        shape = Shape(self.n_head, self.head_dim, config.d_model)
         self.temperature = build_temperatures(config.temperature, shape, self.n_kv_head)
 
     def forward(
@@ -76,7 +76,7 @@ class CausalSelfAttention(nn.Module):
         """(B, T, D) -> (B, T, D).
 
         Args:
-            x: normalised hidden states, (B, T, D).
+            x: normalized hidden states, (B, T, D).
             layout: of the batch.
             cache: takes this layer's keys and values, and gives those of earlier tokens.
             observe: called with the `AttentionInputs` of this layer; without a cache alone.

@@ -3,7 +3,7 @@
 For a softmax row p over the n keys that a query sees, from its logits s (arXiv 2411.12892, section 2):
 
     entropy     H = lse(s) - sum_j p_j s_j          nats; at most log n
-    normalised  H / log n                           0 (one key) to 1 (uniform); undefined at n = 1, left out of means
+    normalized  H / log n                           0 (one key) to 1 (uniform); undefined at n = 1, left out of means
     spikiness   1 / (n sum_j p_j^2)                 share of the n keys effectively attended to; lower is spikier
     max logit   max_j s_j
 
@@ -135,7 +135,7 @@ def query_key_norms(model: Transformer) -> Tensor:
     ``x_i^T W x_j``: arXiv 2411.12892, figure 2.
 
     With grouped queries, ``W_k`` is that of the head's group.  Of the weights alone: biases, the gain of the
-    normalisation before them, rotation and temperatures are left out.
+    normalization before them, rotation and temperatures are left out.
 
     W, of D x D numbers, is never formed: where ``W_q^T = Q R`` and ``W_k^T = P S`` with orthonormal columns, W has the
     singular values of ``R S^T / sqrt(d)``, which is d x d.
@@ -146,7 +146,7 @@ def query_key_norms(model: Transformer) -> Tensor:
     config, norms = model.config, list[Tensor]()
     for block in model.blocks:
         weight = block.get_parameter("attention.qkv.weight").detach().cpu().double()  # ((H + 2 K) d, D)
-        heads = weight.reshape(-1, config.d_head, config.width)
+        heads = weight.reshape(-1, config.d_head, config.d_model)
         query, key = heads[: config.n_head], heads[config.n_head : config.n_head + config.kv_heads]
         key = key.repeat_interleave(config.n_head // config.kv_heads, dim=0)  # (H, d, D)
         r, s = (torch.linalg.qr(part.mT, mode="r").R for part in (query, key))

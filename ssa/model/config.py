@@ -93,9 +93,9 @@ class TemperatureConfig(Section):
         parts = {name for chosen in self.scaled.values() for name in (chosen.token, chosen.position, chosen.base)}
         return {setting for part, settings in _SETTINGS.items() if part not in parts for setting in settings}
 
-    def d_mlp(self, width: int) -> int:
+    def d_mlp(self, d_model: int) -> int:
         """Width of the first layer of the ``mlp`` part, in a model of this width."""
-        return self.mlp_hidden or max(1, width // 2)
+        return self.mlp_hidden or max(1, d_model // 2)
 
     @property
     def needs_frequencies(self) -> bool:
@@ -124,7 +124,7 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """A decoder-only transformer.  ``width``, ``n_layer``, ``n_head``: as in the published size tables.
 
-    Null means: ``n_kv_head``, as many as ``n_head``; ``head_dim``, ``width / n_head``; ``mlp_width``, 4 x width (or, of
+    Null means: ``n_kv_head``, as many as ``n_head``; ``head_dim``, ``width / n_head``; ``d_ff``, 4 x width (or, of
     a gated MLP, 8/3 x width, down to a multiple of 8); ``vocab_size``, the tokenizer's.
     """
 
@@ -132,10 +132,10 @@ class ModelConfig(Section):
     size: Name
     n_layer: PositiveInt
     n_head: PositiveInt
-    width: PositiveInt
+    d_model: PositiveInt
     n_kv_head: PositiveInt | None = None
     head_dim: PositiveInt | None = None
-    mlp_width: PositiveInt | None = None
+    d_ff: PositiveInt | None = None
     vocab_size: PositiveInt | None = None
     max_positions: PositiveInt = 1024
     positions: Literal["learned", "rotary"] = "learned"
@@ -147,7 +147,7 @@ class ModelConfig(Section):
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu_tanh"
     gated_mlp: bool = False
     parallel_residual: bool = False
-    tied_head: bool = True
+    tie_embeddings: bool = True
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
@@ -162,13 +162,13 @@ class ModelConfig(Section):
     @property
     def d_head(self) -> int:
         """Features of a head."""
-        return self.head_dim or self.width // self.n_head
+        return self.head_dim or self.d_model // self.n_head
 
     @property
     def d_mlp(self) -> int:
         """Width of the MLP's hidden layer."""
-        default = max(8, self.width * 8 // 3 // 8 * 8) if self.gated_mlp else 4 * self.width
-        return self.mlp_width or default
+        default = max(8, self.d_model * 8 // 3 // 8 * 8) if self.gated_mlp else 4 * self.d_model
+        return self.d_ff or default
 
     @property
     def d_rotary(self) -> int:
@@ -177,9 +177,9 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
-        if self.head_dim is None and self.width % self.n_head:
-            valid = divisors(self.width)
-            raise ValueError(f"model.n_head={self.n_head}: does not divide model.width={self.width}; valid: {valid}")
+        if self.head_dim is None and self.d_model % self.n_head:
+            valid = divisors(self.d_model)
+            raise ValueError(f"model.n_head={self.n_head}: does not divide model.d_model={self.d_model}; valid: {valid}")
         if self.n_head % self.kv_heads:
             valid = divisors(self.n_head)
             raise ValueError(

@@ -62,11 +62,11 @@ class MLP(Part):
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        hidden = config.d_mlp(shape.width)
-        self.first = nn.Parameter(torch.empty(hidden, shape.width))  # (hidden, D)
+        hidden = config.d_mlp(shape.d_model)
+        self.first = nn.Parameter(torch.empty(hidden, shape.d_model))  # (hidden, D)
         self.weight = nn.Parameter(torch.zeros(groups(shape, config), hidden))  # (G, hidden)
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialize(self, generator: torch.Generator) -> None:
         """``U``."""
         self.first.normal_(0.0, INIT_STD, generator=generator)
 
@@ -130,10 +130,10 @@ class Temperature(nn.Module):
             return tau if base is None else base * tau
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialize(self, generator: torch.Generator) -> None:
         """Draws what does not start at a constant."""
         for part in self._parts():
-            part.initialise(generator)
+            part.initialize(generator)
 
     @property
     def starts_at_identity(self) -> bool:

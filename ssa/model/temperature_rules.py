@@ -1,4 +1,4 @@
-"""The rules that SSA is compared with, as parts of a temperature: those in the paper, and those of its neighbours.
+"""The rules that SSA is compared with, as parts of a temperature: those in the paper, and those of its neighbors.
 
 Letters and contract: `ssa.model.temperature_terms`.
 """
@@ -21,7 +21,7 @@ RMS_EPS = 1e-6
 
 
 class Frequency(Part):
-    """``tanh(a z + b)``, z the log-frequency of the token in the training text, standardised over that text.
+    """``tanh(a z + b)``, z the log-frequency of the token in the training text, standardized over that text.
 
     The paper's "feature-based" comparison; the form is ours.  ``a = b = 0`` at the start: the identity, exactly.
     Parameters: ``a`` and ``b``, 2 G.
@@ -49,9 +49,9 @@ class Gate(Part):
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.weight = nn.Parameter(torch.empty(groups(shape, config), shape.width))  # (G, D)
+        self.weight = nn.Parameter(torch.empty(groups(shape, config), shape.d_model))  # (G, D)
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialize(self, generator: torch.Generator) -> None:
         """``w``."""
         self.weight.normal_(0.0, INIT_STD, generator=generator)
 

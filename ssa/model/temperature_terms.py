@@ -22,15 +22,15 @@ class Shape(NamedTuple):
 
     n_head: int  # H: the key's and value's own number in grouped-query attention
     head_dim: int  # d
-    width: int  # D
+    d_model: int  # D
 
 
 class Tokens(NamedTuple):
     """What a temperature may know of tokens besides the features that it scales."""
 
-    hidden: Tensor  # x: the normalised hidden states that the layer's projections read, (B, T, D)
+    hidden: Tensor  # x: the normalized hidden states that the layer's projections read, (B, T, D)
     visible: Tensor  # n: how many keys each token's query can see, itself among them, (T,) or (B, T)
-    log_frequency: Tensor | None = None  # of each token in the training text, standardised, (B, T)
+    log_frequency: Tensor | None = None  # of each token in the training text, standardized, (B, T)
 
     def log_n(self, dtype: torch.dtype) -> Tensor:
         """log n, broadcastable to (B, H, T, 1)."""
@@ -54,7 +54,7 @@ class Part(nn.Module):
         """The part's value."""
         raise NotImplementedError
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialize(self, generator: torch.Generator) -> None:
         """Draws what does not start at a constant."""
 
     def is_identity_up_to(self, n: int) -> bool:

@@ -34,9 +34,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.width, config.d_mlp, bias=config.mlp_bias) if config.gated_mlp else None
-        self.up = nn.Linear(config.width, config.d_mlp, bias=config.mlp_bias)
-        self.down = nn.Linear(config.d_mlp, config.width, bias=config.mlp_bias)
+        self.gate = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias)
+        self.down = nn.Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -46,7 +46,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on a normalised copy of the residual stream: one after the other, or both of the same."""
+    """Attention and MLP, each on a normalized copy of the residual stream: one after the other, or both of the same."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
     Args:
         config: the architecture and its temperatures.
         vocab_size: V; default: the config's.
-        seed: of the initialisation, `initialise`; None leaves the weights to torch, to be loaded.
+        seed: of the initialization, `initialize`; None leaves the weights to torch, to be loaded.
     """
 
     log_frequency: Tensor | None
@@ -84,33 +84,33 @@ class Transformer(nn.Module):
         if vocab_size is None:
             raise ValueError("vocab_size: not given, and not in the config")
         self.config = config
-        self.token_embedding = nn.Embedding(vocab_size, config.width)
+        self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         learned = config.positions == "learned"
-        self.position_embedding = nn.Embedding(config.max_positions, config.width) if learned else None
+        self.position_embedding = nn.Embedding(config.max_positions, config.d_model) if learned else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = _norm(config)
-        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        self.head = nn.Linear(config.d_model, vocab_size, bias=False)
         self.tie_head()
         frequencies = torch.zeros(vocab_size) if config.temperature.needs_frequencies else None
-        self.register_buffer("log_frequency", frequencies)  # (V,), standardised
+        self.register_buffer("log_frequency", frequencies)  # (V,), standardized
         if seed is not None:
-            self.initialise(seed)
+            self.initialize(seed)
 
     def tie_head(self) -> None:
         """Makes the output matrix the token embedding itself, if the config says so."""
-        if self.config.tied_head:
+        if self.config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
+    def initialize(self, seed: int) -> None:
         """GPT-2's, for every architecture: normal(0, 0.02), biases 0, norms the identity, the projections back into the
         residual stream by sqrt(2 layers) less.  Temperatures: see `initialise_temperatures`.
         """
         generator = torch.Generator().manual_seed(seed)
         residual_std = INIT_STD / (2 * self.config.n_layer) ** 0.5
         for name, module in self.named_modules():
-            tied = module is self.head and self.config.tied_head
+            tied = module is self.head and self.config.tie_embeddings
             if isinstance(module, nn.Linear | nn.Embedding) and not tied:
                 std = residual_std if name.endswith(("attention.out", "mlp.down")) else INIT_STD
                 module.weight.normal_(0.0, std, generator=generator)
@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         for temperature in self.temperatures():
-            temperature.initialise(generator)
+            temperature.initialize(generator)
 
     def temperatures(self) -> list[Temperature]:
         """All of them, first layer to last; none is vanilla attention."""
@@ -139,7 +139,7 @@ class Transformer(nn.Module):
     def set_token_counts(self, counts: Tensor) -> None:
         """Tells the temperatures that read token frequencies how often each token occurs in the training text.
 
-        The add-one log-frequency, standardised to mean 0 and variance 1 over the text.
+        The add-one log-frequency, standardized to mean 0 and variance 1 over the text.
 
         Args:
             counts: (V,).
@@ -198,8 +198,8 @@ class Transformer(nn.Module):
             x = block(x, layout, cache.layers[number] if cache is not None else None, observe)
         if cache is not None:
             cache.length = past + ids.size(1)
-        normalised: Tensor = self.final_norm(x)
-        return normalised
+        normalized: Tensor = self.final_norm(x)
+        return normalized
 
     @property
     def device(self) -> torch.device:
@@ -229,5 +229,5 @@ class Transformer(nn.Module):
 
 def _norm(config: ModelConfig) -> nn.Module:
     kind: Any = _NORMS[config.norm]
-    module: nn.Module = kind(config.width, eps=config.norm_eps)
+    module: nn.Module = kind(config.d_model, eps=config.norm_eps)
     return module

@@ -155,7 +155,7 @@ def _own(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
         **aliases(config, model.token_embedding.num_embeddings),
     }
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    if config.tied_head:
+    if config.tie_embeddings:
         del tensors["model.head.weight"]  # the embedding's
     return described, tensors
 
@@ -174,7 +174,7 @@ def _stock(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     """What decides the model's function, with defaults resolved, and what learned positions do not read left out."""
     values = config.model_dump(exclude={"name", "size", "vocab_size", "dropout", "temperature"})
-    values |= {"n_kv_head": config.kv_heads, "head_dim": config.d_head, "mlp_width": config.d_mlp}
+    values |= {"n_kv_head": config.kv_heads, "head_dim": config.d_head, "d_ff": config.d_mlp}
     values["rotary_fraction"] = config.d_rotary / config.d_head
     return values if config.positions == "rotary" else {**values, **_UNREAD}
 

@@ -40,7 +40,7 @@ class Family:
         read: config.json -> fields of `ModelConfig`.
         write: the inverse.
         vocab_size: where config.json does not say.
-        tied_head: likewise.
+        tie_embeddings: likewise.
     """
 
     model_type: str
@@ -53,7 +53,7 @@ class Family:
     read: Callable[[HFConfig], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
     vocab_size: int
-    tied_head: bool
+    tie_embeddings: bool
 
     def to_model(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """A config.json -> the fields in `ARCHITECTURE`.
@@ -62,7 +62,7 @@ class Family:
             UserError: it asks for what `ModelConfig` has not, or a value is of the wrong type.
         """
         if hf.get("quantization_config"):
-            raise UserError("config.json: quantization_config: quantised weights are not read; valid: none")
+            raise UserError("config.json: quantization_config: quantized weights are not read; valid: none")
         named = hf.get("architectures") or [self.architecture]
         if named not in ([self.architecture], [self.base]):
             valid = f"{self.architecture}, {self.base}"
@@ -72,7 +72,7 @@ class Family:
         return {
             **_COMMON,
             **sizes,
-            "tied_head": config.flag(self.tied_head, "tie_word_embeddings"),
+            "tie_embeddings": config.flag(self.tie_embeddings, "tie_word_embeddings"),
             **self.read(config),
         }
 
@@ -83,11 +83,11 @@ class Family:
         """
         named = {"architectures": [self.architecture], "model_type": self.model_type, "vocab_size": vocab_size}
         tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        return {**named, **tokens, "tie_word_embeddings": model.tied_head, **self.write(model)}
+        return {**named, **tokens, "tie_word_embeddings": model.tie_embeddings, **self.write(model)}
 
     def tensors(self, model: ModelConfig) -> list[Correspondence]:
         """All parameters of ``model`` but the temperatures'.  A tied output matrix is the token embedding's."""
-        modules = self.modules[:-1] if model.tied_head else self.modules
+        modules = self.modules[:-1] if model.tie_embeddings else self.modules
         return [parameter for module in modules for parameter in module.parameters(model)]
 
 
@@ -114,8 +114,8 @@ def _read_gpt2(hf: HFConfig) -> dict[str, Any]:
     return {
         "n_layer": hf.count(12, "n_layer", "num_hidden_layers"),
         "n_head": hf.count(12, "n_head", "num_attention_heads"),
-        "width": hf.count(768, "n_embd", "hidden_size"),
-        "mlp_width": hf.count(None, "n_inner"),
+        "d_model": hf.count(768, "n_embd", "hidden_size"),
+        "d_ff": hf.count(None, "n_inner"),
         "max_positions": hf.count(1024, "n_positions", "max_position_embeddings"),
         "positions": "learned",
         "norm_eps": hf.number(1e-5, "layer_norm_epsilon"),
@@ -127,7 +127,7 @@ def _write_gpt2(model: ModelConfig) -> dict[str, Any]:
     return {
         "n_layer": model.n_layer,
         "n_head": model.n_head,
-        "n_embd": model.width,
+        "n_embd": model.d_model,
         "n_inner": model.d_mlp,
         "n_positions": model.max_positions,
         "layer_norm_epsilon": model.norm_eps,
@@ -136,14 +136,14 @@ def _write_gpt2(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_rotary(hf: HFConfig, layers: int, heads: int, width: int, inner: int, activation: str) -> dict[str, Any]:
+def _read_rotary(hf: HFConfig, layers: int, heads: int, d_model: int, inner: int, activation: str) -> dict[str, Any]:
     """What GPT-NeoX and Llama share; the arguments are the defaults."""
     max_positions = hf.count(2048, "max_position_embeddings")
     return {
         "n_layer": hf.count(layers, "num_hidden_layers"),
         "n_head": hf.count(heads, "num_attention_heads"),
-        "width": hf.count(width, "hidden_size"),
-        "mlp_width": hf.count(inner, "intermediate_size"),
+        "d_model": hf.count(d_model, "hidden_size"),
+        "d_ff": hf.count(inner, "intermediate_size"),
         "max_positions": max_positions,
         "rope_scaling": hf.rope_scaling(max_positions),
         "activation": hf.activation(activation, "hidden_act"),
@@ -154,7 +154,7 @@ def _write_rotary(model: ModelConfig) -> dict[str, Any]:
     return {
         "num_hidden_layers": model.n_layer,
         "num_attention_heads": model.n_head,
-        "hidden_size": model.width,
+        "hidden_size": model.d_model,
         "intermediate_size": model.d_mlp,
         "max_position_embeddings": model.max_positions,
         "hidden_act": HF_ACTIVATIONS[model.activation],
@@ -164,9 +164,9 @@ def _write_rotary(model: ModelConfig) -> dict[str, Any]:
 
 
 def _read_neox(hf: HFConfig) -> dict[str, Any]:
-    fields = _read_rotary(hf, layers=44, heads=64, width=6144, inner=24576, activation="gelu")
+    fields = _read_rotary(hf, layers=44, heads=64, d_model=6144, inner=24576, activation="gelu")
     fraction = hf.rope.number(hf.number(0.25, "rotary_pct", "partial_rotary_factor"), "partial_rotary_factor")
-    head_dim = fields["width"] // fields["n_head"]
+    head_dim = fields["d_model"] // fields["n_head"]
     if int(head_dim * fraction) % 2:
         raise UserError(f"config.json: rotary_pct={fraction:g}: rotates an odd number of a head's {head_dim} features")
     bias = hf.flag(True, "attention_bias")
@@ -201,7 +201,7 @@ def _read_llama(hf: HFConfig) -> dict[str, Any]:
     hf.rope.must_be("partial_rotary_factor", 1.0)
     attention_bias = hf.flag(False, "attention_bias")
     return {
-        **_read_rotary(hf, layers=32, heads=32, width=4096, inner=11008, activation="silu"),
+        **_read_rotary(hf, layers=32, heads=32, d_model=4096, inner=11008, activation="silu"),
         "n_kv_head": hf.count(None, "num_key_value_heads"),
         "head_dim": hf.count(None, "head_dim"),
         "rope_theta": hf.rope.number(hf.number(10000.0, "rope_theta"), "rope_theta"),
@@ -237,7 +237,7 @@ GPT2 = Family(
     read=_read_gpt2,
     write=_write_gpt2,
     vocab_size=50257,
-    tied_head=True,
+    tie_embeddings=True,
 )
 GPT_NEOX = Family(
     model_type="gpt_neox",
@@ -250,7 +250,7 @@ GPT_NEOX = Family(
     read=_read_neox,
     write=_write_neox,
     vocab_size=50432,
-    tied_head=False,
+    tie_embeddings=False,
 )
 LLAMA = Family(
     model_type="llama",
@@ -263,6 +263,6 @@ LLAMA = Family(
     read=_read_llama,
     write=_write_llama,
     vocab_size=32000,
-    tied_head=False,
+    tie_embeddings=False,
 )
 FAMILIES = (GPT2, GPT_NEOX, LLAMA)

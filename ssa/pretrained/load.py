@@ -72,7 +72,7 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
         for name, view in zip(correspondence.theirs, views, strict=True):
             stored[name].copy_to(view)
     output = stored.get(pretrained.output_matrix)
-    if model.tied_head and output is not None and not output.equals(transformer.head.weight):
+    if model.tie_embeddings and output is not None and not output.equals(transformer.head.weight):
         raise UserError(
             f"init_from={init_from}: {output.name} is not the token embedding, although config.json says "
             "tie_word_embeddings=true; valid: false"
@@ -98,7 +98,7 @@ def _correspondences(transformer: Transformer, pretrained: Pretrained) -> list[C
     if pretrained.family is not None:
         return pretrained.family.tensors(transformer.config)
     names = list(transformer.state_dict())
-    if transformer.config.tied_head:
+    if transformer.config.tie_embeddings:
         names.remove("head.weight")
     if not pretrained.has_temperatures:
         names = [name for name in names if ".temperature." not in name and name != "log_frequency"]
@@ -108,7 +108,7 @@ def _correspondences(transformer: Transformer, pretrained: Pretrained) -> list[C
 def _renew_temperatures(transformer: Transformer, seed: int) -> None:
     """Gives temperatures, which hold no values after `to_empty`, those they start with."""
     config = transformer.config
-    shape = Shape(config.n_head, config.d_head, config.width)
+    shape = Shape(config.n_head, config.d_head, config.d_model)
     for block in transformer.blocks:
         attention = block.get_submodule("attention")
         attention.temperature = build_temperatures(config.temperature, shape, config.kv_heads)
@@ -132,7 +132,7 @@ def _match(
         for name, theirs in correspondence.to_theirs(ours[correspondence.ours]).items()
     }
     known = dict(shapes)
-    if transformer.config.tied_head:
+    if transformer.config.tie_embeddings:
         known[pretrained.output_matrix] = tuple(ours["head.weight"].shape)
     files = weight_files(pretrained.init_from)
     stored: dict[str, StoredTensor] = {}

@@ -27,8 +27,8 @@ In training every text began with the end-of-text token: a prompt does as the mo
 `tokenizer.eos_token + text`.
 
 """
-_LICENCE = """\
-No licence is stated here. What the licences of the training data and of the base model ask of these weights is for you
+_LICENSE = """\
+No license is stated here. What the licenses of the training data and of the base model ask of these weights is for you
 to find out and to write down before you share them.
 """
 
@@ -67,8 +67,8 @@ def model_card(config: Config, run: Path, name: str, own: bool) -> str:
         f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{loading(name, own)}\n```\n\n",
         _PROMPTS,
         _CODE if own else "",
-        "## Licence\n\n",
-        _LICENCE,
+        "## License\n\n",
+        _LICENSE,
     ]
     return "".join(parts)
 

@@ -75,7 +75,7 @@ def _indirect(entry: str, modules: dict[str, str]) -> str:
 
 def _header(module: str) -> str:
     path = module.replace(".", "/")
-    return f"# Generated from the package {_PACKAGE} {version(_PACKAGE)}, {path}.py (MIT licence).\n"
+    return f"# Generated from the package {_PACKAGE} {version(_PACKAGE)}, {path}.py (MIT license).\n"
 
 
 def _flat(module: str) -> str:

@@ -183,7 +183,7 @@ def _may_differ(field: str, wanted: Mapping[str, Any], found: Mapping[str, Any])
 def architecture(model: ModelConfig) -> dict[str, Any]:
     """What a pretrained model decides, as plain values, with defaults that follow from other fields filled in."""
     plain = model.model_dump(mode="json", include=set(ARCHITECTURE))
-    return plain | {"n_kv_head": model.kv_heads, "head_dim": model.d_head, "mlp_width": model.d_mlp}
+    return plain | {"n_kv_head": model.kv_heads, "head_dim": model.d_head, "d_ff": model.d_mlp}
 
 
 def check_rule(model: ModelConfig, pretrained: Pretrained) -> None:
@@ -218,7 +218,7 @@ def _rule(model: ModelConfig) -> dict[str, Any]:
         for key, chosen in parts.items()
         for part in ("token", "position", "base")
     }
-    values["mlp_hidden"] = model.temperature.d_mlp(model.width)
+    values["mlp_hidden"] = model.temperature.d_mlp(model.d_model)
     return words | values
 
 

@@ -26,7 +26,7 @@ def read(source: str) -> list[FoundRun]:
     A run that was resumed has several W&B runs: the newest finished one counts, or else the newest.
 
     Raises:
-        UserError: the source is misspelt; there is no such project or no API key; W&B does not answer.
+        UserError: the source is misspelled; there is no such project or no API key; W&B does not answer.
     """
     match = _SOURCE.fullmatch(source)
     if not match:

@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def shown(self) -> str:
-        """The text, and what it lacks in words where it does not say so: no rendering tells states by colour alone."""
+        """The text, and what it lacks in words where it does not say so: no rendering tells states by color alone."""
         if self.state == "none":
             return self.text or "–"
         if self.state not in INCOMPLETE or self.state in self.text.lower():

@@ -1,7 +1,7 @@
 """From documents to files of tokens: in restartable chunks, by several processes, a chunk of text in memory each.
 
-This process reads the documents and deals them out, the others tokenise: Parquet was read at 150 MB/s where one core
-tokenised 1.5 MB/s.  A chunk is complete when its ``.json`` is there, a split when its own is; after an interruption
+This process reads the documents and deals them out, the others tokenize: Parquet was read at 150 MB/s where one core
+tokenized 1.5 MB/s.  A chunk is complete when its ``.json`` is there, a split when its own is; after an interruption
 what is complete is kept.
 """
 
@@ -30,7 +30,7 @@ from ssa.text.corpus import Corpus
 from ssa.text.tokenization import Tokenizer
 
 CHUNK = 8_000_000  # characters of text in a chunk file
-_BATCH = 500_000  # characters tokenised at once: what bounds the tokenizer's memory
+_BATCH = 500_000  # characters tokenized at once: what bounds the tokenizer's memory
 _COUNTS = ("tokens", "documents", "words", "bytes")
 Record: TypeAlias = dict[str, Any]  # the counts and the sha256 of a token file
 OnChunk: TypeAlias = Callable[[Record], None]
@@ -69,7 +69,7 @@ def build_split(
     if not records:
         raise UserError(
             f"data.{split}: no text in the {split} split; give it more text, "
-            "or where it is held out of the train split, raise data.held_out"
+            "or where it is held out of the train split, raise data.validation_fraction"
         )
     return _assemble(folder, split, records, tokenizer)
 
@@ -98,7 +98,7 @@ def _chunk_records(chunks: Iterator[Chunk], workers: int) -> Iterator[Record]:
         yield from _bounded_map(executor, chain(first, chunks), limit=workers + 1)
     except BrokenProcessPool as error:
         raise UserError(
-            "a tokenising process was killed (out of memory?); run again to go on from there, with data.workers=1"
+            "a tokenizing process was killed (out of memory?); run again to go on from there, with data.workers=1"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)

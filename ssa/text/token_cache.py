@@ -114,7 +114,7 @@ class TokenizedCorpus:
 
 
 def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpus:
-    """The tokens that a config names, from the cache or tokenised now.
+    """The tokens that a config names, from the cache or tokenized now.
 
     Args:
         data: what text, which tokenizer, where the cache is.
@@ -160,7 +160,7 @@ def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
 def _build(
     data: DataConfig, corpus: Corpus, tokenizer: Tokenizer, folder: Path, key: str, progress: OnChunk | None
 ) -> dict[str, Any]:
-    """Tokenise into ``folder.building`` and rename that, so that a folder of the final name is always complete."""
+    """Tokenize into ``folder.building`` and rename that, so that a folder of the final name is always complete."""
     building = folder.with_name(f"{folder.name}.building")
     root = cache_root(data.cache_dir)
     with writing_to(building.parent), _locked(folder):

@@ -1,4 +1,4 @@
-"""How far tokenising has come: a Rich bar on a terminal, a line a minute elsewhere."""
+"""How far tokenizing has come: a Rich bar on a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class AttentionMap(nn.Module):
             self.register_parameter(name, nn.Parameter(values))  # (H d, D)
         self.temperature = build_temperatures(temperature, Shape(n_head, head_dim, width)).double()
         for part in self.temperature.values():
-            part.initialise(temperatures)  # type: ignore[operator]
+            part.initialize(temperatures)  # type: ignore[operator]
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """(B, Q, D), (B, K, D) -> (B, H, Q, K), of which a softmax over the last dimension is the map."""

@@ -1,4 +1,4 @@
-"""Many small models of one shape trained at once: one member a seed, vectorised by `torch.func.vmap`.
+"""Many small models of one shape trained at once: one member a seed, vectorized by `torch.func.vmap`.
 
 Each member is trained exactly as it would be alone, on batches of its own: parameters share no gradient, and Adam works
 element by element.  What is gained is the overhead of thousands of tiny kernels.
@@ -27,7 +27,7 @@ def train(
     *,
     steps: int,
     lr: float,
-    vectorised: bool = True,
+    vectorized: bool = True,
 ) -> None:
     """Trains each member in place, by Adam, its rate falling from ``lr`` to 0 along a cosine.
 
@@ -36,9 +36,9 @@ def train(
         draw: (member's number, chunk's number) -> the batches of the steps of that chunk; a pure function.
         steps: optimizer steps.
         lr: learning rate at the start.
-        vectorised: False: one member after another; the numbers are the same to rounding, the time is not.
+        vectorized: False: one member after another; the numbers are the same to rounding, the time is not.
     """
-    if not vectorised:
+    if not vectorized:
         for number, member in enumerate(members):
             _train_one(member, lambda chunk, number=number: draw(number, chunk), steps, lr)  # type: ignore[misc]
         return

@@ -119,7 +119,7 @@ class MixedLookup(nn.Module):
 
         Returns:
             mse; ``norm``, the mean of ``||W_h||``; ``norm_mean`` and ``norm_max`` of ``tau_i ||W_h||``, the operator
-            norm of the matrix of a query's logits, and ``norm_geometric``, where tau is normalised to geometric mean
+            norm of the matrix of a query's logits, and ``norm_geometric``, where tau is normalized to geometric mean
             1 in a head; tau_min, tau_max; spikiness, and its mean absolute difference to the ideal one;
             ``by_level``: of each level mse, and a mean a head of tau and spikiness; ``tokens``: of heads and queries
             norm and spikiness, each (H, T).
@@ -173,7 +173,7 @@ def train_lookup(
     steps: int,
     batch: int,
     seeds: int,
-    vectorised: bool,
+    vectorized: bool,
 ) -> list[dict[str, Any]]:
     """`MixedLookup.measure` of each seed, all trained as one ensemble.  Each head has D / H dimensions.
 
@@ -188,5 +188,5 @@ def train_lookup(
     def draw(seed: int, chunk: int) -> ensemble.Batches:
         return draw_batches(items, levels, batch, value_dim, generator(seed, 2, chunk))
 
-    ensemble.train(members, draw, steps=steps, lr=lr, vectorised=vectorised)
+    ensemble.train(members, draw, steps=steps, lr=lr, vectorized=vectorized)
     return [{"seed": seed, **member.measure(levels)} for seed, member in enumerate(members)]

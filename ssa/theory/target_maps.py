@@ -147,7 +147,7 @@ class TargetFit(nn.Module):
 
         ``explained`` is the share of the KL of uniform maps (norm 0) that is gone; ``norm_mean`` and ``norm_max`` are
         of ``tau_i ||W||``, the operator norm of the matrix of a query's logits, ``norm_geometric`` of ``||W||`` with
-        tau normalised to geometric mean 1, ``frobenius`` the root mean square of ``||tau_i W||_F``.
+        tau normalized to geometric mean 1, ``frobenius`` the root mean square of ``||tau_i W||_F``.
         """
         log_maps, tau, norm = self.log_maps(), self.temperatures(), self.map.norms()[0]
         maps, n = log_maps.exp(), len(self.x)
@@ -184,13 +184,13 @@ def fit(
     lr: float,
     steps: int,
     seeds: int,
-    vectorised: bool,
+    vectorized: bool,
 ) -> list[dict[str, float]]:
     """One row a seed and decay: those two, and `TargetFit.measure`.  All are fitted as one ensemble."""
     cases = [(seed, decay) for seed in range(seeds) for decay in decays]
     problems = [problem(family, n, width, spread, mean, seed) for seed in range(seeds)]
     members = [TargetFit(*problems[seed], method, decay, penalty, seed) for seed, decay in cases]
-    ensemble.train(members, lambda number, chunk: (), steps=steps, lr=lr, vectorised=vectorised)
+    ensemble.train(members, lambda number, chunk: (), steps=steps, lr=lr, vectorized=vectorized)
     return [
         {"seed": seed, "decay": decay, **member.measure()} for (seed, decay), member in zip(cases, members, strict=True)
     ]

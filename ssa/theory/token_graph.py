@@ -1,6 +1,6 @@
 """Next-token prediction on a random graph: what one attention map learns of a transition matrix that is known.
 
-    P*_ij = 1 / d_i  for the d_i out-neighbours j of node i, else 0
+    P*_ij = 1 / d_i  for the d_i out-neighbors j of node i, else 0
     P_ij  = softmax_j(tau_i e_i^T W e_j)          e: learned embeddings, the layer's map over the vocabulary
 
 The paper's figure 3 and table 1 (arXiv 2411.12892) are of such graphs; its set-up is not known to us, and this one is
@@ -36,7 +36,7 @@ class TokenGraph:
     """A Markov chain over V tokens.
 
     Attributes:
-        transitions: P*, (V, V), float64; row i is uniform over the out-neighbours of i.
+        transitions: P*, (V, V), float64; row i is uniform over the out-neighbors of i.
     """
 
     transitions: Tensor
@@ -45,7 +45,7 @@ class TokenGraph:
     def draw(cls, vocabulary: int, degrees: Sequence[int], seed: int) -> TokenGraph:
         """A random directed graph without loops.
 
-        Each node has one neighbour along a random cycle through all nodes, so that every node can be reached, and the
+        Each node has one neighbor along a random cycle through all nodes, so that every node can be reached, and the
         others uniformly among the rest.
 
         Args:
@@ -70,7 +70,7 @@ class TokenGraph:
 
     @cached_property
     def degrees(self) -> Tensor:
-        """How many out-neighbours each node has, (V,), int64."""
+        """How many out-neighbors each node has, (V,), int64."""
         return (self.transitions > 0).sum(1)
 
     @cached_property
@@ -121,10 +121,10 @@ class TokenGraph:
 
     @cached_property
     def _moves(self) -> Tensor:
-        """Each node's neighbours, each as often as the others, in rows of equal length: (V, lcm of the degrees)."""
+        """Each node's neighbors, each as often as the others, in rows of equal length: (V, lcm of the degrees)."""
         ways = math.lcm(*self.degrees.tolist())
-        neighbours = [row.nonzero().flatten() for row in self.transitions]
-        return torch.stack([nodes.repeat(ways // len(nodes)) for nodes in neighbours])
+        neighbors = [row.nonzero().flatten() for row in self.transitions]
+        return torch.stack([nodes.repeat(ways // len(nodes)) for nodes in neighbors])
 
 
 class NextToken(nn.Module):
@@ -134,20 +134,20 @@ class NextToken(nn.Module):
         vocabulary: V.
         width: D, and head_dim.
         temperature: of the map's query.
-        normalised: divide each embedding by its root mean square before it is read, as a transformer's layers do.
+        normalized: divide each embedding by its root mean square before it is read, as a transformer's layers do.
         seed: equal seeds start at equal embeddings, W_q and W_k, with or without temperatures.
 
     Embeddings start as normal(0, 1), so that logits are of order 1.
     """
 
     def __init__(
-        self, vocabulary: int, width: int, temperature: TemperatureConfig, *, normalised: bool = False, seed: int = 0
+        self, vocabulary: int, width: int, temperature: TemperatureConfig, *, normalized: bool = False, seed: int = 0
     ) -> None:
         super().__init__()
         drawn = torch.randn(vocabulary, width, generator=generator(_EMBEDDINGS, seed), dtype=torch.float64)
         self.embeddings = nn.Parameter(drawn)  # (V, D)
         self.attention = AttentionMap(width, width, temperature, seed=seed)
-        self.normalised = normalised
+        self.normalized = normalized
 
     def forward(self, counts: Tensor) -> Tensor:
         """Mean cross-entropy over the transitions counted, (V, V) -> (), in nats."""
@@ -170,7 +170,7 @@ class NextToken(nn.Module):
     def _vectors(self) -> Tensor:
         """(1, V, D)."""
         x = self.embeddings
-        return (x * x.square().mean(-1, keepdim=True).rsqrt() if self.normalised else x)[None]
+        return (x * x.square().mean(-1, keepdim=True).rsqrt() if self.normalized else x)[None]
 
 
 def learn(
@@ -179,21 +179,21 @@ def learn(
     vocabulary: int,
     degrees: list[int],
     width: int,
-    normalised: bool,
+    normalized: bool,
     lr: float,
     steps: int,
     sequences: int,
     length: int,
     seeds: int,
-    vectorised: bool,
+    vectorized: bool,
 ) -> dict[str, Any]:
     """Trains a method on the graphs of seeds 0, 1, ... and measures it exactly, against P* and under pi.
 
     Args:
         method: one of `METHODS`; graph, data and initial weights of a seed are the same for all of them.
         vocabulary, degrees: of `TokenGraph.draw`.
-        width, normalised: of `NextToken`.
-        lr, steps, vectorised: of `train`.
+        width, normalized: of `NextToken`.
+        lr, steps, vectorized: of `train`.
         sequences, length: of a step, all of them fresh.
         seeds: how many.
 
@@ -203,12 +203,12 @@ def learn(
         and ``spread``, the standard deviation of its logits over the vocabulary, temperature included.
     """
     graphs = [TokenGraph.draw(vocabulary, degrees, seed) for seed in range(seeds)]
-    models = [NextToken(vocabulary, width, METHODS[method], normalised=normalised, seed=seed) for seed in range(seeds)]
+    models = [NextToken(vocabulary, width, METHODS[method], normalized=normalized, seed=seed) for seed in range(seeds)]
 
     def draw(seed: int, chunk: int) -> tuple[Tensor]:
         return (graphs[seed].counts(CHUNK, sequences, length, generator(_DATA, seed, chunk)),)
 
-    train(models, draw, steps=steps, lr=lr, vectorised=vectorised)
+    train(models, draw, steps=steps, lr=lr, vectorized=vectorized)
     with torch.no_grad():
         runs = [_measured(graph, model) for graph, model in zip(graphs, models, strict=True)]
         matrix = models[0].log_probabilities().exp().tolist()

@@ -24,7 +24,7 @@ from ssa.training.optim import lr_factor
 _SHOWN = 10  # other runs in the closing table
 
 
-def summarise(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
+def summarize(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
     """Evaluates the weights at hand on validation and test, whole, and puts the run's numbers together."""
     config = job.config
     trainer.validate(module, job.evaluation_loader("validation"), verbose=False)

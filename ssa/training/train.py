@@ -40,7 +40,7 @@ from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
 from ssa.training.loaders import TrainingLoader
 from ssa.training.optim import freeze
-from ssa.training.summary import print_end, print_start, summarise
+from ssa.training.summary import print_end, print_start, summarize
 
 Row = dict[str, Any]
 
@@ -152,7 +152,7 @@ def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[st
                         trainer.validate(module, validation, verbose=False)
                 trainer.fit(module, job.loader, validation, ckpt_path=resume_from, weights_only=True)
                 best_step = load_weights(job.model, record.best_checkpoint)
-                summary = summarise(job, trainer, module, best_step)
+                summary = summarize(job, trainer, module, best_step)
         except Interrupted:
             record.set_status("interrupted", step=trainer.global_step)
             resume = f"python train.py resume={record.folder}"

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install -e '.[plots]'"
 FORMATS = ("png", "svg")
-INK, GREY = "#222222", "#888888"
+INK, GRAY = "#222222", "#888888"
 _STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": "medium",
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -93,7 +93,7 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def shades(n: int) -> list[Any]:
-    """Colours of n lines in an order, such as layers: from dark to light, also in greyscale."""
+    """Colors of n lines in an order, such as layers: from dark to light, also in greyscale."""
     import numpy as np
     from matplotlib import colormaps
 
@@ -111,14 +111,14 @@ def heat_map(
     high: float | None = None,
     digits: int = 2,
 ) -> None:
-    """A matrix as colours with a colour bar, and as numbers where there is room for them.
+    """A matrix as colors with a color bar, and as numbers where there is room for them.
 
     Args:
         axes: to draw in; titles and the names of its axes are the caller's.
         values: (rows, columns); nan stays empty.
         rows, columns: what to write beside each, the first row on top.
         label: what the values are, with their unit.
-        low, high: ends of the colour scale; default: of the values.
+        low, high: ends of the color scale; default: of the values.
         digits: after the point.
     """
     import numpy as np

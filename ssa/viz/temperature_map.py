@@ -1,6 +1,6 @@
-"""Each token of a text coloured by its learned temperature, as in the paper's figure 1: the numbers, and a terminal.
+"""Each token of a text colored by its learned temperature, as in the paper's figure 1: the numbers, and a terminal.
 
-Colours diverge around 1, the temperature of vanilla attention: blue and underlined below, red above.
+Colors diverge around 1, the temperature of vanilla attention: blue and underlined below, red above.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEANING = {
     "value": "Larger: this token says more to those that attend to it; near 0 it is muted.",
     "output": "Larger: what attention brings weighs more in this token; near 0 it is ignored.",
 }
-_BELOW, _AT_ONE, _ABOVE = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # distinct to colour-blind eyes too
+_BELOW, _AT_ONE, _ABOVE = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # distinct to color-blind eyes too
 _GLYPHS: dict[int, int | str] = {**CONTROLS, ord("\n"): "⏎\n", ord("\t"): "⇥"}
 
 
@@ -38,7 +38,7 @@ class TemperatureView:
     """The text that each token adds, which may be none, and its temperature.
 
     ``of`` is query, key, value or output; ``over`` says what of the model the temperatures are of; ``least_reach`` is
-    that of the colours, so that noise around 1 stays pale, or to have several views in the same colours.
+    that of the colors, so that noise around 1 stays pale, or to have several views in the same colors.
     """
 
     pieces: Sequence[str]
@@ -49,7 +49,7 @@ class TemperatureView:
 
     @property
     def reach(self) -> float:
-        """How far from 1 the strongest colours are."""
+        """How far from 1 the strongest colors are."""
         return max(self.least_reach, *(abs(value - 1) for value in self.values))
 
     @property
@@ -64,9 +64,9 @@ class TemperatureView:
         )
 
     def tokens(self) -> Iterator[tuple[str, float, RGB, RGB]]:
-        """Of each: its text with nothing invisible in it, temperature, background and text colour."""
+        """Of each: its text with nothing invisible in it, temperature, background and text color."""
         for piece, value in zip(self.pieces, self.values, strict=True):
-            background = colour(value, self.reach)
+            background = color(value, self.reach)
             yield shown(piece), value, background, ink(background)
 
     def scale(self, steps: int) -> list[float]:
@@ -169,8 +169,8 @@ def over(model: ModelConfig, of: str, layer: int | None, head: int | None) -> st
     return ", ".join([*chosen, *(["mean over " + " and ".join(means)] if means else [])])
 
 
-def colour(value: float, reach: float) -> RGB:
-    """Of a temperature, where ``1 - reach`` and ``1 + reach`` have the strongest colours."""
+def color(value: float, reach: float) -> RGB:
+    """Of a temperature, where ``1 - reach`` and ``1 + reach`` have the strongest colors."""
     end, share = (_BELOW if value < 1 else _ABOVE), min(abs(value - 1) / reach, 1.0)
     red, green, blue = (round(pale + share * (full - pale)) for pale, full in zip(_AT_ONE, end, strict=True))
     return red, green, blue
@@ -191,7 +191,7 @@ def shown(piece: str) -> str:
 
 
 def print_view(console: Console, view: TemperatureView) -> None:
-    """Prints text and legend; without colours, each token's temperature behind it."""
+    """Prints text and legend; without colors, each token's temperature behind it."""
     from rich.color import Color
     from rich.style import Style
     from rich.text import Text
@@ -208,7 +208,7 @@ def print_view(console: Console, view: TemperatureView) -> None:
     if console.color_system is not None:
         bar.append(f"   {1 - view.reach:.3f} ")
         for value in view.scale(33):
-            bar.append(" ", Style(bgcolor=Color.from_rgb(*colour(value, view.reach))))
+            bar.append(" ", Style(bgcolor=Color.from_rgb(*color(value, view.reach))))
         bar.append(f" {1 + view.reach:.3f}")
     for line in (text, "", what, Text.assemble(numbers, bar), meaning):
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -14,12 +14,12 @@ from rich.cells import cell_len, chop_cells
 from ssa.atomic import replacing
 from ssa.errors import UserError
 from ssa.viz import plot_style
-from ssa.viz.temperature_map import RGB, TemperatureView, colour
+from ssa.viz.temperature_map import RGB, TemperatureView, color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_Cell = tuple[int, int, str, RGB, RGB, bool]  # row, column, text, background, text colour, underlined
+_Cell = tuple[int, int, str, RGB, RGB, bool]  # row, column, text, background, text color, underlined
 _COLUMNS, _POINTS = 100, 10
 _ADVANCE, _LINE = 0.602, 1.6  # of a monospaced character, in font sizes: DejaVu Sans Mono's, and room around it
 _PAGE = """<!doctype html>
@@ -75,7 +75,7 @@ def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureVi
         UserError: it cannot be written.
     """
     more = [_FOLDED.format(over=html.escape(other.over), view=_html_of(other)) for other in folded]
-    what, stops = html.escape(view.legend[0]), ", ".join(_hex(colour(value, view.reach)) for value in view.scale(3))
+    what, stops = html.escape(view.legend[0]), ", ".join(_hex(color(value, view.reach)) for value in view.scale(3))
     page = _PAGE.format(what=what, stops=stops, views="\n".join([_html_of(view), *more]))
     with _faults_of("html", path), replacing(path) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n")
@@ -111,7 +111,7 @@ def write_picture(view: TemperatureView, path: Path) -> None:
 
 
 class _Legend:
-    """Its lines; the second of the three parts has the colours beside it."""
+    """Its lines; the second of the three parts has the colors beside it."""
 
     def __init__(self, view: TemperatureView) -> None:
         what, numbers, meaning = view.legend
@@ -141,7 +141,7 @@ def _draw(axes: Axes, view: TemperatureView, cells: Sequence[_Cell], first: int,
     start = len(legend.lines[legend.numbers]) + 3 + len(low)
     for step, value in enumerate(view.scale(33)):
         place = (start + step / 2, row + 0.1)
-        axes.add_patch(Rectangle(place, 0.5, 0.8, color=_hex(colour(value, view.reach)), linewidth=0))
+        axes.add_patch(Rectangle(place, 0.5, 0.8, color=_hex(color(value, view.reach)), linewidth=0))
     axes.text(start - len(low), row + 0.5, low, color="black", **font)
     axes.text(start + 16.5, row + 0.5, high, color="black", **font)
 

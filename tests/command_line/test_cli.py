@@ -95,7 +95,7 @@ TYPED_WRONG = {
     "optim.lr=-1e-3": ["optim.lr=-0.001:", "valid: > 0"],
     "data.path=3": ["data.path=3:", "text", "'\"3\"'"],
     "trainer.device=gpu": ["trainer.device=gpu:", "valid: auto, cuda, mps, cpu"],
-    "model.n_head=3": ["model.n_head=3:", "model.width=160", "valid: 1, 2, 4"],
+    "model.n_head=3": ["model.n_head=3:", "model.d_model=160", "valid: 1, 2, 4"],
     "data=hub": ["data.path", "ORG/NAME"],
     # the override language
     "trainer.steps=[": ["trainer.steps=[:", "KEY=VALUE"],
@@ -125,14 +125,14 @@ def test_one_line_for_a_wrong_argument(argument: str, launch: Callable[..., Outc
 
 GLOBAL = "# @package _global_\n"
 WRITTEN_WRONG = {
-    "misspelt key": (GLOBAL + "trainer:\n  step: 5\n", ["trainer.step:", "did you mean trainer.steps?"]),
-    "misspelt section": (GLOBAL + "trayner:\n  steps: 5\n", ["trayner:", "did you mean trainer?"]),
+    "misspelled key": (GLOBAL + "trainer:\n  step: 5\n", ["trainer.step:", "did you mean trainer.steps?"]),
+    "misspelled section": (GLOBAL + "trayner:\n  steps: 5\n", ["trayner:", "did you mean trainer?"]),
     "quoted number": (GLOBAL + 'trainer:\n  steps: "5"\n', ["trainer.steps=5:", "whole number, not text"]),
     "value for a section": (GLOBAL + "trainer: 5\n", ["trainer=5:", "steps, batch_size"]),
     "no value": (GLOBAL + "trainer:\n  steps: ${steps}\n", ["trainer.steps:", "key 'steps' not found"]),
     "label without its values": (GLOBAL + "model:\n  size: micro\n", ["model.size=micro:", "model/size=micro"]),
-    "misspelt group": (GLOBAL + "defaults:\n  - override /modl: gpt2\n", ["experiment/mine.yaml: modl:", "model?"]),
-    "misspelt option": (GLOBAL + "defaults:\n  - override /model: gpt5\n", ["model=gpt5:", "gpt2, llama"]),
+    "misspelled group": (GLOBAL + "defaults:\n  - override /modl: gpt2\n", ["experiment/mine.yaml: modl:", "model?"]),
+    "misspelled option": (GLOBAL + "defaults:\n  - override /model: gpt5\n", ["model=gpt5:", "gpt2, llama"]),
     "no override": (GLOBAL + "defaults:\n  - /optim: adamw\n", ["experiment=mine", "optim"]),
     "launcher chosen": (GLOBAL + "defaults:\n  - override /hydra/launcher: basic\n", ["launcher", "command line"]),
     "launcher set": (GLOBAL + "hydra:\n  launcher:\n    n_jobs: 3\n", ["launcher", "command line"]),

@@ -17,7 +17,7 @@ from ssa.errors import UserError
 from ssa.text.corpus import open_corpus
 from ssa.text.tokenization import load_tokenizer, train_bpe
 
-WIDTHS = ["model.width=32", "model.n_head=4", "data.block_size=64"]
+WIDTHS = ["model.d_model=32", "model.n_head=4", "data.block_size=64"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_architecture_is_the_pretrained_models(
     for option in options:
         config = configured(f"model={option}", f"init_from={folder}", "data.block_size=64", "model.dropout=0.1")
         wanted = small(model_type)
-        for field in ("n_layer", "width", "kv_heads", "d_head", "d_mlp", "d_rotary", "tied_head", "max_positions"):
+        for field in ("n_layer", "d_model", "kv_heads", "d_head", "d_mlp", "d_rotary", "tie_embeddings", "max_positions"):
             assert getattr(config.model, field) == getattr(wanted, field)
         assert (config.model.name, config.model.size, config.model.dropout) == (option, model_type, 0.1)
         assert (config.model.vocab_size, config.data.tokenizer) == (VOCAB, str(folder))
@@ -52,7 +52,7 @@ def test_the_architecture_is_the_pretrained_models(
 
 WRONG: dict[str, tuple[str, list[str], str]] = {
     "field": ("llama", ["model=llama", "model.n_layer=5"], "model.n_layer=5: init_from=X has 2"),
-    "field, appended": ("llama", ["model=llama", "++model.width=64"], "model.width=64: init_from=X has 32"),
+    "field, appended": ("llama", ["model=llama", "++model.d_model=64"], "model.d_model=64: init_from=X has 32"),
     "field of another type": ("llama", ["model=llama", "model.n_layer=abc"], "model.n_layer=abc: init_from=X has 2"),
     "default by name": ("llama", ["model=llama", "model.n_kv_head=null"], "model.n_kv_head=null: init_from=X has 2"),
     "deleted": ("llama", ["model=llama", "~model.norm"], "model.norm=null: init_from=X has rms"),

@@ -71,7 +71,7 @@ def test_the_columns_of_the_paper_whose_data_is_there(tmp_path: Path, capsys: py
 
 
 def test_wikitext_divides_by_its_words(tmp_path: Path) -> None:
-    """The three conventions on the same real documents; the harness's own task is the second of them, detokenised."""
+    """The three conventions on the same real documents; the harness's own task is the second of them, detokenized."""
     names = "perplexity,perplexity_lm_eval,perplexity_hf_strided,wikitext"
     values = {"init_from": FOLDER, "text": "wikitext", "limit": 1, "context": 512, "output_dir": str(tmp_path)}
     kept = evaluate(EvaluateSettings.model_validate({**values, "tasks": names}))

@@ -488,7 +488,7 @@ def test_a_claim_without_runs_is_undecided_and_stays_the_first(
     assert (conclusion["verdict"], conclusion["seeds"], conclusion["mean"]) == ("undecided", "0", "-")
 
 
-def test_a_source_that_is_misspelt_is_one_line_and_nothing_is_run(
+def test_a_source_that_is_misspelled_is_one_line_and_nothing_is_run(
     begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "to").mkdir()
@@ -529,7 +529,7 @@ def test_an_override_that_would_be_lost_is_refused(
 
 def test_a_key_that_no_run_has_is_refused() -> None:
     grid = declared(find("ablation_strategies"))
-    misspelt = grid.model_copy(update={"metrics": [Metric(name="loss", key="val/los")]})
+    misspelled = grid.model_copy(update={"metrics": [Metric(name="loss", key="val/los")]})
     frame = pd.DataFrame({"status": ["finished"], "val/loss": [1.0]})
     with pytest.raises(UserError, match="key=val/los: no run has it, did you mean val/loss"):
-        check_keys(misspelt, frame)
+        check_keys(misspelled, frame)

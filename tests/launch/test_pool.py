@@ -150,7 +150,7 @@ def test_runs_that_fail_are_alone(
     small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails = {
-        "misspelt": ["trainer.stepz=3"],
+        "misspelled": ["trainer.stepz=3"],
         "diverges": ["optim.lr=1e30"],
         "no data": ["data.train=nowhere/*.txt"],
     }
@@ -162,7 +162,7 @@ def test_runs_that_fail_are_alone(
         assert error.startswith("error: 6 runs failed: "), error
         assert error.count("\n") == 1
         reasons = {
-            "misspelt": "trainer.stepz: unknown key",
+            "misspelled": "trainer.stepz: unknown key",
             "diverges": "error: the loss is not finite at step",
             "no data": "error: data.train=nowhere/*.txt: matches no file",
         }

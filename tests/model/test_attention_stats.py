@@ -1,4 +1,4 @@
-"""Entropy, spikiness and max logit against the materialised map in float64; memory stays O(T)."""
+"""Entropy, spikiness and max logit against the materialized map in float64; memory stays O(T)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssa.model.attention_stats import attention_statistics, row_statistics
 from ssa.model.transformer import Transformer
 
 
-def materialised(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def materialized(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     length, n = query.size(-2), torch.arange(1, query.size(-2) + 1)
     logits = query.double() @ key.double().transpose(-1, -2) / math.sqrt(query.size(-1))
     logits = logits.masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
@@ -26,17 +26,17 @@ def materialised(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, 
 
 @settings(max_examples=40, deadline=None)
 @given(length=st.integers(1, 70), chunk=st.integers(1, 400), spread=st.floats(0.01, 30), seed=st.integers(0, 2**31))
-def test_equals_the_materialised_map(length: int, chunk: int, spread: float, seed: int) -> None:
+def test_equals_the_materialized_map(length: int, chunk: int, spread: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     query = spread * torch.randn(2, 3, length, 8, generator=generator)
     key = torch.randn(2, 3, length, 8, generator=generator)
     rows = row_statistics(query, key, chunk_elements=chunk)
-    entropy, spikiness, max_logit = materialised(query, key)
+    entropy, spikiness, max_logit = materialized(query, key)
     torch.testing.assert_close(rows.entropy.double(), entropy, rtol=0, atol=1e-4)
     torch.testing.assert_close(rows.spikiness.double(), spikiness, rtol=0, atol=1e-4)
     torch.testing.assert_close(rows.max_logit.double(), max_logit, rtol=1e-5, atol=1e-4)
-    normalised = entropy[..., 1:] / torch.arange(2, length + 1).log()
-    torch.testing.assert_close(rows.entropy_normalized[..., 1:].double(), normalised, rtol=0, atol=1e-4)
+    normalized = entropy[..., 1:] / torch.arange(2, length + 1).log()
+    torch.testing.assert_close(rows.entropy_normalized[..., 1:].double(), normalized, rtol=0, atol=1e-4)
 
 
 def test_known_rows() -> None:
@@ -56,7 +56,7 @@ def test_model_statistics_are_means_of_rows(model_config) -> None:
     model(ids, observe=observed.append)
     statistics = attention_statistics(model, ids)
     for layer, inputs in enumerate(observed):
-        entropy, spikiness, max_logit = materialised(inputs.query, inputs.key)
+        entropy, spikiness, max_logit = materialized(inputs.query, inputs.key)
         name = f"layer_{layer:02d}"
         assert statistics[f"attention_entropy/{name}"] == pytest.approx(entropy.mean().item(), abs=1e-5)
         assert statistics[f"attention_entropy/{name}/head_01"] == pytest.approx(entropy[:, 1].mean().item(), abs=1e-5)

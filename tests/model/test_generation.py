@@ -20,7 +20,7 @@ from ssa.model.transformer import Transformer
 
 VOCABULARY = 50
 LENGTH = 24
-SMALL = ["n_layer=2", "n_head=2", "n_kv_head=1", "width=16", "max_positions=32"]
+SMALL = ["n_layer=2", "n_head=2", "n_kv_head=1", "d_model=16", "max_positions=32"]
 ACTING = ["temperature.train_length=3", "temperature.floor_length=2", "temperature.yarn_factor=4.0"]  # from the start
 BACKBONES = ["gpt2", "pythia", "llama"]
 RULES = sorted(path.stem for path in (ROOT / "conf" / "model" / "temperature").glob("*.yaml"))

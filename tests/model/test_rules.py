@@ -20,7 +20,7 @@ from ssa.training.optim import build_optimizer
 CONF = ROOT / "conf"
 RULES = sorted(file.stem for file in (CONF / "model" / "temperature").glob("*.yaml"))
 BACKBONES = ["gpt2", "pythia", "llama"]
-SMALL = ["model.n_layer=2", "model.n_head=4", "model.n_kv_head=2", "model.width=32"]
+SMALL = ["model.n_layer=2", "model.n_head=4", "model.n_kv_head=2", "model.d_model=32"]
 SMALL += ["model.temperature.train_length=5", "model.temperature.floor_length=3"]  # so that none is a no-op
 VOCAB = 61
 

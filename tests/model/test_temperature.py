@@ -17,7 +17,7 @@ from ssa.model.temperature import Temperature, build_temperatures, scale
 from ssa.model.temperature_terms import Part, Shape, Tokens
 
 B, H, T, D, WIDTH = 2, 3, 7, 5, 11
-SHAPE = Shape(n_head=H, head_dim=D, width=WIDTH)
+SHAPE = Shape(n_head=H, head_dim=D, d_model=WIDTH)
 PARTS = [
     *(("token", name) for name in rules.TOKEN_PARTS),
     *(("position", name) for name in rules.POSITION_PARTS),
@@ -29,11 +29,11 @@ ACTIVE = {"train_length": 3, "floor_length": 2, "mlp_hidden": 4}  # so that ever
 def build(per: str = "head", settings: dict | None = None, **parts: str) -> Temperature:
     config = TemperatureConfig(per=per, **(ACTIVE if settings is None else settings))
     built = Temperature(ScalarTemperature(**parts), SHAPE, config)
-    built.initialise(torch.Generator().manual_seed(0))
+    built.initialize(torch.Generator().manual_seed(0))
     return built
 
 
-def randomised(temperature: Temperature, seed: int = 0) -> Temperature:
+def randomized(temperature: Temperature, seed: int = 0) -> Temperature:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in temperature.parameters():
@@ -93,7 +93,7 @@ EQUATIONS: dict[str, Callable[..., float]] = {
 @pytest.mark.parametrize("per", ["head", "layer"])
 @pytest.mark.parametrize(("slot", "name"), [part for part in PARTS if part[1] != "rms_norm"])
 def test_equals_the_equation_scalar_by_scalar(slot: str, name: str, per: str) -> None:
-    tau = randomised(build(per, **{slot: name}))
+    tau = randomized(build(per, **{slot: name}))
     features, tokens = batch()
     parameters = {key: value.tolist() for key, value in tau.parts[slot].named_parameters()}
     heads = H if per == "head" else 1
@@ -109,21 +109,21 @@ def test_equals_the_equation_scalar_by_scalar(slot: str, name: str, per: str) ->
 
 
 def test_rms_norm_is_the_norm_of_each_head() -> None:
-    tau = randomised(build(base="rms_norm"))
+    tau = randomized(build(base="rms_norm"))
     features, tokens = batch()
     want = F.rms_norm(features, (D,), tau.parts["base"].weight, eps=1e-6)
     torch.testing.assert_close(scale(features, tau(features, tokens)), want)
 
 
 def test_the_sum_of_the_paper() -> None:
-    both = randomised(build(token="shared", position="log"))
+    both = randomized(build(token="shared", position="log"))
     features, tokens = batch()
     parts = both.parts["token"](features, tokens) + both.parts["position"](features, tokens)
     torch.testing.assert_close(both(features, tokens), 1 + parts)
 
 
 def test_a_base_multiplies_and_the_others_read_what_it_made() -> None:
-    tau = randomised(build(base="rms_norm", token="shared", position="log"))
+    tau = randomized(build(base="rms_norm", token="shared", position="log"))
     features, tokens = batch()
     base = tau.parts["base"](features, tokens)
     inner = 1 + tau.parts["token"](features * base, tokens) + tau.parts["position"](features, tokens)
@@ -133,7 +133,7 @@ def test_a_base_multiplies_and_the_others_read_what_it_made() -> None:
 @pytest.mark.parametrize("per", ["head", "layer"])
 @pytest.mark.parametrize(("slot", "name"), PARTS)
 def test_gradients_are_right_in_float64(slot: str, name: str, per: str) -> None:
-    tau = randomised(build(per, **{slot: name})).double()
+    tau = randomized(build(per, **{slot: name})).double()
     features, tokens = batch(torch.float64)
     features.requires_grad_()
     tokens.hidden.requires_grad_()
@@ -147,7 +147,7 @@ def test_gradients_are_right_in_float64(slot: str, name: str, per: str) -> None:
 
 @pytest.mark.parametrize(("slot", "name"), PARTS)
 def test_its_value_moves_with_each_of_its_parameters(slot: str, name: str) -> None:
-    tau = randomised(build(**{slot: name}))
+    tau = randomized(build(**{slot: name}))
     features, tokens = batch()
     before = tau(features, tokens)
     for parameter in tau.parameters():
@@ -215,7 +215,7 @@ def test_every_setting_is_of_a_part() -> None:
     ],
 )
 def test_says_up_to_where_it_is_a_no_op(slot: str, name: str, settings: dict, until: int) -> None:
-    tau = randomised(build(**{slot: name}, settings=settings))
+    tau = randomized(build(**{slot: name}, settings=settings))
     features, tokens = batch()
     values = tau(features, tokens._replace(visible=torch.arange(1, T + 1))).expand(B, H, T, 1)
     for n in range(1, T + 1):

@@ -18,7 +18,7 @@ BOTH = ScalarTemperature(token="shared", position="log")
 OWN_LAYER = ScalarTemperature(token="mlp")
 BACKBONES = {
     "gpt2": {},
-    "pythia": {"positions": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, "tied_head": False},
+    "pythia": {"positions": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, "tie_embeddings": False},
     "llama": {"positions": "rotary", "norm": "rms", "activation": "silu", "gated_mlp": True, "n_kv_head": 1},
 }
 
@@ -67,7 +67,7 @@ def attention_of(config, seed: int = 1) -> CausalSelfAttention:
 @pytest.mark.parametrize("n_kv_head", [1, 2, 4])
 @pytest.mark.parametrize("projection", ["query", "key", "value", "output"])
 def test_attention_equals_the_score_matrix_written_out(model_config, projection: str, n_kv_head: int) -> None:
-    attention = attention_of(model_config(n_head=4, n_kv_head=n_kv_head, width=32, **{projection: BOTH}))
+    attention = attention_of(model_config(n_head=4, n_kv_head=n_kv_head, d_model=32, **{projection: BOTH}))
     x, n = torch.randn(2, 9, 32), torch.arange(1, 10)
     layout = Layout(n, None, None, None)
     q, k, v = attention.qkv(x).split([32, 8 * n_kv_head, 8 * n_kv_head], dim=-1)
@@ -122,7 +122,7 @@ def test_losses_are_the_negative_log_likelihoods(model_config) -> None:
 
 
 def test_initialisation_is_gpt2s(model_config) -> None:
-    model = Transformer(model_config(n_layer=4, width=128, n_head=4), 2000)
+    model = Transformer(model_config(n_layer=4, d_model=128, n_head=4), 2000)
     block = model.blocks[0]
     assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert block.mlp.down.weight.std().item() == pytest.approx(0.02 / math.sqrt(8), rel=0.02)

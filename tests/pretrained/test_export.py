@@ -37,9 +37,9 @@ BACKBONES = {
     "gpt2": ["model=gpt2"],
     "pythia": ["model=pythia"],
     "llama": ["model=llama", "model.n_kv_head=2"],
-    "llama3": ["model=llama", "model.n_kv_head=1", "model.tied_head=true", "model.head_dim=6", STRETCH],
+    "llama3": ["model=llama", "model.n_kv_head=1", "model.tie_embeddings=true", "model.head_dim=6", STRETCH],
 }
-SMALL = ["model.n_layer=2", "model.n_head=4", "model.width=32", "model.max_positions=64", "data.block_size=32"]
+SMALL = ["model.n_layer=2", "model.n_head=4", "model.d_model=32", "model.max_positions=64", "data.block_size=32"]
 LATE = ("train_length=3", "floor_length=2", "yarn_factor=4.0")
 ACTING = [f"model.temperature.{setting}" for setting in LATE]  # so that every rule acts within few tokens
 LENGTH, NEW = 12, 8

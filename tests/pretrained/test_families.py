@@ -184,14 +184,14 @@ def test_several_files_and_half_precision(name: str, tmp_path: Path) -> None:
 
 
 MODEL_VALUES = {
-    "gpt2": {"n_kv_head": None, "mlp_width": 70},
+    "gpt2": {"n_kv_head": None, "d_ff": 70},
     "gpt_neox": {
         "positions": "rotary",
         "rotary_fraction": 0.5,
         "rope_theta": 123.0,
         "parallel_residual": True,
-        "tied_head": False,
-        "mlp_width": 64,
+        "tie_embeddings": False,
+        "d_ff": 64,
         "activation": "gelu",
     },
     "llama": {
@@ -201,10 +201,10 @@ MODEL_VALUES = {
         "norm_eps": 1e-6,
         "activation": "silu",
         "gated_mlp": True,
-        "tied_head": False,
+        "tie_embeddings": False,
         "n_kv_head": 2,
         "head_dim": 6,
-        "mlp_width": 48,
+        "d_ff": 48,
         "qkv_bias": False,
         "out_bias": False,
         "mlp_bias": False,
@@ -220,7 +220,7 @@ MODEL_VALUES = {
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
 def test_a_config_there_and_back(family: Family, model_config: Callable[..., ModelConfig]) -> None:
-    model = model_config(**{"n_head": 4, "width": 32, "vocab_size": 99, **MODEL_VALUES[family.model_type]})
+    model = model_config(**{"n_head": 4, "d_model": 32, "vocab_size": 99, **MODEL_VALUES[family.model_type]})
     written = json.loads(json.dumps(family.to_hf(model, 99)))
     assert model.model_copy(update=family.to_model(written)).model_dump() == model.model_dump()
 
@@ -250,7 +250,7 @@ SPELLINGS: dict[str, tuple[Family, dict[str, Any], dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 7.0}},
         {"rotary_fraction": 0.5, "rope_theta": 7.0},
     ),
-    "usual names": (GPT2, {"hidden_size": 96, "num_hidden_layers": 5}, {"width": 96, "n_layer": 5}),
+    "usual names": (GPT2, {"hidden_size": 96, "num_hidden_layers": 5}, {"d_model": 96, "n_layer": 5}),
     "swish": (LLAMA, {"hidden_act": "swish"}, {"activation": "silu"}),
     "gelu_fast": (GPT_NEOX, {"hidden_act": "gelu_fast"}, {"activation": "gelu_tanh"}),
     "the same maths in another order": (GPT2, {"reorder_and_upcast_attn": True}, {}),
@@ -284,7 +284,7 @@ REFUSED: dict[str, tuple[Family, dict[str, Any], list[str]]] = {
     "rope is no section": (LLAMA, {"rope_scaling": 3}, ["rope_scaling=3", "section"]),
     "part of a llama head": (LLAMA, {"partial_rotary_factor": 0.5}, ["partial_rotary_factor=0.5", "valid: 1.0"]),
     "odd rotation": (GPT_NEOX, {**SMALL_NEOX, "rotary_pct": 0.32}, ["rotary_pct=0.32", "odd"]),
-    "quantised": (LLAMA, {"quantization_config": {"bits": 4}}, ["quantization_config"]),
+    "quantized": (LLAMA, {"quantization_config": {"bits": 4}}, ["quantization_config"]),
     "another head": (
         LLAMA,
         {"architectures": ["LlamaForSequenceClassification"]},

@@ -121,7 +121,7 @@ print(weights, (kib("VmHWM") - before) * 1024 / weights)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_is_little_more_than_the_weights(tmp_path: Path) -> None:
     write_model(tmp_path / "small", "gpt2")
-    write_model(tmp_path / "large", "gpt2", width=1024, n_layer=4)
+    write_model(tmp_path / "large", "gpt2", d_model=1024, n_layer=4)
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "small"), str(tmp_path / "large")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     weights, ratio = (float(number) for number in done.stdout.split())

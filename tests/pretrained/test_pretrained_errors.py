@@ -118,7 +118,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "no type": (content("config.json", b"{}"), ["model_type=null", "valid: gpt2, gpt_neox, llama, ssa"]),
     "another type": (edited(model_type="qwen2"), ["model_type=qwen2: not supported", "gpt_neox"]),
     "another class": (edited(architectures=["GPT2ForTokenClassification"]), ["architectures=", "GPT2LMHeadModel"]),
-    "heads": (edited(n_head=5), ["config.json: model.n_head=5: does not divide model.width=32"]),
+    "heads": (edited(n_head=5), ["config.json: model.n_head=5: does not divide model.d_model=32"]),
     "export without model": (edited(model_type="ssa"), ["config.json: ssa: not set"]),
     "export of another version": (
         edited(model_type="ssa", ssa={"depth": 3}),
@@ -143,7 +143,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "fewer layers": (edited(n_layer=1), ["12 left over: transformer.h.1.attn.c_attn.bias (96,)", "and 9 more"]),
     "left over": (changed(lambda t: t.update(score=torch.ones(2, 3))), ["1 left over: score (2, 3)"]),
     "twice": (twice, ["its 3 safetensors files", "a second time"]),
-    "quantised": (
+    "quantized": (
         changed(lambda t: t.update({QKV: t[QKV].to(torch.int8)})),
         ["1 of a dtype that is not read", f"{QKV} I8"],
     ),
@@ -172,7 +172,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     assert "valid: the folder" in refused(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize(("field", "value"), [("n_layer", 3), ("tied_head", False), ("max_positions", 128)])
+@pytest.mark.parametrize(("field", "value"), [("n_layer", 3), ("tie_embeddings", False), ("max_positions", 128)])
 def test_a_model_of_another_architecture(field: str, value: Any, tmp_path: Path) -> None:
     write_model(tmp_path, "gpt2")
     with pytest.raises(UserError, match=f"model.{field}={str(value).lower()}: init_from=.* has "):
@@ -251,4 +251,4 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 )
 def test_the_label_of_its_size(name: str, label: str) -> None:
     assert size_label(name) == label
-    ModelConfig(name="x", size=label, n_layer=1, n_head=1, width=2)
+    ModelConfig(name="x", size=label, n_layer=1, n_head=1, d_model=2)

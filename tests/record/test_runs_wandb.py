@@ -156,7 +156,7 @@ def refused(source: str = SOURCE) -> tuple[str, float]:
 
 
 @pytest.mark.parametrize("source", ["", "wandb", "wandb:", "wandb:a", "wandb:a/b/c", "wandb:/b", "mlflow:a/b", "a/b"])
-def test_a_misspelt_source(source: str) -> None:
+def test_a_misspelled_source(source: str) -> None:
     assert refused(source)[0] == "valid: wandb:ENTITY/PROJECT"
 
 

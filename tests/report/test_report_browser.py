@@ -131,7 +131,7 @@ def test_the_keyboard_does_it_all(page: Any, made: tuple[Path, list[Path]]) -> N
     assert reading.inner_text() == ""
 
 
-def test_lines_differ_without_colour(page: Any, made: tuple[Path, list[Path]]) -> None:
+def test_lines_differ_without_color(page: Any, made: tuple[Path, list[Path]]) -> None:
     for run in made[1][8:14]:
         find(page, run).click()
     lines = page.locator("#legend line")

@@ -299,10 +299,10 @@ def test_contents_lead_somewhere(folder: Path) -> None:
     ids = [attributes["id"] for _, attributes in tags.found if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {link["href"] for link in tags.all("a")} <= {f"#{name}" for name in ids}
-    labelled = {
-        attributes[name] for _, attributes in tags.found for name in ("for", "aria-labelledby") if name in attributes
+    labeled = {
+        attributes[name] for _, attributes in tags.found for name in ("for", "aria-labeledby") if name in attributes
     }
-    assert labelled <= set(ids)
+    assert labeled <= set(ids)
 
 
 @pytest.mark.parametrize("has_runs", [True, False])

@@ -46,7 +46,7 @@ def test_options_are_complete_and_described(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def python_docs() -> PyDocs:
-    return PyDocs(held_out=0.05)
+    return PyDocs(validation_fraction=0.05)
 
 
 def test_pydocs_has_prose_in_every_split(python_docs: PyDocs) -> None:
@@ -83,7 +83,7 @@ def stdlib(tmp_path: Path) -> Path:
 
 
 def test_pydocs_documents_are_parsed_not_imported(stdlib: Path) -> None:
-    docs = PyDocs(held_out=0.2, stdlib=stdlib)
+    docs = PyDocs(validation_fraction=0.2, stdlib=stdlib)
     assert sorted(text for split in SPLITS for text in docs.documents(split)) == [
         "alpha\n\nAlpha speaks.\n",
         "beta\n\nclass B\n\nShared words.\n\nB.f(self, *a, k, **o)\n\nF of B.\n",
@@ -111,7 +111,7 @@ def test_pydocs_of_a_stripped_python(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", [50, 51, 500])
 def test_whole_documents_are_held_out_of_many(n: int) -> None:
     texts = [f"document {i}" for i in range(n)]
-    corpus = Corpus(Listed(texts), held_out=0.02, max_documents=None)
+    corpus = Corpus(Listed(texts), validation_fraction=0.02, max_documents=None)
     splits = {split: list(corpus.documents(split)) for split in SPLITS}
     assert sorted(text for split in splits.values() for text in split) == sorted(texts)
     assert len(splits["test"]) == len(splits["validation"]) == n // 50
@@ -121,7 +121,7 @@ def test_whole_documents_are_held_out_of_many(n: int) -> None:
 def test_passages_are_held_out_of_few() -> None:
     lines = [f"Line {i} of the book.\n" + "\n" * (i % 5 == 0) for i in range(3000)]
     book = "".join(lines)
-    corpus = Corpus(Listed([book]), held_out=0.05, max_documents=None)
+    corpus = Corpus(Listed([book]), validation_fraction=0.05, max_documents=None)
     splits = {split: list(corpus.documents(split)) for split in SPLITS}
     kept = [
         line for split in splits.values() for text in split for line in text.splitlines(keepends=True) if line.strip()
@@ -130,12 +130,12 @@ def test_passages_are_held_out_of_few() -> None:
     for split in ("validation", "test"):
         assert 0.03 < sum(map(len, splits[split])) / len(book) < 0.07
         assert all(text in book for text in splits[split])
-    assert len(splits["train"]) < 12  # neighbours stay together
+    assert len(splits["train"]) < 12  # neighbors stay together
 
 
 def test_only_missing_splits_are_held_out() -> None:
     texts = [f"document {i}" for i in range(100)]
-    corpus = Corpus(Listed(texts, test=["given"]), held_out=0.1, max_documents=None)
+    corpus = Corpus(Listed(texts, test=["given"]), validation_fraction=0.1, max_documents=None)
     assert list(corpus.documents("test")) == ["given"]
     assert len(list(corpus.documents("validation"))) == 10
     assert len(list(corpus.documents("train"))) == 90
@@ -143,7 +143,7 @@ def test_only_missing_splits_are_held_out() -> None:
 
 def test_max_documents_and_blank_documents() -> None:
     source = Listed(["a", " \n", "", "b", "c"], validation=["v", "w"], test=["t"])
-    corpus = Corpus(source, held_out=0.1, max_documents=4)
+    corpus = Corpus(source, validation_fraction=0.1, max_documents=4)
     assert list(corpus.documents("train")) == ["a", "b"]
     assert list(corpus.documents("validation")) == ["v", "w"]
 

@@ -240,7 +240,7 @@ def test_without_network_and_nothing_fetched(machine: Machine, environment: dict
 
 def test_a_pretrained_model_is_described_by_the_hub_and_its_missing_weights_are_one_line() -> None:
     config = configured("model=ssa_pythia", "init_from=EleutherAI/pythia-410m")
-    assert (config.model.n_layer, config.model.width, config.model.vocab_size) == (24, 1024, 50304)
+    assert (config.model.n_layer, config.model.d_model, config.model.vocab_size) == (24, 1024, 50304)
     assert config.data.tokenizer == "EleutherAI/pythia-410m"
     with pytest.raises(UserError, match=r"init_from=openai-community/gpt2: no model\.safetensors"):
         from_pretrained("openai-community/gpt2")

@@ -53,7 +53,7 @@ def tokens_of(corpus: TokenizedCorpus) -> dict[str, list[int]]:
 
 
 def expected_tokens(data: DataConfig, corpus: TokenizedCorpus) -> dict[str, list[int]]:
-    """Tokenised the plain way."""
+    """Tokenized the plain way."""
     streams = {}
     for split in SPLITS:
         streams[split] = [corpus.tokenizer.end_of_text]
@@ -154,7 +154,7 @@ def test_a_second_run_uses_it(data: DataConfig, capsys: pytest.CaptureFixture[st
 def test_other_text_or_tokenizer_is_another_cache(tmp_path: Path, data: DataConfig) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text(Path(str(data.train)).read_text().replace("some", "more"))
-    settings = [{}, {"tokenizer": "bpe-301"}, {"held_out": 0.05}, {"max_documents": 399}, {"train": str(other)}]
+    settings = [{}, {"tokenizer": "bpe-301"}, {"validation_fraction": 0.05}, {"max_documents": 399}, {"train": str(other)}]
     assert len({prepare(changed(data, **fields)).fingerprint for fields in settings}) == len(settings)
 
 
@@ -278,7 +278,7 @@ def test_a_killed_build_is_not_taken_for_complete_and_goes_on(data: DataConfig, 
     kept = {path: path.stat().st_mtime_ns for path in chunks}
     seen = []
     corpus = prepare(data, progress=lambda record: seen.append({path: path.stat().st_mtime_ns for path in kept}))
-    assert seen[0] == kept  # not tokenised again
+    assert seen[0] == kept  # not tokenized again
     assert tokens_of(corpus) == expected_tokens(data, corpus)
 
 

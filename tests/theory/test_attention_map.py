@@ -116,9 +116,9 @@ class Fit(nn.Module):
         return -(target * self.layer.logits(x, x).log_softmax(-1)).sum(-1).mean()
 
 
-@pytest.mark.parametrize("vectorised", [True, False])
+@pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("alpha", [-math.inf, -1e4])
-def test_ssa_held_at_the_identity_trains_as_vanilla(vectorised: bool, alpha: float) -> None:
+def test_ssa_held_at_the_identity_trains_as_vanilla(vectorized: bool, alpha: float) -> None:
     """Bit for bit, several seeds at once or one by one."""
 
     def draw(number: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ def test_ssa_held_at_the_identity_trains_as_vanilla(vectorised: bool, alpha: flo
                 values.requires_grad_(False)
                 values.fill_(alpha if name.endswith("alpha") else 0.0)
         started = members[0].layer.query.detach().clone()
-        train(members, draw, steps=70, lr=0.05, vectorised=vectorised)
+        train(members, draw, steps=70, lr=0.05, vectorized=vectorized)
         assert not torch.allclose(members[0].layer.query, started, atol=0.01)
         x = vectors(2, 6)
         maps.append(torch.stack([member.layer.logits(x, x).softmax(-1) for member in members]))

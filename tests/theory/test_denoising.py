@@ -212,7 +212,7 @@ def test_equal_seeds_start_with_equal_matrices() -> None:
 def test_training_approaches_the_limits_and_nothing_beats_bayes() -> None:
     arguments = {"task": asdict(TASK), "lr": 0.03, "batch": 32, "contexts": 4000, "seeds": 2}
     for method in METHODS:
-        found = learn(method=method, steps=250, vectorised=True, **arguments)
+        found = learn(method=method, steps=250, vectorized=True, **arguments)
         assert found["limit"] >= bayes(TASK).risk(TASK)
         for run in found["runs"]:
             assert run["excess"] > -4 * run["error"]
@@ -221,7 +221,7 @@ def test_training_approaches_the_limits_and_nothing_beats_bayes() -> None:
 
 def test_seed_by_seed_gives_the_same_numbers() -> None:
     arguments = {"task": asdict(TASK), "lr": 0.03, "steps": 20, "batch": 4, "contexts": 200, "seeds": 2}
-    together, alone = (learn(method="SSA", vectorised=value, **arguments) for value in (True, False))
+    together, alone = (learn(method="SSA", vectorized=value, **arguments) for value in (True, False))
     for one, other in zip(together["runs"], alone["runs"], strict=True):
         assert one == pytest.approx(other, rel=1e-9)
 

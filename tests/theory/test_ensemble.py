@@ -35,9 +35,9 @@ def draw(number: int, chunk: int) -> tuple[Tensor, Tensor]:
     return x, x.sum(-1)
 
 
-def trained(*numbers: int, steps: int = 120, vectorised: bool = True) -> list[Regression]:
+def trained(*numbers: int, steps: int = 120, vectorized: bool = True) -> list[Regression]:
     members = [Regression(number) for number in numbers]
-    train(members, lambda place, chunk: draw(numbers[place], chunk), steps=steps, lr=0.02, vectorised=vectorised)
+    train(members, lambda place, chunk: draw(numbers[place], chunk), steps=steps, lr=0.02, vectorized=vectorized)
     return members
 
 
@@ -48,7 +48,7 @@ def distance(one: nn.Module, other: nn.Module) -> float:
 
 @pytest.mark.parametrize("steps", [1, CHUNK, 2 * CHUNK + 20])
 def test_together_as_one_after_another(steps: int) -> None:
-    together, apart = (trained(0, 1, 2, steps=steps, vectorised=choice) for choice in (True, False))
+    together, apart = (trained(0, 1, 2, steps=steps, vectorized=choice) for choice in (True, False))
     assert all(distance(one, other) < 1e-9 for one, other in zip(together, apart, strict=True))
     assert distance(together[0], together[1]) > 0.1
 
@@ -58,21 +58,21 @@ def test_the_company_of_others_changes_nothing() -> None:
     assert distance(alone, inside) < 1e-9
 
 
-@pytest.mark.parametrize("vectorised", [True, False])
-def test_what_is_held_stays_and_the_rest_learns(vectorised: bool) -> None:
-    for number, member in enumerate(trained(0, 1, vectorised=vectorised)):
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_what_is_held_stays_and_the_rest_learns(vectorized: bool) -> None:
+    for number, member in enumerate(trained(0, 1, vectorized=vectorized)):
         start, batch = Regression(number), tuple(part[0] for part in draw(number, 99))
         assert torch.equal(member.held, start.held)
         assert torch.equal(member.offset, start.offset)
         assert member(*batch).item() < 0.8 * start(*batch).item()
 
 
-@pytest.mark.parametrize("vectorised", [True, False])
-def test_one_step_of_adam_is_the_rate_long(vectorised: bool) -> None:
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_one_step_of_adam_is_the_rate_long(vectorized: bool) -> None:
     """The first is taken at the full rate; of two, the second at half of it, since the cosine is half-way there."""
-    (one,), start = trained(3, steps=1, vectorised=vectorised), Regression(3)
+    (one,), start = trained(3, steps=1, vectorized=vectorized), Regression(3)
     assert torch.allclose((one.first - start.first).abs(), torch.tensor(0.02).double(), rtol=1e-5)
-    (two,) = trained(3, steps=2, vectorised=vectorised)
+    (two,) = trained(3, steps=2, vectorized=vectorized)
     batches = draw(3, 0)
     _, gradients = zip(*(_gradient(member, batches, step) for step, member in enumerate((start, one))), strict=True)
     mean = 0.9 * 0.1 * gradients[0] + 0.1 * gradients[1]

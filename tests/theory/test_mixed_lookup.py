@@ -169,7 +169,7 @@ def test_temperatures_frozen_at_the_identity_leave_vanilla_as_it_is() -> None:
 
 def test_one_by_one_gives_the_same_numbers() -> None:
     one, other = (
-        train_lookup(method="ssa", steps=10, batch=4, seeds=2, vectorised=each, **SMALL) for each in (True, False)
+        train_lookup(method="ssa", steps=10, batch=4, seeds=2, vectorized=each, **SMALL) for each in (True, False)
     )  # type: ignore[arg-type]
     assert [run["seed"] for run in one] == [0, 1]
     for a, b in zip(one, other, strict=True):
@@ -179,7 +179,7 @@ def test_one_by_one_gives_the_same_numbers() -> None:
 
 def test_it_is_learned() -> None:
     before, after = (
-        train_lookup(method="vanilla", steps=steps, batch=32, seeds=2, vectorised=True, **SMALL)  # type: ignore[arg-type]
+        train_lookup(method="vanilla", steps=steps, batch=32, seeds=2, vectorized=True, **SMALL)  # type: ignore[arg-type]
         for steps in (1, 300)
     )
     for start, end in zip(before, after, strict=True):

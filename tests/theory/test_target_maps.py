@@ -1,4 +1,4 @@
-"""Maps fitted to targets: the targets, the norms, and that neither method is favoured."""
+"""Maps fitted to targets: the targets, the norms, and that neither method is favored."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_temperatures_frozen_at_the_identity_leave_vanilla_as_it_is(penalty: str
 @pytest.mark.parametrize("method", ["ssa", "free"])
 def test_one_by_one_gives_the_same_numbers(method: str) -> None:
     both = [
-        fit(family="scaled", method=method, penalty="effective", decays=[0.1, 0.01], steps=10, vectorised=each, **SMALL)  # type: ignore[arg-type]
+        fit(family="scaled", method=method, penalty="effective", decays=[0.1, 0.01], steps=10, vectorized=each, **SMALL)  # type: ignore[arg-type]
         for each in (True, False)
     ]
     assert [(row["seed"], row["decay"]) for row in both[0]] == [(0, 0.1), (0, 0.01), (1, 0.1), (1, 0.01)]
@@ -187,7 +187,7 @@ def test_one_by_one_gives_the_same_numbers(method: str) -> None:
 def test_a_map_with_temperatures_is_not_worse_than_vanilla_at_the_same_decay() -> None:
     def losses(method: str) -> list[float]:
         rows = fit(
-            family="scaled", method=method, penalty="effective", decays=[0.03], steps=300, vectorised=True, **SMALL
+            family="scaled", method=method, penalty="effective", decays=[0.03], steps=300, vectorized=True, **SMALL
         )  # type: ignore[arg-type]
         return [row["kl"] + 0.03 * row["frobenius"] ** 2 for row in rows]
 

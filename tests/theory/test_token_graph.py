@@ -26,18 +26,18 @@ CELL: dict[str, Any] = {
     "vocabulary": 24,
     "degrees": [2, 4, 8],
     "width": 4,
-    "normalised": False,
+    "normalized": False,
     "lr": 0.1,
     "steps": 60,
     "sequences": 8,
     "length": 8,
     "seeds": 2,
-    "vectorised": True,
+    "vectorized": True,
 }
 
 
 @pytest.mark.parametrize(("vocabulary", "degrees"), [(32, WIDE), (65, [1, 2, 4, 8, 16, 32]), (7, [6]), (2, [1])])
-def test_rows_are_uniform_over_as_many_neighbours_as_asked(vocabulary: int, degrees: list[int]) -> None:
+def test_rows_are_uniform_over_as_many_neighbors_as_asked(vocabulary: int, degrees: list[int]) -> None:
     graph = TokenGraph.draw(vocabulary, degrees, seed=3)
     assert torch.allclose(graph.transitions.sum(1), torch.ones(vocabulary, dtype=torch.float64), atol=1e-14)
     assert graph.transitions.diagonal().count_nonzero() == 0
@@ -49,7 +49,7 @@ def test_rows_are_uniform_over_as_many_neighbours_as_asked(vocabulary: int, degr
 
 
 def test_every_node_is_reached() -> None:
-    graph = TokenGraph.draw(40, [1, 1, 1, 2], seed=5)  # so sparse that random neighbours alone would not do
+    graph = TokenGraph.draw(40, [1, 1, 1, 2], seed=5)  # so sparse that random neighbors alone would not do
     reached = torch.linalg.matrix_power(graph.transitions + torch.eye(40), 64)
     assert (reached > 0).all()
     assert (graph.stationary > 0).all()
@@ -138,13 +138,13 @@ def test_the_loss_is_the_cross_entropy_of_the_tokens_counted() -> None:
     assert model(counts).item() == pytest.approx(-sum(float(log_p[pair]) for pair in pairs) / 12)
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_ssa_held_at_the_identity_is_vanilla(normalised: bool) -> None:
+@pytest.mark.parametrize("normalized", [False, True])
+def test_ssa_held_at_the_identity_is_vanilla(normalized: bool) -> None:
     """Bit for bit, after training side by side on the same data."""
     graphs = [TokenGraph.draw(24, [2, 4, 8], seed) for seed in range(3)]
     learned = []
     for temperature in (VANILLA, QUERY):
-        models = [NextToken(24, 4, temperature, normalised=normalised, seed=seed) for seed in range(3)]
+        models = [NextToken(24, 4, temperature, normalized=normalized, seed=seed) for seed in range(3)]
         for model in models:
             for values in model.attention.temperature.parameters():
                 values.requires_grad_(False)
@@ -171,7 +171,7 @@ def test_methods_start_alike() -> None:
 
 
 def test_normalised_embeddings_have_no_length() -> None:
-    model = NextToken(24, 4, QUERY, normalised=True)
+    model = NextToken(24, 4, QUERY, normalized=True)
     before = model.logits()
     with torch.no_grad():
         model.embeddings.mul_(torch.rand(24, 1) + 0.5)
@@ -179,7 +179,7 @@ def test_normalised_embeddings_have_no_length() -> None:
 
 
 def test_one_seed_after_another_gives_the_same_numbers() -> None:
-    together, apart = (learn(method="ssa", **{**CELL, "vectorised": choice})["runs"] for choice in (True, False))
+    together, apart = (learn(method="ssa", **{**CELL, "vectorized": choice})["runs"] for choice in (True, False))
     for one, other in zip(together, apart, strict=True):
         for name, value in one.items():
             assert np.allclose(value, other[name], rtol=1e-9, atol=1e-9), name
@@ -219,7 +219,7 @@ def test_a_run_that_diverged_is_never_the_best() -> None:
 
 
 @pytest.mark.parametrize("spread", list(DEGREES))
-def test_a_vocabulary_has_room_for_the_neighbours(spread: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vocabulary_has_room_for_the_neighbors(spread: str, capsys: pytest.CaptureFixture[str]) -> None:
     largest = max(DEGREES[spread])  # type: ignore[index]
     assert main(["fig3_token_graph", "scale=smoke", f"vocabulary={largest}", f"spread={spread}"]) == 2
     assert f"valid: a vocabulary above {largest}" in capsys.readouterr().err

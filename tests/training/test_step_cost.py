@@ -10,7 +10,7 @@ import torch
 
 from ssa.model.transformer import Transformer
 
-MICRO = {"n_layer": 8, "n_head": 5, "width": 320, "max_positions": 1024}
+MICRO = {"n_layer": 8, "n_head": 5, "d_model": 320, "max_positions": 1024}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tokens coloured by their temperature: the numbers are the model's, and nothing is said by colour alone."""
+"""Tokens colored by their temperature: the numbers are the model's, and nothing is said by color alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ssa.viz.temperature_map import (
     CONTROLS,
     TemperatureView,
     check_choice,
-    colour,
+    color,
     ink,
     print_view,
     shown,
@@ -122,21 +122,21 @@ def test_nothing_is_invisible_and_nothing_moves_the_cursor() -> None:
     assert not any(chr(code).isprintable() for code in CONTROLS)
 
 
-def test_colours_diverge_around_one() -> None:
-    assert colour(1.0, 0.5) == (247, 247, 247)
-    assert colour(0.5, 0.5) == colour(0.1, 0.5) == (33, 102, 172)
-    assert colour(1.5, 0.5) == (178, 24, 43)
-    blues = [colour(1 - step / 10, 1.0) for step in range(11)]
+def test_colors_diverge_around_one() -> None:
+    assert color(1.0, 0.5) == (247, 247, 247)
+    assert color(0.5, 0.5) == color(0.1, 0.5) == (33, 102, 172)
+    assert color(1.5, 0.5) == (178, 24, 43)
+    blues = [color(1 - step / 10, 1.0) for step in range(11)]
     assert blues == sorted(blues, reverse=True)
 
 
 @pytest.mark.parametrize("value", [step / 20 for step in range(41)])
-def test_text_can_be_read_on_its_colour(value: float) -> None:
+def test_text_can_be_read_on_its_color(value: float) -> None:
     def luminance(rgb: tuple[int, int, int]) -> float:
         parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in rgb)]
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
-    background = colour(value, 1.0)
+    background = color(value, 1.0)
     light, dark = sorted((luminance(background), luminance(ink(background))), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2, AA
 
@@ -153,7 +153,7 @@ def printed(**console: object) -> str:
     return file.getvalue()
 
 
-def test_a_terminal_has_colours_and_a_legend() -> None:
+def test_a_terminal_has_colors_and_a_legend() -> None:
     output = printed(force_terminal=True, color_system="truecolor")
     assert "\x1b[38;2;0;0;0;48;2;247;247;247m⏎" in output  # the token at 1
     assert "48;2;33;102;172m <b>" in output  # the one that is furthest from it
@@ -164,13 +164,13 @@ def test_a_terminal_has_colours_and_a_legend() -> None:
     assert "Larger: this token's attention is spikier." in plain
 
 
-def test_without_colours_each_token_has_its_number() -> None:
+def test_without_colors_each_token_has_its_number() -> None:
     output = printed()
     assert output.startswith("The[1.200] <b>[0.700]⏎[1.000]\n▯[0.900]é[1.100]···[1.050]\n\nQuery temperature")
     assert "\x1b" not in output
 
 
-def test_a_value_of_all_ones_has_no_strong_colours() -> None:
+def test_a_value_of_all_ones_has_no_strong_colors() -> None:
     view = TemperatureView(["a", "b"], [1.0, 1.0], "value", "layer 0")
     assert view.reach == 0.01
     assert {background for _, _, background, _ in view.tokens()} == {(247, 247, 247)}

@@ -106,9 +106,9 @@ def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = l
 
 def slope(y: Array, x: Array) -> Array:
     """Of the least-squares line through points, (..., N) over (N,) -> (...); nan where x is constant."""
-    centred = x - x.mean()
+    centered = x - x.mean()
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((y.astype(float) @ centred) / (centred @ centred))
+        return np.asarray((y.astype(float) @ centered) / (centered @ centered))
 
 
 def correlation(y: Array, x: Array) -> Array:

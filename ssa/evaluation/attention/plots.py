@@ -29,7 +29,7 @@ _NAMED_LAYERS = 6  # in a legend
 _LABEL = 14  # characters of a token
 _BINS = 24  # of a logarithmic axis
 _SIZES = ((1, 1, 2.5, "once"), (2, 9, 4.5, "2 to 9 times"), (10, np.inf, 7.0, "10 times or more"))  # of markers
-_REFERENCE: dict[str, Any] = {"color": plot_style.GREY, "linewidth": 2.5, "alpha": 0.6}  # what is without temperature
+_REFERENCE: dict[str, Any] = {"color": plot_style.GRAY, "linewidth": 2.5, "alpha": 0.6}  # what is without temperature
 
 
 def draw(tables: Tables, folder: Path) -> list[Path]:
@@ -142,13 +142,13 @@ def _norms(figure: Figure, tables: Tables) -> None:
         left.vlines(places, low, high, color=plot_style.INK, linewidth=thick)
         left.plot(places, middle, marker="s", color=plot_style.INK, label="τ‖W‖: median, 5 to 95 %", **style)
         right.ecdf(scaled.ravel(), color=plot_style.INK, label="τ‖W‖, over tokens and heads")
-    left.plot(places, norm.ravel(), marker="o", markerfacecolor="white", color=plot_style.GREY, label="‖W‖", **style)
+    left.plot(places, norm.ravel(), marker="o", markerfacecolor="white", color=plot_style.GRAY, label="‖W‖", **style)
     left.set(title="Query-key norm of each head", xlabel="layer, its heads side by side", ylabel="operator norm")
     left.margins(x=0.01 + 0.1 / layers)
     left.set_ylim(0, 1.2 * max(norm.max(), scaled[..., 95].max(), 1e-9))
     left.set_xticks(range(0, layers, max(1, -(-layers // 16))))
     left.legend(loc="upper right", ncols=2)
-    right.ecdf(norm.ravel(), color=plot_style.GREY, linestyle="--", label="‖W‖, over heads")
+    right.ecdf(norm.ravel(), color=plot_style.GRAY, linestyle="--", label="‖W‖, over heads")
     right.set(title="Distribution of the norm", xlabel="operator norm", ylabel="share at or below", ylim=(0, 1.02))
     right.legend(loc="best")
 
@@ -169,15 +169,15 @@ def _map(
 
 
 def _lines(axes: Axes, table: pa.Table, column: str, legend: bool = True) -> None:
-    """A line a layer: the mean over heads and neighbouring n, against n."""
+    """A line a layer: the mean over heads and neighboring n, against n."""
     layer, n, values, count = (_column(table, name) for name in ("layer", "n", column, "count"))
     numbers = np.unique(layer)
     named = set(numbers[np.unique(np.linspace(0, len(numbers) - 1, _NAMED_LAYERS).round().astype(int))])
     styles = _LINES if len(numbers) <= len(_LINES) else "-"
-    for number, colour, style in zip(numbers, plot_style.shades(len(numbers)), cycle(styles), strict=False):
+    for number, color, style in zip(numbers, plot_style.shades(len(numbers)), cycle(styles), strict=False):
         chosen = (layer == number) & np.isfinite(values)
         x, y = _binned(n[chosen], values[chosen], count[chosen])
-        axes.plot(x, y, style, color=colour, label=f"layer {number}" if number in named else None)
+        axes.plot(x, y, style, color=color, label=f"layer {number}" if number in named else None)
     _logarithmic(axes, "keys in sight, n")
     if legend:
         axes.legend(loc="best")

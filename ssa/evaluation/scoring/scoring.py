@@ -116,7 +116,7 @@ def _row(number: int, request: Request, context: int) -> _Row:
 
 
 def _groups(rows: Sequence[_Row], batch_size: int | None) -> Iterator[_Group]:
-    """Neighbours in alphabetical order, for as long as each that joins saves more tokens."""
+    """Neighbors in alphabetical order, for as long as each that joins saves more tokens."""
     prefix, together = 0, list[_Row]()
     least, share = _SAVED
     for row in sorted(rows, key=lambda row: row.tokens):

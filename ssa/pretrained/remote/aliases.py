@@ -11,12 +11,12 @@ def aliases(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
     """Keys of config.json and their values, all of which follow from the model."""
     return {
         "vocab_size": vocab_size,
-        "hidden_size": config.width,
+        "hidden_size": config.d_model,
         "intermediate_size": config.d_mlp,
         "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.d_head,
         "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": config.tie_embeddings,
     }

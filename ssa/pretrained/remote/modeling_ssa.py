@@ -53,7 +53,7 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
         self._keep_in_fp32_modules_strict = {"temperature", "log_frequency"}  # as in training, also in a bf16 model
         if self.model.token_embedding.weight.device.type != "meta":  # there, weights are yet to be loaded
-            self.model.initialise(int(torch.randint(2**31, ())))
+            self.model.initialize(int(torch.randint(2**31, ())))
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:

@@ -4,8 +4,8 @@
   const COLUMNS = ["experiment", "status", "model", "size", "temperature", "seed", "loss", "perplexity", "entropy"];
   const NUMBERS = new Set(["seed", "loss", "perplexity", "entropy"]);
   const PAGE = 50, MOST = 24, FEW = 15; // rows shown, runs drawn, points that are drawn as such
-  // Told apart by dashes too, in greyscale; each colour has a contrast of 3 or more on white.
-  const COLOURS = ["#0b57a4", "#b3440f", "#117a53", "#8a3ab9", "#6b6400", "#b5145b", "#00708a", "#3d3d3d"];
+  // Told apart by dashes too, in greyscale; each color has a contrast of 3 or more on white.
+  const COLORS = ["#0b57a4", "#b3440f", "#117a53", "#8a3ab9", "#6b6400", "#b5145b", "#00708a", "#3d3d3d"];
   const DASHES = ["", "7 3", "2 3", "10 3 2 3", "14 4", "6 2 2 2 2 2", "1 5"];
   const $ = (id) => document.getElementById(id);
   const runs = data.runs;
@@ -62,7 +62,7 @@
   }
   const style = (run) => {
     const place = picked.get(run);
-    return { stroke: COLOURS[place % COLOURS.length], "stroke-dasharray": DASHES[place % DASHES.length] || null };
+    return { stroke: COLORS[place % COLORS.length], "stroke-dasharray": DASHES[place % DASHES.length] || null };
   };
 
   /* ---- the table ---- */

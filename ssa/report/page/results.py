@@ -15,7 +15,7 @@ from pathlib import Path
 from ssa.report.tables import Table
 
 SCALES = ("paper", "gpu", "laptop", "smoke")  # from the largest down
-MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}  # a verdict is not told by colour alone
+MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}  # a verdict is not told by color alone
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SVG_SIZE = re.compile(rb'<svg[^>]*?viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ([\d.]+)"')
 _POINT = 96 / 72  # CSS pixels

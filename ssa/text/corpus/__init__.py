@@ -36,16 +36,16 @@ class Source(Protocol):
 class Corpus:
     """The documents of train, validation and test, streamed: memory stays flat however many there are.
 
-    Splits that the source lacks are held out of its train set by place: of every 1/``held_out`` documents one is
+    Splits that the source lacks are held out of its train set by place: of every 1/``validation_fraction`` documents one is
     validation and one is test.  Where there are fewer documents than that, they are first cut into passages at blank
-    lines (about four for each such turn), and neighbouring passages of one split stay one document.
+    lines (about four for each such turn), and neighboring passages of one split stay one document.
     """
 
-    def __init__(self, source: Source, held_out: float, max_documents: int | None) -> None:
+    def __init__(self, source: Source, validation_fraction: float, max_documents: int | None) -> None:
         self._source = source
         self._max_documents = max_documents
         self._missing = frozenset(SPLITS) - source.splits
-        self._period = round(1 / held_out)
+        self._period = round(1 / validation_fraction)
 
     @property
     def fingerprint(self) -> str:
@@ -87,9 +87,9 @@ class Corpus:
         index = count()
         for text in self._train_source():
             passages = readers.cut([text], size)
-            for owner, neighbours in groupby(passages, key=lambda _: self._owner(next(index))):
+            for owner, neighbors in groupby(passages, key=lambda _: self._owner(next(index))):
                 if owner == split:
-                    yield "".join(neighbours)
+                    yield "".join(neighbors)
 
 
 def open_corpus(data: DataConfig) -> Corpus:
@@ -98,14 +98,14 @@ def open_corpus(data: DataConfig) -> Corpus:
     Raises:
         UserError: there is no such text, or it cannot be had.
     """
-    return Corpus(_source(data), data.held_out, data.max_documents)
+    return Corpus(_source(data), data.validation_fraction, data.max_documents)
 
 
 def _source(data: DataConfig) -> Source:
     if data.source == "pydocs":
         from ssa.text.corpus.pydocs import PyDocs
 
-        return PyDocs(data.held_out)
+        return PyDocs(data.validation_fraction)
     if data.source == "text":
         from ssa.text.corpus.local import LocalFiles
 

@@ -75,7 +75,7 @@ class PassKeys:
     """Training texts: key, first sentence of the filler and place of the key drawn uniformly, the number of sentences
     log-uniformly, so that most are short.  The filler goes round in one order: what is left to learn is the key.
 
-    ``data.max_documents`` texts are in the train split (null: `DOCUMENTS`), ``data.held_out`` times as many in each of
+    ``data.max_documents`` texts are in the train split (null: `DOCUMENTS`), ``data.validation_fraction`` times as many in each of
     the others.
     """
 
@@ -84,8 +84,8 @@ class PassKeys:
     def __init__(self, data: DataConfig) -> None:
         assert data.passkey is not None, "the config has it with this source"
         documents = data.max_documents or DOCUMENTS
-        held_out = max(1, round(data.held_out * documents))
-        self._counts = {"train": documents, "validation": held_out, "test": held_out}
+        validation_fraction = max(1, round(data.validation_fraction * documents))
+        self._counts = {"train": documents, "validation": validation_fraction, "test": validation_fraction}
         fewest, most = data.passkey.min_sentences, data.passkey.max_sentences
         fitting = (data.block_size - _TOKENS_AROUND) // _TOKENS_A_SENTENCE
         self.sentences = range(fewest, (max(fewest, fitting) if most is None else most) + 1)

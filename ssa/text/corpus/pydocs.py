@@ -31,8 +31,8 @@ class PyDocs:
 
     splits = frozenset({"train", "validation", "test"})
 
-    def __init__(self, held_out: float, stdlib: Path | None = None) -> None:
-        self._held_out = held_out
+    def __init__(self, validation_fraction: float, stdlib: Path | None = None) -> None:
+        self._held_out = validation_fraction
         self._stdlib = stdlib or Path(sysconfig.get_path("stdlib"))
         self._sources = dict(_sources(self._stdlib))
         self._documents: list[tuple[str, str]] | None = None

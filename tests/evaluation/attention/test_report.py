@@ -1,4 +1,4 @@
-"""The attention report against materialised maps and matrices, and against the validation log of the same weights."""
+"""The attention report against materialized maps and matrices, and against the validation log of the same weights."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def maps(made: Transformer, visible: torch.Tensor | None) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("model_type", KINDS)
-def test_equals_the_materialised_maps(model_type: str, documents: bool) -> None:
+def test_equals_the_materialized_maps(model_type: str, documents: bool) -> None:
     made = model(model_type)
     visible = torch.tensor([[*range(1, 11), *range(1, 15)], range(1, 25)]) if documents else None
     p, logits, seen = maps(made, visible)
@@ -99,8 +99,8 @@ def test_equals_the_materialised_maps(model_type: str, documents: bool) -> None:
         expected = torch.stack([entropy[:, b, :, t] for b, t in (n == length).nonzero().tolist()]).mean(0)
         assert [row["count"] for row in here] == [count] * 8
         assert [row["entropy"] for row in here] == pytest.approx(expected.flatten().tolist(), abs=1e-5)
-        normalised = [entropy / math.log(length) for entropy in expected.flatten().tolist()]
-        assert [row["entropy_normalized"] for row in here] == pytest.approx(normalised, abs=1e-5)
+        normalized = [entropy / math.log(length) for entropy in expected.flatten().tolist()]
+        assert [row["entropy_normalized"] for row in here] == pytest.approx(normalized, abs=1e-5)
     tau = torch.stack([one.temperatures["query"] for one in seen])[..., 0]  # (L, B, H, T)
     means = column(tables(measured)["temperatures"][:8], "mean", 2, 4)
     assert means == pytest.approx(tau.mean((1, 3)).numpy(), abs=1e-5)

@@ -15,7 +15,7 @@ from evaluation_subjects import TEXTS, write_subject
 from harness_tasks import BEGIN, BETTER, END, TASKS, write_hf_model, write_tasks
 
 from ssa.errors import UserError
-from ssa.evaluation.catalogue import GROUPS, OURS, names
+from ssa.evaluation.catalog import GROUPS, OURS, names
 from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.scoring.progress import TaskProgress
 from ssa.evaluation.scoring.subject import Subject

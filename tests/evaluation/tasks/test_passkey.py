@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from ssa.command_line.compose import configured
 from ssa.config import DataConfig, parse
 from ssa.errors import UserError
-from ssa.evaluation import catalogue
+from ssa.evaluation import catalog
 from ssa.evaluation.evaluate import evaluate
 from ssa.evaluation.results import Result
 from ssa.evaluation.scoring.subject import Subject
@@ -70,7 +70,7 @@ def test_texts_are_a_function_of_split_and_number() -> None:
 
 
 def test_splits_share_no_stream() -> None:
-    source = PassKeys(passkey_data(held_out=0.2))
+    source = PassKeys(passkey_data(validation_fraction=0.2))
     keys = {split: [source.text(split, number).key for number in range(500)] for split in SPLITS}
     prompts = PassKeyPrompts(count)
     keys["evaluation"] = [prompts.text(96, 0.5, f"0 {trial}").key for trial in range(500)]
@@ -120,7 +120,7 @@ def test_corpus_has_the_texts_of_its_settings() -> None:
     assert {split: len(texts) for split, texts in splits.items()} == {"train": 3000, "validation": 60, "test": 60}
     others = [
         passkey_data(max_documents=2999),
-        passkey_data(held_out=0.05),
+        passkey_data(validation_fraction=0.05),
         passkey_data(block_size=128),
         passkey_data(passkey={"min_sentences": 1, "max_sentences": None}),
         passkey_data(passkey={"min_sentences": 0, "max_sentences": 5}),
@@ -254,17 +254,17 @@ def copier(vocabulary: int, near: float = 0.0) -> Transformer:
         n_layer=2,
         n_head=BACK,
         head_dim=head_dim,
-        width=wide,
+        d_model=wide,
         vocab_size=vocabulary,
         max_positions=128,
         positions="rotary",
         rotary_fraction=ROTARY / head_dim,
         norm="rms",
-        tied_head=False,
+        tie_embeddings=False,
         qkv_bias=False,
         out_bias=False,
         mlp_bias=False,
-        mlp_width=8,
+        d_ff=8,
     )
     model = Transformer(config)
     codes = torch.randint(0, 2, (vocabulary, CODE), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
@@ -323,7 +323,7 @@ def evaluated(folder: Path, **settings: Any) -> Result:
 
 def task(folder: Path, lengths: list[int] | None = None, context: int | None = None) -> Task:
     subject = Subject(init_from=str(folder), device="cpu", context=context)
-    return catalogue.task("passkey", EvaluateSettings(init_from=str(folder), lengths=lengths), subject)
+    return catalog.task("passkey", EvaluateSettings(init_from=str(folder), lengths=lengths), subject)
 
 
 def test_a_model_that_copies_finds_the_key(folder: Path) -> None:
@@ -371,8 +371,8 @@ def test_lengths_without_room_are_refused(lengths: list[int] | None, context: in
 
 
 def test_learned_positions_end(folder: Path) -> None:
-    fields = {"name": "learned", "size": "test", "n_layer": 1, "n_head": 1, "width": 8, "max_positions": 128}
-    write(Transformer(ModelConfig(**fields, vocab_size=tokenizer().vocab_size, tied_head=False)), folder)
+    fields = {"name": "learned", "size": "test", "n_layer": 1, "n_head": 1, "d_model": 8, "max_positions": 128}
+    write(Transformer(ModelConfig(**fields, vocab_size=tokenizer().vocab_size, tie_embeddings=False)), folder)
     with pytest.raises(UserError, match=r"lengths=129.*valid: up to 128"):
         task(folder, [64, 129])
     assert max(task(folder).settings["lengths"]) == 128
