@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation_subjects import FAR, TEXTS
+from evaluated_models import FAR, TEXTS
 
 VOCAB, POSITIONS = 400, 128
 BEGIN, END = "<s>", "</s>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from ssa.errors import UserError
-from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
 from ssa.evaluation.tasks.harness import PAPER, HarnessTask
@@ -32,16 +32,16 @@ def names(tasks: str) -> list[str]:
     return list(dict.fromkeys(task for name in asked for task in GROUPS.get(name, (name,))))
 
 
-def task(name: str, settings: EvaluateSettings, subject: Subject) -> Task:
+def task(name: str, settings: EvaluateSettings, evaluated: EvaluatedModel) -> Task:
     """A task, ready to run.
 
     Raises:
         UserError: there is no such task, or it cannot be done with these settings or this model.
     """
     if name in CONVENTIONS:
-        return Perplexity(name, settings, subject)
+        return Perplexity(name, settings, evaluated)
     if name in _OTHERS:
         module, kind = _OTHERS[name]
-        made: Task = getattr(import_module(f"ssa.evaluation.{module}"), kind)(settings, subject)
+        made: Task = getattr(import_module(f"ssa.evaluation.{module}"), kind)(settings, evaluated)
         return made
     return HarnessTask(name, settings, (*OURS, *GROUPS))

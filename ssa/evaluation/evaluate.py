@@ -15,15 +15,15 @@ from rich.table import Column, Table
 from ssa.errors import UserError, first_line
 from ssa.evaluation import catalog
 from ssa.evaluation.results import Result, file_name, find, identity_of, keep, newest, result_of
+from ssa.evaluation.scoring.context import EvaluationContext
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.scoring.progress import TaskProgress
-from ssa.evaluation.scoring.subject import Subject
-from ssa.evaluation.scoring.work import Work
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
 from ssa.record.checksums import reseal
 
-_OF_SUBJECT = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
+_MODEL_SETTINGS = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
@@ -37,9 +37,9 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
     """
     console = Console(highlight=False, soft_wrap=True, markup=False)
     names = catalog.names(settings.tasks)
-    subject = Subject(**settings.model_dump(include=_OF_SUBJECT))
-    console.print(subject.described)
-    _ = subject.tokenizer, subject.weights_hash  # what is wrong with them is wrong for every task
+    evaluated = EvaluatedModel(**settings.model_dump(include=_MODEL_SETTINGS))
+    console.print(evaluated.described)
+    _ = evaluated.tokenizer, evaluated.weights_hash  # what is wrong with them is wrong for every task
     tasks: list[Task] = []
     failures: set[str] = set()
 
@@ -49,10 +49,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
 
     for name in names:  # all of them before the first is run
         try:
-            tasks.append(catalog.task(name, settings, subject))
+            tasks.append(catalog.task(name, settings, evaluated))
         except UserError as error:
             fail(name, error)
-    evaluation = _Evaluation(settings, subject, subject.folder / "evaluation", console)
+    evaluation = _Evaluation(settings, evaluated, evaluated.folder / "evaluation", console)
     try:
         for task in tasks:
             try:
@@ -78,8 +78,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
 class _Evaluation:
     """What has been found so far."""
 
-    def __init__(self, settings: EvaluateSettings, subject: Subject, folder: Path, console: Console) -> None:
-        self.settings, self.subject, self.folder, self.console = settings, subject, folder, console
+    def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel, folder: Path, console: Console) -> None:
+        self.settings, self.evaluated, self.folder, self.console = settings, evaluated, folder, console
         self.results: dict[str, Result] = {}
         self._is_new = False
 
@@ -93,23 +93,23 @@ class _Evaluation:
         try:
             self._find_or_run(task)
         finally:
-            reseal(self.subject.folder, since)
+            reseal(self.evaluated.folder, since)
 
     def _find_or_run(self, task: Task) -> None:
-        identity = identity_of(task.settings, self.subject)
+        identity = identity_of(task.settings, self.evaluated)
         kept = None if self.settings.rerun else find(self.folder, task.name, identity, newest=task.has_files)
         if kept is not None:
             self.console.print(f"{task.name}: finished before (rerun=true runs it again)")
             self.results[task.name] = kept
             return
-        _ = self.subject.model  # not part of the task's time
+        _ = self.evaluated.model  # not part of the task's time
         began = time.perf_counter()
         with (
             Journal.alone(self.folder, file_name(task.name), identity) as journal,
             TaskProgress(task.name) as progress,
         ):
-            outcome = task.run(Work(self.subject, self.folder, journal, progress, self.settings.rows))
-            result = result_of(task.name, identity, self.subject, outcome, time.perf_counter() - began)
+            outcome = task.run(EvaluationContext(self.evaluated, self.folder, journal, progress, self.settings.rows))
+            result = result_of(task.name, identity, self.evaluated, outcome, time.perf_counter() - began)
             keep(self.folder, result)
             journal.remove()
         self.results[task.name] = result
@@ -122,11 +122,11 @@ class _Evaluation:
         self.console.print(_table(self.results))
         for name, result in self.results.items():
             self.console.print(_footnote(name, result))
-        if self.subject.config is not None and self._is_new:
+        if self.evaluated.config is not None and self._is_new:
             from ssa.record.wandb_mirror import mirror_evaluation
 
-            found = _by_name(newest(self.folder, self.subject))
-            mirror_evaluation(self.subject.config, self.subject.folder, found)
+            found = _by_name(newest(self.folder, self.evaluated))
+            mirror_evaluation(self.evaluated.config, self.evaluated.folder, found)
         self.console.print(str(self.folder.resolve()))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssa.errors import UserError
-from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.task import Metric, Outcome
 from ssa.record.run_files import read_json, write_json
 
@@ -59,39 +59,41 @@ def keep(folder: Path, result: Result) -> None:
     write_json(folder / f"{file_name(result['task'])}.json", {**result, "others": others})
 
 
-def newest(folder: Path, subject: Subject) -> list[Result]:
-    """The newest outcome of each task that is of the subject's weights."""
+def newest(folder: Path, evaluated: EvaluatedModel) -> list[Result]:
+    """The newest outcome of each task that is of the evaluated's weights."""
     found = []
     for path in sorted(folder.glob("*.json")):
         with suppress(UserError):
             result = read_json(path)
-            if result.get("model", {}).get("weights_hash") == subject.weights_hash:
+            if result.get("model", {}).get("weights_hash") == evaluated.weights_hash:
                 found.append(result)
     return found
 
 
-def result_of(task: str, identity: Mapping[str, Any], subject: Subject, outcome: Outcome, seconds: float) -> Result:
+def result_of(
+    task: str, identity: Mapping[str, Any], evaluated: EvaluatedModel, outcome: Outcome, seconds: float
+) -> Result:
     """An outcome with all that it is of, as plain values."""
     from ssa.device import device_name
 
     return {
         "task": task,
-        "of": subject.name,
+        "of": evaluated.name,
         "metrics": {name: _plain(metric) for name, metric in outcome.metrics.items()},
         "n": outcome.n,
         "counts": dict(outcome.counts),
         **identity,
         "versions": {**{name: version(name) for name in ("ssa", "torch", "tokenizers")}, **outcome.versions},
-        "device": device_name(subject.device),
+        "device": device_name(evaluated.device),
         "seconds": round(seconds, 1),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "details": dict(outcome.details),
     }
 
 
-def identity_of(settings: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
+def identity_of(settings: Mapping[str, Any], evaluated: EvaluatedModel) -> dict[str, Any]:
     """All that decides an outcome."""
-    return {"settings": dict(settings), "model": subject.plain}
+    return {"settings": dict(settings), "model": evaluated.plain}
 
 
 def _identity(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ssa.evaluation.scoring.work import Work
+    from ssa.evaluation.scoring.context import EvaluationContext
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Task(Protocol):
     settings: dict[str, Any]
     has_files: bool
 
-    def run(self, work: Work) -> Outcome:
+    def run(self, context: EvaluationContext) -> Outcome:
         """Evaluate.
 
         Raises:

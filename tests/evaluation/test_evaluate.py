@@ -19,7 +19,7 @@ from conftest import ROOT
 from evaluation_programs import Launch, evaluate_in_process, tokens_in
 
 from ssa.config import Config
-from ssa.evaluation.scoring import work
+from ssa.evaluation.scoring import context
 from ssa.evaluation.scoring.journal import Journal
 from ssa.record.run_files import read_summary
 from ssa.record.run_model import load_run
@@ -204,13 +204,13 @@ def test_a_killed_evaluation_goes_on(run: Path, launch: Launch, monkeypatch: pyt
     assert not (run / "evaluation" / "perplexity.json").exists()
 
     asked: list[int] = []
-    score_requests = work.score_requests
+    score_requests = context.score_requests
 
-    def counted(subject: Any, requests: Any, *rest: Any) -> None:
+    def counted(evaluated: Any, requests: Any, *rest: Any) -> None:
         asked.append(len(requests))
-        score_requests(subject, requests, *rest)
+        score_requests(evaluated, requests, *rest)
 
-    monkeypatch.setattr(work, "score_requests", counted)
+    monkeypatch.setattr(context, "score_requests", counted)
     assert launch(*arguments).code == 0
     assert not written()
     resumed = kept(run, "perplexity")

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from evaluated_models import EVERYTHING, TEXTS, evaluated_model, tokenizer_json, write_model_folder
 from evaluation_programs import Launch, Outcome, evaluate_in_process, tokens_in
-from evaluation_subjects import EVERYTHING, TEXTS, subject_in, tokenizer_json, write_subject
 from pretrained_folders import VOCAB, write_model
 
 from ssa.config import Config
@@ -120,20 +120,22 @@ PREFIXES: dict[str, tuple[dict[str, object], str]] = {
 @pytest.mark.parametrize("case", PREFIXES)
 def test_what_stands_before_a_text(case: str, pretrained: Path, tmp_path: Path) -> None:
     files, token = PREFIXES[case]
-    subject = subject_in(pretrained)
+    evaluated = evaluated_model(pretrained)
     for name, content in files.items():
         (pretrained / name).write_text(json.dumps(content))
-    assert subject.prefix == subject.tokenizer.token_id(token)
-    assert subject.prefix_text == subject.plain["prefix_token"] == token
-    elsewhere = subject_in(write_subject(tmp_path / "other", "llama"), tokenizer=str(pretrained / "tokenizer.json"))
-    assert elsewhere.prefix == subject.prefix  # it goes with the tokenizer
+    assert evaluated.prefix == evaluated.tokenizer.token_id(token)
+    assert evaluated.prefix_text == evaluated.plain["prefix_token"] == token
+    elsewhere = evaluated_model(
+        write_model_folder(tmp_path / "other", "llama"), tokenizer=str(pretrained / "tokenizer.json")
+    )
+    assert elsewhere.prefix == evaluated.prefix  # it goes with the tokenizer
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff{}", b"[]", b"3"])
 def test_one_line_for_a_damaged_tokenizer_config(content: bytes, pretrained: Path) -> None:
     (pretrained / "tokenizer_config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"tokenizer_config\.json is damaged"):
-        _ = subject_in(pretrained).prefix
+        _ = evaluated_model(pretrained).prefix
 
 
 def test_a_run_begins_with_end_of_text(run: Path, launch: Launch) -> None:
@@ -262,7 +264,7 @@ def test_contexts_end_with_learned_positions_alone(pretrained: Path, text: Path,
     assert refused(launch(f"init_from={pretrained}", *arguments)).startswith(
         "error: context=65: over the model's learned positions; valid: up to 64"
     )
-    rotary = write_subject(text.parent / "rotary", "llama", EVERYTHING)
+    rotary = write_model_folder(text.parent / "rotary", "llama", EVERYTHING)
     assert launch(f"init_from={rotary}", *arguments).code == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from evaluation_subjects import write_subject
+from evaluated_models import write_model_folder
 
 from ssa.evaluation.evaluate import evaluate
 from ssa.evaluation.settings import EvaluateSettings
@@ -17,7 +17,7 @@ WORDS, DOCUMENTS = 241_211, 62
 def test_all_of_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval")
     names = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided", "wikitext")
-    values = {"init_from": str(write_subject(tmp_path / "model", "llama")), "context": 256, "stride": 256}
+    values = {"init_from": str(write_model_folder(tmp_path / "model", "llama")), "context": 256, "stride": 256}
     settings = {**values, "text": "wikitext", "tasks": ",".join(names), "output_dir": str(tmp_path / "out")}
     results = evaluate(EvaluateSettings.model_validate(settings))
     assert {results[name]["counts"]["words"] for name in names} == {WORDS}

@@ -24,11 +24,11 @@ from ssa.errors import UserError
 from ssa.evaluation.attention.measure import Batch, Measured, correlation, measure, slope
 from ssa.evaluation.attention.tables import extremes, tables_of, write_tables
 from ssa.evaluation.results import identity_of
-from ssa.evaluation.scoring.subject import Subject
-from ssa.evaluation.scoring.work import Work
+from ssa.evaluation.scoring.context import EvaluationContext
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
-from ssa.evaluation.tasks.texts import load_text, run_corpus, text_settings
+from ssa.evaluation.tasks.corpora import load_text, run_corpus, text_settings
 from ssa.viz import plot_style
 
 _PROBED = {"text": "validation", "limit": None}  # of a run
@@ -41,29 +41,29 @@ class Attention:
     name = "attention"
     has_files = True
 
-    def __init__(self, settings: EvaluateSettings, subject: Subject) -> None:
-        if subject.context == 1:
+    def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
+        if evaluated.context_length == 1:
             raise UserError("context=1: a query that sees one key chooses nothing; valid for attention: 2 or more")
         self._asked = settings
-        run = subject.config
-        self._window = subject.context if run or settings.context else min(subject.context, _WINDOW)
+        run = evaluated.config
+        self._window = evaluated.context_length if run or settings.context else min(evaluated.context_length, _WINDOW)
         self.settings: dict[str, Any] = {
-            **text_settings(settings.model_copy(update=_PROBED) if run else settings, subject),
+            **text_settings(settings.model_copy(update=_PROBED) if run else settings, evaluated),
             "sequences": run.trainer.probe_sequences if run else _SEQUENCES,
             "window": self._window,
         }
 
-    def run(self, work: Work) -> Outcome:
+    def run(self, context: EvaluationContext) -> Outcome:
         """Measures, writes tables and, where matplotlib is there, plots."""
-        subject, folder = work.subject, work.folder / self.name
-        batch = self._batch(subject)
-        work.progress.expect(batch.ids.numel())
-        with subject.autocast():
-            measured = measure(subject.model, batch, work.progress.advance)
-        tables = tables_of(measured, subject.tokenizer.decode)
+        evaluated, folder = context.evaluated, context.folder / self.name
+        batch = self._batch(evaluated)
+        context.progress.expect(batch.ids.numel())
+        with evaluated.autocast():
+            measured = measure(evaluated.model, batch, context.progress.advance)
+        tables = tables_of(measured, evaluated.tokenizer.decode)
         for left in folder.glob("*.*"):  # of another outcome
             left.unlink()
-        files = write_tables(tables, folder, identity_of(self.settings, subject))
+        files = write_tables(tables, folder, identity_of(self.settings, evaluated))
         if plot_style.available():
             from ssa.evaluation.attention.plots import draw
 
@@ -71,36 +71,36 @@ class Attention:
         else:
             print(f"attention: tables only; to have plots too, {plot_style.INSTALL} and rerun=true", flush=True)
         rows, length = batch.ids.shape
-        split = "val/" if subject.config else ""
+        split = "val/" if evaluated.config else ""
         return Outcome(
             {name: Metric(value) for name, value in summary_of(measured).items()},
             n=rows,
             counts={"tokens": rows * length, "window": length},
             details={
                 "statistics": {f"{split}{name}": value for name, value in measured.named.items()},
-                "frequencies": "of the train split" if subject.config else "of the text",
+                "frequencies": "of the train split" if evaluated.config else "of the text",
                 "tokens": extremes(tables),
-                "files": [str(path.relative_to(work.folder)) for path in files],
+                "files": [str(path.relative_to(context.folder)) for path in files],
             },
             versions={"text": batch.text_hash},
         )
 
-    def _batch(self, subject: Subject) -> Batch:
+    def _batch(self, evaluated: EvaluatedModel) -> Batch:
         import torch
 
         from ssa.text.token_blocks import probe_windows, visible_in_documents
 
-        vocabulary, sequences = subject.model.token_embedding.num_embeddings, self.settings["sequences"]
-        if subject.config is None:
-            text = load_text(self._asked, subject)
-            stream = text.stream(subject.tokenizer)
+        vocabulary, sequences = evaluated.model.token_embedding.num_embeddings, self.settings["sequences"]
+        if evaluated.config is None:
+            text = load_text(self._asked, evaluated)
+            stream = text.stream(evaluated.tokenizer)
             ids = probe_windows(stream.tokens[1:], self._window - 1, sequences)  # what it begins with ends no text
-            ids = torch.cat([torch.full((len(ids), 1), subject.prefix), ids], dim=1)
-            return Batch(ids.to(subject.device), None, stream.token_counts(vocabulary), text.hash)
-        data = subject.config.data
-        corpus = run_corpus(subject)
-        evaluated = corpus.split("validation").tokens[: data.max_eval_tokens]
-        ids = probe_windows(evaluated, self._window, sequences).to(subject.device)
+            ids = torch.cat([torch.full((len(ids), 1), evaluated.prefix), ids], dim=1)
+            return Batch(ids.to(evaluated.device), None, stream.token_counts(vocabulary), text.hash)
+        data = evaluated.config.data
+        corpus = run_corpus(evaluated)
+        tokens = corpus.split("validation").tokens[: data.max_eval_tokens]
+        ids = probe_windows(tokens, self._window, sequences).to(evaluated.device)
         visible = visible_in_documents(ids, corpus.tokenizer.end_of_text) if data.document_mask else None
         return Batch(ids, visible, corpus.split("train").token_counts(vocabulary), corpus.fingerprint)
 

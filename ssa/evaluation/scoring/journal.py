@@ -1,4 +1,4 @@
-"""What is done of a task, on disk as soon as it is done, so that an interrupted one goes on where it was."""
+"""Append-only log of finished requests, so that an interrupted task resumes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ssa.errors import UserError
 from ssa.evaluation.scoring.batching import in_batches
-from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.model.kv_cache import GrowingCache, KVCache
 from ssa.model.transformer import Transformer
 
@@ -69,38 +69,38 @@ class _Held(NamedTuple):
 
 
 def score_requests(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     requests: Sequence[Request],
-    context: int,
+    max_length: int,
     batch_size: int | None,
     keep: Callable[[list[tuple[int, Score]]], None],
 ) -> None:
     """Scores requests, a batch at a time.
 
     Args:
-        subject: the model.
+        evaluated: the model.
         requests: in any order.
-        context: the longest input; of a longer request the beginning is left out.
+        max_length: the longest input in tokens; longer ones are cut on the left.
         batch_size: rows at once; None: as many as suit the device.
         keep: called with number and score of each request of a batch.
 
     Raises:
         UserError: a continuation is longer than the context; or out of memory.
     """
-    rows = [_row(number, request, context) for number, request in enumerate(requests)]
+    rows = [_row(number, request, max_length) for number, request in enumerate(requests)]
     groups = sorted(_groups(rows, batch_size), key=lambda group: group.length, reverse=True)
 
     def in_rows(run: Callable[[list[int]], None], lengths: list[int]) -> None:
-        with torch.inference_mode(), subject.autocast():
-            in_batches(run, lengths, subject.device, batch_size)
+        with torch.inference_mode(), evaluated.autocast():
+            in_batches(run, lengths, evaluated.device, batch_size)
 
     lone = [row for group in groups if not group.prefix for row in group.rows]
     in_rows(
-        lambda items: keep(_score_lone(subject.model, [lone[item] for item in items])),
+        lambda items: keep(_score_lone(evaluated.model, [lone[item] for item in items])),
         [len(row.tokens) - 1 for row in lone],
     )
     for shared in _portions([group for group in groups if group.prefix]):
-        _score_shared(subject.model, shared, in_rows, keep)
+        _score_shared(evaluated.model, shared, in_rows, keep)
 
 
 def input_tokens(request: Request) -> int:
@@ -108,11 +108,11 @@ def input_tokens(request: Request) -> int:
     return len(request.context) + len(request.continuation) - 1
 
 
-def _row(number: int, request: Request, context: int) -> _Row:
+def _row(number: int, request: Request, max_length: int) -> _Row:
     scored = len(request.continuation)
-    if scored > context:
-        raise UserError(f"context={context}: a continuation has {scored} tokens; it must fit in")
-    return _Row(number, [*request.context, *request.continuation][-(context + 1) :], scored)
+    if scored > max_length:
+        raise UserError(f"context={max_length}: a continuation has {scored} tokens; it must fit in")
+    return _Row(number, [*request.context, *request.continuation][-(max_length + 1) :], scored)
 
 
 def _groups(rows: Sequence[_Row], batch_size: int | None) -> Iterator[_Group]:

@@ -23,7 +23,7 @@ import torch
 
 from ssa.config_errors import closest
 from ssa.errors import UserError, first_line
-from ssa.evaluation.scoring.work import Work
+from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 
@@ -103,7 +103,7 @@ class HarnessTask:
             "lm_eval": version("lm_eval"),
         }
 
-    def run(self, work: Work) -> Outcome:
+    def run(self, context: EvaluationContext) -> Outcome:
         """What the harness makes of the model's answers."""
         from lm_eval.evaluator import evaluate
 
@@ -112,7 +112,7 @@ class HarnessTask:
         with quiet():
             found = self._load()
             results = evaluate(
-                HarnessModel(work),
+                HarnessModel(context),
                 found,
                 limit=self._limit,
                 bootstrap_iters=_BOOTSTRAPS,

@@ -11,42 +11,42 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from ssa.config_errors import shown
 from ssa.errors import UserError
+from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.scoring.scoring import Request
 from ssa.evaluation.scoring.windows import rolling_windows
-from ssa.evaluation.scoring.work import Work
 
 
 class HarnessModel(TemplateLM):
-    """``lm_eval.api.model.LM`` on a `Work`: text to tokens as the tokenizer's file says, all else is the `Work`'s.
+    """``lm_eval.api.model.LM`` on an `EvaluationContext`; text is tokenized as the tokenizer's file says.
 
     Args:
-        work: its subject is the model.
+        context: the model and its journal.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, context: EvaluationContext) -> None:
         super().__init__()
-        self.work, self.subject = work, work.subject
+        self.context, self.evaluated = context, context.evaluated
 
     @property
     def tokenizer_name(self) -> str:
         """For the harness's own caches."""
-        return self.subject.tokenizer.name
+        return self.evaluated.tokenizer.name
 
     @property
     def eot_token_id(self) -> int:
         """What ends a text."""
-        return self.subject.end
+        return self.evaluated.end
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text without context."""
-        return self.subject.prefix
+        return self.evaluated.prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, begun with a special token where the tokenizer's file says so and the text is not."""
-        begun = string.startswith(self.subject.prefix_text)
+        begun = string.startswith(self.evaluated.prefix_text)
         begin = not begun if add_special_tokens is None else add_special_tokens
-        return self.subject.tokenizer.encode_as_published(string, begin)
+        return self.evaluated.tokenizer.encode_as_published(string, begin)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
         """Of each continuation, in nats, and whether it is the greedy one."""
@@ -59,13 +59,13 @@ class HarnessModel(TemplateLM):
                     f"tokenizer: {shown(repr(continuation))} is no token of its own after {context[-40:]!r}"
                 )
         asked = [Request(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
-        return [(sum(score.logprobs), score.greedy) for score in self.work.score(asked)]
+        return [(sum(score.logprobs), score.greedy) for score in self.context.score(asked)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         """Of each whole text, in nats."""
-        prefix, context = self.prefix_token_id, self.subject.context
-        windows = [list(rolling_windows(self.tok_encode(one.args[0]), prefix, context)) for one in requests]
-        scores = iter(self.work.score([window for of_one in windows for window in of_one]))
+        prefix, max_length = self.prefix_token_id, self.evaluated.context_length
+        windows = [list(rolling_windows(self.tok_encode(one.args[0]), prefix, max_length)) for one in requests]
+        scores = iter(self.context.score([window for of_one in windows for window in of_one]))
         return [sum(sum(next(scores).logprobs) for _ in of_one) for of_one in windows]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
@@ -92,17 +92,17 @@ class HarnessModel(TemplateLM):
         asked = normalize_gen_kwargs(settings)
         if asked.get("do_sample"):
             raise UserError(f"generation_kwargs={label}: sampling is not there; valid: do_sample=false")
-        tokenizer, context = self.subject.tokenizer, self.subject.context
+        tokenizer, max_length = self.evaluated.tokenizer, self.evaluated.context_length
         until = handle_stop_sequences(asked["until"], eos=tokenizer.decode([self.eot_token_id]))
-        room = context - asked["max_gen_toks"]
+        room = max_length - asked["max_gen_toks"]
         if room < 1:
-            raise UserError(f"context={context}: no room for the {asked['max_gen_toks']} tokens that are generated")
+            raise UserError(f"context={max_length}: no room for the {asked['max_gen_toks']} tokens that are generated")
 
         def ended(ids: list[int]) -> bool:
             text = tokenizer.decode(ids)
             return any(stop in text for stop in until)
 
-        new = self.work.generate(
+        new = self.context.generate(
             [self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in contexts],
             asked["max_gen_toks"],
             stop={self.eot_token_id},

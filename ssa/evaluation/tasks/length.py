@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 from ssa.errors import UserError
-from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.context import EvaluationContext
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.windows import stream_windows
-from ssa.evaluation.scoring.work import Work
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
-from ssa.evaluation.tasks.texts import load_text, text_settings
+from ssa.evaluation.tasks.corpora import load_text, text_settings
 
 _SHARES = (0.25, 0.5, 1, 2, 4)  # of the context
 _TAIL = 4  # the last quarter of a window is looked at on its own
@@ -27,36 +27,36 @@ class Length:
     name = "length"
     has_files = False
 
-    def __init__(self, settings: EvaluateSettings, subject: Subject) -> None:
-        limit = subject.model_config.max_positions
+    def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
+        limit = evaluated.model_config.max_positions
         lengths = settings.lengths or [
-            max(_TAIL, int(share * subject.context))
+            max(_TAIL, int(share * evaluated.context_length))
             for share in _SHARES
-            if subject.model_config.positions != "learned" or share * subject.context <= limit
+            if evaluated.model_config.positions != "learned" or share * evaluated.context_length <= limit
         ]
         for length in lengths:
-            subject.check_length("lengths", length)
+            evaluated.check_length("lengths", length)
             if length < _TAIL:
                 raise UserError(f"lengths={length}: valid: at least {_TAIL}")
         self._asked, self._lengths = settings, sorted(set(lengths))
         self.settings: dict[str, Any] = {
-            **text_settings(settings, subject),
+            **text_settings(settings, evaluated),
             "lengths": self._lengths,
         }
 
-    def run(self, work: Work) -> Outcome:
+    def run(self, context: EvaluationContext) -> Outcome:
         """A row for each length."""
-        subject = work.subject
-        text = load_text(self._asked, subject)
-        ids = text.stream(subject.tokenizer).tokens.tolist()
+        evaluated = context.evaluated
+        text = load_text(self._asked, evaluated)
+        ids = text.stream(evaluated.tokenizer).tokens.tolist()
         fitting = [length for length in self._lengths if length < len(ids)]
         if not fitting or (self._asked.lengths and fitting != self._lengths):
             raise UserError(f"lengths={self._lengths[-1]}: text={text.name} has {len(ids)} tokens; valid: below that")
         metrics: dict[str, Metric] = {}
         rows = []
         for length in fitting:
-            windows = list(stream_windows(ids, length, length, subject.restart_at))
-            scores = iter(work.score([request for window in windows for request in window], context=length))
+            windows = list(stream_windows(ids, length, length, evaluated.restart_at))
+            scores = iter(context.score([request for window in windows for request in window], max_length=length))
             losses = [[value for _ in window for value in next(scores).logprobs] for window in windows]
             tails = [values[-(length // _TAIL) :] for values in losses if len(values) == length]
             loss, tail = _mean(losses), _mean(tails)
@@ -68,7 +68,7 @@ class Length:
             metrics,
             n=text.counts["documents"],
             counts={"tokens": len(ids) - 1, **text.counts},
-            details={"rows": rows, "trained_at": subject.trained_at},
+            details={"rows": rows, "trained_at": evaluated.trained_at},
             versions={"text": text.hash},
         )
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ssa.errors import UserError
-from ssa.evaluation.scoring.subject import Subject
-from ssa.evaluation.scoring.work import Work
+from ssa.evaluation.scoring.context import EvaluationContext
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.statistics import wilson
@@ -33,15 +33,17 @@ class Passkey:
     name = "passkey"
     has_files = True
 
-    def __init__(self, settings: EvaluateSettings, subject: Subject) -> None:
-        encode, model = subject.tokenizer.encode_batch, subject.model_config
+    def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
+        encode, model = evaluated.tokenizer.encode_batch, evaluated.model_config
         self._prompts = PassKeyPrompts(lambda text: 1 + len(encode([text])[0]))
         shortest = self._prompts.shortest
-        longest = model.max_positions if model.positions == "learned" else _SHARES[-1] * subject.context
-        usual = [length for share in _SHARES if shortest <= (length := int(share * subject.context)) <= longest]
-        lengths = settings.lengths or usual or [subject.context]
+        longest = model.max_positions if model.positions == "learned" else _SHARES[-1] * evaluated.context_length
+        usual = [
+            length for share in _SHARES if shortest <= (length := int(share * evaluated.context_length)) <= longest
+        ]
+        lengths = settings.lengths or usual or [evaluated.context_length]
         for length in lengths:
-            subject.check_length("lengths", length)
+            evaluated.check_length("lengths", length)
             if length < shortest:
                 raise UserError(f"lengths={length}: too short for a pass key; valid: at least {shortest}")
         self.settings: dict[str, Any] = {
@@ -51,13 +53,13 @@ class Passkey:
             "seed": settings.seed,
         }
 
-    def run(self, work: Work) -> Outcome:
+    def run(self, context: EvaluationContext) -> Outcome:
         """Every trial, then shares of successes."""
         chosen = self.settings
         cells = [(length, depth) for length in chosen["lengths"] for depth in chosen["depths"]]
         trials = [(cell, trial) for cell in range(len(cells)) for trial in range(chosen["trials"])]
         texts = [self._prompts.text(*cells[cell], f"{chosen['seed']} {trial}") for cell, trial in trials]
-        answers = self._answers(work, texts)
+        answers = self._answers(context, texts)
         hits = [first_number(answer) == text.key for answer, text in zip(answers, texts, strict=True)]
         grid = np.array(hits).reshape(len(chosen["lengths"]), len(chosen["depths"]), chosen["trials"])
         metrics = {"accuracy": _share(grid)}
@@ -67,34 +69,34 @@ class Passkey:
             {"length": length, "depth": depth, **_row(of)}
             for (length, depth), of in zip(cells, grid.reshape(len(cells), -1), strict=True)
         ]
-        self._plot(grid.mean(-1), work)
-        details = {"depths": by_depth, "cells": by_cell, "trained_at": work.subject.trained_at}
+        self._plot(grid.mean(-1), context)
+        details = {"depths": by_depth, "cells": by_cell, "trained_at": context.evaluated.trained_at}
         return Outcome(metrics, n=len(trials), details=details)
 
-    def _answers(self, work: Work, texts: list[PassKeyText]) -> list[str]:
+    def _answers(self, context: EvaluationContext, texts: list[PassKeyText]) -> list[str]:
         """What the model says after each prompt: a token more than the answer has, in which a sixth digit would be."""
-        tokenizer = work.subject.tokenizer
-        prompts = [[work.subject.prefix, *ids] for ids in tokenizer.encode_batch([text.prompt for text in texts])]
+        tokenizer = context.evaluated.tokenizer
+        prompts = [[context.evaluated.prefix, *ids] for ids in tokenizer.encode_batch([text.prompt for text in texts])]
         longest = max(map(len, tokenizer.encode_batch([text.answer for text in texts])))
-        new = work.generate(prompts, longest + 1, stop={tokenizer.end_of_text})
+        new = context.generate(prompts, longest + 1, stop={tokenizer.end_of_text})
         return [tokenizer.decode(ids) for ids in new]
 
-    def _plot(self, accuracy: npt.NDArray[Any], work: Work) -> None:
+    def _plot(self, accuracy: npt.NDArray[Any], context: EvaluationContext) -> None:
         """A heat map of the grid beside the outcome."""
         if not plot_style.available():
             print(f"passkey: no heat map; to have it, {plot_style.INSTALL} and rerun=true", flush=True)
             return
         lengths, depths = self.settings["lengths"], self.settings["depths"]
-        work.folder.mkdir(parents=True, exist_ok=True)
+        context.folder.mkdir(parents=True, exist_ok=True)
         with plot_style.figure(1.6 + 0.7 * len(lengths), 1.6 + 0.4 * len(depths)) as figure:
             axes = figure.add_subplot()
             plot_style.heat_map(axes, accuracy.T, rows=depths, columns=lengths, label="accuracy", low=0, high=1)
             axes.set(
-                title=f"Passkey retrieval; trained at {work.subject.trained_at} tokens",
+                title=f"Passkey retrieval; trained at {context.evaluated.trained_at} tokens",
                 xlabel="length, tokens",
                 ylabel="depth of the key",
             )
-            plot_style.save(figure, work.folder / self.name)
+            plot_style.save(figure, context.folder / self.name)
 
 
 def first_number(text: str) -> str:

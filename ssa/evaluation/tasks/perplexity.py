@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ssa.errors import UserError
+from ssa.evaluation.scoring.context import EvaluationContext
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.scoring import Request, Score
-from ssa.evaluation.scoring.subject import Subject
 from ssa.evaluation.scoring.windows import rolling_windows, stream_windows, strided_windows
-from ssa.evaluation.scoring.work import Work
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
-from ssa.evaluation.tasks.texts import EvaluationText, load_text, text_settings
+from ssa.evaluation.tasks.corpora import EvaluationText, load_text, text_settings
 from ssa.perplexity import perplexities
 
 CONVENTIONS = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided")
@@ -38,37 +38,39 @@ class Perplexity:
 
     has_files = False
 
-    def __init__(self, name: str, settings: EvaluateSettings, subject: Subject) -> None:
+    def __init__(self, name: str, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
         if settings.detokenize != "none" and name != "perplexity_lm_eval":
             raise UserError(f"detokenize={settings.detokenize}: for tasks=perplexity_lm_eval, not for {name}")
-        if settings.stride is not None and settings.stride > subject.context:
-            raise UserError(f"stride={settings.stride}: would leave tokens out; valid: up to context={subject.context}")
+        if settings.stride is not None and settings.stride > evaluated.context_length:
+            raise UserError(
+                f"stride={settings.stride}: would leave tokens out; valid: up to context={evaluated.context_length}"
+            )
         self.name = name
         self._asked = settings
         self._stride = {
-            "perplexity": settings.stride or subject.context,
-            "perplexity_lm_eval": subject.context,
-            "perplexity_hf_strided": settings.stride or min(_HF_STRIDE, subject.context),
+            "perplexity": settings.stride or evaluated.context_length,
+            "perplexity_lm_eval": evaluated.context_length,
+            "perplexity_hf_strided": settings.stride or min(_HF_STRIDE, evaluated.context_length),
         }[name]
         self.settings: dict[str, Any] = {
-            **text_settings(settings, subject),
+            **text_settings(settings, evaluated),
             "stride": self._stride,
             "detokenize": settings.detokenize,
         }
 
-    def run(self, work: Work) -> Outcome:
+    def run(self, context: EvaluationContext) -> Outcome:
         """Token, word and byte perplexity, with what each divides by."""
-        subject = work.subject
-        text = load_text(self._asked, subject, joined=self.name == "perplexity_hf_strided")
-        units = list(self._units(text, subject))
-        scores = iter(work.score([request for unit in units for request in unit]))
+        evaluated = context.evaluated
+        text = load_text(self._asked, evaluated, joined=self.name == "perplexity_hf_strided")
+        units = list(self._units(text, evaluated))
+        scores = iter(context.score([request for unit in units for request in unit]))
         sums = [_summed([next(scores) for _ in unit]) for unit in units]
         nll, tokens = math.fsum(nll for nll, _ in sums), sum(tokens for _, tokens in sums)
         if not tokens:
             raise UserError(f"text={text.name}: nothing to predict")
         counts, of_text = text.counts, tokens
         if self.name == "perplexity_hf_strided":  # windows side by side leave out the first token of each
-            of_text = len(subject.tokenizer.encode_as_published(text.documents[0]))
+            of_text = len(evaluated.tokenizer.encode_as_published(text.documents[0]))
         return Outcome(
             _metrics(nll * of_text / tokens, of_text, counts, sums),
             n=counts["documents"],
@@ -76,19 +78,19 @@ class Perplexity:
             versions={"text": text.hash},
         )
 
-    def _units(self, text: EvaluationText, subject: Subject) -> Iterator[list[Request]]:
+    def _units(self, text: EvaluationText, evaluated: EvaluatedModel) -> Iterator[list[Request]]:
         """Requests, in lists that are documents or windows: what an error is estimated over."""
-        tokenizer, context = subject.tokenizer, subject.context
+        tokenizer, max_length = evaluated.tokenizer, evaluated.context_length
         if self.name == "perplexity":
             ids = text.stream(tokenizer).tokens.tolist()
-            yield from stream_windows(ids, context, self._stride, subject.restart_at)
+            yield from stream_windows(ids, max_length, self._stride, evaluated.restart_at)
         elif self.name == "perplexity_hf_strided":
             ids = tokenizer.encode_as_published(text.documents[0])
-            yield from ([window] for window in strided_windows(ids, context, self._stride))
+            yield from ([window] for window in strided_windows(ids, max_length, self._stride))
         else:
             for document in text.documents:
                 ids = tokenizer.encode_as_published(_detokenized(document, self._asked.detokenize))
-                yield list(rolling_windows(ids, subject.prefix, context))
+                yield list(rolling_windows(ids, evaluated.prefix, max_length))
 
 
 def _detokenized(document: str, how: str) -> str:

@@ -21,7 +21,7 @@ from ssa.evaluation.attention.measure import Batch, Measured, correlation, measu
 from ssa.evaluation.attention.report import Attention, summary_of
 from ssa.evaluation.attention.tables import Tables, extremes, tables_of
 from ssa.evaluation.evaluate import evaluate
-from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.model.attention import AttentionInputs
 from ssa.model.attention_stats import query_key_norms
@@ -321,10 +321,10 @@ def test_a_pretrained_model_reads_a_text(tmp_path: Path, small_text: Path) -> No
     assert found["counts"] == {"tokens": 8 * 64, "window": 64}
     assert "attention_entropy/layer_01/head_03" in found["details"]["statistics"]
     assert found["details"]["frequencies"] == "of the text"
-    subject = Subject(init_from=str(folder), device="cpu")
-    first = Attention(settings, subject)._batch(subject).ids
-    assert (first[:, 0] == subject.prefix).all()
-    text = subject.tokenizer.encode_batch([small_text.read_text()])[0]
+    evaluated = EvaluatedModel(init_from=str(folder), device="cpu")
+    first = Attention(settings, evaluated)._batch(evaluated).ids
+    assert (first[:, 0] == evaluated.prefix).all()
+    text = evaluated.tokenizer.encode_batch([small_text.read_text()])[0]
     assert first[:, 1:].flatten().tolist() == text[: 8 * 63]
 
 
@@ -333,4 +333,4 @@ def test_a_context_of_one_key_is_refused(tmp_path: Path) -> None:
     write_model(folder, "llama")
     settings = EvaluateSettings(init_from=str(folder), tasks="attention", context=1)
     with pytest.raises(UserError, match=r"context=1: .* valid for attention: 2 or more"):
-        Attention(settings, Subject(init_from=str(folder), context=1, device="cpu"))
+        Attention(settings, EvaluatedModel(init_from=str(folder), context=1, device="cpu"))

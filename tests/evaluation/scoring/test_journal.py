@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from evaluation_subjects import EVERYTHING, Seen, subject_in, sums, write_subject
+from evaluated_models import EVERYTHING, Seen, evaluated_model, sums, write_model_folder
 
 from ssa.errors import UserError
+from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.scoring.progress import TaskProgress
 from ssa.evaluation.scoring.scoring import Request
-from ssa.evaluation.scoring.work import Work
 
 OF = {"settings": {"text": "test", "é": None}, "model": {"context": 64}}
 ANSWERS = {f"question {number}": [[-0.1 * number, -3.25], number % 2 == 0] for number in range(4)}
@@ -108,16 +108,16 @@ def test_one_process_at_a_time_has_it(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_subject(tmp_path_factory.mktemp("subject") / "model", "llama", EVERYTHING)
+    return write_model_folder(tmp_path_factory.mktemp("evaluated") / "model", "llama", EVERYTHING)
 
 
 @pytest.fixture
-def work(model_folder: Path, tmp_path: Path) -> Callable[..., Work]:
+def context(model_folder: Path, tmp_path: Path) -> Callable[..., EvaluationContext]:
     """A function that opens the same task again, as a new process would."""
 
-    def make(batch_size: int | None = None, journal: str = "a", **of: object) -> Work:
+    def make(batch_size: int | None = None, journal: str = "a", **of: object) -> EvaluationContext:
         kept = Journal(tmp_path, journal, {"task": "t", **of})
-        return Work(subject_in(model_folder), tmp_path, kept, TaskProgress("t"), batch_size)
+        return EvaluationContext(evaluated_model(model_folder), tmp_path, kept, TaskProgress("t"), batch_size)
 
     return make
 
@@ -126,62 +126,62 @@ REQUESTS = [Request([start, 1, *range(start, start + 8)], [start, answer]) for s
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, None])
-def test_scoring_goes_on_where_it_was(work: Callable[..., Work], batch_size: int | None) -> None:
-    undisturbed = work(batch_size, "undisturbed")
-    through = Seen(undisturbed.subject.model)
+def test_scoring_goes_on_where_it_was(context: Callable[..., EvaluationContext], batch_size: int | None) -> None:
+    undisturbed = context(batch_size, "undisturbed")
+    through = Seen(undisturbed.evaluated.model)
     wanted = undisturbed.score(REQUESTS)
-    first = work(batch_size)
-    before = Seen(first.subject.model, stop_after=len(through.shapes) - 1)
+    first = context(batch_size)
+    before = Seen(first.evaluated.model, stop_after=len(through.shapes) - 1)
     with pytest.raises(KeyboardInterrupt):
         first.score(REQUESTS)
-    again = work(batch_size)
-    after = Seen(again.subject.model)
+    again = context(batch_size)
+    after = Seen(again.evaluated.model)
     scores = again.score(REQUESTS)
     assert sums(scores) == pytest.approx(sums(wanted), abs=1e-5)
     assert [score.greedy for score in scores] == [score.greedy for score in wanted]
     if batch_size == 1:  # a row a batch: what was done is kept to the last bit, and no row is computed twice
         assert scores == wanted
         assert before.shapes + after.shapes == through.shapes
-    finished = work(batch_size)
-    none = Seen(finished.subject.model)
+    finished = context(batch_size)
+    none = Seen(finished.evaluated.model)
     assert finished.score(REQUESTS) == scores
     assert none.shapes == []
 
 
-def test_only_what_is_new_is_scored(work: Callable[..., Work]) -> None:
-    first = work().score(REQUESTS[:7])
-    more = work()
-    seen = Seen(more.subject.model)
+def test_only_what_is_new_is_scored(context: Callable[..., EvaluationContext]) -> None:
+    first = context().score(REQUESTS[:7])
+    more = context()
+    seen = Seen(more.evaluated.model)
     scores = more.score([*REQUESTS[3:8], REQUESTS[3]])
     assert [scores[number] for number in (0, 1, 2, 3, 5)] == [*first[3:7], first[3]]
     assert seen.shapes == [(1, 11)]  # the one request that was new
 
 
-def test_the_context_is_part_of_what_was_asked(work: Callable[..., Work]) -> None:
-    one = work()
+def test_the_context_is_part_of_what_was_asked(context: Callable[..., EvaluationContext]) -> None:
+    one = context()
     full, short = one.score(REQUESTS[:3]), one.score(REQUESTS[:3], context=4)
     assert sums(full) != pytest.approx(sums(short), abs=1e-3)
-    assert (work().score(REQUESTS[:3]), work().score(REQUESTS[:3], context=4)) == (full, short)
+    assert (context().score(REQUESTS[:3]), context().score(REQUESTS[:3], max_length=4)) == (full, short)
 
 
-def test_of_other_settings_nothing_is_used(work: Callable[..., Work]) -> None:
-    work().score(REQUESTS[:3])
-    other = work(seed=1)
-    seen = Seen(other.subject.model)
+def test_of_other_settings_nothing_is_used(context: Callable[..., EvaluationContext]) -> None:
+    context().score(REQUESTS[:3])
+    other = context(seed=1)
+    seen = Seen(other.evaluated.model)
     other.score(REQUESTS[:3])
     assert seen.shapes
 
 
-def test_generation_goes_on_where_it_was(work: Callable[..., Work]) -> None:
+def test_generation_goes_on_where_it_was(context: Callable[..., EvaluationContext]) -> None:
     prompts = [[*range(length)] for length in (3, 3, 9, 5, 7)]
-    wanted = work(2, "undisturbed").generate(prompts, 4, stop=[1])
-    first = work(2)
-    before = Seen(first.subject.model, stop_after=5)  # within the second batch: longest prompts come first
+    wanted = context(2, "undisturbed").generate(prompts, 4, stop=[1])
+    first = context(2)
+    before = Seen(first.evaluated.model, stop_after=5)  # within the second batch: longest prompts come first
     with pytest.raises(KeyboardInterrupt):
         first.generate(prompts, 4, stop=[1])
     assert before.shapes[0] == (2, 9)
-    again = work(2)
-    after = Seen(again.subject.model)
+    again = context(2)
+    after = Seen(again.evaluated.model)
     assert again.generate(prompts, 4, stop=[1]) == wanted
     assert after.shapes[0] == (2, 5)
     assert again.generate(prompts, 4, stop=[1], label="another") == wanted

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_subjects import EVERYTHING, VANILLA, Seen, plain_score, subject_in, sums, write_subject
+from evaluated_models import EVERYTHING, VANILLA, Seen, evaluated_model, plain_score, sums, write_model_folder
 from pretrained_folders import SSA, VOCAB
 
 from ssa.errors import UserError
 from ssa.evaluation.scoring import batching, scoring
 from ssa.evaluation.scoring.batching import in_batches
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.scoring import Request, Score, score_requests
-from ssa.evaluation.scoring.subject import Subject
 from ssa.model.config import ScalarTemperature, TemperatureConfig
 from ssa.model.generation import generate
 
@@ -36,24 +36,24 @@ MODELS = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("subjects")
     return {
-        name: write_subject(root / str(number), model_type, temperature)
+        name: write_model_folder(root / str(number), model_type, temperature)
         for number, (name, (model_type, temperature)) in enumerate(MODELS.items())
     }
 
 
 @pytest.fixture(params=MODELS)
-def subject(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Subject:
-    return subject_in(folders[request.param])
+def evaluated(request: pytest.FixtureRequest, folders: dict[str, Path]) -> EvaluatedModel:
+    return evaluated_model(folders[request.param])
 
 
 @pytest.fixture
-def one(folders: dict[str, Path]) -> Subject:
+def one(folders: dict[str, Path]) -> EvaluatedModel:
     """A model whose temperatures are sensitive to positions."""
-    return subject_in(folders["llama, grouped, everything scaled"])
+    return evaluated_model(folders["llama, grouped, everything scaled"])
 
 
 def scored(
-    subject: Subject, requests: list[Request], batch_size: int | None = None, context: int = CONTEXT
+    evaluated: EvaluatedModel, requests: list[Request], batch_size: int | None = None, context: int = CONTEXT
 ) -> list[Score]:
     kept: dict[int, Score] = {}
 
@@ -61,14 +61,16 @@ def scored(
         assert not kept.keys() & dict(scores).keys()
         kept.update(scores)
 
-    score_requests(subject, requests, context, batch_size, keep)
+    score_requests(evaluated, requests, context, batch_size, keep)
     assert sorted(kept) == list(range(len(requests)))
     return [kept[number] for number in range(len(requests))]
 
 
-def assert_plain(subject: Subject, requests: list[Request], scores: list[Score], context: int = CONTEXT) -> None:
+def assert_plain(
+    evaluated: EvaluatedModel, requests: list[Request], scores: list[Score], context: int = CONTEXT
+) -> None:
     for request, score in zip(requests, scores, strict=True):
-        logprobs, greedy = plain_score(subject.model, request, context)
+        logprobs, greedy = plain_score(evaluated.model, request, context)
         assert score.logprobs == pytest.approx(logprobs, abs=2e-4, rel=1e-4), request
         assert score.greedy == greedy
 
@@ -98,14 +100,14 @@ def draw_requests(seed: int, number: int = 24) -> list[Request]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, None])
-def test_a_request_comes_to_what_it_does_alone(subject: Subject, batch_size: int | None) -> None:
+def test_a_request_comes_to_what_it_does_alone(evaluated: EvaluatedModel, batch_size: int | None) -> None:
     for seed in range(2):
         requests = draw_requests(seed)
-        assert_plain(subject, requests, scored(subject, requests, batch_size))
+        assert_plain(evaluated, requests, scored(evaluated, requests, batch_size))
 
 
 @pytest.mark.parametrize("seed", range(2, 8))
-def test_with_little_held_at_once(one: Subject, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_little_held_at_once(one: EvaluatedModel, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_HELD", 50)
     monkeypatch.setattr(scoring, "_LOGITS", 5 * VOCAB)
     monkeypatch.setattr(scoring, "_GROUP", 3)
@@ -114,36 +116,36 @@ def test_with_little_held_at_once(one: Subject, seed: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("context", [1, 2, 9])
-def test_a_short_context_cuts_on_the_left(subject: Subject, context: int) -> None:
+def test_a_short_context_cuts_on_the_left(evaluated: EvaluatedModel, context: int) -> None:
     tokens = draw_ids(random.Random(1), 12)
     requests = [Request(tokens[:split], tokens[split : split + 1]) for split in range(1, 12)] * 2
-    scores = scored(subject, requests, context=context)
-    assert_plain(subject, requests, scores, context)
+    scores = scored(evaluated, requests, context=context)
+    assert_plain(evaluated, requests, scores, context)
     assert context > 9 or sums(scores) != pytest.approx(
-        sums(scored(subject, requests)), abs=1e-2
+        sums(scored(evaluated, requests)), abs=1e-2
     )  # what is cut off matters
 
 
 def test_the_last_learned_position_is_used(folders: dict[str, Path]) -> None:
-    subject = subject_in(folders["gpt2, everything scaled"])
+    evaluated = evaluated_model(folders["gpt2, everything scaled"])
     tokens = draw_ids(random.Random(2), CONTEXT + 1)
     requests = [Request(tokens[:split], tokens[split:]) for split in (1, 30, 63, 64)]
-    assert_plain(subject, requests, scored(subject, requests))
+    assert_plain(evaluated, requests, scored(evaluated, requests))
     with pytest.raises(IndexError):  # the embedding has no more
-        scored(subject, [Request([*tokens, 1], [2])], context=CONTEXT + 1)
+        scored(evaluated, [Request([*tokens, 1], [2])], context=CONTEXT + 1)
 
 
-def test_greedy_continuations_are_told(subject: Subject) -> None:
+def test_greedy_continuations_are_told(evaluated: EvaluatedModel) -> None:
     draw = random.Random(3)
     prompts = [draw_ids(draw, length) for length in (1, 5, 5, 20)]
-    answers = generate(subject.model, prompts, 6, greedy=True)
+    answers = generate(evaluated.model, prompts, 6, greedy=True)
     almost = [[*answer[:-1], (answer[-1] + 1) % VOCAB] for answer in answers]
     right = [Request(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     wrong = [Request(prompt, answer) for prompt, answer in zip(prompts, almost, strict=True)]
-    assert [score.greedy for score in scored(subject, right + wrong)] == [True] * 4 + [False] * 4
+    assert [score.greedy for score in scored(evaluated, right + wrong)] == [True] * 4 + [False] * 4
 
 
-def test_a_continuation_beyond_the_context_is_refused_before_anything_is_computed(one: Subject) -> None:
+def test_a_continuation_beyond_the_context_is_refused_before_anything_is_computed(one: EvaluatedModel) -> None:
     requests = [Request([1, 2], [3]), Request([1], list(range(9)))]
     seen = Seen(one.model)
     with pytest.raises(UserError, match="context=8: a continuation has 9 tokens"):
@@ -152,11 +154,11 @@ def test_a_continuation_beyond_the_context_is_refused_before_anything_is_compute
     scored(one, requests, context=9)
 
 
-def test_nothing_to_score(one: Subject) -> None:
+def test_nothing_to_score(one: EvaluatedModel) -> None:
     assert scored(one, []) == []
 
 
-def test_a_shared_prefix_is_computed_once(one: Subject) -> None:
+def test_a_shared_prefix_is_computed_once(one: EvaluatedModel) -> None:
     draw = random.Random(5)
     given = draw_ids(draw, 40)
     answers = [[first, *draw_ids(draw, 2)] for first in (10, 20, 30, 40)]  # their first tokens differ
@@ -169,7 +171,7 @@ def test_a_shared_prefix_is_computed_once(one: Subject) -> None:
     assert alone.shapes == [(1, 42)] * 4
 
 
-def test_a_prefix_may_reach_into_continuations(one: Subject) -> None:
+def test_a_prefix_may_reach_into_continuations(one: EvaluatedModel) -> None:
     tokens = draw_ids(random.Random(6), 50)
     requests = [Request(tokens[:10], [*tokens[10:45], last, 1]) for last in (2, 3, 4)] + [Request(tokens[:30], [1, 2])]
     seen = Seen(one.model)
@@ -178,7 +180,7 @@ def test_a_prefix_may_reach_into_continuations(one: Subject) -> None:
     assert_plain(one, requests, scored(one, requests))
 
 
-def test_many_questions_cost_their_tokens(one: Subject) -> None:
+def test_many_questions_cost_their_tokens(one: EvaluatedModel) -> None:
     draw = random.Random(7)
     questions = [draw_ids(draw, draw.randint(20, 60)) for _ in range(12)]
     requests = [Request(question, [answer]) for question in questions for answer in range(5)]
@@ -193,8 +195,8 @@ def test_many_questions_cost_their_tokens(one: Subject) -> None:
 def test_bf16_is_close(folders: dict[str, Path]) -> None:
     for name in ("gpt2, everything scaled", "llama, grouped, everything scaled"):
         requests = draw_requests(9)
-        exact = scored(subject_in(folders[name]), requests)
-        rough = scored(subject_in(folders[name], precision="bf16-mixed"), requests)
+        exact = scored(evaluated_model(folders[name]), requests)
+        rough = scored(evaluated_model(folders[name], precision="bf16-mixed"), requests)
         lengths = [len(score.logprobs) for score in exact]
         means, wanted = (np.array(sums(scores)) / lengths for scores in (rough, exact))
         assert means == pytest.approx(wanted, abs=0.1, rel=0.02)
@@ -247,7 +249,7 @@ def test_other_errors_are_not_taken_for_short_memory() -> None:
         in_batches(run, [100] * 4, torch.device("cpu"))
 
 
-def test_scores_survive_short_memory(one: Subject) -> None:
+def test_scores_survive_short_memory(one: EvaluatedModel) -> None:
     requests = draw_requests(10)
     wanted = scored(one, requests)
     seen = Seen(one.model, fail_above=2)

@@ -9,12 +9,12 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluation_subjects import EVERYTHING, plain_score, subject_in, sums, write_subject
+from evaluated_models import EVERYTHING, evaluated_model, plain_score, sums, write_model_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.scoring import Request, Score, score_requests
-from ssa.evaluation.scoring.subject import Subject
 from ssa.evaluation.scoring.windows import rolling_windows, stream_windows, strided_windows
 from ssa.model.transformer import Transformer
 from ssa.text.token_blocks import visible_in_documents
@@ -25,8 +25,8 @@ contexts = st.integers(1, 20)
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return subject_in(write_subject(tmp_path_factory.mktemp("subject") / "model", "llama", EVERYTHING))
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> EvaluatedModel:
+    return evaluated_model(write_model_folder(tmp_path_factory.mktemp("evaluated") / "model", "llama", EVERYTHING))
 
 
 def stretches(requests: Sequence[Request]) -> list[tuple[int, int, int]]:
@@ -99,9 +99,9 @@ def test_documents_restart_and_still_all_is_scored(ids: list[int], context: int,
         assert len(request.context) + len(request.continuation) - 1 <= context
 
 
-def scored(subject: Subject, requests: list[Request]) -> list[Score]:
+def scored(evaluated: EvaluatedModel, requests: list[Request]) -> list[Score]:
     kept: dict[int, Score] = {}
-    score_requests(subject, requests, 64, None, kept.update)
+    score_requests(evaluated, requests, 64, None, kept.update)
     return [kept[number] for number in range(len(requests))]
 
 
@@ -116,11 +116,15 @@ def draw_ids(length: int, seed: int, every: int) -> list[int]:
 
 @pytest.mark.parametrize(("context", "stride"), [(32, 32), (32, 7), (64, 20), (5, 5)])
 @pytest.mark.parametrize("every", [3, 20])
-def test_restarts_are_the_document_mask_of_training(subject: Subject, context: int, stride: int, every: int) -> None:
+def test_restarts_are_the_document_mask_of_training(
+    evaluated: EvaluatedModel, context: int, stride: int, every: int
+) -> None:
     ids = draw_ids(150, context + stride, every)
     windows = list(stream_windows(ids, context, stride, END))
-    logprobs = [value for score in scored(subject, [one for window in windows for one in window]) for value in score[0]]
-    assert logprobs == pytest.approx(list(masked(subject.model, ids, context, stride)), abs=2e-4)
+    logprobs = [
+        value for score in scored(evaluated, [one for window in windows for one in window]) for value in score[0]
+    ]
+    assert logprobs == pytest.approx(list(masked(evaluated.model, ids, context, stride)), abs=2e-4)
 
 
 @torch.inference_mode()
@@ -164,30 +168,30 @@ def as_in_the_guide(model: Transformer, ids: list[int], length: int, stride: int
 
 
 @pytest.mark.parametrize(("length", "stride"), [(64, 16), (64, 50), (33, 32), (64, 64)])
-def test_strided_perplexity_is_the_guide_s(subject: Subject, length: int, stride: int) -> None:
+def test_strided_perplexity_is_the_guide_s(evaluated: EvaluatedModel, length: int, stride: int) -> None:
     ids = draw_ids(1500, 1, 50)
-    scores = scored(subject, list(strided_windows(ids, length, stride)))
+    scores = scored(evaluated, list(strided_windows(ids, length, stride)))
     loss = -math.fsum(sums(scores)) / sum(len(score.logprobs) for score in scores)
-    guide, weighted = as_in_the_guide(subject.model, ids, length, stride)
+    guide, weighted = as_in_the_guide(evaluated.model, ids, length, stride)
     assert loss == pytest.approx(weighted, rel=1e-6)
     assert loss == pytest.approx(guide, rel=1e-3)
 
 
-def test_more_context_changes_what_is_found(subject: Subject) -> None:
+def test_more_context_changes_what_is_found(evaluated: EvaluatedModel) -> None:
     ids = draw_ids(200, 2, 50)
-    found = [sums(scored(subject, list(strided_windows(ids, 64, stride)))) for stride in (63, 16)]
+    found = [sums(scored(evaluated, list(strided_windows(ids, 64, stride)))) for stride in (63, 16)]
     assert abs(math.fsum(found[0]) - math.fsum(found[1])) > 1e-2
 
 
-def test_a_rolling_window_is_a_plain_pass(subject: Subject) -> None:
+def test_a_rolling_window_is_a_plain_pass(evaluated: EvaluatedModel) -> None:
     ids = draw_ids(150, 3, 50)
     windows = list(rolling_windows(ids, 5, 64))
     assert [len(window.context) for window in windows] == [1, 1, 43]  # the last reaches back
-    found = sums(scored(subject, windows))
+    found = sums(scored(evaluated, windows))
     bounds = pairwise([0, 64, 128, 150])
     inputs = [[5, *ids[:64]], ids[63:128], ids[85:150]]
     wanted = [
-        sum(plain_score(subject.model, Request(tokens[: -(end - begin)], tokens[-(end - begin) :]), 64)[0])
+        sum(plain_score(evaluated.model, Request(tokens[: -(end - begin)], tokens[-(end - begin) :]), 64)[0])
         for tokens, (begin, end) in zip(inputs, bounds, strict=True)
     ]
     assert found == pytest.approx(wanted, abs=1e-3)

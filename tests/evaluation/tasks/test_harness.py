@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from evaluation_subjects import TEXTS, write_subject
+from evaluated_models import TEXTS, write_model_folder
 from harness_tasks import BEGIN, BETTER, END, TASKS, write_hf_model, write_tasks
 
 from ssa.errors import UserError
 from ssa.evaluation.catalog import GROUPS, OURS, names
+from ssa.evaluation.scoring.context import EvaluationContext
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.scoring.progress import TaskProgress
-from ssa.evaluation.scoring.subject import Subject
-from ssa.evaluation.scoring.work import Work
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.tasks import harness
 from ssa.evaluation.tasks.harness import HarnessTask
@@ -66,9 +66,9 @@ def theirs(folder: Path) -> Any:
 
 
 @pytest.fixture
-def work(folder: Path, tmp_path: Path) -> Work:
-    subject = Subject(init_from=str(folder), device="cpu")
-    return Work(subject, tmp_path, Journal(tmp_path, "journal", {}), TaskProgress("test"))
+def context(folder: Path, tmp_path: Path) -> EvaluationContext:
+    evaluated = EvaluatedModel(init_from=str(folder), device="cpu")
+    return EvaluationContext(evaluated, tmp_path, Journal(tmp_path, "journal", {}), TaskProgress("test"))
 
 
 def settings(**values: Any) -> EvaluateSettings:
@@ -92,8 +92,10 @@ def results_of(theirs: Any, manager: Any, name: str, **values: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_comes_to_what_the_harness_says(name: str, work: Work, theirs: Any, manager: Any) -> None:
-    ours = task(name).run(work)
+def test_a_task_comes_to_what_the_harness_says(
+    name: str, context: EvaluationContext, theirs: Any, manager: Any
+) -> None:
+    ours = task(name).run(context)
     wanted = results_of(theirs, manager, name)
     answers = [list(flat(answer)) for _, answer in ours.details["samples"][name]]
     assert [number for number, _ in ours.details["samples"][name]] == list(range(9))
@@ -113,7 +115,7 @@ def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
 
 
-def test_contexts_of_all_kinds(work: Work, theirs: Any) -> None:
+def test_contexts_of_all_kinds(context: EvaluationContext, theirs: Any) -> None:
     pairs = [
         ("", "The word"),
         ("", " a"),
@@ -128,22 +130,22 @@ def test_contexts_of_all_kinds(work: Work, theirs: Any) -> None:
         (f"within {BEGIN}", f" and {END} after"),
     ]
     requests = asked("loglikelihood", *pairs)
-    ours, wanted = HarnessModel(work).loglikelihood(requests), theirs.loglikelihood(requests)
+    ours, wanted = HarnessModel(context).loglikelihood(requests), theirs.loglikelihood(requests)
     assert {pair: answer[0] for pair, answer in zip(pairs, ours, strict=True)} == pytest.approx(
         {pair: answer[0] for pair, answer in zip(pairs, wanted, strict=True)}, abs=1e-3
     )
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in wanted]
 
 
-def test_texts_of_all_lengths(work: Work, theirs: Any) -> None:
+def test_texts_of_all_lengths(context: EvaluationContext, theirs: Any) -> None:
     requests = asked("loglikelihood_rolling", *((TEXTS[2][: 97 * number],) for number in range(12)), ("a",))
-    ours, wanted = HarnessModel(work).loglikelihood_rolling(requests), theirs.loglikelihood_rolling(requests)
+    ours, wanted = HarnessModel(context).loglikelihood_rolling(requests), theirs.loglikelihood_rolling(requests)
     assert ours == pytest.approx(wanted, abs=1e-2, rel=1e-5)
 
 
-def test_greedy_continuations_are_found(work: Work, theirs: Any) -> None:
+def test_greedy_continuations_are_found(context: EvaluationContext, theirs: Any) -> None:
     """What is generated is likeliest: the only way for random models to have a greedy answer."""
-    model = HarnessModel(work)
+    model = HarnessModel(context)
     contexts = [text[:60] for text in TEXTS[:6]]
     settings = {"until": [], "max_gen_toks": 2}
     texts = model.generate_until(asked("generate_until", *((context, settings) for context in contexts)))
@@ -153,21 +155,21 @@ def test_greedy_continuations_are_found(work: Work, theirs: Any) -> None:
     assert any(ours)
 
 
-def test_generated_text(work: Work, theirs: Any) -> None:
+def test_generated_text(context: EvaluationContext, theirs: Any) -> None:
     contexts = [TEXTS[number][: 13 * number * number + 1] for number in range(12)]  # up to more than all positions
     many: dict[str, Any] = {"until": ["\n\n", "zz"], "max_gen_toks": 60, "do_sample": False}
     few = {"until": "e", "max_gen_toks": 7, "temperature": 0.0}
     other = {**many, "until": ["i"]}
     requests = asked("generate_until", *((context, s) for context in contexts for s in (many, few, other)))
-    ours, wanted = HarnessModel(work).generate_until(requests), theirs.generate_until(requests)
+    ours, wanted = HarnessModel(context).generate_until(requests), theirs.generate_until(requests)
     assert ours == wanted
     assert len(set(ours)) > 10
     assert all("e" not in text for text in ours[1::3])
 
 
-def test_what_the_backend_cannot_score(work: Work) -> None:
+def test_what_the_backend_cannot_score(context: EvaluationContext) -> None:
     """A context of white space alone, which goes to the answer; an answer that is no token of its own is one line."""
-    model = HarnessModel(work)
+    model = HarnessModel(context)
     white, empty = model.loglikelihood(asked("loglikelihood", (" ", "x"), ("", " x")))
     assert white == pytest.approx(empty)
     with pytest.raises(UserError, match="tokenizer: 'ng' is no token of its own after ' it is a thi'"):
@@ -175,23 +177,23 @@ def test_what_the_backend_cannot_score(work: Work) -> None:
 
 
 @pytest.fixture
-def one_work(tmp_path: Path) -> Work:
+def small_context(tmp_path: Path) -> EvaluationContext:
     """Of a model of this project's, for what does not depend on it."""
-    subject = Subject(init_from=str(write_subject(tmp_path / "model", "llama")), device="cpu")
-    return Work(subject, tmp_path, Journal(tmp_path, "journal", {}), TaskProgress("test"))
+    evaluated = EvaluatedModel(init_from=str(write_model_folder(tmp_path / "model", "llama")), device="cpu")
+    return EvaluationContext(evaluated, tmp_path, Journal(tmp_path, "journal", {}), TaskProgress("test"))
 
 
-def test_a_group_has_the_metrics_of_its_tasks(one_work: Work) -> None:
-    found = task("tiny").run(one_work)
+def test_a_group_has_the_metrics_of_its_tasks(small_context: EvaluationContext) -> None:
+    found = task("tiny").run(small_context)
     assert (found.n, set(found.details["samples"])) == (18, {"tiny_choice", "tiny_few_shot"})
     assert set(found.metrics) == {"tiny_choice/acc", "tiny_choice/acc_norm", "tiny_few_shot/acc"}
-    alone = task("tiny_choice").run(one_work)
+    alone = task("tiny_choice").run(small_context)
     assert alone.metrics["acc_norm"] == found.metrics["tiny_choice/acc_norm"]
 
 
-def test_limit_and_num_fewshot(one_work: Work) -> None:
+def test_limit_and_num_fewshot(small_context: EvaluationContext) -> None:
     def answers(name: str, **values: Any) -> Any:
-        return task(name, **values).run(one_work).details["samples"][name]
+        return task(name, **values).run(small_context).details["samples"][name]
 
     whole = answers("tiny_few_shot")
     assert answers("tiny_few_shot", limit=3) == whole[:3]
@@ -222,18 +224,20 @@ def test_the_paper_s_columns_are_tasks_of_the_harness() -> None:
     assert [name for name in harness.PAPER if name not in known] == []
 
 
-def test_one_line_for_data_that_is_not_to_be_had(one_work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line_for_data_that_is_not_to_be_had(
+    small_context: EvaluationContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for setting in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
         monkeypatch.setattr(setting, True)
     with pytest.raises(UserError) as error:
-        task("tiny_missing").run(one_work)
+        task("tiny_missing").run(small_context)
     assert str(error.value).startswith("tasks=tiny_missing: its data cannot be had (")
     assert "nobody/nothing" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer(one_work: Work, tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer(small_context: EvaluationContext, tmp_path: Path) -> None:
     """Through the program; the others are done."""
     (tmp_path / "text.txt").write_text(TEXTS[0])
     arguments = [f"init_from={tmp_path / 'model'}", "tasks=piqa,perplexity", f"text={tmp_path / 'text.txt'}"]
@@ -246,8 +250,8 @@ def test_a_hub_that_does_not_answer(one_work: Work, tmp_path: Path) -> None:
     assert list(tmp_path.glob("pretrained/model-*/evaluation/perplexity.json"))
 
 
-def test_one_line_for_generation_that_is_not_there(one_work: Work) -> None:
-    model = HarnessModel(one_work)
+def test_one_line_for_generation_that_is_not_there(small_context: EvaluationContext) -> None:
+    model = HarnessModel(small_context)
     with pytest.raises(UserError, match=r"sampling is not there; valid: do_sample=false"):
         model.generate_until(asked("generate_until", ("a", {"until": ["b"], "do_sample": True, "temperature": 0.7})))
     with pytest.raises(UserError, match="context=64: no room for the 64 tokens that are generated"):

@@ -18,7 +18,7 @@ from ssa.errors import UserError
 from ssa.evaluation import catalog
 from ssa.evaluation.evaluate import evaluate
 from ssa.evaluation.results import Result
-from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
 from ssa.evaluation.tasks.passkey import first_number
@@ -322,8 +322,8 @@ def evaluated(folder: Path, **settings: Any) -> Result:
 
 
 def task(folder: Path, lengths: list[int] | None = None, context: int | None = None) -> Task:
-    subject = Subject(init_from=str(folder), device="cpu", context=context)
-    return catalog.task("passkey", EvaluateSettings(init_from=str(folder), lengths=lengths), subject)
+    evaluated = EvaluatedModel(init_from=str(folder), device="cpu", context=context)
+    return catalog.task("passkey", EvaluateSettings(init_from=str(folder), lengths=lengths), evaluated)
 
 
 def test_a_model_that_copies_finds_the_key(folder: Path) -> None:

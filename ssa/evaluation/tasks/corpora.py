@@ -1,4 +1,4 @@
-"""The texts that perplexities are of."""
+"""Evaluation corpora."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ssa.cache_files import cache_root, hash_of, hash_of_file
 from ssa.errors import UserError, first_line
-from ssa.evaluation.scoring.subject import Subject
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
 from ssa.text.tokenization import Tokenizer
@@ -61,38 +61,38 @@ class EvaluationText:
         return TokenSplit(self.name, np.array(ids), counts["documents"], counts["words"], counts["bytes"], tokenizer)
 
 
-def text_settings(settings: EvaluateSettings, subject: Subject) -> dict[str, Any]:
+def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict[str, Any]:
     """What ``text`` means for this model, and what decides its content.
 
     Raises:
         UserError: a split of a run, of a model that is none; no such files.
     """
-    name = settings.text or ("test" if subject.config else "wikitext")
+    name = settings.text or ("test" if evaluated.config else "wikitext")
     chosen: dict[str, Any] = {"text": name, "limit": settings.limit}
     if name == "wikitext":
         return chosen
     if name in _SPLITS:
-        if subject.config is None:
+        if evaluated.config is None:
             raise UserError(f"text={name}: a split of a run; of a pretrained model: wikitext, or files, 'books/*.txt'")
-        return {**chosen, "data_hash": _data_hash(subject)}
+        return {**chosen, "data_hash": _data_hash(evaluated)}
     content = hash_of([hash_of_file(path, cache_root(None)) for path in _files(name)])
     return {**chosen, "text_column": settings.text_column, "data_hash": content}
 
 
-def load_text(settings: EvaluateSettings, subject: Subject, *, joined: bool = False) -> EvaluationText:
+def load_text(settings: EvaluateSettings, evaluated: EvaluatedModel, *, joined: bool = False) -> EvaluationText:
     """The text, up to ``limit`` documents; joined: by blank lines, as one.
 
     Raises:
         UserError: it cannot be had.
     """
-    chosen, limit = text_settings(settings, subject), settings.limit
+    chosen, limit = text_settings(settings, evaluated), settings.limit
     name, split = chosen["text"], None
     if name == "wikitext":
         whole = WIKITEXT_ROWS if joined and limit is None else WIKITEXT_PAGES
         documents = list(islice(hub_rows(*whole), limit))
     elif name in _SPLITS:
-        assert subject.config is not None, "text_settings has seen to it"
-        split = run_corpus(subject).split(name).prefix(subject.config.data.max_eval_tokens)
+        assert evaluated.config is not None, "text_settings has seen to it"
+        split = run_corpus(evaluated).split(name).prefix(evaluated.config.data.max_eval_tokens)
         documents = list(islice(split.texts(), limit))
     else:
         documents = list(islice(_of_files(name, settings.text_column), limit))
@@ -122,7 +122,7 @@ def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
     return iter(rows[column])
 
 
-def run_corpus(subject: Subject) -> TokenizedCorpus:
+def run_corpus(evaluated: EvaluatedModel) -> TokenizedCorpus:
     """The tokens of the run.
 
     Raises:
@@ -131,21 +131,21 @@ def run_corpus(subject: Subject) -> TokenizedCorpus:
     from ssa.record.run_model import with_own_tokenizer
     from ssa.text.token_cache import prepare
 
-    assert subject.config is not None, "of a run"
-    corpus = prepare(with_own_tokenizer(subject.config.data, subject.folder))
-    before = _data_hash(subject)
+    assert evaluated.config is not None, "of a run"
+    corpus = prepare(with_own_tokenizer(evaluated.config.data, evaluated.folder))
+    before = _data_hash(evaluated)
     if before not in (None, corpus.fingerprint):
         raise UserError(
-            f"{subject.folder}: its data has changed since it was trained ({before}, now {corpus.fingerprint}): "
+            f"{evaluated.folder}: its data has changed since it was trained ({before}, now {corpus.fingerprint}): "
             "put it back, or evaluate on files, text='books/*.txt'"
         )
     return corpus
 
 
-def _data_hash(subject: Subject) -> str | None:
+def _data_hash(evaluated: EvaluatedModel) -> str | None:
     from ssa.record.run_files import read_environment
 
-    return read_environment(subject.folder).get("data_hash")
+    return read_environment(evaluated.folder).get("data_hash")
 
 
 def _files(pattern: str) -> list[Path]:

@@ -12,8 +12,8 @@ import torch
 from pretrained_folders import BOTH, VOCAB, small, tensors_of, write_export
 from safetensors.torch import save_file
 
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.scoring import Request
-from ssa.evaluation.scoring.subject import Subject
 from ssa.model.config import TemperatureConfig
 from ssa.model.transformer import Transformer
 from ssa.text.tokenization import train_bpe
@@ -30,7 +30,7 @@ def tokenizer_json() -> str:
     return train_bpe(iter([text[:4000] for text in TEXTS[:10]]), VOCAB - 50)
 
 
-def write_subject(folder: Path, model_type: str, temperature: TemperatureConfig = VANILLA, **fields: Any) -> Path:
+def write_model_folder(folder: Path, model_type: str, temperature: TemperatureConfig = VANILLA, **fields: Any) -> Path:
     """A folder in this project's own format, with a tokenizer."""
     write_export(folder, small(model_type, temperature, **fields))
     tensors, generator = tensors_of(folder), torch.Generator().manual_seed(4)
@@ -41,9 +41,9 @@ def write_subject(folder: Path, model_type: str, temperature: TemperatureConfig 
     return folder
 
 
-def subject_in(folder: Path, **settings: Any) -> Subject:
+def evaluated_model(folder: Path, **settings: Any) -> EvaluatedModel:
     """The model of a folder, on the CPU."""
-    return Subject(init_from=str(folder), device="cpu", **settings)
+    return EvaluatedModel(init_from=str(folder), device="cpu", **settings)
 
 
 @torch.inference_mode()

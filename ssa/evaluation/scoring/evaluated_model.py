@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
-class Subject:
+class EvaluatedModel:
     """A model under evaluation; weights and tokenizer are read when they are first asked for.
 
     Attributes:
@@ -29,7 +29,7 @@ class Subject:
         folder: where its ``evaluation/`` is.
         config: of the run; None for a pretrained model.
         model_config: its architecture and temperatures.
-        context: the longest input it is given, in tokens.
+        context_length: the longest input it is given, in tokens.
         device: what it runs on.
         precision: ``32-true`` or ``bf16-mixed``.
     """
@@ -78,7 +78,7 @@ class Subject:
                 self.name = str(Path(init_from).expanduser().resolve())
                 label = f"{size_label(init_from)}-{hash_of(self.name)[:6]}"
             self.folder = Path(output_dir) / "pretrained" / label
-        self.context = self._context(context)
+        self.context_length = self._context(context)
         self.device = resolve_device(device, field="device")
         self.precision = self._precision(precision)
 
@@ -186,7 +186,7 @@ class Subject:
     @property
     def described(self) -> str:
         """Whose weights, and how they are used, in a line."""
-        use = f"context {self.context}, {self.device.type}, {self.precision}"
+        use = f"context {self.context_length}, {self.device.type}, {self.precision}"
         if self.config is None:
             return f"{self.name}: {use}"
         from ssa.record.checkpoint import read
@@ -205,7 +205,7 @@ class Subject:
             "weights_hash": self.weights_hash,
             "tokenizer": self.tokenizer.hash,
             "prefix_token": self.prefix_text,
-            "context": self.context,
+            "context": self.context_length,
             "precision": self.precision,
         }
 
