@@ -159,7 +159,7 @@ def test_only_what_is_new_is_scored(context: Callable[..., EvaluationContext]) -
 
 def test_the_context_is_part_of_what_was_asked(context: Callable[..., EvaluationContext]) -> None:
     one = context()
-    full, short = one.score(REQUESTS[:3]), one.score(REQUESTS[:3], context=4)
+    full, short = one.score(REQUESTS[:3]), one.score(REQUESTS[:3], max_length=4)
     assert sums(full) != pytest.approx(sums(short), abs=1e-3)
     assert (context().score(REQUESTS[:3]), context().score(REQUESTS[:3], max_length=4)) == (full, short)
 
