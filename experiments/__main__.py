@@ -10,8 +10,9 @@ from functools import partial
 from types import FrameType
 
 from experiments.engine.grid import Settings as GridSettings
-from experiments.engine.item import SCALES, Item, ItemSettings, find, items
+from experiments.engine.item import Item, ItemSettings, find, items
 from ssa.command_line.settings import complain, program
+from ssa.config import SCALES
 from ssa.errors import UserError
 
 INSTALL = "pip install -e '.[experiments]'"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -28,7 +28,8 @@ from ssa.model.config import (
 )
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
-
+Scale = Literal["smoke", "laptop", "gpu", "paper"]  # the files in conf/scale, from the smallest to the largest
+SCALES: tuple[Scale, ...] = get_args(Scale)
 
 _NOT_IDENTITY = (
     "logger",

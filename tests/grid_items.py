@@ -12,7 +12,7 @@ import yaml
 
 from experiments.engine import item as item_module
 from experiments.engine import study as study_module
-from experiments.engine.item import SCALES
+from ssa.config import SCALES
 
 ROWS = {"vanilla": "none", "constant": "constant", "SSA": "ssa"}
 GRID: dict[str, Any] = {

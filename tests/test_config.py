@@ -10,8 +10,8 @@ import yaml
 
 from ssa.command_line import cli
 from ssa.command_line.compose import composed, configured
-from ssa.command_line.conf_groups import CONF
-from ssa.config import Config, parse
+from ssa.command_line.conf_groups import CONF, options
+from ssa.config import SCALES, Config, parse
 from ssa.errors import UserError
 
 
@@ -20,11 +20,7 @@ def default() -> Config:
     return configured()
 
 
-OPTIONS = {
-    f"{file.parent.relative_to(CONF).as_posix()}={file.stem}"
-    for file in CONF.glob("*/**/*.yaml")
-    if not file.is_relative_to(CONF / "experiment")
-}
+OPTIONS = {f"{file.parent.relative_to(CONF).as_posix()}={file.stem}" for file in CONF.glob("*/**/[!_]*.yaml")}
 NEEDS = {"data=hub": ["data.path=org/name"], "data=text": ["data.train=books/*.txt"]}
 
 
@@ -33,17 +29,23 @@ def test_every_option_composes(option: str) -> None:
     configured(option, *NEEDS.get(option, []))
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
-def test_every_experiment_composes_and_changes_something(name: str, default: Config) -> None:
-    config = configured(f"experiment={name}")
-    assert config.experiment == name
-    assert config.identity() != default.identity()
+@pytest.mark.parametrize("group", ["data", "model"])
+def test_shared_settings_are_no_option(group: str) -> None:
+    assert (CONF / group / "_base.yaml").is_file()
+    assert "_base" not in options()[group]
+    with pytest.raises(UserError, match=f"{group}=_base: no such option; valid: [a-z]") as error:
+        configured(f"{group}=_base")
+    assert "_base" not in str(error.value).partition("valid")[2]
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
-def test_an_experiment_file_has_its_launch_line(file: Path) -> None:
-    launches = [line for line in file.read_text().splitlines() if line.startswith("# Launch: python train.py ")]
-    assert [f"experiment={file.stem}" in line.split() for line in launches] == [True]
+def test_the_scales_are_the_files_of_their_group() -> None:
+    assert set(SCALES) == set(options()["scale"])
+
+
+def test_experiment_names_a_group_of_runs(default: Config) -> None:
+    config = configured("experiment=mine")
+    assert config.experiment == "mine"
+    assert config.identity() == default.identity()
 
 
 # Sizes: parameters, embeddings (50,257 tokens, 1,024 positions) included where the name counts them.
@@ -102,21 +104,22 @@ def test_a_scale_gives_way_to_the_command_line() -> None:
     assert config.data.block_size == 1024
 
 
-def test_an_experiment_sets_scale_and_size_and_gives_way_to_the_command_line(tmp_path: Path) -> None:
-    file = tmp_path / "experiment" / "mine.yaml"
+def test_a_scale_of_ones_own_sets_the_size_and_gives_way_to_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "scale" / "mine.yaml"
     file.parent.mkdir()
     file.write_text(
         "# @package _global_\n"
-        "defaults: [override /scale: gpu, override /model/size: 355m]\n"
+        "defaults: [gpu, override /model/size: 355m, _self_]\n"
+        "scale: mine\n"
         "experiment: mine\n"
-        "trainer: {steps: 700}\n"
+        "trainer: {steps: 701}\n"
     )
     searchpath = f"hydra.searchpath=[file://{tmp_path}]"
-    config = configured(searchpath, "experiment=mine")
-    assert (config.scale, config.model.size, config.trainer.steps) == ("gpu", "355m", 700)
-    assert config.experiment == "mine"
-    config = configured(searchpath, "experiment=mine", "model/size=nano", "trainer.steps=300")
-    assert (config.scale, config.model.size, config.trainer.steps) == ("gpu", "nano", 300)
+    config = configured(searchpath, "scale=mine")
+    assert (config.scale, config.model.size, config.trainer.steps) == ("mine", "355m", 701)
+    assert (config.experiment, config.trainer.batch_size) == ("mine", configured("scale=gpu").trainer.batch_size)
+    config = configured(searchpath, "scale=mine", "model/size=nano", "trainer.steps=300")
+    assert (config.scale, config.model.size, config.trainer.steps) == ("mine", "nano", 300)
 
 
 def test_paper_scale_is_the_released_pretraining() -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.engine.item import SCALES, Item, RunItemSettings, Scale
+from experiments.engine.item import Item, RunItemSettings
 from ssa.command_line.settings import parse
+from ssa.config import SCALES, Scale
 from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.model.config import Section

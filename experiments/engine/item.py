@@ -19,14 +19,13 @@ from typing import Annotated, Any, Literal, Self
 import yaml  # type: ignore[import-untyped]
 from pydantic import AfterValidator, Field, model_validator
 
+from ssa.config import Scale
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.model.config import PositiveInt, Section
 
 ITEMS = Path(__file__).parents[1]  # a folder for each
 SHARED = Path(__file__).parent  # settings of all
-Scale = Literal["smoke", "laptop", "gpu", "paper"]
-SCALES: tuple[Scale, ...] = ("smoke", "laptop", "gpu", "paper")
 
 
 class ItemSettings(Section):

@@ -141,7 +141,7 @@ def _check_choices(values: dict[str, Any], choices: Mapping[str, Any]) -> None:
         valid = f"valid: {', '.join(options)}"
         if group not in choices:
             raise UserError(f"{group}: takes exactly one option; {valid}")
-        if group in ("scale", "experiment") and isinstance(values[group], dict | list):
+        if group == "scale" and isinstance(values[group], dict | list):
             raise UserError(f"{group}={choices[group]}: its file must begin with '# @package _global_' and set values")
         name = label(values, group)
         if group in _LABELS and name is not None and str(name) != choices[group]:
@@ -154,8 +154,6 @@ def _checked_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.resolve and not arguments.cfg:
         raise UserError("--resolve: only with --cfg; write --cfg job --resolve")
-    extra = [Path(arguments.config_dir)] if arguments.config_dir else []
-    compose_errors.refuse_launchers(arguments.overrides, [conf_groups.CONF, *extra])
     return arguments
 
 

@@ -13,7 +13,6 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from ssa.command_line import conf_groups
 from ssa.config import Config
 from ssa.config_errors import closest, unknown_key
-from ssa.errors import UserError
 
 # Everything that reading and composing a config raises when the config is wrong.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError)
@@ -21,36 +20,18 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OS
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:
     """What the user has to mend: `error` is one of `COMPOSITION_ERRORS`, `overrides` what was typed."""
-    chain = list(_chain(error))
+    chain, groups = list(_chain(error)), conf_groups.options()
+    is_number = "Config group override must be" in str(error)  # Hydra takes an option such as 124 for a number
+    for key, _, option in (override.partition("=") for override in overrides):
+        if key in groups and (option.startswith("_") or (is_number and option not in groups[key])):
+            return _no_such_option(PurePosixPath(key, option), list(groups[key]))
     for cause in reversed(chain):
         text = _known(cause)
         if text:
             return text
-    if "Config group override must be" in str(error):  # Hydra takes an option such as 124 for a number
-        groups = conf_groups.options()
-        for key, _, option in (override.partition("=") for override in overrides):
-            if key in groups and option not in groups[key]:
-                return _no_such_option(PurePosixPath(key, option), list(groups[key]))
     told = [line for line in str(chain[0]).splitlines() if line.strip()][:1]
     why = [str(cause).splitlines()[0] for cause in chain[1:] if str(cause)]
     return ": ".join(dict.fromkeys(filter(None, [" ".join(overrides), *told, *why]))) or type(error).__name__
-
-
-def refuse_launchers(overrides: Sequence[str], folders: Sequence[Path]) -> None:
-    """Hydra ignores in a sweep what an experiment file in one of `folders` says of the launcher.
-
-    Raises:
-        UserError: one of the experiments that `overrides` name says something of it.
-    """
-    for override in overrides:
-        key, _, names = override.partition("=")
-        files = [folder / "experiment" / f"{name}.yaml" for name in names.split(",") for folder in folders]
-        for file in files if key == "experiment" else ():
-            if file.is_file() and _sets_launcher(file):
-                raise UserError(
-                    f"{override}: {file.name} sets the launcher, which Hydra ignores there; "
-                    "take it out and write hydra/launcher=NAME on the command line"
-                )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -94,7 +75,8 @@ def _no_such_option(path: PurePosixPath, valid: list[str]) -> str:
     groups = conf_groups.options()
     group = next((parent for parent in path.parents if str(parent) in groups), path.parent)
     option = str(path.relative_to(group))
-    return f"{group}={option}: no such option{closest(option, valid)}; valid: {', '.join(sorted(valid))}"
+    valid = sorted(name for name in valid if not name.startswith("_"))
+    return f"{group}={option}: no such option{closest(option, valid)}; valid: {', '.join(valid)}"
 
 
 def _unknown(key: str) -> str:
@@ -116,15 +98,6 @@ def _unreadable(error: OverrideParseException) -> str:
     choosing = [f"{group}={override}" for group, names in conf_groups.options().items() if override in names]
     guess = f", did you mean {choosing[0]}?" if choosing else ""
     return f"{override}: not KEY=VALUE or GROUP=OPTION{guess}; see --help"
-
-
-def _sets_launcher(file: Path) -> bool:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        chosen = [str(key) for entry in content.get("defaults", []) if isinstance(entry, dict) for key in entry]
-        return any("hydra/launcher" in key for key in chosen) or "launcher" in (content.get("hydra") or {})
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
-        return False  # Hydra says what is wrong with the file.
 
 
 def _short(path: str) -> str:

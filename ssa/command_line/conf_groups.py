@@ -16,10 +16,13 @@ FLAGS = {
 
 
 def options() -> dict[str, dict[str, str]]:
-    """Group -> option -> the one line that describes it (its file's first comment that is no ``# @`` directive)."""
+    """Group -> option -> one-line description, the first comment in its file that is no ``# @`` directive.
+
+    Files named ``_*`` are shared settings for other files to build on, not options.
+    """
     groups: dict[str, dict[str, str]] = {}
     for file in sorted(CONF.rglob("*.yaml")):
-        if file.parent != CONF:
+        if file.parent != CONF and not file.name.startswith("_"):
             groups.setdefault(file.parent.relative_to(CONF).as_posix(), {})[file.stem] = _description(file)
     return groups
 

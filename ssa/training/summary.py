@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssa.config import Config
+from ssa.config import SCALES, Config
 from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.model.temperature_terms import TOLERANCE
@@ -85,7 +85,7 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
     reference = ", ".join(f"{name} {value:.1f}" for name, value in job.references.items())
     lines = {
         "run": str(folder),
-        "scale": f"{config.scale} (another: scale=smoke|laptop|gpu|paper; any value: --cfg job shows them)",
+        "scale": f"{config.scale} (another: scale={'|'.join(SCALES)}; any value: --cfg job shows them)",
         "model": f"{config.model.name} {config.model.size}: {count['total']:,} parameters, {count['non_embedding']:,} "
         f"without embeddings, {count['temperature']:,} of temperatures ({share:.3%})",
         "data": f"{config.data.name}{subset}, tokenizer {job.corpus.tokenizer.name}; tokens: {corpus}",

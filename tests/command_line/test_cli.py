@@ -68,7 +68,8 @@ TYPED_WRONG = {
     "model/size=124": ["model/size=124:", "did you mean 124m?", "355m", "nano"],
     "model/temperature=sa": ["model/temperature=sa:", "did you mean ssa?", "none, position", "ssa_mlp, ssmax, token"],
     "data=a/b": ["data=a/b:", "valid:", "pydocs"],
-    "experiment=nope": ["experiment=nope:", "ablation_query_only"],
+    "scale=lptop": ["scale=lptop:", "did you mean laptop?", "gpu, laptop, paper, smoke"],
+    "data=_bas": ["data=_bas:", "valid: hub, openwebtext"],
     "modl=gpt2": ["modl:", "did you mean model?", SECTIONS],
     "modle/size=nano": ["modle/size:", "did you mean model/size?", "model/temperature"],
     "modle/size@x=nano": ["modle/size:", "unknown group"],
@@ -124,35 +125,34 @@ def test_one_line_for_a_wrong_argument(argument: str, launch: Callable[..., Outc
 
 
 GLOBAL = "# @package _global_\n"
+SMOKE = GLOBAL + "defaults: [smoke, _self_]\nscale: mine\n"
 WRITTEN_WRONG = {
-    "misspelled key": (GLOBAL + "trainer:\n  step: 5\n", ["trainer.step:", "did you mean trainer.steps?"]),
-    "misspelled section": (GLOBAL + "trayner:\n  steps: 5\n", ["trayner:", "did you mean trainer?"]),
-    "quoted number": (GLOBAL + 'trainer:\n  steps: "5"\n', ["trainer.steps=5:", "whole number, not text"]),
-    "value for a section": (GLOBAL + "trainer: 5\n", ["trainer=5:", "steps, batch_size"]),
-    "no value": (GLOBAL + "trainer:\n  steps: ${steps}\n", ["trainer.steps:", "key 'steps' not found"]),
-    "label without its values": (GLOBAL + "model:\n  size: micro\n", ["model.size=micro:", "model/size=micro"]),
-    "misspelled group": (GLOBAL + "defaults:\n  - override /modl: gpt2\n", ["experiment/mine.yaml: modl:", "model?"]),
+    "misspelled key": (SMOKE + "trainer:\n  step: 5\n", ["trainer.step:", "did you mean trainer.steps?"]),
+    "misspelled section": (SMOKE + "trayner:\n  steps: 5\n", ["trayner:", "did you mean trainer?"]),
+    "quoted number": (SMOKE + 'trainer:\n  steps: "5"\n', ["trainer.steps=5:", "whole number, not text"]),
+    "value for a section": (SMOKE + "trainer: 5\n", ["trainer=5:", "steps, batch_size"]),
+    "no value": (SMOKE + "trainer:\n  steps: ${steps}\n", ["trainer.steps:", "key 'steps' not found"]),
+    "label without its values": (SMOKE + "model:\n  size: micro\n", ["model.size=micro:", "model/size=micro"]),
+    "misspelled group": (GLOBAL + "defaults:\n  - override /modl: gpt2\n", ["scale/mine.yaml: modl:", "model?"]),
     "misspelled option": (GLOBAL + "defaults:\n  - override /model: gpt5\n", ["model=gpt5:", "gpt2, llama"]),
-    "no override": (GLOBAL + "defaults:\n  - /optim: adamw\n", ["experiment=mine", "optim"]),
-    "launcher chosen": (GLOBAL + "defaults:\n  - override /hydra/launcher: basic\n", ["launcher", "command line"]),
-    "launcher set": (GLOBAL + "hydra:\n  launcher:\n    n_jobs: 3\n", ["launcher", "command line"]),
-    "no package": ("trainer:\n  steps: 5\n", ["experiment=mine:", "# @package _global_"]),
-    "empty": ("", ["experiment=mine:", "# @package _global_"]),
-    "list": ("- a\n", ["experiment=mine:", "# @package _global_"]),
-    "open bracket": (GLOBAL + "trainer:\n  steps: [5\n", ["mine.yaml: line 4:", "not valid YAML"]),
-    "tab": (GLOBAL + "trainer:\n\tsteps: 5\n", ["mine.yaml: line 3:", "not valid YAML"]),
-    "key twice": (GLOBAL + "trainer:\n  steps: 5\n  steps: 6\n", ["mine.yaml: line 4:", "duplicate key steps"]),
-    "not text": (GLOBAL + "experiment: \udcff\n", ["experiment=mine", "utf-8"]),
+    "no override": (GLOBAL + "defaults:\n  - /optim: adamw\n", ["scale=mine", "optim"]),
+    "no package": ("trainer:\n  steps: 5\n", ["scale=mine:", "# @package _global_"]),
+    "empty": ("", ["scale=mine:", "# @package _global_"]),
+    "list": ("- a\n", ["scale=mine:", "# @package _global_"]),
+    "open bracket": (SMOKE + "trainer:\n  steps: [5\n", ["mine.yaml: line 6:", "not valid YAML"]),
+    "tab": (SMOKE + "trainer:\n\tsteps: 5\n", ["mine.yaml: line 5:", "not valid YAML"]),
+    "key twice": (SMOKE + "trainer:\n  steps: 5\n  steps: 6\n", ["mine.yaml: line 6:", "duplicate key steps"]),
+    "not text": (GLOBAL + "experiment: \udcff\n", ["scale=mine", "utf-8"]),
 }
 
 
 @pytest.mark.parametrize("mistake", WRITTEN_WRONG)
-def test_one_line_for_a_wrong_experiment_file(mistake: str, launch: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_one_line_for_a_wrong_scale_file(mistake: str, launch: Callable[..., Outcome], tmp_path: Path) -> None:
     text, expected = WRITTEN_WRONG[mistake]
-    folder = tmp_path / "conf" / "experiment"
+    folder = tmp_path / "conf" / "scale"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_bytes(text.encode(errors="surrogateescape"))
-    error = launch("--config-dir", str(folder.parent), "experiment=mine").only_error()
+    error = launch("--config-dir", str(folder.parent), "scale=mine").only_error()
     assert [part for part in expected if part not in error] == [], error
 
 
@@ -198,7 +198,7 @@ def test_help_lists_every_group_option_and_its_line(tmp_path: Path) -> None:
     outcome = launch_process("--help", cwd=tmp_path)
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
-    for file in (ROOT / "conf").glob("*/**/*.yaml"):
+    for file in (ROOT / "conf").glob("*/**/[!_]*.yaml"):
         group = file.parent.relative_to(ROOT / "conf").as_posix()
         start = next(number for number, line in enumerate(lines) if line.startswith(f"{group}="))
         described = next(line for line in lines[start:] if line.split()[:1] == [file.stem])

@@ -20,8 +20,9 @@ from experiments.engine import parts as parts_module
 from experiments.engine.code import code_hash
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.grid import declared
-from experiments.engine.item import ITEMS, SCALES, SHARED, Item, ItemSettings, find, items
+from experiments.engine.item import ITEMS, SHARED, Item, ItemSettings, find, items
 from experiments.engine.study import Study, references
+from ssa.config import SCALES
 from ssa.errors import UserError
 from ssa.report.tables import Table
 from ssa.statistics import Estimate, mean_interval

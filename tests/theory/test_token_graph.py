@@ -16,6 +16,7 @@ from experiments.engine.item import find
 from experiments.engine.tuning import best_setting
 from experiments.fig3_token_graph.cells import DEGREES, CellSettings, part
 from experiments.table1_degree_temperature.item import association
+from ssa.config import SCALES
 from ssa.theory.attention_map import QUERY, VANILLA
 from ssa.theory.ensemble import train
 from ssa.theory.streams import generator
@@ -197,7 +198,7 @@ def test_the_wider_vanilla_is_the_first_that_is_not_smaller_than_ssa() -> None:
         assert parameters(settings.vocabulary, wider["width"], "vanilla") >= needed
 
 
-@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu", "paper"])
+@pytest.mark.parametrize("scale", SCALES)
 def test_both_items_are_of_the_same_runs(scale: str) -> None:
     parts = []
     for item in (find("fig3_token_graph"), find("table1_degree_temperature")):

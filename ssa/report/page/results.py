@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ssa.config import SCALES
 from ssa.report.tables import Table
 
-SCALES = ("paper", "gpu", "laptop", "smoke")  # from the largest down
 MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}  # a verdict is not told by color alone
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SVG_SIZE = re.compile(rb'<svg[^>]*?viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ([\d.]+)"')
@@ -124,7 +124,7 @@ def items(folder: Path) -> list[Item]:
 
 def _largest_scale(item: Path) -> str | None:
     endings = ("_conclusions.csv", "_summary.json")
-    return next((s for s in SCALES if any(path.name.endswith(endings) for path in _results(item, s))), None)
+    return next((s for s in reversed(SCALES) if any(path.name.endswith(endings) for path in _results(item, s))), None)
 
 
 def _results(item: Path, scale: str) -> Iterator[Path]:
