@@ -13,7 +13,8 @@ T tokens, d head_dim, D width, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from ssa.model.attention import AttentionInputs, causal_mask
 from ssa.model.transformer import Transformer
 
 CHUNK_ELEMENTS = 2**21  # logits held at once
-_MEANS = {f"attention_{name}": name for name in ("entropy", "entropy_normalized", "spikiness")}  # by metric name
+MEANS = ("entropy", "entropy_normalized", "spikiness")  # statistics whose mean over rows is reported
 
 
 class RowStatistics(NamedTuple):
@@ -35,8 +36,13 @@ class RowStatistics(NamedTuple):
     max_logit: Tensor
 
 
-class LayerStatistics(NamedTuple):
-    """Of one layer, on the CPU; temperatures by what they scale, float32, (B, H or K, T, 1) or of each feature, d."""
+class AttentionStatistics(NamedTuple):
+    """Softmax rows and temperatures of a batch, float32, on the CPU.
+
+    Attributes:
+        rows: (L, B, H, T).
+        temperatures: by what they scale, (L, B, H or K, T, 1 or d).
+    """
 
     rows: RowStatistics
     temperatures: dict[str, Tensor]
@@ -81,52 +87,54 @@ def _chunk(query: Tensor, key: Tensor, visible: Tensor, start: int) -> RowStatis
 
 
 @torch.no_grad()
-def attention_statistics(model: Transformer, ids: Tensor, visible: Tensor | None = None) -> dict[str, float]:
-    """`named_statistics` of `layer_statistics`: what a validation logs."""
-    return named_statistics(merge(layer_statistics(model, ids, visible)))
-
-
-@torch.no_grad()
-def layer_statistics(model: Transformer, ids: Tensor, visible: Tensor | None = None) -> Iterator[list[LayerStatistics]]:
+def attention_statistics(
+    model: Transformer, ids: Tensor, visible: Tensor | None = None, advance: Callable[[int], None] = lambda tokens: None
+) -> AttentionStatistics:
     """Runs a model over a fixed batch, a sequence at a time, each layer reduced as soon as it is computed.
 
     Args:
         model: in evaluation mode; its compiled form (if any) is left alone.
         ids: token ids, (B, T).
         visible: as the model takes it, (B, T).
-
-    Yields:
-        The layers of each sequence, first to last.
+        advance: called with T after each sequence.
     """
+    sequences: list[AttentionStatistics] = []
     for number, sequence in enumerate(torch.split(ids, 1)):
-        yield _of_sequence(model, sequence, None if visible is None else visible[number : number + 1])
+        sequences.append(_of_sequence(model, sequence, None if visible is None else visible[number : number + 1]))
+        advance(sequence.numel())
+    return _combined(partial(torch.cat, dim=1), sequences)
 
 
-def merge(sequences: Iterable[list[LayerStatistics]]) -> list[LayerStatistics]:
-    """The layers of a batch, from those of its sequences."""
-    merged: list[LayerStatistics] = []
-    for layers in zip(*sequences, strict=True):
-        rows = RowStatistics(*(torch.cat(parts) for parts in zip(*(layer.rows for layer in layers), strict=True)))
-        scaled = layers[0].temperatures
-        temperatures = {name: torch.cat([layer.temperatures[name] for layer in layers]) for name in scaled}
-        merged.append(LayerStatistics(rows, temperatures))
-    return merged
+def head_means(statistics: AttentionStatistics) -> dict[str, Tensor]:
+    """Means of the statistics in `MEANS` over sequences and positions, (L, H)."""
+    return {
+        name: torch.stack([torch.stack([head.nanmean() for head in layer.unbind(1)]) for layer in values])
+        for name, values in _defined(statistics).items()
+    }
 
 
-def named_statistics(layers: list[LayerStatistics]) -> dict[str, float]:
-    """The numbers of a batch by metric name.
+def attention_metrics(statistics: AttentionStatistics) -> dict[str, float]:
+    """The numbers of a batch by metric name, as a validation logs them.
 
     ``attention_entropy`` is the mean over layers; ``.../layer_00`` that of a layer over heads, sequences and
     positions; ``.../layer_00/head_00`` that of one head.  ``temperature/query/layer_00/mean`` and so on: mean, std,
     min, max over heads, sequences and positions of a layer.
     """
-    statistics: dict[str, float] = {}
-    for number, layer in enumerate(layers):
-        statistics |= dict(_named(f"layer_{number:02d}", layer))
-    for name in _MEANS:
-        values = [statistics[f"{name}/layer_{number:02d}"] for number in range(len(layers))]
-        statistics[name] = sum(values) / len(values)
-    return statistics
+    heads = {name: means.tolist() for name, means in head_means(statistics).items()}
+    layers = {name: [layer.nanmean().item() for layer in values] for name, values in _defined(statistics).items()}
+    metrics: dict[str, float] = {}
+    for number, max_logits in enumerate(statistics.rows.max_logit):
+        layer = f"layer_{number:02d}"
+        for name in MEANS:
+            metrics[f"attention_{name}/{layer}"] = layers[name][number]
+            for head, mean in enumerate(heads[name][number]):
+                metrics[f"attention_{name}/{layer}/head_{head:02d}"] = mean
+        metrics[f"attention_max_logit/{layer}"] = max_logits.max().item()
+        for scaled, taus in statistics.temperatures.items():
+            tau = taus[number]
+            moments = {"mean": tau.mean(), "std": tau.std(correction=0), "min": tau.min(), "max": tau.max()}
+            metrics |= {f"temperature/{scaled}/{layer}/{name}": value.item() for name, value in moments.items()}
+    return metrics | {f"attention_{name}": sum(values) / len(values) for name, values in layers.items()}
 
 
 @torch.no_grad()
@@ -154,14 +162,28 @@ def query_key_norms(model: Transformer) -> Tensor:
     return torch.stack(norms)
 
 
-def _of_sequence(model: Transformer, ids: Tensor, visible: Tensor | None) -> list[LayerStatistics]:
-    layers: list[LayerStatistics] = []
+def _defined(statistics: AttentionStatistics) -> dict[str, Tensor]:
+    """The rows that means are taken of; over one token there is no choice, and the normalized entropy is 0."""
+    values = {name: getattr(statistics.rows, name) for name in MEANS}
+    return {name: rows.nan_to_num(0) if rows.size(-1) == 1 else rows for name, rows in values.items()}
+
+
+def _combined(combine: Callable[[list[Tensor]], Tensor], several: Sequence[AttentionStatistics]) -> AttentionStatistics:
+    rows = (combine(list(values)) for values in zip(*(one.rows for one in several), strict=True))
+    scaled = several[0].temperatures
+    return AttentionStatistics(
+        RowStatistics(*rows), {name: combine([one.temperatures[name] for one in several]) for name in scaled}
+    )
+
+
+def _of_sequence(model: Transformer, ids: Tensor, visible: Tensor | None) -> AttentionStatistics:
+    layers: list[AttentionStatistics] = []
     model.hidden(ids, observe=lambda inputs: layers.append(_of_layer(inputs)), visible=visible)
-    return layers
+    return _combined(torch.stack, layers)
 
 
-def _of_layer(inputs: AttentionInputs) -> LayerStatistics:
-    """Of one sequence."""
+def _of_layer(inputs: AttentionInputs) -> AttentionStatistics:
+    """Statistics of one layer and sequence, without the dimension of layers."""
     rows = row_statistics(inputs.query, inputs.key, inputs.visible)
     _, heads, length, _ = inputs.query.shape
     counts = {"key": inputs.key.size(1), "value": inputs.key.size(1)}
@@ -169,19 +191,4 @@ def _of_layer(inputs: AttentionInputs) -> LayerStatistics:
         name: (tau * tau.new_ones(1, counts.get(name, heads), length, 1)).cpu()
         for name, tau in inputs.temperatures.items()
     }
-    return LayerStatistics(RowStatistics(*(part.cpu() for part in rows)), temperatures)
-
-
-def _named(layer: str, statistics: LayerStatistics) -> Iterator[tuple[str, float]]:
-    for metric, field in _MEANS.items():
-        values: Tensor = getattr(statistics.rows, field)
-        values = values.nan_to_num(0) if values.size(-1) == 1 else values  # one token: no choice, entropy 0
-        yield f"{metric}/{layer}", values.nanmean().item()
-        for head in range(values.size(1)):
-            yield f"{metric}/{layer}/head_{head:02d}", values[:, head].nanmean().item()
-    yield f"attention_max_logit/{layer}", statistics.rows.max_logit.max().item()
-    for name, tau in statistics.temperatures.items():
-        yield f"temperature/{name}/{layer}/mean", tau.mean().item()
-        yield f"temperature/{name}/{layer}/std", tau.std(correction=0).item()
-        yield f"temperature/{name}/{layer}/min", tau.min().item()
-        yield f"temperature/{name}/{layer}/max", tau.max().item()
+    return AttentionStatistics(RowStatistics(*(part.cpu() for part in rows)), temperatures)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import TrainingDiverged
-from ssa.model.attention_stats import attention_statistics
+from ssa.model.attention_stats import attention_metrics, attention_statistics
 from ssa.model.transformer import Transformer
 from ssa.perplexity import perplexities
 from ssa.text.token_blocks import probe_windows, visible_in_documents
@@ -114,7 +114,7 @@ class LanguageModule(L.LightningModule):
         self.evaluated = self._perplexities("validation")
         with self.trainer.precision_plugin.forward_context():
             probe = self.probe.to(self.device)
-            self.evaluated |= attention_statistics(self.model, probe, self._visible(probe))
+            self.evaluated |= attention_metrics(attention_statistics(self.model, probe, self._visible(probe)))
         if self.reported:
             row = {f"val/{name}": value for name, value in self.evaluated.items()}
             self.log_row({"step": self.step, "tokens": self.tokens, **row})

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssa.model.attention_stats import attention_statistics, row_statistics
+from ssa.model.attention_stats import attention_metrics, attention_statistics, row_statistics
 from ssa.model.transformer import Transformer
 
 
@@ -54,7 +54,7 @@ def test_model_statistics_are_means_of_rows(model_config) -> None:
     ids = torch.randint(0, 61, (3, 20))
     observed = []
     model(ids, observe=observed.append)
-    statistics = attention_statistics(model, ids)
+    statistics = attention_metrics(attention_statistics(model, ids))
     for layer, inputs in enumerate(observed):
         entropy, spikiness, max_logit = materialized(inputs.query, inputs.key)
         name = f"layer_{layer:02d}"
@@ -71,7 +71,9 @@ def test_model_statistics_are_means_of_rows(model_config) -> None:
 
 
 def test_one_token(model_config) -> None:
-    statistics = attention_statistics(Transformer(model_config(ssa=True), 61).eval(), torch.tensor([[7]]))
+    statistics = attention_metrics(
+        attention_statistics(Transformer(model_config(ssa=True), 61).eval(), torch.tensor([[7]]))
+    )
     assert statistics["attention_entropy"] == 0
     assert statistics["attention_spikiness"] == 1
     assert all(math.isfinite(value) for value in statistics.values())

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from ssa.command_line.compose import configured
 from ssa.config import Config
-from ssa.model.attention_stats import attention_statistics
+from ssa.model.attention_stats import attention_metrics, attention_statistics
 from ssa.model.config import TemperatureConfig
 from ssa.model.transformer import Transformer
 from ssa.training.optim import build_optimizer
@@ -86,7 +86,7 @@ def test_changes_the_output_with_each_of_its_parameters(rule: str, backbone: str
 @pytest.mark.parametrize("rule", RULES)
 def test_is_measured(rule: str, backbone: str) -> None:
     model = build(configured_rule(rule, backbone)).eval()
-    statistics = attention_statistics(model, ids(2, 12))
+    statistics = attention_metrics(attention_statistics(model, ids(2, 12)))
     named = {name.split("/")[1] for name in statistics if name.startswith("temperature/")}
     assert named == set(model.config.temperature.scaled)
     assert all(math.isfinite(value) for value in statistics.values())

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ssa.model.transformer import Transformer
 
 Array = npt.NDArray[Any]
-ROWS = ("entropy", "entropy_normalized", "spikiness", "max_logit")
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,19 @@ class Measured:
     """What attention did.  Letters: L layers, H heads, K key-value heads, N tokens of the batch, V vocabulary.
 
     Attributes:
-        named: the statistics of a validation, by metric name.
+        metrics: the numbers that a validation logs, by metric name.
+        means: over rows, by the names of `ssa.model.attention_stats.MEANS`, (L, H).
         tokens: ids, (N,).
         n: keys in sight of each, (N,).
-        rows: by the names of `ROWS`, (L, H, N).
+        rows: by the names of `ssa.model.attention_stats.RowStatistics`, (L, H, N).
         temperatures: by what they scale, (L, H or K, N).
         norms: of each head's query-key matrix, (L, H).
         tau_norms: times each token's query temperature, (L, H, N); None where that differs by feature.
         frequencies: of each token of the vocabulary, (V,).
     """
 
-    named: dict[str, float]
+    metrics: dict[str, float]
+    means: dict[str, Array]
     tokens: Array
     n: Array
     rows: dict[str, Array]
@@ -80,24 +81,19 @@ def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = l
     """
     import torch
 
-    from ssa.model.attention_stats import layer_statistics, merge, named_statistics, query_key_norms
+    from ssa.model.attention_stats import attention_metrics, attention_statistics, head_means, query_key_norms
 
-    length, sequences = batch.ids.size(1), []
-    for sequence in layer_statistics(model, batch.ids, batch.visible):
-        sequences.append(sequence)
-        advance(length)
-    layers = merge(sequences)
-    n = torch.arange(1, length + 1).expand(batch.ids.shape) if batch.visible is None else batch.visible.cpu()
-    scaled = layers[0].temperatures
-    taus = {of: torch.stack([layer.temperatures[of] for layer in layers]) for of in scaled}  # (L, B, H, T, 1 or d)
-    norms, query = query_key_norms(model).numpy(), taus.get("query")
+    statistics = attention_statistics(model, batch.ids, batch.visible, advance)
+    n = torch.arange(1, batch.ids.size(1) + 1).expand(batch.ids.shape) if batch.visible is None else batch.visible.cpu()
+    norms, query = query_key_norms(model).numpy(), statistics.temperatures.get("query")
     tau = np.ones((*norms.shape, n.numel())) if query is None else _by_head(query[..., 0])
     return Measured(
-        named=named_statistics(layers),
+        metrics=attention_metrics(statistics),
+        means={name: means.double().numpy() for name, means in head_means(statistics).items()},
         tokens=batch.ids.cpu().flatten().numpy(),
         n=n.flatten().numpy(),
-        rows={name: _by_head(torch.stack([getattr(layer.rows, name) for layer in layers])) for name in ROWS},
-        temperatures={of: _by_head(values.mean(-1)) for of, values in taus.items()},
+        rows={name: _by_head(values) for name, values in statistics.rows._asdict().items()},
+        temperatures={of: _by_head(values.mean(-1)) for of, values in statistics.temperatures.items()},
         norms=norms,
         tau_norms=norms[..., None] * abs(tau) if query is None or query.size(-1) == 1 else None,
         frequencies=batch.frequencies,

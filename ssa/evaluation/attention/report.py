@@ -77,7 +77,7 @@ class Attention:
             n=rows,
             counts={"tokens": rows * length, "window": length},
             details={
-                "statistics": {f"{split}{name}": value for name, value in measured.named.items()},
+                "statistics": {f"{split}{name}": value for name, value in measured.metrics.items()},
                 "frequencies": "of the train split" if evaluated.config else "of the text",
                 "tokens": extremes(tables),
                 "files": [str(path.relative_to(context.folder)) for path in files],
@@ -107,7 +107,7 @@ class Attention:
 
 def summary_of(measured: Measured) -> dict[str, float]:
     """By metric name."""
-    numbers = {name: value for name, value in measured.named.items() if "/" not in name}
+    numbers = {name: measured.metrics[name] for name in (f"attention_{mean}" for mean in measured.means)}
     numbers["attention_max_logit"] = float(measured.rows["max_logit"].max())
     numbers["attention_dilution"] = float(slope(measured.rows["entropy"], measured.log_n).mean())
     numbers["query_key_norm"] = float(measured.norms.mean())

@@ -90,11 +90,8 @@ def mean_by(values: Array, groups: Array) -> Array:
 
 
 def _heads(measured: Measured) -> pa.Table:
-    named, (layers, heads) = measured.named, measured.norms.shape
-    names = [[f"layer_{layer:02d}/head_{head:02d}" for head in range(heads)] for layer in range(layers)]
-    means = ("entropy", "entropy_normalized", "spikiness")
-    columns = {mean: np.array([[named[f"attention_{mean}/{name}"] for name in row] for row in names]) for mean in means}
-    columns |= {
+    columns = {
+        **measured.means,
         "max_logit": measured.rows["max_logit"].max(-1),
         "dilution": slope(measured.rows["entropy"], measured.log_n),
         "norm": measured.norms,
