@@ -312,7 +312,7 @@ def test_resume_refuses_what_would_change_the_run(overrides: list[str], expected
 
 
 def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def job(config: Config) -> float:
+    def job(config: Config, command: list[str]) -> float:
         raise ZeroDivisionError(config.run_id)
 
     with pytest.raises(SystemExit, match="1"):

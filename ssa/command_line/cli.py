@@ -79,19 +79,18 @@ def _compose_and_run(main: Callable[[], Any], overrides: list[str]) -> None:
         raise UserError(f"hydra/launcher={launcher}: {what}; its files: {_sweep_dir}") from None
 
 
-def run(composed: DictConfig, job: Callable[[Config], float]) -> float:
-    """`job` on the typed config of one Hydra job.
+def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> float:
+    """`job` on the typed config of one Hydra job, and on the command line that repeats it.
 
     A failure ends the process, with one line if it is the user's to mend and with a traceback if not.  In a sweep it
     is reported at once, with the job's overrides; the other jobs go on, and the process ends with its exit code.
     """
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     sent = in_sweep and not _launches  # by a launcher, to this process
-    if sent:
-        sys.argv = [f"{HydraConfig.get().job.name}.py", *_overrides()]  # what the record says that it was run by
+    command = [f"{HydraConfig.get().job.name}.py", *_overrides()] if sent else list(sys.argv)
     name = " ".join(_overrides())
     try:
-        return job(configure(composed))
+        return job(configure(composed), command)
     except UserError as error:
         line = f"[{name}] {error}" if in_sweep else str(error)
         code = _say(line)

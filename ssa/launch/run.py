@@ -145,7 +145,6 @@ def _train(values: dict[str, object], overrides: Sequence[str], log: str) -> Non
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = ["train.py", *overrides]  # what the record says that it was run by
     code = 0
     try:
         import torch
@@ -154,7 +153,7 @@ def _train(values: dict[str, object], overrides: Sequence[str], log: str) -> Non
         from ssa.training.train import train as train_one
 
         torch.set_num_threads(1)  # the last digits depend on their number
-        train_one(parse(values))
+        train_one(parse(values), ["train.py", *overrides])
     except UserError as error:
         print("error:", error, file=sys.stderr)
         code = EXIT_BAD_INPUT

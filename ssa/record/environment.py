@@ -1,7 +1,8 @@
-"""What a run ran on: commit and uncommitted changes, packages, machine, device, command.  Never a secret.
+"""Environment of a run: commit and uncommitted changes, packages, machine, device, command.  Never a secret.
 
-Environment variables are not read.  Whatever looks like a key, a token or a password on the command line or in the
-uncommitted changes is replaced by ``[redacted]``, rather too much than too little.
+Environment variables are not read.  Anything that looks like a key, a token or a password on the command line or in the
+uncommitted changes is replaced by ``[redacted]``, when in doubt too.  A key of the project's own config, such as
+``model.temperature.query.token``, is no secret by its name; its value may still look like one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import platform
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from ssa.config import Config
+from ssa.config_errors import leaves
 
 _REDACTED = "[redacted]"
 _MAX_DIFF = 2**20  # characters; more is data rather than code
@@ -32,6 +35,8 @@ _SECRET_NAME = re.compile(
 _TOKEN_NAME = re.compile(r"(?<![a-z])token(?![a-z])", re.IGNORECASE)  # not tokens, not tokenizer
 _EMPTY = re.compile(r"none|null|true|false|\$\{.*|", re.IGNORECASE)
 _NO_TOKEN = re.compile(r"shared|-?[\d.]+|<[^<>]*>")  # of the model's config, or of a vocabulary
+_CONFIG_KEYS = frozenset(leaves(Config))
+_OPAQUE = re.compile(r"(?=[^\d]*\d)[\w-]{20,}")  # longer than any choice of a config key that is called a token
 _ASSIGNMENT = re.compile(r"""(?<![\w.-])([\w.-]+)(["']?\s*(?:==?|:)\s*)("[^"\n]*"|'[^'\n]*'|[^\s,;"')\]}]+)""")
 _VALUES = re.compile(
     r"hf_[A-Za-z0-9]{16,}"  # Hugging Face
@@ -51,24 +56,24 @@ _COMMIT_NAME = re.compile(r"""(?:revision|commit|sha1?|rev)["']?\s*[:=]?\s*["']?
 
 @dataclass(frozen=True)
 class Environment:
-    """``facts``: what environment.json says.  ``diff``: the uncommitted changes, or None."""
+    """``facts``: the contents of environment.json.  ``diff``: the uncommitted changes, or None."""
 
     facts: dict[str, Any]
     diff: str | None
 
 
-def describe(*, argv: Sequence[str] | None = None, source: Path | None = None, **known: Any) -> Environment:
+def describe(command: Sequence[str], *, source: Path | None = None, **known: Any) -> Environment:
     """The environment of this process, now.
 
     Args:
-        argv: the command line; by default that of this process.
-        source: a file of the code that runs, by default of this package; its git checkout is the one described.
-        known: what the caller knows and this module would need torch for, as plain values: device, precision, ...
+        command: the command line of the run, program first.
+        source: a file whose git checkout is described; default: of this package.
+        known: further facts as plain values: device, precision, ...
     """
     git, diff = _git(source or Path(__file__).with_name("__init__.py"))
     facts = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": redact_command(sys.argv if argv is None else argv),
+        "command": redact_command(command),
         "host": socket.gethostname(),
         "git": git,
         "python": platform.python_version(),
@@ -80,19 +85,19 @@ def describe(*, argv: Sequence[str] | None = None, source: Path | None = None, *
 
 
 def redact(text: str) -> str:
-    """The text without what looks like a key, a token or a password."""
+    """The text with keys, tokens and passwords replaced."""
     text = _ASSIGNMENT.sub(_redact_assignment, _VALUES.sub(_REDACTED, text))
     return _HEX_40.sub(_redact_hex, text)
 
 
-def redact_command(argv: Sequence[str]) -> list[str]:
-    """The command line, with ``name=value`` and ``--name value`` redacted where the name says that it is secret."""
+def redact_command(command: Sequence[str]) -> list[str]:
+    """The command line with secrets replaced, also in ``name=value`` and ``--name value`` where the name is secret."""
     shown, secret_follows = [], False
-    for argument in argv:
+    for argument in command:
         name, equals, value = argument.partition("=")
         if secret_follows:
             shown.append(_REDACTED)
-        elif equals and _is_secret(name, value):
+        elif equals and _is_secret(name.lstrip("+~"), value):
             shown.append(f"{name}={_REDACTED}")
         else:
             shown.append(redact(argument))
@@ -108,6 +113,8 @@ def _is_secret(name: str, value: str) -> bool:
     value = value.strip("\"'")
     if not _names_secret(name) or _EMPTY.fullmatch(value):
         return False
+    if name in _CONFIG_KEYS:
+        return bool(_OPAQUE.fullmatch(value))
     return bool(_SECRET_NAME.search(name)) or not _NO_TOKEN.fullmatch(value)
 
 

@@ -22,6 +22,7 @@ from ssa.device import peak_memory_bytes
 from ssa.errors import EXIT_INTERRUPTED, TrainingDiverged
 from ssa.training.lit_module import LanguageModule
 
+_TIMED = 3  # steps whose duration is that of the others; the first one warms up, or compiles
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -194,7 +195,10 @@ class Checkpoints(Callback):
 
 
 class ProgressBar(Callback):
-    """Optimizer steps, loss, tokens/s and time left: a live bar on a terminal, a line a row elsewhere."""
+    """Optimizer steps, loss, tokens/s and time left: a live bar on a terminal, a line now and then elsewhere.
+
+    After the first steps of an attempt a line estimates the duration of training.
+    """
 
     def __init__(self, console: Console, config: TrainerConfig, rows: TrainingRows) -> None:
         self.console, self.config, self.rows = console, config, rows
@@ -206,6 +210,7 @@ class ProgressBar(Callback):
         """Starts where the run is."""
         self.task = self.progress.add_task("", total=self.config.steps, completed=trainer.global_step, text="")
         self.progress.start()
+        self._first = (trainer.global_step + 1, math.nan)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
         """Moves on an optimizer step."""
@@ -214,6 +219,12 @@ class ProgressBar(Callback):
         if (index + 1) % self.config.accumulate:
             return
         step = trainer.global_step
+        first, seconds = self._first
+        if step == first:
+            self._first = (first, self.rows.seconds)
+        elif step == first + _TIMED:
+            whole = (self.config.steps - first + 1) * (self.rows.seconds - seconds) / _TIMED
+            self.console.print(f"time     about {minutes(whole)} of training", highlight=False)
         speed = self.rows.tokens_per_second
         left = (self.config.steps - step) * module.tokens / step / speed
         text = f"loss {module.trained['train/loss']:.3f}  {speed:,.0f} tokens/s  ETA {minutes(left)}"

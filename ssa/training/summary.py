@@ -16,7 +16,6 @@ from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.model.temperature_terms import TOLERANCE
 from ssa.record.run_files import read_summary
-from ssa.training.callbacks import minutes
 from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor
@@ -72,8 +71,8 @@ def _counts(job: Job) -> dict[str, int]:
     return {f"data.{name}.{unit}": getattr(split, f"n_{unit}") for name, split in splits.items() for unit in units}
 
 
-def print_start(console: Console, job: Job, folder: Path, seconds: float) -> None:
-    """The run in words: size, tokens, device, time, and what a perplexity is to be held against."""
+def print_start(console: Console, job: Job, folder: Path) -> None:
+    """Prints what the run is: size, tokens, device, and the reference perplexities."""
     config, count = job.config, job.model.count_parameters()
     per_step, steps = tokens_per_step(job), config.trainer.steps
     share = count["temperature"] / count["total"]
@@ -95,7 +94,6 @@ def print_start(console: Console, job: Job, folder: Path, seconds: float) -> Non
         + (", compiled" if config.trainer.compile else ""),
         **({"from": f"{config.init_from}"} if config.init_from else {}),
         "trains": _trained(job),
-        "time": f"about {minutes(seconds)} of training",
         "to beat": f"{reference} (validation perplexity of n-gram models on the same tokens)",
     }
     if job.checkpoint_step is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,6 @@ from rich.console import Console
 from ssa.config import Config
 from ssa.device import (
     attention_backend,
-    attention_kernels,
     device_name,
     reset_peak_memory,
     resolve_device,
@@ -33,7 +32,7 @@ from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror
 from ssa.text.ngram import reference_perplexities
-from ssa.text.token_blocks import TrainingBatches, visible_in_documents
+from ssa.text.token_blocks import TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, prepare
 from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar, TrainingRows
 from ssa.training.job import Job
@@ -45,8 +44,12 @@ from ssa.training.summary import print_end, print_start, summarize
 Row = dict[str, Any]
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
     """Runs, resumes or, if it has finished before, only reports the run that `config` is.
+
+    Args:
+        config: the run.
+        command: the command line that started it, program first, for the record.
 
     Returns:
         The run's summary, as in summary.json.
@@ -68,7 +71,7 @@ def train(config: Config) -> dict[str, Any]:
             wandb_mirror.check(config.logger)
             job = _prepare(config, record)
             try:
-                summary = _run(job, record, console, began)
+                summary = _run(job, record, command, console, began)
             except torch.OutOfMemoryError:
                 size, device = config.trainer.micro_batch_size, device_name(job.device)
                 raise UserError(
@@ -120,19 +123,18 @@ def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transform
     return model
 
 
-def _run(job: Job, record: RunRecord, console: Console, began: float) -> dict[str, Any]:
+def _run(job: Job, record: RunRecord, command: Sequence[str], console: Console, began: float) -> dict[str, Any]:
     config, resume_from = job.config, record.resume_checkpoint
     facts = environment.describe(
-        device=device_name(job.device), precision=job.precision, attention_backend=job.attention_backend
+        command, device=device_name(job.device), precision=job.precision, attention_backend=job.attention_backend
     )
     if config.trainer.compile:
         torch._dynamo.reset()  # the limit on recompilations counts those of earlier jobs in this process
         job.model.compile()
     reset_peak_memory(job.device)
-    seconds = _estimated_seconds(job)
     record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint, weights_hash=job.weights_hash)
     write_atomic(record.folder / "tokenizer.json", job.corpus.tokenizer.definition)
-    print_start(console, job, record.folder, seconds)
+    print_start(console, job, record.folder)
     with WandbMirror.open(config, record) as mirror, _quiet_lightning():
 
         def log_row(row: Row) -> None:
@@ -195,30 +197,6 @@ def _trainer(job: Job, callbacks: list[L.Callback]) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def _estimated_seconds(job: Job) -> float:
-    """Of all the steps to come, from one forward and backward pass after another that warms up."""
-    steps = job.config.trainer.steps - (job.checkpoint_step or 0)
-    if steps == 0:
-        return 0.0
-    model, seconds = job.model.to(job.device), 0.0
-    inputs, targets = (part.to(job.device) for part in job.loader.batches.micro_batch(0, job.loader.micro_batch_size))
-    masked = job.config.data.document_mask
-    visible = visible_in_documents(inputs, job.corpus.tokenizer.end_of_text) if masked else None
-    for _ in range(2):
-        began = time.perf_counter()
-        with (
-            # without its cache, as Lightning does it: else compiling would be for this pass alone
-            torch.autocast(job.device.type, torch.bfloat16, job.precision == "bf16-mixed", cache_enabled=False),
-            attention_kernels(job.config.trainer.attention_backend),
-        ):
-            loss = model(inputs, targets, visible=visible).mean()
-        loss.backward()
-        loss.item()
-        seconds = time.perf_counter() - began
-    model.zero_grad(set_to_none=True)
-    return seconds * job.config.trainer.accumulate * steps
 
 
 @contextmanager

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from ssa.config import Config
+from ssa.config_errors import leaves
 from ssa.record.environment import describe, redact, redact_command
 
 HEX = "0123456789abcdef0123456789abcdef01234567"
+CONFIG_KEYS = list(leaves(Config))
 HF_KEY = "hf_" + "aBcDeFgHiJ" * 3
 
 
@@ -42,7 +45,7 @@ def head(checkout: Path) -> str:
 
 
 def test_facts_are_those_of_this_process() -> None:
-    facts = describe(device="cpu", precision="32-true", argv=["train.py", "seed=1"]).facts
+    facts = describe(["train.py", "seed=1"], device="cpu", precision="32-true").facts
     assert facts["command"] == ["train.py", "seed=1"]
     assert facts["python"] == platform.python_version()
     assert facts["packages"]["pytest"] == metadata.version("pytest")
@@ -53,7 +56,7 @@ def test_facts_are_those_of_this_process() -> None:
 
 
 def test_clean_checkout(checkout: Path) -> None:
-    environment = describe(source=checkout)
+    environment = describe([], source=checkout)
     assert environment.facts["git"] == {"commit": head(checkout), "dirty": False, "untracked": []}
     assert environment.diff is None
 
@@ -63,7 +66,7 @@ def test_changes_are_kept_whatever_git_is_set_to(checkout: Path) -> None:
     subprocess.run(["git", "config", "diff.external", "false"], cwd=checkout.parent, check=True)
     checkout.write_text("x = 2\n")
     (checkout.parent / "new file.py").write_text("y = 1\n")
-    environment = describe(source=checkout)
+    environment = describe([], source=checkout)
     assert environment.facts["git"] == {"commit": head(checkout), "dirty": True, "untracked": ["new file.py"]}
     assert environment.diff is not None
     assert environment.diff.splitlines()[-2:] == ["-x = 1", "+x = 2"]
@@ -71,7 +74,7 @@ def test_changes_are_kept_whatever_git_is_set_to(checkout: Path) -> None:
 
 def test_the_diff_can_be_applied(checkout: Path) -> None:
     checkout.write_text("token = tokenizer.encode('text')\nmax_tokens = 1024\n")
-    diff = describe(source=checkout).diff
+    diff = describe([], source=checkout).diff
     subprocess.run(["git", "stash", "-q"], cwd=checkout.parent, check=True)
     subprocess.run(["git", "apply"], cwd=checkout.parent, check=True, input=diff, text=True)
     assert checkout.read_text() == "token = tokenizer.encode('text')\nmax_tokens = 1024\n"
@@ -79,7 +82,7 @@ def test_the_diff_can_be_applied(checkout: Path) -> None:
 
 def test_secrets_in_changes_are_redacted(checkout: Path) -> None:
     checkout.write_text(f"api_key = 'open-sesame'\nupload(key='{HEX}', hub='{HF_KEY}')\n")
-    diff = describe(source=checkout).diff
+    diff = describe([], source=checkout).diff
     assert diff is not None
     assert "[redacted]" in diff
     assert not any(secret in diff for secret in ("open-sesame", HEX, HF_KEY))
@@ -87,7 +90,7 @@ def test_secrets_in_changes_are_redacted(checkout: Path) -> None:
 
 def test_a_large_diff_is_cut_at_a_line(checkout: Path) -> None:
     checkout.write_text("".join(f"password = 'sesame-{i}'\n" for i in range(100_000)))
-    diff = describe(source=checkout).diff
+    diff = describe([], source=checkout).diff
     assert diff is not None
     assert len(diff) < 2**21
     assert "more characters are left out" in diff
@@ -95,28 +98,28 @@ def test_a_large_diff_is_cut_at_a_line(checkout: Path) -> None:
 
 
 def test_code_outside_a_checkout(tmp_path: Path, checkout: Path) -> None:
-    assert describe(source=tmp_path / "code.py").facts["git"] is None
+    assert describe([], source=tmp_path / "code.py").facts["git"] is None
     installed = checkout.parent / ".venv" / "code.py"  # inside a checkout, but not of it
     installed.parent.mkdir()
     installed.write_text("")
-    assert describe(source=installed).facts["git"] is None
+    assert describe([], source=installed).facts["git"] is None
 
 
 def test_no_git_program(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert describe(source=checkout).facts["git"] is None
+    assert describe([], source=checkout).facts["git"] is None
 
 
 def test_a_commit_is_missing(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "code.py").write_text("")
     subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
-    assert describe(source=tmp_path / "code.py").facts["git"] is None
+    assert describe([], source=tmp_path / "code.py").facts["git"] is None
 
 
 def test_environment_variables_are_not_recorded() -> None:
     secret = "kept-to-myself-42"
-    program = "import json; from ssa.record.environment import describe; print(json.dumps(describe().facts))"
+    program = "import json; from ssa.record.environment import describe; print(json.dumps(describe([]).facts))"
     shown = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "MY_VARIABLE": secret, "WANDB_API_KEY": HEX},
@@ -190,6 +193,34 @@ def test_the_command_line_is_redacted_by_name() -> None:
         "lr=1e-3",
         "model.temperature.key.token=shared",
     ]
+
+
+@pytest.mark.parametrize("key", CONFIG_KEYS)
+@pytest.mark.parametrize("prefix", ["", "+", "++", "~"])
+def test_no_config_key_is_a_secret_by_its_name(key: str, prefix: str) -> None:
+    command = [f"{prefix}{key}={value}" for value in ("mlp", "gate", "frequency,shared", "'books/*.txt'", "1e-3")]
+    assert redact_command(command) == command
+    assert [redact(argument) for argument in command] == command
+
+
+@pytest.mark.parametrize("key", CONFIG_KEYS)
+@pytest.mark.parametrize("value", [HF_KEY, HEX, "sk-" + "a1" * 10, "https://me:sesame@example.invalid/x"])
+def test_a_value_that_looks_secret_is_redacted_under_any_config_key(key: str, value: str) -> None:
+    (shown,) = redact_command([f"{key}={value}"])
+    if key != "data.revision" or value != HEX:  # a commit
+        assert "[redacted]" in shown
+        assert shown.startswith(f"{key}=")
+
+
+def test_a_long_token_is_redacted_under_a_config_key_named_token() -> None:
+    assert redact_command(["model.temperature.query.token=aZ3" + "x" * 20]) == [
+        "model.temperature.query.token=[redacted]"
+    ]
+
+
+@pytest.mark.parametrize("key", ["api_key", "password", "token", "hub.token", "model.token", "query.token"])
+def test_an_unknown_key_with_a_secret_name_is_redacted(key: str) -> None:
+    assert redact_command([f"+{key}=sesame"]) == [f"+{key}=[redacted]"]
 
 
 @pytest.mark.parametrize(

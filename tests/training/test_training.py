@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,20 @@ def test_a_finished_run_is_not_run_again_unless_asked(tiny, capsys) -> None:
     assert "finished before" in capsys.readouterr().out
     train(tiny("rerun=true"))
     assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns != written
+
+
+def test_every_backward_pass_is_of_a_step(tiny, monkeypatch, capsys) -> None:
+    passes: list[bool] = []
+    forward = Transformer.forward
+
+    def counted(model: Transformer, *arguments: Any, **named: Any) -> Any:
+        passes.append(torch.is_grad_enabled())
+        return forward(model, *arguments, **named)
+
+    monkeypatch.setattr(Transformer, "forward", counted)
+    train(tiny())
+    assert sum(passes) == 8 * 2, "two micro-batches a step"
+    assert re.search(r"^time     about \d+:\d\d of training$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_two_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
