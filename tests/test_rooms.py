@@ -82,7 +82,7 @@ def test_the_model_imports_torch_and_itself_alone(module: Path) -> None:
             assert top == "torch" or name.startswith("ssa.model.") or top in sys.stdlib_module_names, name
 
 
-def test_the_items_of_the_paper_stand_beside_their_engine() -> None:
+def test_experiments_are_beside_their_engine() -> None:
     folders = {path.name for path in (ROOT / "experiments").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert {name for name in folders if not (ROOT / "experiments" / name / "config.yaml").is_file()} == {"engine"}
 

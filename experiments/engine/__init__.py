@@ -1,1 +1,1 @@
-"""The machinery behind the items: settings, cached jobs, grids of runs, tables, conclusions."""
+"""Experiment engine: settings, cached jobs, grids of runs, tables, conclusions."""

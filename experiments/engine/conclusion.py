@@ -1,4 +1,4 @@
-"""What an item comes to, in one sentence that its interval supports."""
+"""What an experiment comes to, in one sentence that its interval supports."""
 
 from __future__ import annotations
 

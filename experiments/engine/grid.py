@@ -1,7 +1,7 @@
 """Items that are grids of training runs: every row of settings in every group, with every seed.
 
-Such an item has no ``item.py``: its ``config.yaml`` declares the grid under ``grid:``, and
-`experiments.engine.grid_item` runs it.
+Such an experiment has no ``experiment.py``: its ``config.yaml`` declares the grid under ``grid:``, and
+`experiments.engine.grid_experiment` runs it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.engine.item import Item, RunItemSettings
+from experiments.engine.experiment import Experiment, TrainingSettings
 from ssa.command_line.settings import parse
 from ssa.config import SCALES, Scale
 from ssa.config_errors import one_line
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 Name = Annotated[str, Field(min_length=1)]
 
 
-class Row(Section):
+class GridRow(Section):
     """What is compared: a variant of the model."""
 
     name: Name
     overrides: list[str] = Field(description="of train.py")
 
 
-class Group(Section):
+class GridGroup(Section):
     """What is compared in: a backbone and a way of training it."""
 
     name: Name
@@ -56,7 +56,7 @@ class Metric(Section):
 
 
 class Claim(Section):
-    """That a row's metric is lower, or higher, than another's in a group; the first claim is the item's main one."""
+    """Claim that a row's metric is lower (or higher) than another's in a group; the first is the main claim."""
 
     group: Name
     row: Name
@@ -68,8 +68,8 @@ class Claim(Section):
 class Grid(Section):
     """All of it."""
 
-    groups: list[Group] = Field(min_length=1)
-    rows: list[Row] = Field(min_length=2, description="the first is the baseline")
+    groups: list[GridGroup] = Field(min_length=1)
+    rows: list[GridRow] = Field(min_length=2, description="the first is the baseline")
     metrics: list[Metric] = Field(min_length=1)
     claims: list[Claim] = Field(min_length=1)
     notes: str = Field("", description="what a reader of the table must know")
@@ -98,19 +98,19 @@ class Grid(Section):
         return self
 
 
-def declared(item: Item) -> Grid:
-    """An item's grid.
+def declared(experiment: Experiment) -> Grid:
+    """An experiment's grid.
 
     Raises:
         UserError: its ``config.yaml`` does not declare one.
     """
     try:
-        return Grid.model_validate(item.grid)
+        return Grid.model_validate(experiment.grid)
     except ValidationError as error:
-        raise UserError(f"{item.folder / 'config.yaml'}: grid: {one_line(error, Grid)}") from None
+        raise UserError(f"{experiment.folder / 'config.yaml'}: grid: {one_line(error, Grid)}") from None
 
 
-class Settings(RunItemSettings):
+class GridSettings(TrainingSettings):
     """What the command line of a grid sets."""
 
     evaluate: list[str] = Field(
@@ -150,7 +150,7 @@ class Settings(RunItemSettings):
         return names(parse(EvaluateSettings, ["run=RUN", *self.evaluate]).tasks) if self.evaluate else []
 
 
-class Cell(NamedTuple):
+class GridCell(NamedTuple):
     """One run's place in a grid: names of its group and row, and its seed."""
 
     group: str
@@ -163,39 +163,41 @@ class Cell(NamedTuple):
         return f"{self.group}, {self.row}, seed {self.seed}"
 
 
-def check_train(item: Item, grid: Grid, settings: Settings) -> None:
+def check_train(experiment: Experiment, grid: Grid, settings: GridSettings) -> None:
     """Refuses an override in ``train=`` that every run would lose to what the grid sets.
 
     Raises:
         UserError: naming it.
     """
-    usual = item.values(settings.scale)["train"]
+    usual = experiment.values(settings.scale)["train"]
     rows = [override for row in grid.rows for override in row.overrides]
     groups = [each for group in grid.groups for each in (*group.overrides, *group.at.get(settings.scale, ()))]
-    setting = {"row": rows, "group": groups, "item": ["seed=", "output_dir=", "logger="]}
+    setting = {"row": rows, "group": groups, "experiment": ["seed=", "output_dir=", "logger="]}
     for override in settings.train:
         key = override.partition("=")[0]
         for what, overrides in setting.items():
             if override not in usual and key in {each.partition("=")[0] for each in overrides}:
-                where = f"{what}s set {key}" if what != "item" else f"{key}= is a setting of the item"
-                raise UserError(f"train={override}: the {where}; valid: another key, or edit {item.folder}/config.yaml")
+                where = f"{what}s set {key}" if what != "experiment" else f"{key}= is a setting of the experiment"
+                raise UserError(
+                    f"train={override}: the {where}; valid: another key, or edit {experiment.folder}/config.yaml"
+                )
 
 
-def runs(grid: Grid, settings: Settings) -> dict[Cell, Run | None]:
+def runs(grid: Grid, settings: GridSettings) -> dict[GridCell, Run | None]:
     """The runs at the scale, in the order of the table; None where the run that it goes on from has not finished."""
-    found: dict[Cell, Run | None] = {}
+    found: dict[GridCell, Run | None] = {}
     groups = [group for group in grid.groups if settings.scale in group.at]
     for group in sorted(groups, key=lambda group: settings.scale in group.start):  # starts come first
         for row in grid.rows:
             for seed in range(settings.seeds):
-                cell = Cell(group.name, row.name, seed)
+                cell = GridCell(group.name, row.name, seed)
                 start = _start(grid, group, seed, settings, found)
                 found[cell] = None if start is None else _run(settings, group, row, cell, start)
     names = [group.name for group in grid.groups]
-    return dict(sorted(found.items(), key=lambda item: names.index(item[0].group)))
+    return dict(sorted(found.items(), key=lambda pair: names.index(pair[0].group)))
 
 
-def _run(settings: Settings, group: Group, row: Row, cell: Cell, start: Sequence[str]) -> Run:
+def _run(settings: GridSettings, group: GridGroup, row: GridRow, cell: GridCell, start: Sequence[str]) -> Run:
     from ssa.launch.run import Run
 
     where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
@@ -204,14 +206,14 @@ def _run(settings: Settings, group: Group, row: Row, cell: Cell, start: Sequence
 
 
 def _start(
-    grid: Grid, group: Group, seed: int, settings: Settings, known: Mapping[Cell, Run | None]
+    grid: Grid, group: GridGroup, seed: int, settings: GridSettings, known: Mapping[GridCell, Run | None]
 ) -> Sequence[str] | None:
     """Overrides that say what is fine-tuned; None where it is not there yet."""
     if settings.scale not in group.start:
         return ()
     from experiments.engine.shared_runs import start_of
 
-    base = known.get(Cell(group.start[settings.scale], grid.rows[0].name, seed))
+    base = known.get(GridCell(group.start[settings.scale], grid.rows[0].name, seed))
     try:
         if base is None or not base.is_finished():
             return None

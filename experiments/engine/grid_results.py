@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.engine.grid import Cell, Grid, Metric, Settings
+from experiments.engine.grid import Grid, GridCell, GridSettings, Metric
 from ssa.launch.run import Run
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report.cells import State
@@ -33,7 +33,7 @@ class Statistic(NamedTuple):
         mean: of the runs that count, with Student's 95 % interval.
         difference: to the grid's first row at equal seed, paired.
         p: of the paired t-test that the difference is 0.
-        p_holm: corrected for all differences of this metric in the item (Holm 1979).
+        p_holm: corrected for all differences of this metric in the experiment (Holm 1979).
         runs: ids of the runs behind ``mean``.
         base_runs: ids of the first row's runs behind ``difference``.
     """
@@ -54,7 +54,7 @@ class Results:
     """Of a grid.
 
     Attributes:
-        item: its name.
+        experiment: its name.
         grid: what was declared.
         settings: of the command line.
         runs: `experiments.engine.grid.runs`.
@@ -63,10 +63,10 @@ class Results:
         frame: `ssa.record.runs.load`.
     """
 
-    item: str
+    experiment: str
     grid: Grid
-    settings: Settings
-    runs: Mapping[Cell, Run | None]
+    settings: GridSettings
+    runs: Mapping[GridCell, Run | None]
     failed: Mapping[Run, str]
     unevaluated: Mapping[Run, str]
     frame: pd.DataFrame
@@ -80,7 +80,7 @@ class Results:
         """Whether the settings ask for what fills the column."""
         return metric.task is None or metric.task in self._tasks
 
-    def run_id(self, cell: Cell) -> str | None:
+    def run_id(self, cell: GridCell) -> str | None:
         """None where the run cannot be told: refused overrides, or no start to go on from."""
         run = self.runs[cell]
         return run.config.run_id if run is not None and run not in self._refused else None
@@ -93,7 +93,7 @@ class Results:
     def _refused(self) -> set[Run]:
         return {run for run in self.failed if run.refusal}
 
-    def gap(self, cell: Cell, metric: Metric) -> Gap | None:
+    def gap(self, cell: GridCell, metric: Metric) -> Gap | None:
         """What is wrong with a run's metric, if anything is."""
         run, run_id = self.runs[cell], self.run_id(cell)
         found = self.frame.loc[run_id] if run_id in self.frame.index else None
@@ -118,7 +118,7 @@ class Results:
         """The metric of each run that counts, by seed."""
         found = {}
         for seed in range(self.settings.seeds):
-            cell = Cell(group, row, seed)
+            cell = GridCell(group, row, seed)
             if cell in self.runs and self.gap(cell, metric) is None:
                 found[seed] = float(self.frame.at[self.run_id(cell), metric.key])
         return found
@@ -151,8 +151,8 @@ class Results:
             paired_interval(*pairs) if pairs[0] else ABSENT,
             paired_p_value(*pairs) if pairs[0] else math.nan,
             math.nan,
-            tuple(str(self.run_id(Cell(group, row, seed))) for seed in numbers),
-            tuple(str(self.run_id(Cell(group, base, seed))) for seed in sorted(shared)),
+            tuple(str(self.run_id(GridCell(group, row, seed))) for seed in numbers),
+            tuple(str(self.run_id(GridCell(group, base, seed))) for seed in sorted(shared)),
         )
 
     def run_rows(self) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Metric
 from experiments.engine.grid_results import ABSENT, Results, Statistic
-from experiments.engine.item import Item
 from ssa.evaluation import catalog
 from ssa.report import tables
 from ssa.report.cells import State
@@ -20,25 +20,27 @@ from ssa.statistics import Estimate, paired_interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.engine.study import Study
+    from experiments.engine.context import ExperimentContext
 
 _NONE = tables.Cell("", "none")
 _GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
 
 
-def write(results: Results, references: Sequence[dict[str, str]], study: Study) -> None:
-    """All that the study's folder is to hold."""
-    study.table("runs", results.run_rows())
-    study.table("statistics", results.statistic_rows())
-    study.show(table(results, references))
+def write(results: Results, references: Sequence[dict[str, str]], context: ExperimentContext) -> None:
+    """All that the context's folder is to hold."""
+    context.table("runs", results.run_rows())
+    context.table("statistics", results.statistic_rows())
+    context.show(table(results, references))
     compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
     for metric in compared[:1]:
-        _draw(results, metric, study)
+        _draw(results, metric, context)
     metrics = {metric.name: metric for metric in results.grid.metrics}
     for claim in results.grid.claims:
         pairs = results.pairs(claim.group, claim.row, claim.against, metrics[claim.metric])
-        if claim.group in results.groups:  # without a pair it is undecided, and still the item's main one if it is
-            study.conclude(
+        if (
+            claim.group in results.groups
+        ):  # without a pair it is undecided, and still the experiment's main one if it is
+            context.conclude(
                 Conclusion(
                     f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}",
                     f"difference of the {claim.metric}, {claim.row} - {claim.against}",
@@ -73,7 +75,7 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
                 if metric.name in with_paper:
                     cells.append(_paper(papers.get((f"{group.name}: {metric.name}", row.name))))
             rows.append(tuple(cells))
-    return tables.Table(results.item, _caption(results), tuple(columns), tuple(rows))
+    return tables.Table(results.experiment, _caption(results), tuple(columns), tuple(rows))
 
 
 def _measured(results: Results, one: Statistic) -> list[tables.Cell]:
@@ -122,7 +124,9 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cel
     scale = results.settings.scale
     if group not in results.groups:
         (at,) = (one.at for one in results.grid.groups if one.name == group)
-        note = f"Not part of scale={scale}. To fill it: python -m experiments {results.item} scale={next(iter(at))}"
+        note = (
+            f"Not part of scale={scale}. To fill it: python -m experiments {results.experiment} scale={next(iter(at))}"
+        )
     else:
         task = next((name for name, of in catalog.GROUPS.items() if metric.task in of), metric.task)
         evaluate = [f"tasks={','.join([*results.settings.tasks(), str(task)])}"]
@@ -132,7 +136,7 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cel
 
 
 def _command(results: Results, **changes: object) -> str:
-    return Item(results.item).command(results.settings.model_copy(update=changes))
+    return Experiment(results.experiment).command(results.settings.model_copy(update=changes))
 
 
 def _paper(cell: dict[str, str] | None) -> tables.Cell:
@@ -159,7 +163,7 @@ def _caption(results: Results) -> str:
     return " ".join(parts)
 
 
-def _draw(results: Results, metric: Metric, study: Study) -> None:
+def _draw(results: Results, metric: Metric, context: ExperimentContext) -> None:
     """Differences to the first row: a small mark a seed, a large one and a line their mean and its interval."""
     rows = [row.name for row in results.grid.rows[1:]]
     caption = (
@@ -170,7 +174,7 @@ def _draw(results: Results, metric: Metric, study: Study) -> None:
     columns = min(3, len(groups))
     lines = math.ceil(len(groups) / columns)
     width, height = max(4.5, 2.2 + 2.6 * columns), 0.6 + (1.0 + 0.3 * len(rows)) * lines
-    with study.figure("differences", width, height, caption) as figure:
+    with context.figure("differences", width, height, caption) as figure:
         panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
         for axes, group in zip(panels.flat, groups, strict=False):
             _panel(axes, results, metric, group)

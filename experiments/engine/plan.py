@@ -11,8 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.engine.grid import Settings, check_train, declared, runs
-from experiments.engine.item import Item
+from experiments.engine.experiment import Experiment
+from experiments.engine.grid import GridSettings, check_train, declared, runs
 from ssa.config import Config
 from ssa.launch.run import Run
 from ssa.record.runs import load
@@ -23,10 +23,10 @@ _START = 4.0  # seconds that a run takes before and after training, on two cores
 _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.block_size"]  # of runs of one speed
 
 
-def show(item: Item, settings: Settings, console: Console) -> None:
+def show(experiment: Experiment, settings: GridSettings, console: Console) -> None:
     """Prints the plan."""
-    grid = declared(item)
-    check_train(item, grid, settings)
+    grid = declared(experiment)
+    check_train(experiment, grid, settings)
     planned = runs(grid, settings)
     _ = settings.tasks()
     refused = {run: reason for run in filter(None, planned.values()) if (reason := run.refusal)}
@@ -61,7 +61,7 @@ def _tokens_left(run: Run, rerun: bool) -> int:
     return run.tokens if rerun else run.tokens - run.tokens_done()
 
 
-def _seconds(waiting: Sequence[Run], settings: Settings) -> tuple[float, str]:
+def _seconds(waiting: Sequence[Run], settings: GridSettings) -> tuple[float, str]:
     """Of all runs, by the speed of finished ones of their kind, else by that of a step of each kind; and by which."""
     folder = Path(settings.output_dir) / "experiments"
     speeds: dict[tuple[object, ...], float] = {}

@@ -1,4 +1,4 @@
-"""The runs that several items share, and what is measured on them."""
+"""Training runs shared by several experiments, and measurements on them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.item import RunItemSettings
+from experiments.engine.experiment import TrainingSettings
 from ssa.errors import UserError
 from ssa.launch.run import Run
 from ssa.record.run_files import write_atomic
 from ssa.record.run_model import best_weights
 
 
-def run_of(settings: RunItemSettings, rule: str, seed: int, instead: Sequence[str] | None = None) -> Run:
-    """A run with a temperature rule and a seed, the rest as the item's settings have it.
+def run_of(settings: TrainingSettings, rule: str, seed: int, instead: Sequence[str] | None = None) -> Run:
+    """A run with a temperature rule and a seed, the rest as the experiment's settings have it.
 
     Args:
-        settings: of the item.
+        settings: of the experiment.
         rule: an option of ``model/temperature``.
         seed: of the run.
         instead: overrides in place of ``settings.train``.
@@ -57,7 +57,12 @@ def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
         if not write:
             raise UserError(f"{model}: not there yet")
         export(run, model)
-    return [f"init_from={model}", "data=text", f"data.train={_source_code(folder, write)}", "data.validation_fraction=0.05"]
+    return [
+        f"init_from={model}",
+        "data=text",
+        f"data.train={_source_code(folder, write)}",
+        "data.validation_fraction=0.05",
+    ]
 
 
 def _source_code(folder: Path, write: bool) -> Path:
@@ -76,7 +81,7 @@ def attention_of(run: str, weights: str) -> dict[str, Any]:
 
     Args:
         run: its folder.
-        weights: `weights_of` it, so that a part is of this state of it.
+        weights: `weights_of` it, so that a cached job is of this state of it.
 
     Returns:
         ``metrics`` by name, see `ssa.evaluation.attention.report`; ``positions``: of each number n of visible keys, the

@@ -1,4 +1,4 @@
-"""Which of several settings suits a method best."""
+"""Select the setting with the lowest mean loss over seeds."""
 
 from __future__ import annotations
 

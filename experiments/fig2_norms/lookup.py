@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from experiments.engine.conclusion import Conclusion
 from experiments.engine.tuning import best_setting
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, short, summary_row
-from experiments.fig2_norms.settings import Settings
+from experiments.fig2_norms.settings import NormSettings
 
 if TYPE_CHECKING:
-    from experiments.engine.parts import Part
-    from experiments.engine.study import Row, Study
+    from experiments.engine.context import ExperimentContext, TableRow
+    from experiments.engine.job_cache import CachedJob
 
 METHODS = ("vanilla", "ssa")
 PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 
 
-class Cell(NamedTuple):
+class LookupCell(NamedTuple):
     """One method in one set-up at one learning rate."""
 
     shape: str
@@ -27,16 +27,16 @@ class Cell(NamedTuple):
     method: str
 
 
-Found = dict[Cell, list[dict[str, Any]]]  # of each seed
+Found = dict[LookupCell, list[dict[str, Any]]]  # of each seed
 
 
-def panel(settings: Settings, study: Study) -> Panel:
+def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
     """Trains all, and draws the distributions over tokens of the main set-up."""
     cells = list(_cells(settings))
-    found: Found = dict(zip(cells, study.compute([_part(settings, cell) for cell in cells]), strict=True))
-    study.table("lookup_levels", list(_level_rows(found)))
-    study.table("lookup_tokens", list(_token_rows(settings, found)))
-    _draw(settings, study, found)
+    found: Found = dict(zip(cells, context.compute([_cached_job(settings, cell) for cell in cells]), strict=True))
+    context.table("lookup_levels", list(_level_rows(found)))
+    context.table("lookup_tokens", list(_token_rows(settings, found)))
+    _draw(settings, context, found)
     runs = []
     for cell, seeds in found.items():
         width, heads = map(int, cell.shape.split("x"))
@@ -45,20 +45,20 @@ def panel(settings: Settings, study: Study) -> Panel:
     return Panel(runs, list(_summary(settings, found)), list(_conclusions(settings, found)))
 
 
-def _setups(settings: Settings) -> list[tuple[str, str]]:
+def _setups(settings: NormSettings) -> list[tuple[str, str]]:
     """Shape and levels: the main one first."""
     shape, *shapes = settings.shapes
     levels = settings.query_levels
     return [*((shape, each) for each in levels), *((each, levels[0]) for each in shapes)]
 
 
-def _cells(settings: Settings) -> Iterator[Cell]:
+def _cells(settings: NormSettings) -> Iterator[LookupCell]:
     for shape, levels in _setups(settings):
         for lr in settings.lookup_lrs:
-            yield from (Cell(shape, levels, lr, method) for method in METHODS)
+            yield from (LookupCell(shape, levels, lr, method) for method in METHODS)
 
 
-def _part(settings: Settings, cell: Cell) -> Part:
+def _cached_job(settings: NormSettings, cell: LookupCell) -> CachedJob:
     from ssa.theory.mixed_lookup import train_lookup
 
     width, heads = map(int, cell.shape.split("x"))
@@ -75,17 +75,17 @@ def levels_of(text: str) -> list[int]:
 
 def best_rate(found: Found, shape: str, levels: str, method: str) -> float:
     """The learning rate of a method's least mean error."""
-    same = [cell for cell in found if cell._replace(lr=0) == Cell(shape, levels, 0, method)]
+    same = [cell for cell in found if cell._replace(lr=0) == LookupCell(shape, levels, 0, method)]
     return best_setting({cell.lr: [run["mse"] for run in found[cell]] for cell in same})
 
 
 def at_vanillas_rate(found: Found, shape: str, levels: str) -> tuple[float, dict[str, list[dict[str, Any]]]]:
     """The learning rate that suits vanilla best, and each method's runs at it."""
     lr = best_rate(found, shape, levels, "vanilla")
-    return lr, {method: found[Cell(shape, levels, lr, method)] for method in METHODS}
+    return lr, {method: found[LookupCell(shape, levels, lr, method)] for method in METHODS}
 
 
-def _level_rows(found: Found) -> Iterator[Row]:
+def _level_rows(found: Found) -> Iterator[TableRow]:
     for cell, seeds in found.items():
         for run in seeds:
             for place, level in enumerate(levels_of(cell.levels)):
@@ -96,7 +96,7 @@ def _level_rows(found: Found) -> Iterator[Row]:
                 yield row
 
 
-def _token_rows(settings: Settings, found: Found) -> Iterator[Row]:
+def _token_rows(settings: NormSettings, found: Found) -> Iterator[TableRow]:
     """Percentiles over tokens, heads and seeds."""
     import numpy as np
 
@@ -111,7 +111,7 @@ def _token_rows(settings: Settings, found: Found) -> Iterator[Row]:
                        **{f"p{p}": float(mark) for p, mark in zip(PERCENTILES, marks, strict=True)}}  # fmt: skip
 
 
-def _summary(settings: Settings, found: Found) -> Iterator[Row]:
+def _summary(settings: NormSettings, found: Found) -> Iterator[TableRow]:
     for shape, levels in _setups(settings):
         lr, runs = at_vanillas_rate(found, shape, levels)
         setup = f"{shape}, levels {levels}, lr {lr:g} (vanilla's best)"
@@ -127,7 +127,7 @@ def _summary(settings: Settings, found: Found) -> Iterator[Row]:
     pairs["each at its own best lr: " + ", ".join(f"{lr:g}" for lr in own.values())] = own
     for label, rates in pairs.items():
         for name, quantity in {"mse": "mean squared error", "norm_mean": "norm"}.items():
-            values = {method: _of(found[Cell(shape, levels, lr, method)], name) for method, lr in rates.items()}
+            values = {method: _of(found[LookupCell(shape, levels, lr, method)], name) for method, lr in rates.items()}
             yield summary_row("lookup", f"{shape}, levels {levels}, {label}", quantity, values)
 
 
@@ -135,7 +135,7 @@ def _of(runs: Sequence[dict[str, Any]], name: str) -> list[float]:
     return [run[name] for run in runs]
 
 
-def _conclusions(settings: Settings, found: Found) -> Iterator[Conclusion]:
+def _conclusions(settings: NormSettings, found: Found) -> Iterator[Conclusion]:
     levels, (main, *others) = settings.query_levels[0], settings.shapes
     claims = {
         "norm_mean": ("SSA has a smaller mean query-key norm", "mean over tokens and heads of the norm of tau_i W"),
@@ -155,7 +155,7 @@ def _conclusions(settings: Settings, found: Found) -> Iterator[Conclusion]:
             )
 
 
-def _draw(settings: Settings, study: Study, found: Found) -> None:
+def _draw(settings: NormSettings, context: ExperimentContext, found: Found) -> None:
     import numpy as np
 
     from ssa.viz import plot_style
@@ -169,7 +169,7 @@ def _draw(settings: Settings, study: Study, found: Found) -> None:
         "spikiness of the heads' maps, lower is spikier; ideal: of the maps asked for. Vertical lines: means."
     )
     lines: list[dict[str, Any]] = [{"linestyle": ":", "linewidth": 1.8}, {"linestyle": "-"}]
-    with study.figure("figure", 7, 3.6, caption) as figure:
+    with context.figure("figure", 7, 3.6, caption) as figure:
         for axes, name, label in zip(
             figure.subplots(1, 2, sharey=True),
             ("norm", "spikiness"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.engine.conclusion import Conclusion, shown
-from experiments.engine.study import Row
+from experiments.engine.context import TableRow
 from ssa.statistics import Estimate, mean_interval
 
 LABELS = {"vanilla": "vanilla", "ssa": "SSA", "free": "free"}
@@ -24,12 +24,12 @@ COLUMNS = (*_SETUP, *_FOUND)
 class Panel:
     """What one comes to: runs have `COLUMNS`."""
 
-    runs: list[Row]
-    summary: list[Row]
+    runs: list[TableRow]
+    summary: list[TableRow]
     conclusions: list[Conclusion]
 
 
-def run_row(found: Mapping[str, Any], **setup: Any) -> Row:
+def run_row(found: Mapping[str, Any], **setup: Any) -> TableRow:
     """A row of the table of runs: what was found, with 5 significant digits, and of what; a dash for what is not."""
     row = {**found, **setup}
     return {name: short(row.get(name, math.nan)) for name in COLUMNS}
@@ -37,7 +37,7 @@ def run_row(found: Mapping[str, Any], **setup: Any) -> Row:
 
 def summary_row(
     panel: str, setup: str, quantity: str, values: Mapping[str, Sequence[float]], baseline: str = "vanilla"
-) -> Row:
+) -> TableRow:
     """A row of the table for readers, of each method's values, one a seed; missing methods have dashes."""
     row = {"panel": panel, "set-up": setup, "quantity": quantity}
     for method, label in LABELS.items():

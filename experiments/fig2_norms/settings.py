@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
-from experiments.engine.item import TheoryItemSettings
+from experiments.engine.experiment import TheorySettings
 from ssa.model.config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ SomeRates = Annotated[list[PositiveFloat], Field(min_length=1)]
 Decays = Annotated[list[PositiveFloat], Field(min_length=2)]
 
 
-class Settings(TheoryItemSettings):
+class NormSettings(TheorySettings):
     """Of the fit to given maps, and of the lookup.  The first of a list is the main one where one is."""
 
     tokens: Annotated[int, Field(ge=8)] = Field(description="fit: N, rows and columns of the target map")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.engine.conclusion import Conclusion
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
-from experiments.fig2_norms.settings import Settings
+from experiments.fig2_norms.settings import NormSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.engine.parts import Part
-    from experiments.engine.study import Row, Study
+    from experiments.engine.context import ExperimentContext, TableRow
+    from experiments.engine.job_cache import CachedJob
 
 FAMILIES = {"scaled": "rows s_i x_i^T M x_j", "groups": "rows uniform over groups"}
 QUANTITIES = ("norm_mean", "norm_max", "norm_geometric", "norm", "frobenius", "l1", "spikiness", "spikiness_error")
@@ -25,7 +25,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-class Cell(NamedTuple):
+class FitCell(NamedTuple):
     """One method on one target."""
 
     family: str
@@ -35,17 +35,17 @@ class Cell(NamedTuple):
     method: str
 
 
-Paths = dict[Cell, list[list[dict[str, float]]]]  # of each seed, its rows, one a decay
+Paths = dict[FitCell, list[list[dict[str, float]]]]  # of each seed, its rows, one a decay
 
 
-def panel(settings: Settings, study: Study) -> Panel:
+def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
     """Fits all targets, and draws the curves of norm against KL and the ratio of norms against the spread."""
     cells = list(_cells(settings))
     paths: Paths = {}
-    for cell, rows in zip(cells, study.compute([_part(settings, cell) for cell in cells]), strict=True):
+    for cell, rows in zip(cells, context.compute([_cached_job(settings, cell) for cell in cells]), strict=True):
         paths[cell] = [[row for row in rows if row["seed"] == seed] for seed in range(settings.seeds)]
-    study.table("fit_levels", list(_level_rows(settings, paths)))
-    _draw(settings, study, paths)
+    context.table("fit_levels", list(_level_rows(settings, paths)))
+    _draw(settings, context, paths)
     runs = [
         run_row(
             {**row, "error": row["kl"]},
@@ -59,19 +59,19 @@ def panel(settings: Settings, study: Study) -> Panel:
     return Panel(runs, list(_summary(settings, paths)), list(_conclusions(settings, paths)))
 
 
-def _cells(settings: Settings) -> Iterator[Cell]:
+def _cells(settings: NormSettings) -> Iterator[FitCell]:
     """The main width and penalty at every spread; other widths, and plain weight decay, at the main spread."""
     main, *others = settings.widths
     for family in FAMILIES:
         for spread in settings.spreads:
-            yield from (Cell(family, main, "effective", spread, method) for method in LABELS)
+            yield from (FitCell(family, main, "effective", spread, method) for method in LABELS)
         for width in others:
-            yield from (Cell(family, width, "effective", settings.spread, method) for method in LABELS)
+            yield from (FitCell(family, width, "effective", settings.spread, method) for method in LABELS)
         # not with free temperatures, which would take all the scale for nothing
-        yield from (Cell(family, main, "weights", settings.spread, method) for method in ("vanilla", "ssa"))
+        yield from (FitCell(family, main, "weights", settings.spread, method) for method in ("vanilla", "ssa"))
 
 
-def _part(settings: Settings, cell: Cell) -> Part:
+def _cached_job(settings: NormSettings, cell: FitCell) -> CachedJob:
     from ssa.theory.target_maps import fit
 
     decays = settings.decays if cell.penalty == "effective" else settings.weight_decays
@@ -81,7 +81,7 @@ def _part(settings: Settings, cell: Cell) -> Part:
     }  # fmt: skip
 
 
-def at_equal_fit(paths: Paths, cell: Cell, share: float, name: str) -> dict[str, list[float]]:
+def at_equal_fit(paths: Paths, cell: FitCell, share: float, name: str) -> dict[str, list[float]]:
     """A quantity of each method, one a seed, where it explains this share of what vanilla does at the weakest decay."""
     from ssa.theory.target_maps import at_level
 
@@ -96,11 +96,11 @@ def at_equal_fit(paths: Paths, cell: Cell, share: float, name: str) -> dict[str,
     }
 
 
-def _vanilla(paths: Paths) -> list[Cell]:
+def _vanilla(paths: Paths) -> list[FitCell]:
     return [cell for cell in paths if cell.method == "vanilla"]
 
 
-def _level_rows(settings: Settings, paths: Paths) -> Iterator[Row]:
+def _level_rows(settings: NormSettings, paths: Paths) -> Iterator[TableRow]:
     """Ratios to vanilla of several norms at several levels."""
     for cell in _vanilla(paths):
         for share in settings.levels:
@@ -111,7 +111,7 @@ def _level_rows(settings: Settings, paths: Paths) -> Iterator[Row]:
                     yield {**where, **ratio(found[method], found["vanilla"])._asdict()}
 
 
-def _summary(settings: Settings, paths: Paths) -> Iterator[Row]:
+def _summary(settings: NormSettings, paths: Paths) -> Iterator[TableRow]:
     share = settings.levels[0]
     for cell in _vanilla(paths):
         setup = f"{FAMILIES[cell.family]}, D = {cell.width}, spread {cell.spread:g}"
@@ -126,11 +126,11 @@ def _summary(settings: Settings, paths: Paths) -> Iterator[Row]:
             yield summary_row("fit", setup, quantity, at_equal_fit(paths, cell, share, name))
 
 
-def _conclusions(settings: Settings, paths: Paths) -> Iterator[Conclusion]:
+def _conclusions(settings: NormSettings, paths: Paths) -> Iterator[Conclusion]:
     share = settings.levels[0]
 
     def found(family: str, spread: float, penalty: str = "effective") -> dict[str, list[float]]:
-        cell = Cell(family, settings.widths[0], penalty, spread, "vanilla")
+        cell = FitCell(family, settings.widths[0], penalty, spread, "vanilla")
         return at_equal_fit(paths, cell, share, "norm_mean")
 
     quantity = "mean over tokens of the norm of tau_i W, ratio SSA / vanilla"
@@ -164,7 +164,7 @@ def _conclusions(settings: Settings, paths: Paths) -> Iterator[Conclusion]:
     )
 
 
-def _draw(settings: Settings, study: Study, paths: Paths) -> None:
+def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> None:
     from ssa.viz import plot_style
 
     width, share = settings.widths[0], settings.levels[0]
@@ -175,12 +175,14 @@ def _draw(settings: Settings, study: Study, paths: Paths) -> None:
         f"open: {FAMILIES['groups']}. Points: means over {settings.seeds} seeds, of ratios geometric and paired; bars: "
         "95 % intervals (Student's t). free: one learned temperature a query."
     )
-    with study.figure("fit", 7, 3.6, caption) as figure:
+    with context.figure("fit", 7, 3.6, caption) as figure:
         *curves, ratios = figure.subplots(1, 3)
         shades = dict(zip(LABELS, plot_style.shades(len(LABELS)), strict=True))
         for axes, family in zip(curves, FAMILIES, strict=True):
             for method in LABELS:
-                _curve(axes, paths[Cell(family, width, "effective", settings.spread, method)], method, shades[method])
+                _curve(
+                    axes, paths[FitCell(family, width, "effective", settings.spread, method)], method, shades[method]
+                )
             axes.set_title(FAMILIES[family])
             axes.set(xlabel="mean norm of tau_i W")
             axes.set_xlim(left=0)
@@ -190,7 +192,7 @@ def _draw(settings: Settings, study: Study, paths: Paths) -> None:
         for number, family in enumerate(FAMILIES):
             for method in ("ssa", "free"):
                 found = [
-                    at_equal_fit(paths, Cell(family, width, "effective", spread, "vanilla"), share, "norm_mean")
+                    at_equal_fit(paths, FitCell(family, width, "effective", spread, "vanilla"), share, "norm_mean")
                     for spread in settings.spreads
                 ]
                 estimates = [ratio(each[method], each["vanilla"]) for each in found]

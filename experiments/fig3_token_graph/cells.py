@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.engine.item import TheoryItemSettings
+from experiments.engine.experiment import TheorySettings
 from experiments.engine.tuning import best_setting
 from ssa.model.config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
-    from experiments.engine.parts import Part
+    from experiments.engine.job_cache import CachedJob
     from ssa.statistics import Estimate
 
 Spread = Literal["equal", "narrow", "wide", "widest"]
@@ -25,7 +25,7 @@ DEGREES: dict[Spread, list[int]] = {  # of about equal geometric mean, 5.7, so o
 LABELS = {"vanilla": "vanilla", "ssa": "SSA", "wider": "vanilla, wider", "constant": "constant"}
 
 
-class CellSettings(TheoryItemSettings):
+class TokenGraphSettings(TheorySettings):
     """Of the default cell, which table 1 is of too."""
 
     vocabulary: Annotated[int, Field(ge=2)] = Field(description="nodes of the graph")
@@ -44,7 +44,7 @@ class CellSettings(TheoryItemSettings):
         return self
 
 
-class Settings(CellSettings):
+class TokenGraphGridSettings(TokenGraphSettings):
     """The default cell, and a grid in which one thing at a time is another."""
 
     grid_seeds: Annotated[int, Field(ge=2)] = Field(description="of the other cells")
@@ -72,7 +72,7 @@ def _check(key: str, value: object, spread: Spread, vocabulary: int) -> None:
         raise ValueError(f"{key}={value}: {reason}; valid: a vocabulary above {largest}")
 
 
-def part(settings: CellSettings, method: str, lr: float, seeds: int, **changes: Any) -> Part:
+def cached_job(settings: TokenGraphSettings, method: str, lr: float, seeds: int, **changes: Any) -> CachedJob:
     """One method at one rate in one cell, all seeds: of the default cell, but for the changes."""
     from ssa.theory.token_graph import learn, parameters
 
@@ -89,7 +89,7 @@ def part(settings: CellSettings, method: str, lr: float, seeds: int, **changes: 
 
 
 @dataclass
-class Cell:
+class TokenGraphCell:
     """What was found in one: for each method and learning rate, what `learn` returns."""
 
     label: str
@@ -117,7 +117,7 @@ class Cell:
         return paired_interval(self.values("ssa", rate, quantity), self.values(baseline, lr, quantity))
 
 
-def cells(settings: Settings) -> list[Cell]:
+def cells(settings: TokenGraphGridSettings) -> list[TokenGraphCell]:
     """The default one first."""
     grid: list[tuple[str, dict[str, Any]]] = [
         *((f"vocabulary {value}", {"vocabulary": value}) for value in settings.vocabularies),
@@ -128,6 +128,6 @@ def cells(settings: Settings) -> list[Cell]:
         *([("embeddings normalized", {"normalized": True})] if settings.normalized else []),
     ]
     methods = ["vanilla", "ssa", "wider"]
-    default = Cell("default", {}, settings.learning_rates, settings.seeds, [*methods, "constant"])
+    default = TokenGraphCell("default", {}, settings.learning_rates, settings.seeds, [*methods, "constant"])
     rates, seeds = settings.grid_learning_rates, settings.grid_seeds
-    return [default, *(Cell(label, changes, rates, seeds, methods) for label, changes in grid)]
+    return [default, *(TokenGraphCell(label, changes, rates, seeds, methods) for label, changes in grid)]

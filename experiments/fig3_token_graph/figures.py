@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments.fig3_token_graph.cells import DEGREES, LABELS, Cell, Settings
+from experiments.fig3_token_graph.cells import DEGREES, LABELS, TokenGraphCell, TokenGraphGridSettings
 from ssa.statistics import Estimate, mean_interval
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.engine.study import Study
+    from experiments.engine.context import ExperimentContext
 
 MARKS = {"vanilla": ("s", "--"), "ssa": ("o", "-"), "wider": ("^", "-."), "constant": ("D", ":")}
 
@@ -21,7 +21,7 @@ def colors() -> dict[str, object]:
     return dict(zip(("ssa", "wider", "vanilla", "constant"), plot_style.shades(4), strict=True))
 
 
-def matrices(study: Study, settings: Settings, cell: Cell) -> None:
+def matrices(context: ExperimentContext, settings: TokenGraphGridSettings, cell: TokenGraphCell) -> None:
     """P*, and P of SSA and of vanilla, of seed 0."""
     import numpy as np
     from matplotlib.colors import PowerNorm
@@ -41,7 +41,7 @@ def matrices(study: Study, settings: Settings, cell: Cell) -> None:
         f"width {settings.width}, each method at its best learning rate. Above: cross-entropy less the graph's "
         f"entropy of {graph.floor:.3f} nats a token, and the L1 distance from P* under pi, of this seed."
     )
-    with study.figure("figure", 7, 3.3, caption) as drawing:
+    with context.figure("figure", 7, 3.3, caption) as drawing:
         panels = drawing.subplots(1, 3, sharey=True)
         top = 1 / min(DEGREES[settings.spread])
         for axes, (title, matrix) in zip(panels, shown.items(), strict=True):
@@ -57,7 +57,7 @@ def matrices(study: Study, settings: Settings, cell: Cell) -> None:
         )
 
 
-def grid(study: Study, settings: Settings, found: list[Cell]) -> None:
+def grid(context: ExperimentContext, settings: TokenGraphGridSettings, found: list[TokenGraphCell]) -> None:
     """Every cell: the methods, and what SSA has less than they."""
     caption = (
         f"Mean and 95 % interval over {settings.seeds} seeds (default) or {settings.grid_seeds}. Left: each method at "
@@ -65,7 +65,7 @@ def grid(study: Study, settings: Settings, found: list[Cell]) -> None:
         f"Default: vocabulary {settings.vocabulary}, degrees {'/'.join(map(str, DEGREES[settings.spread]))}, "
         f"width {settings.width}, {settings.steps} steps; each other row differs in one thing."
     )
-    with study.figure("figure_grid", 7, 2 + 0.27 * len(found), caption) as drawing:
+    with context.figure("figure_grid", 7, 2 + 0.27 * len(found), caption) as drawing:
         left, right = drawing.subplots(1, 2, sharey=True)
         rows = range(len(found))
         for place, method in enumerate(("vanilla", "ssa", "wider")):
@@ -92,10 +92,10 @@ _TUNED = (
 )
 
 
-def rates(study: Study, settings: Settings, cell: Cell) -> None:
+def rates(context: ExperimentContext, settings: TokenGraphGridSettings, cell: TokenGraphCell) -> None:
     """The default cell: how much hangs on the learning rate."""
     caption = f"The default cell, by learning rate: mean and 95 % interval over {settings.seeds} seeds."
-    with study.figure("figure_learning_rates", 4.5, 3.3, caption) as drawing:
+    with context.figure("figure_learning_rates", 4.5, 3.3, caption) as drawing:
         axes = drawing.add_subplot()
         for method in cell.methods:
             means = [mean_interval(cell.values(method, lr, "excess")) for lr in cell.rates]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from experiments.engine.item import TheoryItemSettings
+from experiments.engine.experiment import TheorySettings
 from experiments.engine.tuning import best_setting
 from ssa.model.config import PositiveFloat, PositiveInt
 
@@ -19,7 +19,7 @@ LEARNED, UNIFORM = ("vanilla", "value-selective"), ("uniform vanilla", "uniform 
 METHODS = (*LEARNED, "SSA", *UNIFORM)
 
 
-class Settings(TheoryItemSettings):
+class DenoisingSettings(TheorySettings):
     """The default cell, and what is varied from it, one thing at a time."""
 
     dimension: PositiveInt = Field(description="m, of the signal")
@@ -38,7 +38,7 @@ class Settings(TheoryItemSettings):
     contexts: Annotated[int, Field(ge=100)] = Field(description="of the test of a seed, the same for all methods")
 
 
-class Cell(NamedTuple):
+class DenoisingCell(NamedTuple):
     """What is varied."""
 
     noise_rate: float
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
     lr: float
 
 
-def methods(cell: Cell, default: Cell) -> tuple[str, ...]:
+def methods(cell: DenoisingCell, default: DenoisingCell) -> tuple[str, ...]:
     """Trained in a cell: SSA too where the data are the default's.
 
     There is one query, the same in every context, so that its temperature is one number, which W_q could be times.
@@ -55,34 +55,34 @@ def methods(cell: Cell, default: Cell) -> tuple[str, ...]:
 
 
 @dataclass
-class Found:
+class DenoisingResults:
     """What all cells came to."""
 
-    default: Cell
-    cells: list[Cell]
+    default: DenoisingCell
+    cells: list[DenoisingCell]
     fixed: dict[tuple[float, int], dict[str, dict[str, float]]] = field(default_factory=dict)  # by rate and length
-    learned: dict[tuple[Cell, str], dict[str, Any]] = field(default_factory=dict)
+    learned: dict[tuple[DenoisingCell, str], dict[str, Any]] = field(default_factory=dict)
 
-    def values(self, cell: Cell, method: str, quantity: str = "mse") -> list[float]:
+    def values(self, cell: DenoisingCell, method: str, quantity: str = "mse") -> list[float]:
         """One a seed; nan where there is none."""
         return [run[quantity] for run in self.learned[cell, method]["runs"]]
 
-    def optimal(self, cell: Cell) -> dict[str, float]:
+    def optimal(self, cell: DenoisingCell) -> dict[str, float]:
         """The Bayes estimator's risk."""
         return self.fixed[cell.noise_rate, cell.length]["Bayes"]
 
-    def best(self, method: str) -> Cell:
+    def best(self, method: str) -> DenoisingCell:
         """The default cell at the learning rate with the least mean error."""
         same = [cell for cell in self.cells if cell[:2] == self.default[:2]]
         return best_setting({cell: self.values(cell, method) for cell in same})
 
-    def gap(self, cell: Cell) -> float:
+    def gap(self, cell: DenoisingCell) -> float:
         """How much lower the limit of value-selective attention is than that of vanilla, in per cent of Bayes."""
         vanilla, value = (float(self.learned[cell, method]["limit"]) for method in LEARNED)
         return 100 * (vanilla - value) / self.optimal(cell)["closed"]
 
 
-def difference(found: Found, cell: Cell, method: str, baseline: str) -> Estimate:
+def difference(found: DenoisingResults, cell: DenoisingCell, method: str, baseline: str) -> Estimate:
     """Of the MSE, at equal seed."""
     from ssa.statistics import paired_interval
 

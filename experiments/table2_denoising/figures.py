@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from experiments.table2_denoising.cells import LEARNED, UNIFORM, Cell, Found, Settings
+from experiments.table2_denoising.cells import LEARNED, UNIFORM, DenoisingCell, DenoisingResults, DenoisingSettings
 from ssa.statistics import mean_interval
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.engine.study import Study
+    from experiments.engine.context import ExperimentContext
 
 STYLES = {  # label, marker and its size, line; markers that fall on one another are of different sizes
     "vanilla": ("vanilla, learned map", "s", 8, "-"),
@@ -22,7 +22,7 @@ STYLES = {  # label, marker and its size, line; markers that fall on one another
 }
 
 
-def draw(study: Study, settings: Settings, found: Found) -> None:
+def draw(context: ExperimentContext, settings: DenoisingSettings, found: DenoisingResults) -> None:
     """Risk, and excess over Bayes, against the noise rate and against the length."""
     caption = (
         f"Above: mean squared error per dimension on {settings.contexts} test contexts a seed; naive averaging and "
@@ -35,7 +35,7 @@ def draw(study: Study, settings: Settings, found: Found) -> None:
         ("noise rate", 0, [cell for cell in found.cells if cell[1:] == found.default[1:]]),
         ("length of the context L, tokens", 1, [cell for cell in found.cells if cell[::2] == found.default[::2]]),
     )
-    with study.figure("figure", 7, 5.2, caption) as drawing:
+    with context.figure("figure", 7, 5.2, caption) as drawing:
         panels = drawing.subplots(2, 2, sharex="col", sharey="row")
         for (upper, lower), (name, place, swept) in zip(panels.T, sweeps, strict=True):
             cells = sorted(swept)
@@ -52,7 +52,7 @@ def draw(study: Study, settings: Settings, found: Found) -> None:
         drawing.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
 
 
-def _risks(axes: Axes, found: Found, cells: list[Cell], places: list[float]) -> None:
+def _risks(axes: Axes, found: DenoisingResults, cells: list[DenoisingCell], places: list[float]) -> None:
     for name, label, line, color in (
         ("naive", "naive averaging", "-.", plot_style.GRAY),
         ("Bayes", "Bayes-optimal", ":", plot_style.INK),
@@ -65,7 +65,7 @@ def _risks(axes: Axes, found: Found, cells: list[Cell], places: list[float]) -> 
     _logarithmic(axes, (1, 2, 5))
 
 
-def _excess(axes: Axes, found: Found, cells: list[Cell], places: list[float]) -> None:
+def _excess(axes: Axes, found: DenoisingResults, cells: list[DenoisingCell], places: list[float]) -> None:
     for method in (*LEARNED, *UNIFORM):
         measured, limits = [], []
         for cell in cells:

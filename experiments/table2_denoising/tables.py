@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from experiments.engine.study import references
-from experiments.table2_denoising.cells import LEARNED, METHODS, UNIFORM, Found, difference
+from experiments.engine.context import references
+from experiments.table2_denoising.cells import LEARNED, METHODS, UNIFORM, DenoisingResults, difference
 from ssa.statistics import mean_interval
 
 if TYPE_CHECKING:
-    from experiments.engine.study import Row
+    from experiments.engine.context import TableRow
 
 LIMIT_OF_NOISE = 4.0  # standard errors; by chance one of ten thousand is farther out
 
 
-def runs(found: Found) -> Iterator[Row]:
+def runs(found: DenoisingResults) -> Iterator[TableRow]:
     """Every run."""
     for (cell, method), value in found.learned.items():
         for seed, one in enumerate(value["runs"]):
@@ -24,7 +24,7 @@ def runs(found: Found) -> Iterator[Row]:
             yield {**cell._asdict(), "method": method, "seed": seed, "parameters": value["parameters"], **measured}
 
 
-def fixed(found: Found) -> Iterator[Row]:
+def fixed(found: DenoisingResults) -> Iterator[TableRow]:
     """Closed forms and Monte Carlo."""
     for (rate, length), estimators in found.fixed.items():
         for name, one in estimators.items():
@@ -32,7 +32,7 @@ def fixed(found: Found) -> Iterator[Row]:
             yield {"noise_rate": rate, "length": length, "estimator": name, **measured}
 
 
-def differences(found: Found) -> Iterator[Row]:
+def differences(found: DenoisingResults) -> Iterator[TableRow]:
     """In every cell, so that no choice of a cell decides a comparison."""
     for cell in found.cells:
         for value, vanilla in ((LEARNED[1], LEARNED[0]), UNIFORM[::-1]):
@@ -41,7 +41,7 @@ def differences(found: Found) -> Iterator[Row]:
             yield {**cell._asdict(), **compared, "difference_of_limits": limits[0] - limits[1]}
 
 
-def checks(found: Found) -> Iterator[Row]:
+def checks(found: DenoisingResults) -> Iterator[TableRow]:
     """Numbers of standard errors, and what they may be."""
     distances = [
         abs(one["mean"] - one["closed"]) / one["error"]
@@ -67,7 +67,7 @@ def checks(found: Found) -> Iterator[Row]:
     }
 
 
-def summary(found: Found) -> Iterator[Row]:
+def summary(found: DenoisingResults) -> Iterator[TableRow]:
     """The default cell, as the paper's table has it."""
     cell = found.default
     optimal = found.optimal(cell)

@@ -179,7 +179,9 @@ class ModelConfig(Section):
     def _shapes_fit(self) -> Self:
         if self.head_dim is None and self.d_model % self.n_head:
             valid = divisors(self.d_model)
-            raise ValueError(f"model.n_head={self.n_head}: does not divide model.d_model={self.d_model}; valid: {valid}")
+            raise ValueError(
+                f"model.n_head={self.n_head}: does not divide model.d_model={self.d_model}; valid: {valid}"
+            )
         if self.n_head % self.kv_heads:
             valid = divisors(self.n_head)
             raise ValueError(

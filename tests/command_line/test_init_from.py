@@ -41,7 +41,16 @@ def test_the_architecture_is_the_pretrained_models(
     for option in options:
         config = configured(f"model={option}", f"init_from={folder}", "data.block_size=64", "model.dropout=0.1")
         wanted = small(model_type)
-        for field in ("n_layer", "d_model", "kv_heads", "d_head", "d_mlp", "d_rotary", "tie_embeddings", "max_positions"):
+        for field in (
+            "n_layer",
+            "d_model",
+            "kv_heads",
+            "d_head",
+            "d_mlp",
+            "d_rotary",
+            "tie_embeddings",
+            "max_positions",
+        ):
             assert getattr(config.model, field) == getattr(wanted, field)
         assert (config.model.name, config.model.size, config.model.dropout) == (option, model_type, 0.1)
         assert (config.model.vocab_size, config.data.tokenizer) == (VOCAB, str(folder))

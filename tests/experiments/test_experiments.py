@@ -1,4 +1,4 @@
-"""What every item of the paper has, and how items are computed: the command, kept parts, conclusions."""
+"""Experiments of the paper: their files, the command, cached jobs, conclusions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ import yaml
 from rich.console import Console
 
 from experiments.__main__ import main
-from experiments.engine import code as code_module
-from experiments.engine import parts as parts_module
-from experiments.engine.code import code_hash
+from experiments.engine import job_cache
+from experiments.engine import source_hash as source_hash_module
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.context import ExperimentContext, references
+from experiments.engine.experiment import (
+    EXPERIMENTS,
+    SHARED,
+    Experiment,
+    ExperimentSettings,
+    all_experiments,
+    find_experiment,
+)
 from experiments.engine.grid import declared
-from experiments.engine.item import ITEMS, SHARED, Item, ItemSettings, find, items
-from experiments.engine.study import Study, references
+from experiments.engine.source_hash import source_hash
 from ssa.config import SCALES
 from ssa.errors import UserError
 from ssa.report.tables import Table
 from ssa.statistics import Estimate, mean_interval
 
-ALL = items()
-NAMES = [item.name for item in ALL]
+ALL = all_experiments()
+NAMES = [experiment.name for experiment in ALL]
 REQUIRED = {
     "ablation_parameters",
     "ablation_qkv",
@@ -44,56 +51,62 @@ REQUIRED = {
     "table3_main",
     "table4_passkey",
 }
-# Grids whose results at scale=laptop are committed, as those of the items with an item.py are; others' may be
+# Grids whose results at scale=laptop are committed, as are those of all experiments with an experiment.py
 COMMITTED_GRIDS = {"ablation_token_position", "ablation_strategies"}
 WITH_RESULTS = [
-    item
-    for item in ALL
-    if not item.grid or item.name in COMMITTED_GRIDS or (item.folder / "results" / "laptop_study.json").exists()
+    experiment
+    for experiment in ALL
+    if not experiment.grid
+    or experiment.name in COMMITTED_GRIDS
+    or (experiment.folder / "results" / "laptop_provenance.json").exists()
 ]
-every_item = pytest.mark.parametrize("item", ALL, ids=NAMES)
-every_result = pytest.mark.parametrize("item", WITH_RESULTS, ids=[item.name for item in WITH_RESULTS])
+every_experiment = pytest.mark.parametrize("experiment", ALL, ids=NAMES)
+every_result = pytest.mark.parametrize("experiment", WITH_RESULTS, ids=[experiment.name for experiment in WITH_RESULTS])
 
 
-def committed(item: Item, name: str) -> list[dict[str, str]]:
-    with (item.folder / "results" / f"laptop_{name}.csv").open(encoding="utf-8", newline="") as file:
+def committed(experiment: Experiment, name: str) -> list[dict[str, str]]:
+    with (experiment.folder / "results" / f"laptop_{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def fewest_seeds(item: Item, scale: str) -> int:
-    return 2 if scale == "smoke" else 3 if item.grid else 5
+def fewest_seeds(experiment: Experiment, scale: str) -> int:
+    return 2 if scale == "smoke" else 3 if experiment.grid else 5
 
 
 def test_the_papers_tables_and_figures_are_there() -> None:
     assert set(NAMES) >= REQUIRED
-    assert {item.name for item in ALL if item.grid} >= {name for name in REQUIRED if name.startswith("ablation")}
-    for item in ALL:
-        assert (item.folder / "item.py").exists() == (item.grid is None)
-        assert (item.folder / "README.md").read_text(encoding="utf-8").startswith("# ")
+    assert {experiment.name for experiment in ALL if experiment.grid} >= {
+        name for name in REQUIRED if name.startswith("ablation")
+    }
+    for experiment in ALL:
+        assert (experiment.folder / "experiment.py").exists() == (experiment.grid is None)
+        assert (experiment.folder / "README.md").read_text(encoding="utf-8").startswith("# ")
 
 
-@every_item
+@every_experiment
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_scale_has_valid_settings(item: Item, scale: str) -> None:
-    settings = item.settings(scale=scale, **item.values(scale))
-    assert item.is_as_scaled(settings)
-    assert settings.seeds >= fewest_seeds(item, scale)
+def test_every_scale_has_valid_settings(experiment: Experiment, scale: str) -> None:
+    settings = experiment.settings(scale=scale, **experiment.values(scale))
+    assert experiment.is_as_scaled(settings)
+    assert settings.seeds >= fewest_seeds(experiment, scale)
 
 
-@every_item
-def test_a_mistake_is_refused_before_torch_is_imported(item: Item) -> None:
+@every_experiment
+def test_a_mistake_is_refused_before_torch_is_imported(experiment: Experiment) -> None:
     code = (
         "import sys; from experiments.__main__ import main; "
-        f"code = main(['{item.name}', 'scale=huge']); print(code, 'torch' in sys.modules)"
+        f"code = main(['{experiment.name}', 'scale=huge']); print(code, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ITEMS.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=EXPERIMENTS.parent, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["2", "False"]
     assert done.stderr.startswith("error: scale=huge: not one of the choices; valid: smoke, laptop, gpu, paper")
 
 
-@every_item
-def test_the_papers_cells_have_a_grade(item: Item) -> None:
-    cells = references(item.name)
+@every_experiment
+def test_the_papers_cells_have_a_grade(experiment: Experiment) -> None:
+    cells = references(experiment.name)
     assert cells
     for cell in cells:
         assert {"quantity", "method", "value", "grade", "note"} <= set(cell)
@@ -103,9 +116,9 @@ def test_the_papers_cells_have_a_grade(item: Item) -> None:
 
 
 @every_result
-def test_the_readme_says_what_the_committed_results_say(item: Item) -> None:
-    readme = " ".join((item.folder / "README.md").read_text(encoding="utf-8").split())
-    conclusions = committed(item, "conclusions")
+def test_the_readme_says_what_the_committed_results_say(experiment: Experiment) -> None:
+    readme = " ".join((experiment.folder / "README.md").read_text(encoding="utf-8").split())
+    conclusions = committed(experiment, "conclusions")
     assert conclusions
     for row in conclusions:
         assert row["sentence"] in readme
@@ -113,23 +126,25 @@ def test_the_readme_says_what_the_committed_results_say(item: Item) -> None:
 
 
 @every_result
-def test_the_committed_results_are_of_the_settings_at_hand(item: Item) -> None:
-    done = json.loads((item.folder / "results" / "laptop_study.json").read_text(encoding="utf-8"))
-    assert item.is_as_scaled(item.settings(**done["settings"]))
-    assert done["seconds_of_parts"] / done["settings"]["jobs"] < 30 * 60  # runs may have shared the machine
-    seeds = {row["seed"] for row in committed(item, "runs")}
-    assert len(seeds) == done["settings"]["seeds"] >= fewest_seeds(item, "laptop")
+def test_the_committed_results_are_of_the_settings_at_hand(experiment: Experiment) -> None:
+    done = json.loads((experiment.folder / "results" / "laptop_provenance.json").read_text(encoding="utf-8"))
+    assert experiment.is_as_scaled(experiment.settings(**done["settings"]))
+    assert done["seconds_of_cached_jobs"] / done["settings"]["jobs"] < 30 * 60  # runs may have shared the machine
+    seeds = {row["seed"] for row in committed(experiment, "runs")}
+    assert len(seeds) == done["settings"]["seeds"] >= fewest_seeds(experiment, "laptop")
 
 
-@pytest.mark.parametrize("item", [item for item in WITH_RESULTS if item.grid], ids=lambda item: item.name)
-def test_the_committed_table_is_of_the_runs_beside_it(item: Item) -> None:
+@pytest.mark.parametrize(
+    "experiment", [experiment for experiment in WITH_RESULTS if experiment.grid], ids=lambda experiment: experiment.name
+)
+def test_the_committed_table_is_of_the_runs_beside_it(experiment: Experiment) -> None:
     """Every cell is a number of finished runs, or says what it lacks; each run that is declared is counted."""
-    plain = json.loads((item.folder / "results" / "laptop_summary.json").read_text(encoding="utf-8"))
+    plain = json.loads((experiment.folder / "results" / "laptop_summary.json").read_text(encoding="utf-8"))
     table = Table.of(plain)
     forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html()}
     for ending, text in forms.items():
-        assert (item.folder / "results" / f"laptop_summary.{ending}").read_text(encoding="utf-8") == text
-    counted, grid = committed(item, "runs"), declared(item)
+        assert (experiment.folder / "results" / f"laptop_summary.{ending}").read_text(encoding="utf-8") == text
+    counted, grid = committed(experiment, "runs"), declared(experiment)
     known = {row["run"] for row in counted}
     groups = [group for group in grid.groups if "laptop" in group.at]
     seeds = {row["seed"] for row in counted}
@@ -142,24 +157,24 @@ def test_the_committed_table_is_of_the_runs_beside_it(item: Item) -> None:
 
 
 @every_result
-def test_every_figure_is_there_as_vector_and_pixels(item: Item) -> None:
-    results = item.folder / "results"
+def test_every_figure_is_there_as_vector_and_pixels(experiment: Experiment) -> None:
+    results = experiment.folder / "results"
     pictures = {kind: {path.stem for path in results.glob(f"laptop_*.{kind}")} for kind in ("png", "svg")}
     assert pictures["png"] == pictures["svg"] != set()
-    readme = (item.folder / "README.md").read_text(encoding="utf-8")
+    readme = (experiment.folder / "README.md").read_text(encoding="utf-8")
     assert any(f"results/{stem}.png" in readme for stem in pictures["png"])
 
 
 def test_without_an_item_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     printed = capsys.readouterr().out
-    assert all(item.name in printed and item.purpose in printed for item in ALL)
+    assert all(experiment.name in printed and experiment.purpose in printed for experiment in ALL)
 
 
 def test_an_unknown_item_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fig2_norm"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: fig2_norm: no such item, did you mean fig2_norms?; valid: ")
+    assert error.startswith("error: fig2_norm: no such experiment, did you mean fig2_norms?; valid: ")
     assert error.count("\n") == 1
 
 
@@ -196,80 +211,84 @@ def die() -> None:
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
+def context(tmp_path: Path) -> ExperimentContext:
     calls.clear()
-    settings = ItemSettings(scale="smoke", seeds=2, jobs=1, output_dir=str(tmp_path / "out"), to=str(tmp_path / "to"))
-    return Study(find("table2_denoising"), settings, Console(file=open(tmp_path / "printed", "w")))
+    settings = ExperimentSettings(
+        scale="smoke", seeds=2, jobs=1, output_dir=str(tmp_path / "out"), to=str(tmp_path / "to")
+    )
+    return ExperimentContext(
+        find_experiment("table2_denoising"), settings, Console(file=open(tmp_path / "printed", "w"))
+    )
 
 
-def test_parts_are_kept_and_equal_ones_computed_once(study: Study) -> None:
+def test_parts_are_kept_and_equal_ones_computed_once(context: ExperimentContext) -> None:
     parts = [(square, {"number": number}) for number in (1, 2, 1)]
-    assert study.compute(parts) == [1 / 3, 4 / 3, 1 / 3]
-    assert study.compute(parts) == [1 / 3, 4 / 3, 1 / 3]
+    assert context.compute(parts) == [1 / 3, 4 / 3, 1 / 3]
+    assert context.compute(parts) == [1 / 3, 4 / 3, 1 / 3]
     assert calls == [1, 2]
 
 
-def test_what_is_done_before_a_failure_stays_done(study: Study) -> None:
+def test_what_is_done_before_a_failure_stays_done(context: ExperimentContext) -> None:
     with pytest.raises(ValueError, match="negative"):
-        study.compute([(square, {"number": number}) for number in (3, -1)])
-    assert study.compute([(square, {"number": 3})]) == [3]
+        context.compute([(square, {"number": number}) for number in (3, -1)])
+    assert context.compute([(square, {"number": 3})]) == [3]
     assert calls == [3, -1]
 
 
-def test_rerun_computes_again(study: Study) -> None:
-    study.compute([(square, {"number": 3})])
-    study._parts.rerun = True
-    study.compute([(square, {"number": 3})])
+def test_rerun_computes_again(context: ExperimentContext) -> None:
+    context.compute([(square, {"number": 3})])
+    context._jobs.rerun = True
+    context.compute([(square, {"number": 3})])
     assert calls == [3, 3]
 
 
-def test_processes_compute_what_one_does(study: Study) -> None:
+def test_processes_compute_what_one_does(context: ExperimentContext) -> None:
     parts = [(draws, {"number": number}) for number in range(4)]
-    alone = study.compute(parts)
-    study._parts.rerun, study._parts.jobs = True, 2
-    assert study.compute(parts) == alone
+    alone = context.compute(parts)
+    context._jobs.rerun, context._jobs.jobs = True, 2
+    assert context.compute(parts) == alone
 
 
-def test_a_process_that_is_killed_is_one_line_and_the_others_parts_stay(study: Study) -> None:
-    study._parts.jobs = 2
+def test_a_process_that_is_killed_is_one_line_and_the_others_parts_stay(context: ExperimentContext) -> None:
+    context._jobs.jobs = 2
     with pytest.raises(UserError, match="jobs=2: a process was killed, most often for lack of memory"):
-        study.compute([(draws, {"number": 1}), (die, {})])
+        context.compute([(draws, {"number": 1}), (die, {})])
 
 
-def test_other_code_computes_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    study.compute([(square, {"number": 3})])
-    monkeypatch.setattr(parts_module, "code_hash", lambda module: "other")
-    study.compute([(square, {"number": 3})])
+def test_other_code_computes_again(context: ExperimentContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    context.compute([(square, {"number": 3})])
+    monkeypatch.setattr(job_cache, "source_hash", lambda module: "other")
+    context.compute([(square, {"number": 3})])
     assert calls == [3, 3]
 
 
-def test_tables_are_plain_and_short(study: Study) -> None:
-    study.table("runs", [{"seed": 0, "loss": 1 / 3, "text": 'a, "b"', "absent": float("nan")}])
-    study.finish(1.0)
-    assert (study.folder / "smoke_runs.csv").read_text() == 'seed,loss,text,absent\n0,0.333333,"a, ""b""",-\n'
+def test_tables_are_plain_and_short(context: ExperimentContext) -> None:
+    context.table("runs", [{"seed": 0, "loss": 1 / 3, "text": 'a, "b"', "absent": float("nan")}])
+    context.finish(1.0)
+    assert (context.folder / "smoke_runs.csv").read_text() == 'seed,loss,text,absent\n0,0.333333,"a, ""b""",-\n'
 
 
-def test_results_take_the_place_of_the_earlier_ones_together(study: Study) -> None:
-    old = [study.folder / name for name in ("smoke_conclusions.csv", "smoke_runs.csv", "laptop_runs.csv")]
+def test_results_take_the_place_of_the_earlier_ones_together(context: ExperimentContext) -> None:
+    old = [context.folder / name for name in ("smoke_conclusions.csv", "smoke_runs.csv", "laptop_runs.csv")]
     for path in old:
         path.write_text("old")
-    study.table("runs", [{"seed": 0}])
+    context.table("runs", [{"seed": 0}])
     assert [path.read_text() for path in old] == ["old", "old", "old"]
-    study.finish(1.0)
-    assert (study.folder / "smoke_runs.csv").read_text() == "seed\n0\n"
-    assert sorted(path.name for path in study.folder.iterdir()) == [
+    context.finish(1.0)
+    assert (context.folder / "smoke_runs.csv").read_text() == "seed\n0\n"
+    assert sorted(path.name for path in context.folder.iterdir()) == [
         "laptop_runs.csv",
+        "smoke_provenance.json",
         "smoke_runs.csv",
-        "smoke_study.json",
     ]
 
 
-def test_a_failure_leaves_the_earlier_results(study: Study) -> None:
-    (study.folder / "smoke_runs.csv").write_text("old")
-    study.table("runs", [{"seed": 0}])
-    study.discard()
-    assert [path.name for path in study.folder.iterdir()] == ["smoke_runs.csv"]
-    assert (study.folder / "smoke_runs.csv").read_text() == "old"
+def test_a_failure_leaves_the_earlier_results(context: ExperimentContext) -> None:
+    (context.folder / "smoke_runs.csv").write_text("old")
+    context.table("runs", [{"seed": 0}])
+    context.discard()
+    assert [path.name for path in context.folder.iterdir()] == ["smoke_runs.csv"]
+    assert (context.folder / "smoke_runs.csv").read_text() == "old"
 
 
 @pytest.mark.parametrize("key", ["to", "output_dir"])
@@ -283,7 +302,7 @@ def test_a_file_in_place_of_a_folder_is_one_line(key: str, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("item", "argument", "message"),
+    ("experiment", "argument", "message"),
     [
         ("attention_dilution", "rules=none", 'rules=["none"]: '),
         ("fig4_convergence", "rules=none,none", "rules=none,none: one twice; valid: each of them once"),
@@ -294,10 +313,10 @@ def test_a_file_in_place_of_a_folder_is_one_line(key: str, tmp_path: Path, capsy
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_trained(
-    item: str, argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    experiment: str, argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
-    assert main([item, "scale=smoke", argument, *where]) == 2
+    assert main([experiment, "scale=smoke", argument, *where]) == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # nothing is left behind
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
@@ -306,24 +325,26 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
 
 
 def test_the_code_of_a_part_is_all_that_it_imports_of_the_package() -> None:
-    assert code_hash("ssa.theory.token_graph") != code_hash("ssa.theory.denoising")
-    sources = {path.name for path in code_module._sources("ssa.theory.token_graph").values()}
+    assert source_hash("ssa.theory.token_graph") != source_hash("ssa.theory.denoising")
+    sources = {path.name for path in source_hash_module._sources("ssa.theory.token_graph").values()}
     assert {"token_graph.py", "attention_map.py", "ensemble.py", "temperature.py", "config.py"} <= sources
     assert "train.py" not in sources
 
 
 def test_the_checks_of_denoising_have_passed() -> None:
-    assert {row["passed"] for row in committed(find("table2_denoising"), "checks")} == {"True"}
+    assert {row["passed"] for row in committed(find_experiment("table2_denoising"), "checks")} == {"True"}
 
 
 def test_other_settings_do_not_touch_the_committed_results(tmp_path: Path) -> None:
-    item = find("table2_denoising")
-    values = item.values("laptop")
+    experiment = find_experiment("table2_denoising")
+    values = experiment.values("laptop")
     console = Console(quiet=True)
-    own = Study(item, item.settings(**values, output_dir=str(tmp_path)), console)
-    other = Study(item, item.settings(**{**values, "seeds": 99}, output_dir=str(tmp_path)), console)
-    assert own.folder == item.folder / "results"
-    assert other.folder.parent == tmp_path / "experiments" / item.name
+    own = ExperimentContext(experiment, experiment.settings(**values, output_dir=str(tmp_path)), console)
+    other = ExperimentContext(
+        experiment, experiment.settings(**{**values, "seeds": 99}, output_dir=str(tmp_path)), console
+    )
+    assert own.folder == experiment.folder / "results"
+    assert other.folder.parent == tmp_path / "experiments" / experiment.name
 
 
 @pytest.mark.parametrize(

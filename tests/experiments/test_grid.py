@@ -19,24 +19,24 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from grid_items import grid, make_item, use
+from grid_experiments import grid, make_experiment, use
 from run_folders import COMMIT, DATA_HASH, FAILED, INTERRUPTED, write
 from scipy.stats import ttest_rel
 
 from experiments.__main__ import main
-from experiments.engine.grid import Cell, Grid, Metric, Settings, declared, runs
-from experiments.engine.grid_item import check_keys
+from experiments.engine.context import references
+from experiments.engine.experiment import Experiment, all_experiments, find_experiment
+from experiments.engine.grid import Grid, GridCell, GridSettings, Metric, declared, runs
+from experiments.engine.grid_experiment import check_keys
 from experiments.engine.grid_results import Results
 from experiments.engine.grid_tables import table
-from experiments.engine.item import Item, find, items
-from experiments.engine.study import references
 from ssa.command_line.settings import parse
 from ssa.errors import UserError
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report import tables
 
-GRIDS = [item for item in items() if item.grid]
-every_grid = pytest.mark.parametrize("item", GRIDS, ids=[item.name for item in GRIDS])
+GRIDS = [experiment for experiment in all_experiments() if experiment.grid]
+every_grid = pytest.mark.parametrize("experiment", GRIDS, ids=[experiment.name for experiment in GRIDS])
 SEEDS = range(3)
 
 
@@ -44,23 +44,23 @@ SEEDS = range(3)
 
 
 @every_grid
-def test_every_run_is_one_that_train_takes(item: Item) -> None:
+def test_every_run_is_one_that_train_takes(experiment: Experiment) -> None:
     scale = "laptop"  # CI runs scale=smoke
-    settings = item.settings.model_validate({**item.values(scale), "scale": scale})
+    settings = experiment.settings.model_validate({**experiment.values(scale), "scale": scale})
     one_seed = settings.model_copy(update={"seeds": 1})
-    planned = runs(declared(item), one_seed)  # type: ignore[arg-type]
+    planned = runs(declared(experiment), one_seed)  # type: ignore[arg-type]
     found = [run for run in planned.values() if run]
     assert {run.label: run.refusal for run in found if run.refusal} == {}
     assert len({run.config.run_id for run in found}) == len(found), "no two cells are one run"
     later = {cell.group for cell, run in planned.items() if run is None}
-    assert later == {group.name for group in declared(item).groups if scale in group.start}
+    assert later == {group.name for group in declared(experiment).groups if scale in group.start}
 
 
 @every_grid
-def test_the_papers_cells_have_a_place(item: Item) -> None:
-    declaration = declared(item)
+def test_the_papers_cells_have_a_place(experiment: Experiment) -> None:
+    declaration = declared(experiment)
     quantities = {f"{group.name}: {metric.name}" for group in declaration.groups for metric in declaration.metrics}
-    for cell in references(item.name):
+    for cell in references(experiment.name):
         assert cell["quantity"] in quantities
         assert cell["method"] in {row.name for row in declaration.rows}
 
@@ -100,8 +100,8 @@ def test_a_declaration_with_a_mistake_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = make_item(tmp_path / "items", tmp_path / "text", **changes)
-    use(tmp_path / "items", monkeypatch)
+    folder = make_experiment(tmp_path / "grids", tmp_path / "text", **changes)
+    use(tmp_path / "grids", monkeypatch)
     assert main(["tiny", "scale=smoke", f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {folder / 'config.yaml'}: grid: {line}")
@@ -113,15 +113,17 @@ def test_a_declaration_with_a_mistake_is_one_line(
 
 
 @pytest.fixture(scope="module")
-def settings() -> Settings:
-    return Settings(scale="smoke", seeds=3, train=["scale=smoke", "data.max_documents=7"], evaluate=["tasks=passkey"])
+def settings() -> GridSettings:
+    return GridSettings(
+        scale="smoke", seeds=3, train=["scale=smoke", "data.max_documents=7"], evaluate=["tasks=passkey"]
+    )
 
 
 Made = Callable[..., Results]
 
 
 @pytest.fixture
-def made(settings: Settings) -> Made:
+def made(settings: GridSettings) -> Made:
     """A function that makes the results of the grid of three rows, with ``lost``: what is changed of a run, by cell."""
     declaration = Grid.model_validate(
         grid(groups=[SCRATCH, {"name": "large", "overrides": ["model=gpt2", "model/size=small"], "at": {"gpu": []}}])
@@ -142,9 +144,9 @@ def made(settings: Settings) -> Made:
             if change is not None:
                 rows[run.config.run_id] = {**found, **change}
         frame = pd.DataFrame.from_dict(rows, orient="index")
-        failed = {planned[Cell("GPT-2", *where)]: reason for where, reason in changes.pop("failed", {}).items()}
+        failed = {planned[GridCell("GPT-2", *where)]: reason for where, reason in changes.pop("failed", {}).items()}
         unevaluated = {
-            planned[Cell("GPT-2", *where)]: reason for where, reason in changes.pop("unevaluated", {}).items()
+            planned[GridCell("GPT-2", *where)]: reason for where, reason in changes.pop("unevaluated", {}).items()
         }
         assert not changes
         return Results("ablation_strategies", declaration, asked, planned, failed, unevaluated, frame)  # type: ignore[arg-type]
@@ -171,7 +173,7 @@ def losses(results: Results, row: str) -> list[float]:
 
 
 def ids(results: Results, row: str, *seeds: int) -> tuple[str, ...]:
-    return tuple(str(results.run_id(Cell("GPT-2", row, seed))) for seed in seeds or SEEDS)
+    return tuple(str(results.run_id(GridCell("GPT-2", row, seed))) for seed in seeds or SEEDS)
 
 
 def test_a_whole_grid(made: Made) -> None:
@@ -278,7 +280,7 @@ def test_a_run_that_failed_just_now(made: Made) -> None:
 
 def test_a_run_whose_start_has_not_finished(made: Made) -> None:
     results = made()
-    lost = replace(results, runs={**results.runs, Cell("GPT-2", "SSA", 0): None})
+    lost = replace(results, runs={**results.runs, GridCell("GPT-2", "SSA", 0): None})
     note = cells(lost, "SSA")["loss"].note
     assert note.startswith("seed 0 missing (what it goes on from has not finished, or is damaged). To fill it: ")
     assert ids(lost, "SSA", 0) == ("None",)
@@ -301,7 +303,7 @@ def test_what_is_not_measured_says_which_command_does(made: Made) -> None:
     assert (cell.shown, cell.state) == ("unmeasured", "unmeasured")
     assert cell.note.startswith("Not evaluated at scale=smoke. To fill it: python -m experiments ablation_strategies ")
     typed = shlex.split(cell.note.partition("To fill it: ")[2])[4:]
-    asked = parse(Settings, typed, find("ablation_strategies").values("smoke"))
+    asked = parse(GridSettings, typed, find_experiment("ablation_strategies").values("smoke"))
     assert asked.tasks() == ["perplexity", "passkey"]
     changed = {"evaluate": ["tasks=perplexity,passkey", "trials=3"]}
     assert asked.model_dump() == results.settings.model_copy(update=changed).model_dump(), "the same but for that"
@@ -324,20 +326,22 @@ def test_an_empty_store_is_a_table_of_gaps(made: Made) -> None:
 
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """A function that computes the item; its run folders are at hand where ``prepare`` made them."""
-    make_item(tmp_path / "items", tmp_path / "text.txt")
+    """A function that computes the experiment; its run folders are at hand where ``prepare`` made them."""
+    make_experiment(tmp_path / "grids", tmp_path / "text.txt")
     (tmp_path / "text.txt").write_text("text")
-    use(tmp_path / "items", monkeypatch)
+    use(tmp_path / "grids", monkeypatch)
     where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
     return lambda *arguments: main(["tiny", "scale=smoke", *where, *arguments])
 
 
 def prepare(tmp_path: Path, ended: dict[tuple[str, int], int] | None = None) -> dict[tuple[str, int], Path]:
-    """Run folders of the item by row and seed; how they ended, by `run_folders.write`; None: not begun."""
-    item = Item("tiny")
-    settings = Settings.model_validate({**item.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"})
+    """Run folders of the experiment by row and seed; how they ended, by `run_folders.write`; None: not begun."""
+    experiment = Experiment("tiny")
+    settings = GridSettings.model_validate(
+        {**experiment.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"}
+    )
     folders = {}
-    for number, (cell, run) in enumerate(runs(declared(item), settings).items()):
+    for number, (cell, run) in enumerate(runs(declared(experiment), settings).items()):
         assert run
         end = (ended or {}).get((cell.row, cell.seed), 0)
         folders[cell.row, cell.seed] = run.folder
@@ -400,7 +404,7 @@ def test_evaluations_that_are_refused_are_so_before_anything_is_trained(
 
 
 def test_tasks_between_commas_are_one_argument() -> None:
-    asked = parse(Settings, ["seeds=2", "train=scale=laptop", "evaluate=tasks=passkey,length,trials=2"])
+    asked = parse(GridSettings, ["seeds=2", "train=scale=laptop", "evaluate=tasks=passkey,length,trials=2"])
     assert asked.evaluate == ["tasks=passkey,length", "trials=2"]
     assert asked.tasks() == ["passkey", "length"]
 
@@ -447,8 +451,8 @@ def test_a_damaged_run_leaves_the_others(begin: Callable[..., int], tmp_path: Pa
     assert [row[1]["state"] for row in rows] == ["value", "damaged", "value"]
     counted = [row["loss"] == "-" for row in lines(tmp_path / "to" / "smoke_runs.csv")]
     assert counted == [False, False, False, True, False, False]
-    study = json.loads((tmp_path / "to" / "smoke_study.json").read_text())
-    assert 5 * 12 <= study["seconds_of_runs"] <= 5 * 13
+    provenance = json.loads((tmp_path / "to" / "smoke_provenance.json").read_text())
+    assert 5 * 12 <= provenance["seconds_of_runs"] <= 5 * 13
 
 
 def test_the_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -462,7 +466,7 @@ def test_the_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsys: 
     found = files(tmp_path / "to")
     assert {path.name for path in found} - {".smoke.1.partial"} == {
         *(f"smoke_summary.{ending}" for ending in ("csv", "md", "tex", "html", "json")),
-        *("smoke_runs.csv", "smoke_statistics.csv", "smoke_conclusions.csv", "smoke_study.json"),
+        *("smoke_runs.csv", "smoke_statistics.csv", "smoke_conclusions.csv", "smoke_provenance.json"),
         *("smoke_differences.png", "smoke_differences.svg"),
     }
     assert (tmp_path / "to" / ".smoke.1.partial").exists()
@@ -473,8 +477,8 @@ def test_the_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsys: 
     (tmp_path / "to" / ".smoke.1.partial").rmdir()
     assert begin() == 0
     del found[tmp_path / "to" / ".smoke.1.partial"]
-    study = tmp_path / "to" / "smoke_study.json"
-    assert {**files(tmp_path / "to"), study: b""} == {**found, study: b""}, "byte by byte"
+    provenance = tmp_path / "to" / "smoke_provenance.json"
+    assert {**files(tmp_path / "to"), provenance: b""} == {**found, provenance: b""}, "byte by byte"
 
 
 def test_a_claim_without_runs_is_undecided_and_stays_the_first(
@@ -501,7 +505,11 @@ def test_a_source_that_is_misspelled_is_one_line_and_nothing_is_run(
 
 def test_an_item_that_is_no_grid_has_no_plan() -> None:
     with pytest.raises(UserError, match=r"^plan: unknown key"):
-        parse(find("table2_denoising").settings, ["plan=true"], find("table2_denoising").values("smoke"))
+        parse(
+            find_experiment("table2_denoising").settings,
+            ["plan=true"],
+            find_experiment("table2_denoising").values("smoke"),
+        )
 
 
 def test_how_runs_that_failed_before_are_shown(made: Made) -> None:
@@ -513,7 +521,7 @@ def test_how_runs_that_failed_before_are_shown(made: Made) -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("scale=smoke,seed=4", "train=seed=4: the seed= is a setting of the item"),
+        ("scale=smoke,seed=4", "train=seed=4: the seed= is a setting of the experiment"),
         ("scale=smoke,model=llama", "train=model=llama: the groups set model; valid: another key"),
         ("scale=smoke,model/temperature=token", "train=model/temperature=token: the rows set model/temperature"),
         ("trainer.steps=2", "train=trainer.steps=2: without scale=smoke; it takes the place of all"),
@@ -528,7 +536,7 @@ def test_an_override_that_would_be_lost_is_refused(
 
 
 def test_a_key_that_no_run_has_is_refused() -> None:
-    grid = declared(find("ablation_strategies"))
+    grid = declared(find_experiment("ablation_strategies"))
     misspelled = grid.model_copy(update={"metrics": [Metric(name="loss", key="val/los")]})
     frame = pd.DataFrame({"status": ["finished"], "val/loss": [1.0]})
     with pytest.raises(UserError, match="key=val/los: no run has it, did you mean val/loss"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from grid_items import GRID, make_item, use
+from grid_experiments import GRID, make_experiment, use
 from wandb_backend import KEY, server
 
 from experiments.__main__ import main
-from experiments.engine.item import Item
+from experiments.engine.experiment import Experiment
 
 pytestmark = pytest.mark.usefixtures("fresh_wandb")
 TABLES = ("summary.csv", "statistics.csv", "runs.csv", "conclusions.csv")
@@ -24,11 +24,13 @@ def tables(folder: Path) -> dict[str, bytes]:
 def test_the_table_of_wandbs_runs(
     small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    items = tmp_path / "items"
-    make_item(items, small_text, metrics=EVALUATED)
-    use(items, monkeypatch)
+    folder = tmp_path / "grids"
+    make_experiment(folder, small_text, metrics=EVALUATED)
+    use(folder, monkeypatch)
     here, there = tmp_path / "here", tmp_path / "there"
-    train = ",".join([*Item("tiny").values("smoke")["train"], "logger.project=grids", "logger.timeout_seconds=20"])
+    train = ",".join(
+        [*Experiment("tiny").values("smoke")["train"], "logger.project=grids", "logger.timeout_seconds=20"]
+    )
     command = ["tiny", "scale=smoke", "evaluate=tasks=perplexity", f"train={train}"]
     with server(tmp_path / "server"):
         logged = [*command, f"output_dir={tmp_path}/out", "logger=wandb", f"to={here}"]
@@ -48,8 +50,8 @@ def test_the_table_of_wandbs_runs(
 def test_wandb_cannot_be_reached(
     small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_item(tmp_path / "items", small_text)
-    use(tmp_path / "items", monkeypatch)
+    make_experiment(tmp_path / "grids", small_text)
+    use(tmp_path / "grids", monkeypatch)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")

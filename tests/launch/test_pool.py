@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 from conftest import ROOT
-from grid_items import GRID, PROGRAM, make_item, use
+from grid_experiments import GRID, PROGRAM, make_experiment, use
 from rich.console import Console
 
 from experiments.__main__ import main
-from experiments.engine.grid import Settings, declared
+from experiments.engine.experiment import Experiment
+from experiments.engine.grid import GridSettings, declared
 from experiments.engine.grid import runs as grid_runs
-from experiments.engine.item import Item
 from ssa.launch.pool import train
 from ssa.record.run_files import load_status, read_rows
 
@@ -37,25 +37,33 @@ TABLES = ("summary.csv", "statistics.csv", "runs.csv", "conclusions.csv")
 class Whole(NamedTuple):
     """An undisturbed grid."""
 
-    items: Path
+    experiments: Path
     out: Path
     tables: dict[str, bytes]
     seconds: float
 
 
-def command(items: Path, folder: Path, *arguments: str) -> list[str]:
-    """What computes the item in a process of its own."""
-    (items / "program.py").write_text(PROGRAM)
+def command(experiments: Path, folder: Path, *arguments: str) -> list[str]:
+    """What computes the experiment in a process of its own."""
+    (experiments / "program.py").write_text(PROGRAM)
     where = [f"output_dir={folder}/out", f"to={folder}/to"]
-    return [sys.executable, str(items / "program.py"), str(items), "tiny", "scale=smoke", *where, *arguments]
+    return [
+        sys.executable,
+        str(experiments / "program.py"),
+        str(experiments),
+        "tiny",
+        "scale=smoke",
+        *where,
+        *arguments,
+    ]
 
 
-def launched(items: Path, folder: Path) -> subprocess.Popen[str]:
+def launched(experiments: Path, folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     folder.mkdir(parents=True, exist_ok=True)
     log = (folder / "printed").open("a")
     return subprocess.Popen(
-        command(items, folder, EVALUATE), cwd=ROOT, env=environment, text=True, stdout=log, stderr=log
+        command(experiments, folder, EVALUATE), cwd=ROOT, env=environment, text=True, stdout=log, stderr=log
     )
 
 
@@ -66,10 +74,10 @@ def tables(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder, began = tmp_path_factory.mktemp("whole"), time.perf_counter()
-    make_item(folder / "items", small_text, metrics=EVALUATED)
-    with launched(folder / "items", folder) as launcher:
+    make_experiment(folder / "grids", small_text, metrics=EVALUATED)
+    with launched(folder / "grids", folder) as launcher:
         assert launcher.wait(timeout=300) == 0, (folder / "printed").read_text()
-    return Whole(folder / "items", folder / "out", tables(folder), time.perf_counter() - began)
+    return Whole(folder / "grids", folder / "out", tables(folder), time.perf_counter() - began)
 
 
 def runs(out: Path) -> list[Path]:
@@ -90,7 +98,7 @@ def test_a_launcher_that_is_killed_ten_times(whole: Whole, tmp_path: Path) -> No
     processes: list[psutil.Process] = []
     said = [f"SSA_KILL_SEED={seed}"]
     for attempt in range(40):
-        with launched(whole.items, tmp_path) as launcher:
+        with launched(whole.experiments, tmp_path) as launcher:
             if attempt % 2:
                 wait = numbers.uniform(0, 0.7 * whole.seconds)
                 said.append(f"after {wait:.2f} s")
@@ -108,7 +116,7 @@ def test_a_launcher_that_is_killed_ten_times(whole: Whole, tmp_path: Path) -> No
         if killed == 10:
             break
     assert killed == 10, said
-    with launched(whole.items, tmp_path) as launcher:
+    with launched(whole.experiments, tmp_path) as launcher:
         assert launcher.wait(timeout=300) == 0, (said, (tmp_path / "printed").read_text())
     assert tables(tmp_path) == whole.tables, said
     assert [run.name for run in runs(tmp_path / "out")] == [run.name for run in runs(whole.out)], said
@@ -128,16 +136,16 @@ def test_a_launcher_that_is_killed_ten_times(whole: Whole, tmp_path: Path) -> No
 
 def test_two_launchers_at_once(whole: Whole, tmp_path: Path) -> None:
     """Each run is one's, and both end with the same table."""
-    with launched(whole.items, tmp_path) as first, launched(whole.items, tmp_path) as second:
+    with launched(whole.experiments, tmp_path) as first, launched(whole.experiments, tmp_path) as second:
         codes = [launcher.wait(timeout=300) for launcher in (first, second)]
     assert codes == [0, 0], (tmp_path / "printed").read_text()
     assert tables(tmp_path) == whole.tables
     assert [load_status(run).attempt for run in runs(tmp_path / "out")] == 6 * [1]
 
 
-def begin(items: Path, folder: Path, patch: pytest.MonkeyPatch, *arguments: str) -> int:
-    use(items, patch)
-    return main(command(items, folder, *arguments)[3:])
+def begin(experiments: Path, folder: Path, patch: pytest.MonkeyPatch, *arguments: str) -> int:
+    use(experiments, patch)
+    return main(command(experiments, folder, *arguments)[3:])
 
 
 def summary(folder: Path) -> dict[str, dict[str, Any]]:
@@ -155,9 +163,9 @@ def test_runs_that_fail_are_alone(
         "no data": ["data.train=nowhere/*.txt"],
     }
     rows = [*GRID["rows"][:1], *({"name": name, "overrides": more} for name, more in fails.items()), GRID["rows"][2]]
-    make_item(tmp_path / "items", small_text, rows=rows)
+    make_experiment(tmp_path / "grids", small_text, rows=rows)
     for time_ in ("first", "again"):
-        assert begin(tmp_path / "items", tmp_path, monkeypatch) == 2, time_
+        assert begin(tmp_path / "grids", tmp_path, monkeypatch) == 2, time_
         printed, error = capsys.readouterr()
         assert error.startswith("error: 6 runs failed: "), error
         assert error.count("\n") == 1
@@ -182,7 +190,7 @@ def test_runs_that_fail_are_alone(
         assert all("error: " in Path(log).read_text() for log in logs)
         assert cells["vanilla"]["state"] == cells["SSA"]["state"] == "value"
         assert len(cells["SSA"]["runs"]) == 2
-    assert begin(tmp_path / "items", tmp_path, monkeypatch, "evaluate=tasks=passkey,lengths=8") == 2
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch, "evaluate=tasks=passkey,lengths=8") == 2
     printed, error = capsys.readouterr()
     said = "evaluation: lengths=8: too short for a pass key"
     assert error.startswith("error: 10 runs failed: "), error
@@ -201,10 +209,10 @@ def test_the_first_failure_stops_all_if_that_is_asked_for(
 ) -> None:
     long = ["trainer.steps=5000", "trainer.checkpoint_every=1000", "trainer.eval_every=1000"]
     rows = [{"name": "vanilla", "overrides": long}, {"name": "diverges", "overrides": ["optim.lr=1e30"]}]
-    make_item(tmp_path / "items", small_text, rows=rows, claims=[{**GRID["claims"][0], "row": "diverges"}])
+    make_experiment(tmp_path / "grids", small_text, rows=rows, claims=[{**GRID["claims"][0], "row": "diverges"}])
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "smoke_summary.csv").write_text("old")
-    assert begin(tmp_path / "items", tmp_path, monkeypatch, "fail_fast=true", "jobs=3") == 2
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch, "fail_fast=true", "jobs=3") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: fail_fast=true: stopped; 1 runs failed: GPT-2, diverges, seed 0: error: the loss")
     assert error.count("\n") == 1
@@ -231,7 +239,7 @@ def test_files_that_were_changed_are_found_and_mended_as_the_table_says(
             (row["row"], row["seed"]): tmp_path / "out" / "experiments" / "main" / row["run"]
             for row in csv.DictReader(file)
         }
-    assert begin(whole.items, tmp_path, monkeypatch, EVALUATE) == 0
+    assert begin(whole.experiments, tmp_path, monkeypatch, EVALUATE) == 0
     assert tables(tmp_path) == whole.tables
     edit(folders["vanilla", "0"] / "metrics.jsonl")
     (folders["vanilla", "1"] / "checkpoints" / "best.ckpt").unlink()
@@ -239,7 +247,7 @@ def test_files_that_were_changed_are_found_and_mended_as_the_table_says(
     (folders["constant", "1"] / "status.json").unlink()
     (folders["SSA", "0"] / "config.yaml").unlink()
     (folders["SSA", "1"] / "status.json").write_text("{")
-    assert begin(whole.items, tmp_path, monkeypatch, EVALUATE) == 2, "status.json cannot be read: it fails"
+    assert begin(whole.experiments, tmp_path, monkeypatch, EVALUATE) == 2, "status.json cannot be read: it fails"
     cells = summary(tmp_path)
     notes = " ".join(cell["note"] for cell in cells.values())
     assert {cell["state"] for cell in cells.values()} == {"damaged"}
@@ -256,7 +264,7 @@ def test_files_that_were_changed_are_found_and_mended_as_the_table_says(
     assert sorted(advised) == sorted(map(str, folders.values()))
     for folder in advised:
         shutil.rmtree(folder)
-    assert begin(whole.items, tmp_path, monkeypatch, EVALUATE) == 0
+    assert begin(whole.experiments, tmp_path, monkeypatch, EVALUATE) == 0
     assert tables(tmp_path) == whole.tables
 
 
@@ -267,24 +275,26 @@ def test_runs_that_fine_tune_others_come_after_them(
     short = ["trainer.steps=2", "optim.warmup_steps=0", "data.max_documents=10", "trainer.micro_batch_size=8"]
     tuned = {"name": "tuned", "overrides": ["model=gpt2"], "at": {"smoke": short}, "start": {"smoke": "GPT-2"}}
     rows = GRID["rows"][::2]
-    make_item(tmp_path / "items", small_text, groups=[*GRID["groups"], tuned], rows=rows)
-    use(tmp_path / "items", monkeypatch)
-    item = Item("tiny")
-    settings = Settings.model_validate({**item.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"})
-    first = [run for run in grid_runs(declared(item), settings).values() if run]
+    make_experiment(tmp_path / "grids", small_text, groups=[*GRID["groups"], tuned], rows=rows)
+    use(tmp_path / "grids", monkeypatch)
+    experiment = Experiment("tiny")
+    settings = GridSettings.model_validate(
+        {**experiment.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"}
+    )
+    first = [run for run in grid_runs(declared(experiment), settings).values() if run]
     assert len(first) == 4
     train(first, jobs=2, console=Console())
     before = sorted(tmp_path.rglob("*"))
-    assert begin(tmp_path / "items", tmp_path, monkeypatch, "plan=true") == 0
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch, "plan=true") == 0
     printed = capsys.readouterr().out
     assert "and 4 runs that fine-tune some of these, once they have finished" in printed
     assert "0 of 4 runs to do" in printed
-    assert {*tmp_path.rglob("*")} - {*before} <= {tmp_path / "items" / "program.py"}
-    assert begin(tmp_path / "items", tmp_path, monkeypatch) == 0
+    assert {*tmp_path.rglob("*")} - {*before} <= {tmp_path / "grids" / "program.py"}
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch) == 0
     plain = json.loads((tmp_path / "to" / "smoke_summary.json").read_text())
     states = [(row[0]["text"], row[2]["state"], len(row[2]["runs"])) for row in plain["rows"]]
     assert states == [(group, "value", 2) for group in ("GPT-2", "GPT-2", "tuned", "tuned")]
     assert [load_status(run).attempt for run in runs(tmp_path / "out")] == 8 * [1]
     capsys.readouterr()
-    assert begin(tmp_path / "items", tmp_path, monkeypatch, "plan=true") == 0
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch, "plan=true") == 0
     assert "0 of 8 runs to do" in capsys.readouterr().out

@@ -189,7 +189,7 @@ def test_other_folders_are_left_out(run: Path) -> None:
     wanted = load(outputs(run))
     shutil.copytree(run, run.with_name(f"{run.name}.replaced-1"))
     shutil.copytree(run, run.with_name(".hidden"))
-    for name, content in {"config.yaml": "a: 1", "study.json": "{}", "status.json": "{}"}.items():
+    for name, content in {"config.yaml": "a: 1", "provenance.json": "{}", "status.json": "{}"}.items():
         folder = outputs(run) / f"no-run-{name}"
         folder.mkdir()
         (folder / name).write_text(content)

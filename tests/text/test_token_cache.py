@@ -154,7 +154,13 @@ def test_a_second_run_uses_it(data: DataConfig, capsys: pytest.CaptureFixture[st
 def test_other_text_or_tokenizer_is_another_cache(tmp_path: Path, data: DataConfig) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text(Path(str(data.train)).read_text().replace("some", "more"))
-    settings = [{}, {"tokenizer": "bpe-301"}, {"validation_fraction": 0.05}, {"max_documents": 399}, {"train": str(other)}]
+    settings = [
+        {},
+        {"tokenizer": "bpe-301"},
+        {"validation_fraction": 0.05},
+        {"max_documents": 399},
+        {"train": str(other)},
+    ]
     assert len({prepare(changed(data, **fields)).fingerprint for fields in settings}) == len(settings)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from experiments.__main__ import main
-from experiments.table2_denoising.cells import Cell, Found
-from experiments.table2_denoising.parts import learn
+from experiments.table2_denoising.cells import DenoisingCell, DenoisingResults
+from experiments.table2_denoising.estimators import learn
 from experiments.table2_denoising.tables import checks
 from ssa.theory.denoising import (
     DATA,
@@ -228,8 +228,8 @@ def test_seed_by_seed_gives_the_same_numbers() -> None:
 
 @pytest.mark.parametrize(("excess", "monte_carlo", "passed"), [(0.0, 0.5, [True, True]), (-0.1, 0.6, [False, False])])
 def test_checks_can_fail(excess: float, monte_carlo: float, passed: list[bool]) -> None:
-    cell = Cell(0.4, 8, 0.01)
-    found = Found(cell, [cell])
+    cell = DenoisingCell(0.4, 8, 0.01)
+    found = DenoisingResults(cell, [cell])
     found.fixed[0.4, 8] = {"naive": {"closed": 0.5, "mean": monte_carlo, "error": 0.02}}
     found.learned[cell, "vanilla"] = {"runs": [{"mse": 0.3, "excess": excess, "error": 0.01}]}
     assert [row["passed"] for row in checks(found)] == passed

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from experiments.__main__ import main
-from experiments.engine.item import find
+from experiments.engine.experiment import find_experiment
 from experiments.engine.tuning import best_setting
-from experiments.fig3_token_graph.cells import DEGREES, CellSettings, part
-from experiments.table1_degree_temperature.item import association
+from experiments.fig3_token_graph.cells import DEGREES, TokenGraphSettings, cached_job
+from experiments.table1_degree_temperature.experiment import association
 from ssa.config import SCALES
 from ssa.theory.attention_map import QUERY, VANILLA
 from ssa.theory.ensemble import train
@@ -187,10 +187,10 @@ def test_one_seed_after_another_gives_the_same_numbers() -> None:
 
 
 def test_the_wider_vanilla_is_the_first_that_is_not_smaller_than_ssa() -> None:
-    settings = find("fig3_token_graph").settings(**find("fig3_token_graph").values("laptop"))
-    assert isinstance(settings, CellSettings)
+    settings = find_experiment("fig3_token_graph").settings(**find_experiment("fig3_token_graph").values("laptop"))
+    assert isinstance(settings, TokenGraphSettings)
     for width in (4, 8, 16):
-        _, wider = part(settings, "wider", 0.1, 2, width=width)
+        _, wider = cached_job(settings, "wider", 0.1, 2, width=width)
         needed = parameters(settings.vocabulary, width, "ssa")
         assert needed == settings.vocabulary * width + 2 * width**2 + width + 1
         assert wider["method"] == "vanilla"
@@ -201,10 +201,10 @@ def test_the_wider_vanilla_is_the_first_that_is_not_smaller_than_ssa() -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_both_items_are_of_the_same_runs(scale: str) -> None:
     parts = []
-    for item in (find("fig3_token_graph"), find("table1_degree_temperature")):
-        settings = item.settings(**item.values(scale))
-        assert isinstance(settings, CellSettings)
-        parts.append([part(settings, "ssa", lr, settings.seeds) for lr in settings.learning_rates])
+    for experiment in (find_experiment("fig3_token_graph"), find_experiment("table1_degree_temperature")):
+        settings = experiment.settings(**experiment.values(scale))
+        assert isinstance(settings, TokenGraphSettings)
+        parts.append([cached_job(settings, "ssa", lr, settings.seeds) for lr in settings.learning_rates])
     assert parts[0] == parts[1]
 
 
@@ -227,10 +227,10 @@ def test_a_vocabulary_has_room_for_the_neighbors(spread: str, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("item", ["fig3_token_graph", "table1_degree_temperature"])
-def test_the_command_writes_what_it_found(item: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("experiment", ["fig3_token_graph", "table1_degree_temperature"])
+def test_the_command_writes_what_it_found(experiment: str, tmp_path: Path) -> None:
     few = ["steps=3", f"to={tmp_path}", f"output_dir={tmp_path}", "jobs=1"]
-    assert main([item, "scale=smoke", *few]) == 0
+    assert main([experiment, "scale=smoke", *few]) == 0
     written = {path.name for path in tmp_path.glob("smoke_*")}
     assert {f"smoke_{name}" for name in ("runs.csv", "summary.md", "figure.png", "conclusions.csv")} <= written
     with (tmp_path / "smoke_runs.csv").open(newline="") as file:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments.fig2_norms.settings import Settings
+from experiments.fig2_norms.settings import NormSettings
 
 if TYPE_CHECKING:
-    from experiments.engine.study import Study
+    from experiments.engine.context import ExperimentContext
 
 
-def run(settings: Settings, study: Study) -> None:
-    """Each panel computes its parts and draws its figure; a further one is a further function here."""
+def run(settings: NormSettings, context: ExperimentContext) -> None:
+    """Each panel computes its jobs and draws its figure; a further one is a further function here."""
     from experiments.fig2_norms import lookup, targets
 
-    panels = [targets.panel(settings, study), lookup.panel(settings, study)]
-    study.table("runs", [row for panel in panels for row in panel.runs])
-    study.summary(
+    panels = [targets.panel(settings, context), lookup.panel(settings, context)]
+    context.table("runs", [row for panel in panels for row in panel.runs])
+    context.summary(
         "Query-key norms with and without a temperature of the queries.",
         [row for panel in panels for row in panel.summary],
         f"Mean [95 % interval] over {settings.seeds} seeds; ratios: geometric mean, paired at equal seed. "
@@ -26,4 +26,4 @@ def run(settings: Settings, study: Study) -> None:
     )
     for panel in panels:
         for conclusion in panel.conclusions:
-            study.conclude(conclusion)
+            context.conclude(conclusion)

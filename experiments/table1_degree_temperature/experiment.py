@@ -8,23 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.tuning import best_setting
-from experiments.fig3_token_graph.cells import DEGREES, CellSettings, part
+from experiments.fig3_token_graph.cells import DEGREES, TokenGraphSettings, cached_job
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
-    from experiments.engine.study import Row, Study
+    from experiments.engine.context import ExperimentContext, TableRow
 
 Runs = Mapping[float, list[dict[str, Any]]]  # by learning rate, one a seed
 
 
-class Settings(CellSettings):
-    """The default cell of figure 3, whose runs these are, at equal settings."""
-
-
-def run(settings: Settings, study: Study) -> None:
+def run(settings: TokenGraphSettings, context: ExperimentContext) -> None:
     """Reads the temperatures off the runs of figure 3."""
     keys = [(method, lr) for method in ("ssa", "vanilla") for lr in settings.learning_rates]
-    values = study.compute([part(settings, method, lr, settings.seeds) for method, lr in keys])
+    values = context.compute([cached_job(settings, method, lr, settings.seeds) for method, lr in keys])
     found: dict[str, dict[float, list[dict[str, Any]]]] = {"ssa": {}, "vanilla": {}}
     for (method, lr), value in zip(keys, values, strict=True):
         found[method][lr] = value["runs"]
@@ -32,9 +28,9 @@ def run(settings: Settings, study: Study) -> None:
         method: best_setting({lr: [run["excess"] for run in runs] for lr, runs in by_rate.items()})
         for method, by_rate in found.items()
     }
-    study.table("runs", list(_runs(found["ssa"], DEGREES[settings.spread])))
-    study.table("nodes", list(_nodes(found["ssa"][best["ssa"]])))
-    study.summary(
+    context.table("runs", list(_runs(found["ssa"], DEGREES[settings.spread])))
+    context.table("nodes", list(_nodes(found["ssa"][best["ssa"]])))
+    context.summary(
         "Temperature of a node by its number of out-neighbors, SSA.",
         list(_summary(settings, found["ssa"], found["vanilla"][best["vanilla"]], best["ssa"])),
         f"Mean over the nodes of a degree, then mean [95 % interval] over {settings.seeds} seeds, at SSA's best "
@@ -44,10 +40,10 @@ def run(settings: Settings, study: Study) -> None:
         "over nodes that the degree explains. -: not known of the paper, or undefined because all temperatures of a "
         "run are equal.",
     )
-    _draw(settings, study, found["ssa"][best["ssa"]], best["ssa"])
+    _draw(settings, context, found["ssa"][best["ssa"]], best["ssa"])
     measured = [association(run["temperature"], run["degree"]) for run in found["ssa"][best["ssa"]]]
     for conclusion in _conclusions(measured):
-        study.conclude(conclusion)
+        context.conclude(conclusion)
 
 
 def association(temperature: Sequence[float], degree: Sequence[int]) -> tuple[float, float]:
@@ -72,7 +68,7 @@ def of_degree(run: Mapping[str, Any], quantity: str, degree: int) -> list[float]
     return [value for value, one in zip(run[quantity], run["degree"], strict=True) if one == degree]
 
 
-def _runs(by_rate: Runs, degrees: list[int]) -> Iterator[Row]:
+def _runs(by_rate: Runs, degrees: list[int]) -> Iterator[TableRow]:
     from statistics import fmean, stdev
 
     for lr, runs in by_rate.items():
@@ -85,16 +81,18 @@ def _runs(by_rate: Runs, degrees: list[int]) -> Iterator[Row]:
             yield row
 
 
-def _nodes(runs: list[dict[str, Any]]) -> Iterator[Row]:
+def _nodes(runs: list[dict[str, Any]]) -> Iterator[TableRow]:
     for seed, one in enumerate(runs):
         for node, values in enumerate(zip(one["degree"], one["temperature"], one["spread"], strict=True)):
             yield {"seed": seed, "node": node} | dict(zip(("degree", "temperature", "spread"), values, strict=True))
 
 
-def _summary(settings: Settings, by_rate: Runs, vanilla: list[dict[str, Any]], best: float) -> Iterator[Row]:
+def _summary(
+    settings: TokenGraphSettings, by_rate: Runs, vanilla: list[dict[str, Any]], best: float
+) -> Iterator[TableRow]:
     from statistics import fmean, stdev
 
-    from experiments.engine.study import references
+    from experiments.engine.context import references
     from ssa.statistics import mean_interval
 
     paper = {row["quantity"]: row["value"] for row in references("table1_degree_temperature")}
@@ -136,7 +134,7 @@ def _summary(settings: Settings, by_rate: Runs, vanilla: list[dict[str, Any]], b
 _SPREAD = ("spread", "temperature")
 
 
-def _draw(settings: Settings, study: Study, runs: list[dict[str, Any]], lr: float) -> None:
+def _draw(settings: TokenGraphSettings, context: ExperimentContext, runs: list[dict[str, Any]], lr: float) -> None:
     from statistics import fmean
 
     from ssa.statistics import mean_interval
@@ -146,7 +144,7 @@ def _draw(settings: Settings, study: Study, runs: list[dict[str, Any]], lr: floa
         f"Temperature of each node, {settings.vocabulary} a seed, of {settings.seeds} seeds (points, moved sideways at "
         f"random), and the mean over nodes with its 95 % interval over seeds; SSA at its best learning rate, {lr:g}."
     )
-    with study.figure("figure", 4.5, 3.5, caption) as drawing:
+    with context.figure("figure", 4.5, 3.5, caption) as drawing:
         import numpy as np
 
         axes, apart = drawing.add_subplot(), np.random.default_rng(0)

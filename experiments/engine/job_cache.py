@@ -1,4 +1,4 @@
-"""Parts of a study: functions of plain values, computed by several processes, each kept in a file once it is done."""
+"""Cached jobs: functions of plain values, computed in parallel processes, with one file per result."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.engine.code import code_hash
+from experiments.engine.source_hash import source_hash
 from ssa.errors import UserError
 from ssa.launch.processes import context, live_with
 from ssa.record.run_files import read_json, write_json
 
-Part = tuple[Callable[..., Any], dict[str, Any]]  # a function of a module, and its arguments by name, plain values
+CachedJob = tuple[Callable[..., Any], dict[str, Any]]  # a function of a module, and its arguments by name, plain values
 _LINES_SECONDS = 15.0  # between lines of progress where there is no terminal
 
 
-class Parts:
-    """Those of one study, in files that studies share.
+class JobCache:
+    """Those of one context, in files that studies share.
 
     Args:
         folder: of the files.
-        name: of the study, for its bar.
+        name: of the context, for its bar.
         commit: of the code, to be kept beside what it has computed.
         jobs: processes at once.
         rerun: whether to compute again what is kept.
@@ -52,20 +52,20 @@ class Parts:
         """That they were computed at."""
         return {kept["commit"] for kept in self.files.values()}
 
-    def compute(self, parts: Sequence[Part]) -> list[Any]:
+    def compute(self, jobs: Sequence[CachedJob]) -> list[Any]:
         """What each function returns of its arguments: kept ones are read, the others computed.
 
         Args:
-            parts: functions of a module, so that other processes find them; arguments and results are as JSON has them.
+            jobs: functions of a module, so that other processes find them; arguments and results are as JSON has them.
 
         Raises:
             UserError: a process was killed.
         """
-        files = [self.folder / f"{_name(*part)}.json" for part in parts]
-        wanted = dict(zip(files, parts, strict=True))  # equal parts once
-        missing = {file: part for file, part in wanted.items() if self.rerun or not file.is_file()}
+        files = [self.folder / f"{_name(*job)}.json" for job in jobs]
+        wanted = dict(zip(files, jobs, strict=True))  # equal jobs once
+        missing = {file: job for file, job in wanted.items() if self.rerun or not file.is_file()}
         if len(wanted) > len(missing):
-            self.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} parts are kept from before")
+            self.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} cached jobs reused")
         if missing:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._bar(len(missing)) as advance:
@@ -92,17 +92,17 @@ class Parts:
             yield advance
 
 
-def _each(missing: Mapping[Path, Part], commit: str, jobs: int) -> Iterator[None]:
+def _each(missing: Mapping[Path, CachedJob], commit: str, jobs: int) -> Iterator[None]:
     """Computes and keeps them; yields after each."""
     if jobs == 1 or len(missing) == 1:
-        for file, part in missing.items():
-            _keep(file, part, commit)
+        for file, job in missing.items():
+            _keep(file, job, commit)
             yield
         return
     processes = min(jobs, len(missing))
     with ProcessPoolExecutor(processes, context("torch"), live_with, (os.getpid(),)) as pool:
         try:
-            for future in as_completed([pool.submit(_keep, file, part, commit) for file, part in missing.items()]):
+            for future in as_completed([pool.submit(_keep, file, job, commit) for file, job in missing.items()]):
                 future.result()
                 yield
         except BrokenProcessPool:
@@ -115,10 +115,10 @@ def _each(missing: Mapping[Path, Part], commit: str, jobs: int) -> Iterator[None
             raise
 
 
-def _keep(file: Path, part: Part, commit: str) -> None:
+def _keep(file: Path, job: CachedJob, commit: str) -> None:
     import torch
 
-    (function, arguments), began = part, time.perf_counter()
+    (function, arguments), began = job, time.perf_counter()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums of several threads depend on how many there are
     try:
@@ -131,6 +131,6 @@ def _keep(file: Path, part: Part, commit: str) -> None:
 
 
 def _name(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """Of the file that keeps a part: the function, and a hash of its arguments and of the code it rests on."""
-    key = json.dumps([function.__qualname__, arguments, code_hash(function.__module__)], sort_keys=True)
+    """Of the file that keeps a job: the function, and a hash of its arguments and of the code it rests on."""
+    key = json.dumps([function.__qualname__, arguments, source_hash(function.__module__)], sort_keys=True)
     return f"{function.__name__}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

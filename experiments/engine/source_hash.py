@@ -1,4 +1,4 @@
-"""Which code a function rests on, so that what it has computed is not taken for what it would compute now."""
+"""Hash of a function's source dependencies, to invalidate cached results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @functools.cache
-def code_hash(module: str) -> str:
+def source_hash(module: str) -> str:
     """Of a module's source and of all of `ssa` that it imports, directly or not, and of torch's version.
 
     Args:

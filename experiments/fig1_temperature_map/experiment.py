@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
-from experiments.engine.item import RunItemSettings
+from experiments.engine.experiment import TrainingSettings
 from ssa.errors import UserError
 from ssa.viz.temperature_map import TemperatureView, over
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from experiments.engine.study import Study
+    from experiments.engine.context import ExperimentContext
     from ssa.config import Config
 
 Text = Annotated[str, Field(min_length=1)]
 Index = Annotated[int, Field(ge=0)]
 
 
-class Settings(RunItemSettings):
+class TemperatureMapSettings(TrainingSettings):
     """What its command line sets."""
 
     text: Text = Field(description="the text to shade, taken as it is; an end-of-text goes before, as in training")
@@ -35,7 +35,7 @@ class Settings(RunItemSettings):
     head: Index | None = Field(description="of this head, from 0; null: the mean over all")
 
 
-def run(settings: Settings, study: Study) -> None:
+def run(settings: TemperatureMapSettings, context: ExperimentContext) -> None:
     """Shades the text by one run, or by one run a seed, which are trained if need be."""
     import numpy as np
 
@@ -50,22 +50,22 @@ def run(settings: Settings, study: Study) -> None:
     else:
         runs = [run_of(settings, settings.rule, seed) for seed in range(settings.seeds)]
         check_choice(runs[0].config.model, *chosen)
-        folders = study.train(runs)
+        folders = context.train(runs)
     configs = [load_run_config(folder) for folder in folders]
     asked = {"text": settings.text, "of": settings.of, "counted": len(folders) > 1}
-    found = study.compute(
+    found = context.compute(
         [(temperatures_of, {"run": str(folder), "weights": weights_of(folder), **asked}) for folder in folders]
     )
     values = [np.array(one["values"]) for one in found]  # each (L, H, T)
     pieces = found[0]["pieces"]
     rows = [row for config, of_run in zip(configs, values, strict=True) for row in _heads(config, of_run)]
-    study.table("runs", rows)
-    _shade(study, settings, configs[0], pieces, values[0])
-    _draw_heads(study, settings, configs[0], pieces, values[0])
+    context.table("runs", rows)
+    _shade(context, settings, configs[0], pieces, values[0])
+    _draw_heads(context, settings, configs[0], pieces, values[0])
     tokens = np.stack([of_run.mean((0, 1)) for of_run in values])  # (seeds, T)
-    study.table("tokens", [_token(number, piece, tokens[:, number]) for number, piece in enumerate(pieces)])
+    context.table("tokens", [_token(number, piece, tokens[:, number]) for number, piece in enumerate(pieces)])
     if len(folders) > 1:
-        _compare(study, settings, tokens, [one["log_counts"] for one in found])
+        _compare(context, settings, tokens, [one["log_counts"] for one in found])
 
 
 def temperatures_of(run: str, weights: str, text: str, of: str, counted: bool) -> dict[str, Any]:
@@ -123,7 +123,13 @@ def _token(number: int, piece: str, temperatures: npt.NDArray[Any]) -> dict[str,
     return {"token": number, "text": piece, "mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
-def _shade(study: Study, settings: Settings, config: Config, pieces: list[str], values: npt.NDArray[Any]) -> None:
+def _shade(
+    context: ExperimentContext,
+    settings: TemperatureMapSettings,
+    config: Config,
+    pieces: list[str],
+    values: npt.NDArray[Any],
+) -> None:
     """The text as HTML, PNG and SVG; the page has each layer and head too, all in the same colors."""
     from ssa.viz.temperature_map_files import write_html, write_picture
 
@@ -137,12 +143,18 @@ def _shade(study: Study, settings: Settings, config: Config, pieces: list[str], 
     each += [view(layer, head) for layer in range(layers) for head in range(heads)]
     reach = max(one.reach for one in each)
     main = replace(view(settings.layer, settings.head), least_reach=reach)
-    write_html(main, study.path("map.html"), [replace(one, least_reach=reach) for one in each])
+    write_html(main, context.path("map.html"), [replace(one, least_reach=reach) for one in each])
     for kind in ("png", "svg"):
-        write_picture(main, study.path(f"map.{kind}"))
+        write_picture(main, context.path(f"map.{kind}"))
 
 
-def _draw_heads(study: Study, settings: Settings, config: Config, pieces: list[str], values: npt.NDArray[Any]) -> None:
+def _draw_heads(
+    context: ExperimentContext,
+    settings: TemperatureMapSettings,
+    config: Config,
+    pieces: list[str],
+    values: npt.NDArray[Any],
+) -> None:
     """Layers and heads by tokens."""
     from ssa.viz import plot_style
     from ssa.viz.temperature_map import shown as glyphs
@@ -155,7 +167,7 @@ def _draw_heads(study: Study, settings: Settings, config: Config, pieces: list[s
     )
     names = [f"layer {layer}, head {head}" for layer in range(layers) for head in range(heads)]
     columns = [glyphs(piece).strip() for piece in pieces[:_COLUMNS]]
-    with study.figure("heads", 7, 1.9 + 0.14 * len(names), caption) as figure:
+    with context.figure("heads", 7, 1.9 + 0.14 * len(names), caption) as figure:
         axes = figure.add_subplot()
         rows = values.reshape(-1, length)[:, :_COLUMNS]
         plot_style.heat_map(axes, rows, rows=names, columns=columns, label="inverse temperature")
@@ -166,7 +178,12 @@ def _draw_heads(study: Study, settings: Settings, config: Config, pieces: list[s
 _COLUMNS = 60  # tokens that a figure has room for
 
 
-def _compare(study: Study, settings: Settings, tokens: npt.NDArray[Any], log_counts: list[list[float]]) -> None:
+def _compare(
+    context: ExperimentContext,
+    settings: TemperatureMapSettings,
+    tokens: npt.NDArray[Any],
+    log_counts: list[list[float]],
+) -> None:
     """Whether seeds agree, of (seeds, T) temperatures; the first token, an end-of-text, is left out."""
     import numpy as np
     from scipy.stats import spearmanr
@@ -189,14 +206,14 @@ def _compare(study: Study, settings: Settings, tokens: npt.NDArray[Any], log_cou
         "rank correlation of two seeds": agree,
         "rank correlation with the token's log frequency": mean_interval(counts),
     }
-    study.summary(
+    context.summary(
         "Figure 1.",
         [{"quantity": name, "ours": shown(estimate), "paper": "-"} for name, estimate in estimates.items()],
         f"Inverse temperatures of the {settings.of}, means over layers and heads, of a text of {own.shape[1]} tokens; "
         f" 95 % intervals (Student's t, {len(own)} seeds); correlations are Spearman's, over tokens, of what log n "
         f"does not explain; scale={settings.scale}.",
     )
-    study.conclude(
+    context.conclude(
         Conclusion(
             "seeds agree on which tokens of the text get the larger temperatures, beyond a line in log n",
             "Spearman correlation over tokens, mean over pairs of seeds, jackknife over seeds",

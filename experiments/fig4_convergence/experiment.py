@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
-from experiments.engine.item import Rules, RunItemSettings
+from experiments.engine.experiment import Rules, TrainingSettings
 from ssa.model.config import PositiveFloat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from experiments.engine.study import Study
+    from experiments.engine.context import ExperimentContext
     from ssa.launch.run import Run
     from ssa.report.convergence import Curve
 
@@ -22,7 +22,7 @@ NAMES = {"none": "vanilla", "ssa": "SSA"}
 STYLES = {"none": "-", "ssa": "--"}
 
 
-class Settings(RunItemSettings):
+class ConvergenceSettings(TrainingSettings):
     """What its command line sets."""
 
     rules: Annotated[Rules, Field(max_length=2)] = Field(description="of model/temperature, the baseline first")
@@ -55,12 +55,12 @@ class Regime(NamedTuple):
         return [min(curve.losses) for curve in self.curves[rule]]
 
 
-def run(settings: Settings, study: Study) -> None:
+def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
     """Trains and fine-tunes each rule with each seed, and compares the curves in ``metrics.jsonl``."""
     from ssa.statistics import bootstrap_interval, mean_interval, paired_interval
 
-    regimes = _regimes(settings, study)
-    study.table("curves", [row for regime in regimes for row in _points(regime)])
+    regimes = _regimes(settings, context)
+    context.table("curves", [row for regime in regimes for row in _points(regime)])
     base, other = settings.rules
     runs, rows = [], []
     for regime in regimes:
@@ -83,8 +83,8 @@ def run(settings: Settings, study: Study) -> None:
                 "paper": "1.45 (grade C)" if regime.name == "fine-tuning" else "-",
             }
         )
-    study.table("runs", runs)
-    study.summary(
+    context.table("runs", runs)
+    context.summary(
         "Figure 4.",
         rows,
         "Speed-up: tokens vanilla needs over tokens SSA needs for the lowest validation loss that both reach, mean of "
@@ -92,10 +92,10 @@ def run(settings: Settings, study: Study) -> None:
         "Perplexity: best validation, geometric mean.  Loss in nats a token, SSA - vanilla, paired at equal seed.  "
         f"The paper's figure is of other models and text.  scale={settings.scale}.",
     )
-    _draw(study, settings, regimes)
+    _draw(context, settings, regimes)
     for regime in (regimes[1], regimes[0]):  # fine-tuning at the main rate: the paper's figure
         logs = [math.log(ratio) for ratio in regime.speed_ups(settings.rules)]
-        study.conclude(
+        context.conclude(
             Conclusion(
                 f"in {regime.name} SSA needs fewer tokens than vanilla for the same perplexity",
                 f"speed-up at learning rate {regime.lr:g}, geometric mean",
@@ -106,12 +106,12 @@ def run(settings: Settings, study: Study) -> None:
         )
 
 
-def _regimes(settings: Settings, study: Study) -> list[Regime]:
+def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[Regime]:
     from experiments.engine.shared_runs import run_of, start_of
 
     seeds = range(settings.seeds)
     scratch = {rule: [run_of(settings, rule, seed) for seed in seeds] for rule in settings.rules}
-    folders = study.train([run for runs in scratch.values() for run in runs])
+    folders = context.train([run for runs in scratch.values() for run in runs])
     if settings.pretrained is None:
         starts = [start_of(folder, settings.output_dir) for folder in folders[: settings.seeds]]  # the baseline's
     else:
@@ -123,7 +123,7 @@ def _regimes(settings: Settings, study: Study) -> list[Regime]:
             rule: [run_of(settings, rule, seed, [*settings.finetune, *starts[seed], rate]) for seed in seeds]
             for rule in settings.rules
         }
-    study.train([run for by_rule in tuned.values() for runs in by_rule.values() for run in runs])
+    context.train([run for by_rule in tuned.values() for runs in by_rule.values() for run in runs])
     regimes = [Regime("training from scratch", scratch[settings.rules[0]][0].config.optim.lr, _curves(scratch))]
     return [*regimes, *(Regime("fine-tuning", lr, _curves(runs)) for lr, runs in tuned.items())]
 
@@ -149,14 +149,14 @@ def _points(regime: Regime) -> list[dict[str, Any]]:
     ]
 
 
-def _draw(study: Study, settings: Settings, regimes: list[Regime]) -> None:
+def _draw(context: ExperimentContext, settings: ConvergenceSettings, regimes: list[Regime]) -> None:
     shown_regimes = [regimes[1], regimes[0]]  # the conclusion's fine-tuning, and from scratch
     caption = (
         "Validation perplexity (log scale) against training tokens, vanilla and SSA on the same batches: a thin line a "
         f"seed, a thick one their geometric mean over {settings.seeds} seeds. Left: fine-tuning at learning rate "
         f"{regimes[1].lr:g}. Right: from scratch, without what comes before a tenth of the tokens."
     )
-    with study.figure("convergence", 7, 3.8, caption) as figure:
+    with context.figure("convergence", 7, 3.8, caption) as figure:
         for axes, regime in zip(figure.subplots(1, 2), shown_regimes, strict=True):
             _panel(axes, regime)
 

@@ -1,4 +1,4 @@
-"""A grid of tiny runs as an item of its own folder, for tests of how grids are launched."""
+"""A grid of tiny runs as an experiment of its own folder, for tests of how grids are launched."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.engine import item as item_module
-from experiments.engine import study as study_module
+from experiments.engine import context as context_module
+from experiments.engine import experiment as experiment_module
 from ssa.config import SCALES
 
 ROWS = {"vanilla": "none", "constant": "constant", "SSA": "ssa"}
@@ -27,14 +27,14 @@ GRID: dict[str, Any] = {
     "notes": "Loss in nats a token.",
 }
 TINY = ("scale=smoke", "trainer.steps=4", "optim.warmup_steps=1", "trainer.eval_every=2", "data.max_eval_tokens=1024")
-# The command line of `python -m experiments`, whose items are below the folder that is its first argument
+# The command line of `python -m experiments`, whose experiments are in the folder that is its first argument
 PROGRAM = """
 import sys
 from pathlib import Path
-from experiments.engine import item, study
+from experiments.engine import experiment, context
 from experiments.__main__ import main
 if __name__ == "__main__":
-    item.ITEMS = item.SHARED = study.ITEMS = Path(sys.argv[1])
+    experiment.EXPERIMENTS = experiment.SHARED = context.EXPERIMENTS = Path(sys.argv[1])
     sys.exit(main(sys.argv[2:]))
 """
 
@@ -44,8 +44,8 @@ def grid(**changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(GRID), **changes}
 
 
-def make_item(folder: Path, text: Path, more: Sequence[str] = (), name: str = "tiny", **changes: Any) -> Path:
-    """An item below ``folder``, whose runs are trained on ``text``, with ``more`` overrides."""
+def make_experiment(folder: Path, text: Path, more: Sequence[str] = (), name: str = "tiny", **changes: Any) -> Path:
+    """An experiment in ``folder``, whose runs are trained on ``text``, with ``more`` overrides."""
     train = [*TINY, "data=text", f"data.train={text}", "data.tokenizer=bpe-512", *more]
     (folder / name).mkdir(parents=True)
     (folder / "grids.yaml").write_text(yaml.safe_dump(dict.fromkeys(SCALES, train)))
@@ -60,7 +60,7 @@ def make_item(folder: Path, text: Path, more: Sequence[str] = (), name: str = "t
 
 
 def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Takes the items below a folder for those of this package."""
-    patch.setattr(item_module, "ITEMS", folder)
-    patch.setattr(item_module, "SHARED", folder)
-    patch.setattr(study_module, "ITEMS", folder)
+    """Replaces the experiments of this package by those in a folder."""
+    patch.setattr(experiment_module, "EXPERIMENTS", folder)
+    patch.setattr(experiment_module, "SHARED", folder)
+    patch.setattr(context_module, "EXPERIMENTS", folder)

@@ -1,7 +1,7 @@
-"""One item being computed: what it computes, trains, writes and concludes.
+"""Context of a running experiment: cached jobs, training runs, results and conclusions.
 
-Results are ``<scale>_<name>.csv``, ``.png``, ``.svg`` and so on.  They take the place of the item's earlier ones of the
-same scale together, when all are there.
+Results are ``<scale>_<name>.csv``, ``.png``, ``.svg`` and so on.  They replace the earlier results of the same scale
+all at once, when the experiment finishes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from experiments.engine.conclusion import Conclusion
-from experiments.engine.item import BOOKKEEPING, ITEMS, Item, ItemSettings
-from experiments.engine.parts import Part, Parts
+from experiments.engine.experiment import BOOKKEEPING, EXPERIMENTS, Experiment, ExperimentSettings
+from experiments.engine.job_cache import CachedJob, JobCache
 from ssa.errors import UserError
 from ssa.launch.pool import train
 from ssa.launch.run import Run
@@ -42,23 +42,23 @@ from ssa.viz import plot_style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 _NOTHING = ("", "-")
 _NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*%?( (\[.*\]|\+- .*))?")
 
 
-class Study:
-    """What an item's ``run`` writes to.
+class ExperimentContext:
+    """Computes jobs, trains runs and writes results for an experiment's ``run``.
 
     Raises:
         UserError: results cannot be written where they are to go.
     """
 
-    def __init__(self, item: Item, settings: ItemSettings, console: Console) -> None:
-        self.item, self.settings, self.console = item, settings, console
+    def __init__(self, experiment: Experiment, settings: ExperimentSettings, console: Console) -> None:
+        self.experiment, self.settings, self.console = experiment, settings, console
         self.folder = Path(settings.to) if settings.to else self._default_folder
         self._staging = self.folder / f".{settings.scale}.{os.getpid()}.partial"  # another launcher has its own
-        kept = Path(settings.output_dir) / "experiments" / "parts"
+        kept = Path(settings.output_dir) / "experiments" / "cached_jobs"
         try:
             for left in self.folder.glob(f".{settings.scale}.*.partial"):
                 if not psutil.pid_exists(int(left.suffixes[-2][1:])):
@@ -71,22 +71,22 @@ class Study:
             raise UserError(f"{where}: no folder that can be written to ({error.strerror})") from None
         self._facts = environment.describe().facts
         self._commit = str((self._facts["git"] or {}).get("commit"))
-        self._parts = Parts(kept, item.name, self._commit, settings.jobs, settings.rerun, console)
+        self._jobs = JobCache(kept, experiment.name, self._commit, settings.jobs, settings.rerun, console)
         self.conclusions: list[Conclusion] = []
         self._runs: set[Path] = set()
         self.failed: dict[Run, str] = {}
 
     @cached_property
     def _default_folder(self) -> Path:
-        if self.item.is_as_scaled(self.settings):
-            return self.item.folder / "results"
+        if self.experiment.is_as_scaled(self.settings):
+            return self.experiment.folder / "results"
         values = json.dumps(self.settings.model_dump(exclude=BOOKKEEPING), sort_keys=True)
         digest = hashlib.sha256(values.encode()).hexdigest()[:8]
-        return Path(self.settings.output_dir) / "experiments" / self.item.name / digest
+        return Path(self.settings.output_dir) / "experiments" / self.experiment.name / digest
 
-    def compute(self, parts: Sequence[Part]) -> list[Any]:
-        """See `Parts.compute`."""
-        return self._parts.compute(parts)
+    def compute(self, jobs: Sequence[CachedJob]) -> list[Any]:
+        """See `JobCache.compute`."""
+        return self._jobs.compute(jobs)
 
     def train(self, runs: Sequence[Run]) -> list[Path]:
         """The folders of finished runs, in order; what is not finished is run.
@@ -110,7 +110,7 @@ class Study:
         more = f"; and {len(self.failed) - 1} more, named above" if len(self.failed) > 1 else ""
         return f"{len(self.failed)} runs failed: {run.label}: {reason}{more}; the same command runs them again"
 
-    def table(self, name: str, rows: Sequence[Row]) -> None:
+    def table(self, name: str, rows: Sequence[TableRow]) -> None:
         """Writes ``<scale>_<name>.csv``; numbers have 6 significant digits."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -118,7 +118,7 @@ class Study:
         writer.writerows([[_cell(value) for value in row.values()] for row in rows])
         self.text(f"{name}.csv", text.getvalue())
 
-    def summary(self, title: str, rows: Sequence[Row], notes: str = "") -> None:
+    def summary(self, title: str, rows: Sequence[TableRow], notes: str = "") -> None:
         """`show`, of plain rows.
 
         Args:
@@ -166,7 +166,7 @@ class Study:
             plot_style.save(drawing, self.path(name))
 
     def conclude(self, conclusion: Conclusion) -> None:
-        """Takes down what the item comes to; the first is its main one."""
+        """Takes down what the experiment comes to; the first is its main one."""
         self.conclusions.append(conclusion)
 
     def path(self, name: str) -> Path:
@@ -181,18 +181,18 @@ class Study:
         """
         if self.conclusions:
             self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
-        commits, seconds_of_runs = {self._commit, *self._parts.commits}, 0.0
+        commits, seconds_of_runs = {self._commit, *self._jobs.commits}, 0.0
         for run in self._runs:
             with suppress(UserError, KeyError):  # a damaged one, which the table names
                 seconds_of_runs += read_summary(run)["wall_seconds"]
                 commits.add(_commit_of(run))
         write_json(
-            self.path("study.json"),
+            self.path("provenance.json"),
             {
-                "item": self.item.name,
+                "experiment": self.experiment.name,
                 "settings": self.settings.model_dump(exclude={"to", "output_dir", "rerun"}),
                 "seconds": round(seconds),
-                "seconds_of_parts": round(self._parts.seconds),
+                "seconds_of_cached_jobs": round(self._jobs.seconds),
                 "seconds_of_runs": round(seconds_of_runs),
                 "commits": sorted(commits),
                 "python": self._facts["python"],
@@ -233,7 +233,7 @@ def _cells_of(name: str, column: Sequence[str]) -> list[tables.Cell]:
     return [tables.Cell(text, "none" if text == "-" else state if text else "text") for text in column]
 
 
-def references(item: str) -> list[dict[str, str]]:
-    """The paper's cells of an item, of its ``reference.csv``."""
-    with (ITEMS / item / "reference.csv").open(encoding="utf-8", newline="") as file:
+def references(experiment: str) -> list[dict[str, str]]:
+    """The paper's cells of an experiment, of its ``reference.csv``."""
+    with (EXPERIMENTS / experiment / "reference.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -6,25 +6,25 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from experiments.engine.conclusion import Conclusion
-from experiments.table2_denoising.cells import Cell, Found, Settings, difference, methods
+from experiments.table2_denoising.cells import DenoisingCell, DenoisingResults, DenoisingSettings, difference, methods
 
 if TYPE_CHECKING:
-    from experiments.engine.parts import Part
-    from experiments.engine.study import Study
+    from experiments.engine.context import ExperimentContext
+    from experiments.engine.job_cache import CachedJob
 
 
-def run(settings: Settings, study: Study) -> None:
+def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
     """Trains every method in every cell."""
     from experiments.table2_denoising import figures, tables
 
-    found = compute(settings, study)
-    study.table("runs", list(tables.runs(found)))
-    study.table("fixed", list(tables.fixed(found)))
-    study.table("differences", list(tables.differences(found)))
+    found = compute(settings, context)
+    context.table("runs", list(tables.runs(found)))
+    context.table("fixed", list(tables.fixed(found)))
+    context.table("differences", list(tables.differences(found)))
     checked = list(tables.checks(found))
-    study.table("checks", checked)
+    context.table("checks", checked)
     failed = [row for row in checked if not row["passed"]]
-    study.summary(
+    context.summary(
         f"Denoising: mean squared error per dimension, noise rate {settings.noise_rate:g}, L = {settings.length}.",
         list(tables.summary(found)),
         f"m = {settings.dimension}, sigma = {settings.sigma:g}. Trained: mean [95 % interval] over {settings.seeds} "
@@ -35,23 +35,23 @@ def run(settings: Settings, study: Study) -> None:
         f"{'all passed' if not failed else '; '.join(row['check'] for row in failed) + ' FAILED'}. "
         "Paper: its numbers are not known to us.",
     )
-    figures.draw(study, settings, found)
+    figures.draw(context, settings, found)
     for conclusion in _conclusions(found):
-        study.conclude(conclusion)
+        context.conclude(conclusion)
 
 
-def compute(settings: Settings, study: Study) -> Found:
+def compute(settings: DenoisingSettings, context: ExperimentContext) -> DenoisingResults:
     """The default cell first, then the others."""
-    from experiments.table2_denoising.parts import fixed, learn
+    from experiments.table2_denoising.estimators import fixed, learn
 
-    rate, length, lr = default = Cell(settings.noise_rate, settings.length, settings.lr)
+    rate, length, lr = default = DenoisingCell(settings.noise_rate, settings.length, settings.lr)
     cells = [
         default,
-        *(Cell(value, length, lr) for value in settings.noise_rates),
-        *(Cell(rate, value, lr) for value in settings.lengths),
-        *(Cell(rate, length, value) for value in settings.learning_rates),
+        *(DenoisingCell(value, length, lr) for value in settings.noise_rates),
+        *(DenoisingCell(rate, value, lr) for value in settings.lengths),
+        *(DenoisingCell(rate, length, value) for value in settings.learning_rates),
     ]
-    found = Found(default, list(dict.fromkeys(cells)))
+    found = DenoisingResults(default, list(dict.fromkeys(cells)))
     same = settings.model_dump(include={"steps", "batch", "contexts", "seeds", "vectorized"})
 
     def task(noise_rate: float, length: int) -> dict[str, Any]:
@@ -60,17 +60,17 @@ def compute(settings: Settings, study: Study) -> Found:
 
     tasks = list(dict.fromkeys(cell[:2] for cell in found.cells))
     models = [(cell, method) for cell in found.cells for method in methods(cell, default)]
-    parts: list[Part] = [
+    jobs: list[CachedJob] = [
         (fixed, {"task": task(*which), "contexts": settings.contexts, "seeds": settings.seeds}) for which in tasks
     ]
-    parts += [(learn, {"task": task(*cell[:2]), "method": method, "lr": cell.lr, **same}) for cell, method in models]
-    values = study.compute(parts)
+    jobs += [(learn, {"task": task(*cell[:2]), "method": method, "lr": cell.lr, **same}) for cell, method in models]
+    values = context.compute(jobs)
     found.fixed.update(zip(tasks, values[: len(tasks)], strict=True))
     found.learned.update(zip(models, values[len(tasks) :], strict=True))
     return found
 
 
-def _conclusions(found: Found) -> Iterator[Conclusion]:
+def _conclusions(found: DenoisingResults) -> Iterator[Conclusion]:
     from ssa.statistics import paired_interval
 
     where = f"noise rate {found.default.noise_rate:g}, L = {found.default.length}"

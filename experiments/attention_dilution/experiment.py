@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
-from experiments.engine.item import Rules, RunItemSettings
+from experiments.engine.experiment import Rules, TrainingSettings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from experiments.engine.study import Study
+    from experiments.engine.context import ExperimentContext
 
 NAMES = {"none": "vanilla", "position": "position-aware", "token": "token-aware", "ssa": "both (SSA)"}
 METRICS = {  # of the attention report, and what a table calls them
@@ -25,33 +25,33 @@ METRICS = {  # of the attention report, and what a table calls them
     "val_loss": "validation loss",
 }
 COMPARED = ("attention_dilution", "query_key_tau_norm", "val_loss")
-STYLES, MARKERS = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1))), ("o", "s", "^", "D")  # distinct in greyscale
+STYLES, MARKERS = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1))), ("o", "s", "^", "D")  # distinct in grayscale
 
 
-class Settings(RunItemSettings):
+class DilutionSettings(TrainingSettings):
     """What its command line sets."""
 
     rules: Rules = Field(description="of model/temperature, the first is what the others are compared with")
 
 
-def run(settings: Settings, study: Study) -> None:
+def run(settings: DilutionSettings, context: ExperimentContext) -> None:
     """Trains each rule with each seed, and measures attention on the probe of the validation split."""
     from experiments.engine.shared_runs import attention_of, run_of, weights_of
     from ssa.record.run_files import read_summary
     from ssa.statistics import paired_interval
 
     cells = [(rule, seed) for rule in settings.rules for seed in range(settings.seeds)]
-    folders = study.train([run_of(settings, rule, seed) for rule, seed in cells])
-    found = study.compute([(attention_of, {"run": str(run), "weights": weights_of(run)}) for run in folders])
+    folders = context.train([run_of(settings, rule, seed) for rule, seed in cells])
+    found = context.compute([(attention_of, {"run": str(run), "weights": weights_of(run)}) for run in folders])
     runs, positions = [], []
     for (rule, seed), folder, attention in zip(cells, folders, found, strict=True):
         numbers = {**attention["metrics"], "val_loss": read_summary(folder)["val/loss"]}
         runs.append({"rule": rule, "seed": seed, **{name: numbers[name] for name in METRICS}, "run": folder.name})
         positions += [{"rule": rule, "seed": seed, **row} for row in _binned(attention["positions"])]
-    study.table("runs", runs)
-    study.table("positions", positions)
+    context.table("runs", runs)
+    context.table("positions", positions)
     base, *others = settings.rules
-    study.summary(
+    context.summary(
         "Attention dilution.",
         [_row(runs, rule, base) for rule in settings.rules],
         "Slope of entropy in log n, entropies and loss in nats; tau norm: operator norm of the query-key matrix times "
@@ -59,11 +59,11 @@ def run(settings: Settings, study: Study) -> None:
         f"intervals (Student's t, {settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed; "
         f"scale={settings.scale}.",
     )
-    _draw(study, positions, settings)
+    _draw(context, positions, settings)
     slope = "attention_dilution"
     for rule in sorted(others, key=lambda rule: rule != "position"):  # the paper's cure first
         name = NAMES.get(rule, rule)
-        study.conclude(
+        context.conclude(
             Conclusion(
                 f"with {name} temperatures attention dilutes less than in {NAMES.get(base, base)}",
                 f"difference of the slopes of entropy in log n, {name} - {NAMES.get(base, base)}",
@@ -104,7 +104,7 @@ def _binned(positions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> None:
+def _draw(context: ExperimentContext, positions: list[dict[str, Any]], settings: DilutionSettings) -> None:
     import numpy as np
 
     from ssa.viz import plot_style
@@ -120,7 +120,7 @@ def _draw(study: Study, positions: list[dict[str, Any]], settings: Settings) -> 
         f"Left: by temperature. Right: difference to {NAMES.get(base, base)} at equal seed. "
         f"Bands: 95 % intervals (Student's t, {settings.seeds} seeds)."
     )
-    with study.figure("dilution", 7, 3.6, caption) as figure:
+    with context.figure("dilution", 7, 3.6, caption) as figure:
         left, right = figure.subplots(1, 2)
         left.plot(n, np.log(n), color=plot_style.GRAY, linestyle=":", label="log n: uniform")
         shades = plot_style.shades(len(settings.rules))

@@ -1,9 +1,10 @@
-"""What an item is: a folder of this package with ``config.yaml``, ``reference.csv``, README and results.
+"""An experiment: a folder of this package with ``config.yaml``, ``reference.csv``, README and results.
 
-``config.yaml`` has a purpose in one line and the values of the settings at each scale.  ``item.py`` has ``Settings``, a
-subclass of `ItemSettings`, and ``run(settings, study)``; without it ``config.yaml`` declares a grid of runs, for which
-`experiments.engine.grid_item` has both.  Imports at the top of ``item.py`` are light: torch and
-matplotlib come when they are used, so that a mistyped key is refused at once.
+``config.yaml`` has a one-line purpose and the values of the settings at each scale.  ``experiment.py`` has
+``run(settings, context)``, where the annotation of ``settings`` names a subclass of `ExperimentSettings`; without
+``experiment.py``, ``config.yaml`` declares a grid of runs, for `experiments.engine.grid_experiment`.  Top-level imports
+of ``experiment.py`` are light: torch and matplotlib are imported where they are used, so that a mistyped key is refused
+at once.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.model.config import PositiveInt, Section
 
-ITEMS = Path(__file__).parents[1]  # a folder for each
+EXPERIMENTS = Path(__file__).parents[1]  # a folder for each
 SHARED = Path(__file__).parent  # settings of all
 
 
-class ItemSettings(Section):
-    """What every item can be told.  Fields without a default have their values in the item's ``config.yaml``."""
+class ExperimentSettings(Section):
+    """Settings of every experiment.  Fields without a default have their values in ``config.yaml``."""
 
     scale: Scale = Field(
         "laptop", description="smoke: seconds; laptop: minutes on two cores; gpu; paper: as large as makes sense"
@@ -38,12 +39,10 @@ class ItemSettings(Section):
     jobs: PositiveInt = Field(2, description="processes at once, of one thread each; no number depends on it")
     to: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="folder for tables and figures; null: the item's own results/, or with other settings than the "
-        "scale's a folder of their own under output_dir",
+        description="folder for tables and figures; null: results/ of the experiment, or a folder under output_dir "
+        "where settings differ from the scale's",
     )
-    output_dir: Annotated[str, Field(min_length=1)] = Field(
-        "outputs", description="where runs and parts of them are kept"
-    )
+    output_dir: Annotated[str, Field(min_length=1)] = Field("outputs", description="folder for runs and cached jobs")
     rerun: bool = Field(False, description="compute again what is kept")
 
 
@@ -53,8 +52,8 @@ BOOKKEEPING |= {"launcher_overrides"}
 _OCCASIONAL = {"scale", "jobs", "rerun", "plan", "fail_fast", "source"}
 
 
-class TheoryItemSettings(ItemSettings):
-    """Of items whose seeds are trained together."""
+class TheorySettings(ExperimentSettings):
+    """Settings of experiments whose seeds are trained together."""
 
     vectorized: bool = Field(
         True,
@@ -71,8 +70,8 @@ def _distinct(rules: list[str]) -> list[str]:
 Rules = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
 
 
-class RunItemSettings(ItemSettings):
-    """Of items that are made of training runs, which they share where these are equal."""
+class TrainingSettings(ExperimentSettings):
+    """Settings of experiments made of training runs.  Equal runs are shared between experiments."""
 
     train: list[str] = Field(
         description="overrides of train.py for every run, between commas, in place of all of the scale's: with scale="
@@ -90,7 +89,7 @@ class RunItemSettings(ItemSettings):
 
 
 @dataclass(frozen=True)
-class Item:
+class Experiment:
     """A table or figure of the paper, by the name of its folder."""
 
     name: str
@@ -98,7 +97,7 @@ class Item:
     @property
     def folder(self) -> Path:
         """Where it is."""
-        return ITEMS / self.name
+        return EXPERIMENTS / self.name
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -112,33 +111,35 @@ class Item:
     def values(self, scale: str) -> dict[str, Any]:
         """The settings at a scale: those under ``all``, then the scale's own; of runs, those of ``runs.yaml`` first."""
         shared = {}
-        if issubclass(self.settings, RunItemSettings):
+        if issubclass(self.settings, TrainingSettings):
             shared["train"] = _load(SHARED / ("grids.yaml" if self.grid else "runs.yaml"))[scale]
         return {**shared, **(self._config.get("all") or {}), **self._config["scales"][scale]}
 
     @property
     def grid(self) -> dict[str, Any] | None:
-        """What ``config.yaml`` declares, of an item that is one; see `experiments.engine.grid.Grid`."""
+        """What ``config.yaml`` declares, of an experiment that is one; see `experiments.engine.grid.Grid`."""
         found: dict[str, Any] | None = self._config.get("grid")
         return found
 
     @property
-    def settings(self) -> type[ItemSettings]:
+    def settings(self) -> type[ExperimentSettings]:
         """What its command line sets."""
-        found: type[ItemSettings] = self._module.Settings
+        found: type[ExperimentSettings] = getattr(self._module, self.run.__annotations__["settings"])
         return found
 
     @property
     def run(self) -> Callable[[Any, Any], None]:
-        """Of settings and a `Study`: computes it, and writes tables, figures and conclusions to the study."""
+        """Function of the settings and an `ExperimentContext` that computes the experiment."""
         found: Callable[[Any, Any], None] = self._module.run
         return found
 
     @property
     def _module(self) -> Any:
-        return importlib.import_module("experiments.engine.grid_item" if self.grid else f"experiments.{self.name}.item")
+        return importlib.import_module(
+            "experiments.engine.grid_experiment" if self.grid else f"experiments.{self.name}.experiment"
+        )
 
-    def is_as_scaled(self, settings: ItemSettings) -> bool:
+    def is_as_scaled(self, settings: ExperimentSettings) -> bool:
         """Whether the settings are those of the scale, but for what decides no number."""
         plain: Mapping[str, Any] = settings.model_dump(exclude=BOOKKEEPING)
         scaled = self.settings(**{**self.values(settings.scale), "scale": settings.scale}).model_dump(
@@ -146,7 +147,7 @@ class Item:
         )
         return plain == scaled
 
-    def command(self, settings: ItemSettings) -> str:
+    def command(self, settings: ExperimentSettings) -> str:
         """What is typed for these settings, but for what belongs to one occasion."""
         scaled = self.settings(**{**self.values(settings.scale), "scale": settings.scale}).model_dump()
         plain = settings.model_dump(exclude=_OCCASIONAL)
@@ -158,21 +159,21 @@ def _typed(value: Any) -> str:
     return "null" if value is None else ",".join(value) if isinstance(value, list) else str(value)
 
 
-def items() -> list[Item]:
+def all_experiments() -> list[Experiment]:
     """All of them, by name."""
-    return [Item(path.parent.name) for path in sorted(ITEMS.glob("*/config.yaml"))]
+    return [Experiment(path.parent.name) for path in sorted(EXPERIMENTS.glob("*/config.yaml"))]
 
 
-def find(name: str) -> Item:
+def find_experiment(name: str) -> Experiment:
     """One by its name.
 
     Raises:
         UserError: there is none.
     """
-    names = [item.name for item in items()]
+    names = [experiment.name for experiment in all_experiments()]
     if name not in names:
-        raise UserError(f"{name}: no such item{closest(name, names)}; valid: {', '.join(names)}")
-    return Item(name)
+        raise UserError(f"{name}: no such experiment{closest(name, names)}; valid: {', '.join(names)}")
+    return Experiment(name)
 
 
 def _load(path: Path) -> dict[str, Any]:

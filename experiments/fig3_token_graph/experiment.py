@@ -6,25 +6,25 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from experiments.engine.conclusion import Conclusion, shown
-from experiments.fig3_token_graph.cells import LABELS, Cell, Settings, cells, part
+from experiments.fig3_token_graph.cells import LABELS, TokenGraphCell, TokenGraphGridSettings, cached_job, cells
 
 if TYPE_CHECKING:
-    from experiments.engine.study import Row, Study
+    from experiments.engine.context import ExperimentContext, TableRow
 
 
-def run(settings: Settings, study: Study) -> None:
+def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
     """Trains every method at every rate in every cell."""
     from experiments.fig3_token_graph import figures
 
     found = cells(settings)
     keys = [(cell, method, lr) for cell in found for method in cell.methods for lr in cell.rates]
-    parts = [part(settings, method, lr, cell.seeds, **cell.changes) for cell, method, lr in keys]
-    for (cell, method, lr), (_, arguments), value in zip(keys, parts, study.compute(parts), strict=True):
+    jobs = [cached_job(settings, method, lr, cell.seeds, **cell.changes) for cell, method, lr in keys]
+    for (cell, method, lr), (_, arguments), value in zip(keys, jobs, context.compute(jobs), strict=True):
         cell.found[method, lr] = value
         cell.widths[method] = arguments["width"]
-    study.table("runs", list(_runs(found)))
-    study.table("differences", list(_differences(found)))
-    study.summary(
+    context.table("runs", list(_runs(found)))
+    context.table("differences", list(_differences(found)))
+    context.summary(
         "Token graph: how far the learned transition matrix is from P*.",
         list(_summary(found)),
         f"Mean [95 % interval] over {settings.seeds} seeds (default) or {settings.grid_seeds} (other cells), which "
@@ -32,14 +32,14 @@ def run(settings: Settings, study: Study) -> None:
         "Cross-entropy less the graph's entropy, nats a token. L1: sum over tokens of |P - P*|, mean under pi. "
         "Less vanilla: paired at equal seed. Paper: no number of this figure is known.",
     )
-    figures.matrices(study, settings, found[0])
-    figures.grid(study, settings, found)
-    figures.rates(study, settings, found[0])
+    figures.matrices(context, settings, found[0])
+    figures.grid(context, settings, found)
+    figures.rates(context, settings, found[0])
     for conclusion in _conclusions(found[0]):
-        study.conclude(conclusion)
+        context.conclude(conclusion)
 
 
-def _runs(found: list[Cell]) -> Iterator[Row]:
+def _runs(found: list[TokenGraphCell]) -> Iterator[TableRow]:
     for cell in found:
         for (method, lr), value in cell.found.items():
             for seed, one in enumerate(value["runs"]):
@@ -48,7 +48,7 @@ def _runs(found: list[Cell]) -> Iterator[Row]:
                 yield {**where, "seed": seed, "parameters": value["parameters"], **measured}
 
 
-def _differences(found: list[Cell]) -> Iterator[Row]:
+def _differences(found: list[TokenGraphCell]) -> Iterator[TableRow]:
     for cell in found:
         for baseline in cell.methods:
             for quantity in ("excess", "l1", "l1_nodes") if baseline != "ssa" else ():
@@ -58,8 +58,8 @@ def _differences(found: list[Cell]) -> Iterator[Row]:
                     yield {**where, **cell.difference(baseline, quantity, tuned=tuned)._asdict()}
 
 
-def _summary(found: list[Cell]) -> Iterator[Row]:
-    from experiments.engine.study import references
+def _summary(found: list[TokenGraphCell]) -> Iterator[TableRow]:
+    from experiments.engine.context import references
     from ssa.statistics import mean_interval, paired_interval
 
     paper = {row["method"]: row["value"] for row in references("fig3_token_graph") if row["quantity"] == "excess"}
@@ -81,7 +81,7 @@ def _summary(found: list[Cell]) -> Iterator[Row]:
             }
 
 
-def _conclusions(cell: Cell) -> Iterator[Conclusion]:
+def _conclusions(cell: TokenGraphCell) -> Iterator[Conclusion]:
     more = cell.found["wider", cell.rates[0]]["parameters"] - cell.found["ssa", cell.rates[0]]["parameters"]
     wider = f"the wider vanilla's, which has {more} more parameters than SSA"
     closer = "SSA's transition matrix is closer to P* in"
