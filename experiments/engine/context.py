@@ -69,7 +69,7 @@ class ExperimentContext:
         except OSError as error:
             where = f"to={self.folder}, output_dir={settings.output_dir}"
             raise UserError(f"{where}: no folder that can be written to ({error.strerror})") from None
-        self._facts = environment.describe().facts
+        self._facts = environment.describe(()).facts
         self._commit = str((self._facts["git"] or {}).get("commit"))
         self._jobs = JobCache(kept, experiment.name, self._commit, settings.jobs, settings.rerun, console)
         self.conclusions: list[Conclusion] = []
