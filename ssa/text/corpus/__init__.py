@@ -36,8 +36,8 @@ class Source(Protocol):
 class Corpus:
     """The documents of train, validation and test, streamed: memory stays flat however many there are.
 
-    Splits that the source lacks are held out of its train set by place: of every 1/``validation_fraction`` documents one is
-    validation and one is test.  Where there are fewer documents than that, they are first cut into passages at blank
+    Splits that the source lacks are held out of its train set by place: of every 1/``validation_fraction`` documents
+    one is validation and one is test.  Where there are fewer documents than that, they are first cut into passages at blank
     lines (about four for each such turn), and neighboring passages of one split stay one document.
     """
 

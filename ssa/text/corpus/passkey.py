@@ -75,8 +75,8 @@ class PassKeys:
     """Training texts: key, first sentence of the filler and place of the key drawn uniformly, the number of sentences
     log-uniformly, so that most are short.  The filler goes round in one order: what is left to learn is the key.
 
-    ``data.max_documents`` texts are in the train split (null: `DOCUMENTS`), ``data.validation_fraction`` times as many in each of
-    the others.
+    ``data.max_documents`` texts are in the train split (null: `DOCUMENTS`), ``data.validation_fraction`` times as many
+    in each of the others.
     """
 
     splits = frozenset({"train", "validation", "test"})
