@@ -37,8 +37,8 @@ class Corpus:
     """The documents of train, validation and test, streamed: memory stays flat however many there are.
 
     Splits that the source lacks are held out of its train set by place: of every 1/``validation_fraction`` documents
-    one is validation and one is test.  Where there are fewer documents than that, they are first cut into passages at blank
-    lines (about four for each such turn), and neighboring passages of one split stay one document.
+    one is validation and one is test.  Where there are fewer documents than that, they are first cut into passages at
+    blank lines (about four for each such turn), and neighboring passages of one split stay one document.
     """
 
     def __init__(self, source: Source, validation_fraction: float, max_documents: int | None) -> None:
