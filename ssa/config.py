@@ -7,8 +7,6 @@ is imported, each in one line that names the field, the value and what is valid.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -16,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ssa.config_errors import one_line
 from ssa.errors import UserError
+from ssa.files import hash_of
 from ssa.model.config import (
     Fraction,
     ModelConfig,
@@ -222,7 +221,7 @@ class Config(Section):
     @property
     def run_id(self) -> str:
         """The model, its size, the temperature, the data and the seed in words, then a hash of `identity`."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        digest = hash_of(self.identity())
         words = (self.model.name, self.model.size, self.model.temperature.name, self.data.name, f"s{self.seed}")
         return "-".join((*words, digest[:10]))
 

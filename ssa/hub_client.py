@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ssa.cache_files import read_checked, write_checked
 from ssa.errors import UserError, first_line
+from ssa.files import read_checked, write_checked
 
 RepoKind = Literal["dataset", "model"]
 Field = Literal["data.path", "data.tokenizer", "init_from", "text"]  # of the config, that named the repository

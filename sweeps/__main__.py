@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import Field
 
 from ssa.command_line.settings import program
 from ssa.errors import UserError
+from ssa.files import acquire, release
 from ssa.model.config import PositiveInt, Section
 from sweeps.declaration import Sweep, load
 
@@ -67,12 +68,10 @@ def run(file: Path, settings: Settings) -> None:
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     folder = Path(settings.output_dir, "sweeps", file.stem)
-    lock = FileLock(folder / ".lock", timeout=1)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = acquire(folder / ".lock", timeout=1)
     except Timeout:
-        raise UserError(f"{folder}: another process is at this sweep; wait for it, or stop it") from None
+        raise UserError(f"{folder}: this sweep is already running in another process") from None
     except OSError as error:
         raise UserError(f"output_dir={settings.output_dir}: {folder} cannot be written: {error.strerror}") from None
     before = signal.signal(signal.SIGTERM, _interrupt)
@@ -80,7 +79,7 @@ def run(file: Path, settings: Settings) -> None:
         _search(file, sweep, settings, (*sweep.overrides, *more), folder)
     finally:
         signal.signal(signal.SIGTERM, before)
-        lock.release()
+        release(lock)
 
 
 def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...], folder: Path) -> None:

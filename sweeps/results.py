@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Column, Table
 
-from ssa.record.run_files import write_atomic
+from ssa.files import write_atomic
 from sweeps.declaration import Sweep, typed
 
 _BEST = 5

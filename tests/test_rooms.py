@@ -22,9 +22,9 @@ ROOMS = [
     ["ssa/text/"],
     ["ssa/theory/", "ssa/viz/"],
     ["ssa/device.py", "ssa/hub_client.py"],
-    ["ssa/cache_files.py", "ssa/config.py"],
+    ["ssa/config.py"],
     ["ssa/model/"],
-    ["ssa/atomic.py", "ssa/config_errors.py", "ssa/perplexity.py", "ssa/statistics.py"],
+    ["ssa/config_errors.py", "ssa/files.py", "ssa/perplexity.py", "ssa/statistics.py"],
     ["ssa/errors.py"],
 ]
 

@@ -7,9 +7,7 @@ all at once, when the experiment finishes.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -32,10 +30,11 @@ from experiments.engine.conclusion import Conclusion
 from experiments.engine.experiment import BOOKKEEPING, EXPERIMENTS, Experiment, ExperimentSettings
 from experiments.engine.job_cache import CachedJob, JobCache
 from ssa.errors import UserError
+from ssa.files import hash_of, to_json, write_atomic, write_json
 from ssa.launch.pool import train
 from ssa.launch.run import Run
 from ssa.record import environment
-from ssa.record.run_files import read_environment, read_summary, to_json, write_atomic, write_json
+from ssa.record.run_files import read_environment, read_summary
 from ssa.report import tables
 from ssa.viz import plot_style
 
@@ -80,8 +79,7 @@ class ExperimentContext:
     def _default_folder(self) -> Path:
         if self.experiment.is_as_scaled(self.settings):
             return self.experiment.folder / "results"
-        values = json.dumps(self.settings.model_dump(exclude=BOOKKEEPING), sort_keys=True)
-        digest = hashlib.sha256(values.encode()).hexdigest()[:8]
+        digest = hash_of(self.settings.model_dump(exclude=BOOKKEEPING))[:8]
         return Path(self.settings.output_dir) / "experiments" / self.experiment.name / digest
 
     def compute(self, jobs: Sequence[CachedJob]) -> list[Any]:

@@ -10,10 +10,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from filelock import FileLock
 from rich.console import Console
 
 from ssa.errors import UserError
+from ssa.files import locked
 from ssa.launch.processes import context, live_with
 from ssa.launch.run import Run
 
@@ -68,13 +68,9 @@ def _evaluate(job: tuple[str, str, tuple[str, ...]]) -> str:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         began = file.tell()
-    lock = FileLock(run.with_name(f".{run.name}.evaluation.lock"))
     try:
-        with lock:  # what another launcher is at is waited for, and then finished before
-            try:
-                evaluation.evaluate(parse(EvaluateSettings, [f"run={run}", *arguments]))
-            finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
+        with locked(run.with_name(f".{run.name}.evaluation.lock")):  # then what another launcher evaluated is kept
+            evaluation.evaluate(parse(EvaluateSettings, [f"run={run}", *arguments]))
     except UserError as error:
         sys.stdout.flush()
         printed = log.read_bytes()[began:].decode(errors="replace").splitlines()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.engine.source_hash import source_hash
 from ssa.errors import UserError
+from ssa.files import hash_of, read_json, write_json
 from ssa.launch.processes import context, live_with
-from ssa.record.run_files import read_json, write_json
 
 CachedJob = tuple[Callable[..., Any], dict[str, Any]]  # a function of a module, and its arguments by name, plain values
 _LINES_SECONDS = 15.0  # between lines of progress where there is no terminal
@@ -132,5 +130,5 @@ def _keep(file: Path, job: CachedJob, commit: str) -> None:
 
 def _name(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """Of the file that keeps a job: the function, and a hash of its arguments and of the code it rests on."""
-    key = json.dumps([function.__qualname__, arguments, source_hash(function.__module__)], sort_keys=True)
-    return f"{function.__name__}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    key = hash_of([function.__qualname__, arguments, source_hash(function.__module__)])
+    return f"{function.__name__}-{key[:16]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import sysconfig
@@ -13,9 +12,9 @@ from typing import Any
 
 from experiments.engine.experiment import TrainingSettings
 from ssa.errors import UserError
+from ssa.files import hash_of_bytes, write_atomic
 from ssa.launch.run import Run
-from ssa.record.run_files import write_atomic
-from ssa.record.run_model import best_weights
+from ssa.record.run_model import hash_of_weights
 
 
 def run_of(settings: TrainingSettings, rule: str, seed: int, instead: Sequence[str] | None = None) -> Run:
@@ -34,8 +33,7 @@ def run_of(settings: TrainingSettings, rule: str, seed: int, instead: Sequence[s
 
 def weights_of(run: Path) -> str:
     """A hash of a run's best weights: what tells one state of a run folder from another."""
-    with best_weights(run).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+    return hash_of_weights(run)[:10]
 
 
 def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
@@ -70,7 +68,7 @@ def _source_code(folder: Path, write: bool) -> Path:
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    path = folder / f"standard_library-{hashlib.sha256(lines.encode()).hexdigest()[:8]}.jsonl"
+    path = folder / f"standard_library-{hash_of_bytes(lines.encode())[:8]}.jsonl"
     if write and not path.is_file():
         write_atomic(path, lines)
     return path

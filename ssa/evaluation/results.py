@@ -18,7 +18,7 @@ from typing import Any
 from ssa.errors import UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.task import Metric, Outcome
-from ssa.record.run_files import read_json, write_json
+from ssa.files import read_json, write_json
 
 Result = dict[str, Any]
 

@@ -7,7 +7,6 @@ written under this project's own parameter names, with the source that computes 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ssa.config import Config
 from ssa.errors import UserError
+from ssa.files import replacing
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES, Family
@@ -105,7 +105,7 @@ def _kept_files(config: Config) -> dict[str, str]:
     if "tokenizer.json" in files and "tokenizer_config.json" in files:
         return files
     print(
-        f"{config.init_from}: its tokenizer files are not to be had; special tokens and templates are left out",
+        f"{config.init_from}: tokenizer files not available; special tokens and templates are left out",
         flush=True,
     )
     return {}
@@ -190,21 +190,18 @@ def _without_added_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | 
 
 
 def _write(target: Path, texts: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
-        for name, text in texts.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        weights = partial / "model.safetensors"
-        save_file(contiguous, weights, metadata={"format": "pt"})
-        shutil.copymode(partial / "config.json", weights)  # safetensors lets no one else read it
-        partial.replace(target)
+        with replacing(target) as partial:
+            partial.mkdir(parents=True)
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            weights = partial / "model.safetensors"
+            save_file(contiguous, weights, metadata={"format": "pt"})
+            shutil.copymode(partial / "config.json", weights)  # safetensors lets no one else read it
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"to={target}: cannot be written ({reason})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _json(values: dict[str, Any]) -> str:

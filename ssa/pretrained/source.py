@@ -5,7 +5,6 @@ Nothing heavy is imported: a mistyped name is refused at once.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from ssa.config_errors import one_line, shown
 from ssa.errors import UserError
+from ssa.files import cache_root, hash_of, hash_of_file, parse_json
 from ssa.model.config import ModelConfig
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, Family
 
@@ -148,9 +148,7 @@ def weights_hash(init_from: str) -> str:
     Raises:
         UserError: as `weight_files`.
     """
-    from ssa.cache_files import cache_root, hash_of, hash_of_file
-
-    return hash_of([hash_of_file(path, cache_root(None)) for path in weight_files(init_from)])
+    return hash_of([[hash_of_file(path, cache_root(None)) for path in weight_files(init_from)]])
 
 
 def size_label(init_from: str) -> str:
@@ -237,14 +235,9 @@ def _json_of(init_from: str, filename: str) -> dict[str, Any]:
     if path is None:
         raise UserError(f"init_from={init_from}: {_why_absent(init_from, filename)}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), f"init_from={init_from}: {filename}")
     except OSError as error:
         raise UserError(f"init_from={init_from}: {filename} cannot be read ({error.strerror})") from None
-    except ValueError as error:  # not JSON, not UTF-8
-        raise UserError(f"init_from={init_from}: {filename} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"init_from={init_from}: {filename} is damaged: it holds no JSON object")
-    return values
 
 
 def _file(init_from: str, filename: str) -> Path | None:

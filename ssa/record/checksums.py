@@ -8,16 +8,12 @@ Not covered are files of W&B's own, hidden files (locks, files half written), an
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ssa.errors import UserError
-from ssa.record.run_files import read_json, write_json
+from ssa.files import hash_of, hash_of_bytes, hash_of_file, locked, read_json, write_json
 
 SUMMARY = "summary.json"
 KEYS = ("files", "sha256")  # of the summary, beside its results
@@ -49,11 +45,8 @@ def reseal(folder: Path, since: float) -> None:
     if not (folder / SUMMARY).is_file():
         return
     lock = folder.resolve().with_name(f".{folder.resolve().name}.seal")
-    with FileLock(lock):
-        try:
-            _take_in(folder, since)
-        finally:
-            lock.unlink(missing_ok=True)  # before the release: after it, it may be another process's
+    with locked(lock):
+        _take_in(folder, since)
 
 
 def _take_in(folder: Path, since: float) -> None:
@@ -118,13 +111,11 @@ def _checksum(path: Path) -> dict[str, Any]:
     stat = path.stat()
     if stat.st_size <= _LARGE:
         return _checksum_of(path.read_bytes())
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"sha256": hash_of_file(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _checksum_of(content: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return {"sha256": hash_of_bytes(content), "bytes": len(content)}
 
 
 def _with_own(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,5 +124,4 @@ def _with_own(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_values(values: Mapping[str, Any]) -> str:
-    plain = {key: value for key, value in values.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hash_of({key: value for key, value in values.items() if key != "sha256"})

@@ -3,14 +3,12 @@
 Every file but metrics.jsonl is replaced as a whole, so that a reader sees the old one or the new one.  metrics.jsonl
 only grows, a line a write: a kill can tear its last line, which readers skip and a resumed run cuts off.
 
-JSON has no NaN or infinity.  They are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which
-``float()`` takes, and come back as floats from `read_rows` and `read_summary`.
+NaN and infinities are written as strings, see `ssa.files.to_json`, and come back as floats.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,12 @@ from typing import Any, Literal, get_args
 
 import yaml  # type: ignore[import-untyped]
 
-from ssa.atomic import replacing
 from ssa.config import Config, parse
 from ssa.errors import UserError
+from ssa.files import parse_json, read_json, to_json
 
 State = Literal["running", "finished", "interrupted", "failed"]
 Row = dict[str, Any]
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def load_status(folder: str | Path) -> Status:
     """
     path = Path(folder) / "status.json"
     try:
-        status = Status(**read_json(path))
+        status = Status(**_read(folder, "status.json"))
     except TypeError:
         raise UserError(f"{path} is damaged: it has not the fields of a status") from None
     if status.status not in get_args(State):
@@ -83,7 +79,7 @@ def read_rows(folder: str | Path) -> list[Row]:
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no metrics.jsonl")
     *lines, _torn = path.read_bytes().split(b"\n")
-    return [_parse(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
+    return [parse_json(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
@@ -92,7 +88,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is none yet, or it is damaged.
     """
-    return read_json(Path(folder) / "summary.json")
+    return _read(folder, "summary.json")
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:
@@ -101,7 +97,7 @@ def read_environment(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is no environment.json, or it is damaged.
     """
-    return read_json(Path(folder) / "environment.json")
+    return _read(folder, "environment.json")
 
 
 def check_unchanged(folder: str | Path, config: Config) -> None:
@@ -121,65 +117,16 @@ def config_changes(before: Config, after: Config) -> list[str]:
     return list(_differences(before.identity(), after.identity()))
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces the file as a whole: after a crash it is the old one or the new one."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replaces a JSON file as a whole."""
-    write_atomic(path, to_json(values))
-
-
-def to_json(values: Mapping[str, Any]) -> str:
-    """The text of a JSON file."""
-    return json.dumps(_to_finite(values), indent=2, allow_nan=False) + "\n"
-
-
 def to_line(row: Mapping[str, Any]) -> str:
     """A row as a line of metrics.jsonl."""
-    return json.dumps(_to_finite(row), allow_nan=False) + "\n"
+    return to_json(row, indent=None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file that `write_json` wrote.
-
-    Raises:
-        UserError: there is none yet, or it is damaged.
-    """
-    try:
-        return _parse(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}: not a run folder, or not that far") from None
-
-
-def _parse(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = _to_floats(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is damaged: it holds no JSON object")
-    return values
-
-
-def _to_finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {key: _to_finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_finite(item) for item in value]
-    return value
-
-
-def _to_floats(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_floats(item) for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+def _read(folder: str | Path, name: str) -> dict[str, Any]:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise UserError(f"{folder} has no {name}: not a run folder, or a run that has not got that far")
+    return read_json(path)
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ssa.config import Config, DataConfig
 from ssa.errors import UserError
+from ssa.files import cache_root, hash_of_file
 from ssa.record.run_files import load_config
 
 if TYPE_CHECKING:
@@ -134,6 +135,11 @@ def continue_text(
     )
     write(stream.flush())
     return ids + new
+
+
+def hash_of_weights(folder: str | Path) -> str:
+    """SHA-256 of a run's best weights."""
+    return hash_of_file(best_weights(folder), cache_root(None))
 
 
 def best_weights(folder: str | Path) -> Path:

@@ -29,8 +29,10 @@ from typing import Any, Self
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
+from ssa import files
 from ssa.config import Config
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.files import to_json, write_atomic, write_json
 from ssa.record.checksums import sealed
 from ssa.record.environment import Environment
 from ssa.record.run_files import (
@@ -42,10 +44,7 @@ from ssa.record.run_files import (
     load_status,
     read_environment,
     read_rows,
-    to_json,
     to_line,
-    write_atomic,
-    write_json,
 )
 
 _LOCK_SECONDS = 1.0  # `read_status` holds the lock for an instant, which must not look like another run
@@ -190,9 +189,7 @@ class RunRecord:
     def close(self) -> None:
         """Gives the lock back."""
         if self._lock.is_locked:
-            with suppress(OSError):
-                Path(self._lock.lock_file).unlink()  # before the release: after it, it may be another process's
-            self._lock.release()
+            files.release(self._lock)
         for parent in self._made:
             with suppress(OSError):
                 parent.rmdir()  # refused unless it is empty, as after a failed start
@@ -262,16 +259,7 @@ def read_status(folder: str | Path) -> Status:
 
 def is_locked(folder: Path) -> bool:
     """Whether a process is at the run, also before it has written anything."""
-    path = _lock_path(folder)
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # not ours to open: whoever made it may be alive
-        return True
+    return files.is_locked(_lock_path(folder))
 
 
 def _lock_path(folder: Path) -> Path:
@@ -281,15 +269,12 @@ def _lock_path(folder: Path) -> Path:
 
 
 def _lock(folder: Path) -> FileLock:
-    lock = FileLock(_lock_path(folder), timeout=_LOCK_SECONDS, thread_local=False)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        return files.acquire(_lock_path(folder), _LOCK_SECONDS)
     except Timeout:
         raise UserError(f"{folder} is in use by {_holder(folder)}: wait for it, or stop it") from None
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; output_dir=FOLDER sets another place") from None
-    return lock
 
 
 def _holder(folder: Path) -> str:

@@ -21,8 +21,9 @@ import pandas as pd
 import yaml  # type: ignore[import-untyped]
 
 from ssa.errors import UserError
+from ssa.files import read_json
 from ssa.record.checksums import KEYS, damage
-from ssa.record.run_files import read_json, read_rows
+from ssa.record.run_files import read_rows
 from ssa.record.run_record import read_status
 from ssa.record.run_rows import SECTIONS, FoundRun, table
 

@@ -10,7 +10,6 @@ Rows carry ``step`` and ``tokens`` and never W&B's own ``step=``, which drops ro
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shlex
@@ -22,7 +21,8 @@ from typing import Any, Literal, Self
 
 from ssa.config import Config, LoggerConfig
 from ssa.errors import EXIT_INTERRUPTED, UserError, first_line
-from ssa.record.run_files import read_rows, write_json
+from ssa.files import read_json_or_none, write_json
+from ssa.record.run_files import read_rows
 from ssa.record.run_record import RunRecord, read_status
 
 Mode = Literal["disabled", "offline", "online"]  # from the least to the most
@@ -225,10 +225,7 @@ def choose_mode(logger: LoggerConfig) -> tuple[Mode, str]:
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:
     """The W&B runs of a run so far; none where wandb.json is damaged, which is only a convenience."""
-    with suppress(OSError, ValueError, KeyError):
-        known: list[dict[str, Any]] = json.loads((folder / "wandb.json").read_text())["attempts"]
-        return known
-    return []
+    return list((read_json_or_none(folder / "wandb.json") or {}).get("attempts", []))
 
 
 def _key_problem() -> str | None:

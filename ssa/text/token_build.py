@@ -24,8 +24,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ssa.cache_files import hash_of_file, read_json, write_atomically, write_json
 from ssa.errors import UserError
+from ssa.files import hash_of_bytes, hash_of_file, read_json_or_none, replacing, write_atomic, write_json
 from ssa.text.corpus import Corpus
 from ssa.text.tokenization import Tokenizer
 
@@ -140,13 +140,14 @@ def tokenise_chunk(chunk: Chunk) -> Record:
     tokenizer = _tokenizer(chunk.tokenizer, chunk.definition)
     tokens = np.concatenate(list(_encode(tokenizer, chunk.texts)))
     content = tokens.tobytes()
-    write_atomically(chunk.path.with_suffix(".bin"), content)
+    chunk.path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(chunk.path.with_suffix(".bin"), content)
     record = {
         "tokens": len(tokens),
         "documents": len(chunk.texts),
         "words": sum(len(text.split()) for text in chunk.texts),
         "bytes": sum(len(text.encode()) for text in chunk.texts),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": hash_of_bytes(content),
     }
     write_json(chunk.path.with_suffix(".json"), record)
     return record
@@ -169,7 +170,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray[Any, 
 
 def _completed(path: Path) -> Record | None:
     """The record of ``path.bin`` if it was written to its end and still is what was written."""
-    record, content = read_json(path.with_suffix(".json")), path.with_suffix(".bin")
+    record, content = read_json_or_none(path.with_suffix(".json")), path.with_suffix(".bin")
     if record is None or not content.exists():
         return None
     return record if hash_of_file(content, path.parent) == record.get("sha256") else None
@@ -179,12 +180,10 @@ def _assemble(folder: Path, split: str, records: list[Record], tokenizer: Tokeni
     start = np.array([tokenizer.end_of_text], dtype=token_dtype(tokenizer)).tobytes()
     chunks = [_chunk_path(folder, split, number).with_suffix(".bin") for number in range(len(records))]
     digest = hashlib.sha256()
-    temporary = folder / f"{split}.tmp"
-    with temporary.open("wb") as stream:
+    with replacing(folder / f"{split}.bin") as partial, partial.open("wb") as stream:
         for content in chain([start], (chunk.read_bytes() for chunk in chunks)):
             digest.update(content)
             stream.write(content)
-    os.replace(temporary, folder / f"{split}.bin")
     record = {name: sum(record[name] for record in records) for name in _COUNTS}
     record |= {"tokens": record["tokens"] + 1, "sha256": digest.hexdigest()}
     write_json(folder / f"{split}.json", record)

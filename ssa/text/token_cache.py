@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssa.cache_files import cache_root, hash_of, hash_of_file, read_json, write_json, writing_to
 from ssa.config import DataConfig
 from ssa.errors import UserError
+from ssa.files import cache_root, hash_of, hash_of_file, locked, read_json_or_none, write_json, writing_cache
 from ssa.text.corpus import SPLITS, Corpus, open_corpus
 from ssa.text.token_build import OnChunk, build_split, token_dtype
 from ssa.text.token_progress import TokenProgress
@@ -125,7 +124,7 @@ def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpu
     """
     corpus = open_corpus(data)
     tokenizer = load_tokenizer(data, corpus)
-    key = hash_of(FORMAT, corpus.fingerprint, tokenizer.hash)
+    key = hash_of([FORMAT, corpus.fingerprint, tokenizer.hash])
     root = cache_root(data.cache_dir)
     folder = root / "tokens" / f"{data.source}-{key[:16]}"
     manifest = _read_manifest(folder, key, root)
@@ -144,7 +143,7 @@ def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
     """The manifest of a cache that is whole, or what is wrong with it (nothing, where there is none)."""
     if not folder.exists():
         return ""
-    manifest = read_json(folder / _MANIFEST)
+    manifest = read_json_or_none(folder / _MANIFEST)
     if manifest is None:
         return "the manifest is damaged"
     if manifest.get("key") != key:
@@ -163,7 +162,8 @@ def _build(
     """Tokenize into ``folder.building`` and rename that, so that a folder of the final name is always complete."""
     building = folder.with_name(f"{folder.name}.building")
     root = cache_root(data.cache_dir)
-    with writing_to(building.parent), _locked(folder):
+    lock, waiting = folder.with_name(f"{folder.name}.lock"), f"{folder}: another process is building it; waiting"
+    with writing_cache(building.parent), locked(lock, waiting=waiting):
         manifest = _read_manifest(folder, key, root)  # another process may have built it meanwhile
         if not isinstance(manifest, str):
             return manifest
@@ -186,20 +186,3 @@ def _build(
 def _description(data: DataConfig) -> dict[str, Any]:
     """For a reader of the manifest."""
     return data.model_dump(mode="json", exclude={"cache_dir", "workers", "block_size", "max_eval_tokens"})
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the others wait, and say so."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{folder}: another process is building it; waiting", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

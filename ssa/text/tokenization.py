@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssa.cache_files import cache_root, hash_of, read_checked, write_checked
 from ssa.config import DataConfig
 from ssa.errors import UserError
+from ssa.files import cache_root, hash_of, read_checked, write_checked
 from ssa.hub_client import ask_or_recall, download
 from ssa.text.corpus import Corpus
 
@@ -57,7 +57,7 @@ class Tokenizer:
     @functools.cached_property
     def hash(self) -> str:
         """The sha256 of its definition."""
-        return hash_of(json.loads(self.definition))
+        return hash_of([json.loads(self.definition)])
 
     @property
     def definition(self) -> str:
@@ -146,7 +146,7 @@ def train_bpe(texts: Iterator[str], entries: int) -> str:
 
 def _trained(entries: int, data: DataConfig, corpus: Corpus) -> Tokenizer:
     """From the cache, or trained now."""
-    key = hash_of("bpe", entries, _TRAINED_ON, corpus.fingerprint)
+    key = hash_of(["bpe", entries, _TRAINED_ON, corpus.fingerprint])
     path = cache_root(data.cache_dir) / "tokenizers" / f"{data.tokenizer}-{key[:16]}.json"
     kept = read_checked(path)
     if kept is None:
@@ -158,7 +158,7 @@ def _trained(entries: int, data: DataConfig, corpus: Corpus) -> Tokenizer:
 
 
 def _from_hub(name: str, cache_dir: str | None) -> Tokenizer:
-    record = cache_root(cache_dir) / "tokenizers" / f"hub-{hash_of(name)[:16]}.json"
+    record = cache_root(cache_dir) / "tokenizers" / f"hub-{hash_of([name])[:16]}.json"
 
     def ask(_: dict[str, Any] | None) -> dict[str, Any]:
         return {"definition": _read(name, download(name, "tokenizer.json", "model"))}

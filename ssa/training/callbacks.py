@@ -16,10 +16,10 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from ssa.atomic import replacing
 from ssa.config import TrainerConfig
 from ssa.device import peak_memory_bytes
 from ssa.errors import EXIT_INTERRUPTED, TrainingDiverged
+from ssa.files import replacing
 from ssa.training.lit_module import LanguageModule
 
 _TIMED = 3  # steps whose duration is that of the others; the first one warms up, or compiles

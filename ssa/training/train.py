@@ -22,12 +22,13 @@ from ssa.device import (
     resolve_precision,
 )
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.files import write_atomic
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files, weights_hash
 from ssa.record import checksums, environment, wandb_mirror
 from ssa.record.checkpoint import load_weights, read_step
-from ssa.record.run_files import read_summary, write_atomic
+from ssa.record.run_files import read_summary
 from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssa.atomic import replacing
+from ssa.files import replacing
 
 if TYPE_CHECKING:
     import numpy.typing as npt

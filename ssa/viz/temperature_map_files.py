@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, chop_cells
 
-from ssa.atomic import replacing
 from ssa.errors import UserError
+from ssa.files import write_atomic
 from ssa.viz import plot_style
 from ssa.viz.temperature_map import RGB, TemperatureView, color
 
@@ -77,8 +77,8 @@ def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureVi
     more = [_FOLDED.format(over=html.escape(other.over), view=_html_of(other)) for other in folded]
     what, stops = html.escape(view.legend[0]), ", ".join(_hex(color(value, view.reach)) for value in view.scale(3))
     page = _PAGE.format(what=what, stops=stops, views="\n".join([_html_of(view), *more]))
-    with _faults_of("html", path), replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8", newline="\n")
+    with _faults_of("html", path):
+        write_atomic(path, page)
 
 
 def _html_of(view: TemperatureView) -> str:

@@ -250,7 +250,7 @@ def test_two_at_the_same_task(run: Path, launch: Launch) -> None:
     with Journal.alone(run / "evaluation", "perplexity", identity):
         code, out, err = launch(*arguments, "rerun=true")
     assert (code, err) == (2, "error: tasks: 1 of 2 failed: perplexity\n")
-    assert "another process is at the very same task, perplexity" in out
+    assert "task perplexity is already running in another process" in out
     assert launch(*arguments, "rerun=true").code == 0
 
 

@@ -19,7 +19,8 @@ import yaml
 from conftest import ROOT
 
 from ssa.errors import UserError
-from ssa.record.run_files import load_config, load_status, read_rows, read_summary, write_json
+from ssa.files import write_json
+from ssa.record.run_files import load_config, load_status, read_rows, read_summary
 from ssa.record.run_record import RunRecord
 from ssa.record.run_rows import FIXED, FoundRun, table
 from ssa.record.runs import curves, load

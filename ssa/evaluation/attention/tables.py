@@ -33,8 +33,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssa.atomic import replacing
 from ssa.evaluation.attention.measure import Array, Measured, correlation, slope
+from ssa.files import replacing
 
 Tables = dict[str, pa.Table]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssa.config import Config
 from ssa.errors import UserError
+from ssa.files import hash_of, parse_json
 from ssa.model.config import ModelConfig
 from ssa.pretrained.source import describe, size_label, small_files, weights_hash
 
@@ -59,7 +59,6 @@ class EvaluatedModel:
         Raises:
             UserError: there is no such model, or it cannot be used so.
         """
-        from ssa.cache_files import hash_of
         from ssa.device import resolve_device
 
         self.init_from, self._tokenizer = init_from, tokenizer
@@ -76,7 +75,7 @@ class EvaluatedModel:
             self.name, label = init_from, re.sub(r"[^A-Za-z0-9._-]+", "-", init_from).strip("-.")
             if Path(init_from).expanduser().is_dir():
                 self.name = str(Path(init_from).expanduser().resolve())
-                label = f"{size_label(init_from)}-{hash_of(self.name)[:6]}"
+                label = f"{size_label(init_from)}-{hash_of([self.name])[:6]}"
             self.folder = Path(output_dir) / "pretrained" / label
         self.context_length = self._context(context)
         self.device = resolve_device(device, field="device")
@@ -90,10 +89,9 @@ class EvaluatedModel:
     def _hash_of_weights(self) -> str:
         if self.init_from is not None:
             return weights_hash(self.init_from)
-        from ssa.cache_files import cache_root, hash_of_file
-        from ssa.record.run_model import best_weights
+        from ssa.record.run_model import hash_of_weights
 
-        return hash_of_file(best_weights(self.folder), cache_root(None))
+        return hash_of_weights(self.folder)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -220,12 +218,7 @@ class EvaluatedModel:
         """The first of these that a pretrained model's files name, else end-of-text."""
         contents = small_files(self._tokenizer_home, _TOKENIZER_FILES) if self.init_from is not None else {}
         for name, content in contents.items():
-            try:
-                values = json.loads(content)
-            except ValueError as error:
-                raise UserError(f"{self._tokenizer_home}: {name} is damaged: {error}") from None
-            if not isinstance(values, dict):
-                raise UserError(f"{self._tokenizer_home}: {name} is damaged: it holds no JSON object")
+            values = parse_json(content, f"{self._tokenizer_home}: {name}")
             for key in keys:
                 token = values.get(key)
                 token = token.get("content") if isinstance(token, dict) else token

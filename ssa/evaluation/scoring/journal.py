@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from ssa.cache_files import hash_of
-from ssa.errors import UserError
+from ssa.files import hash_of, locked
 
 
 class Journal:
@@ -23,7 +22,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, task: str, of: object) -> None:
-        self.path = folder / f".{task}.{hash_of(of)[:12]}.journal"
+        self.path = folder / f".{task}.{hash_of([of])[:12]}.journal"
         self._known: dict[str, Any] = {}
         self._read()
 
@@ -35,19 +34,9 @@ class Journal:
         Raises:
             UserError: another one has it.
         """
-        from filelock import FileLock, Timeout
-
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{task}.{hash_of(of)[:12]}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"{folder}: another process is at the very same task, {task}") from None
-        try:
+        lock = folder / f".{task}.{hash_of([of])[:12]}.lock"
+        with locked(lock, in_use=f"{folder}: task {task} is already running in another process"):
             yield cls(folder, task, of)
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
 
     def get(self, asked: object) -> Any:
         """The answer, None where there is none yet."""
@@ -81,4 +70,4 @@ class Journal:
 
 
 def _key(asked: object) -> str:
-    return hash_of(asked)[:32]
+    return hash_of([asked])[:32]

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ssa.cache_files import cache_root, hash_of, hash_of_file
 from ssa.errors import UserError, first_line
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
+from ssa.files import cache_root, hash_of, hash_of_file
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
 from ssa.text.tokenization import Tokenizer
 
@@ -48,7 +48,7 @@ class EvaluationText:
     @property
     def hash(self) -> str:
         """Of what it is."""
-        return hash_of(self.documents)[:16]
+        return hash_of([self.documents])[:16]
 
     def stream(self, tokenizer: Tokenizer) -> TokenSplit:
         """As training reads it: end-of-text, then each document followed by end-of-text."""
@@ -75,7 +75,7 @@ def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict
         if evaluated.config is None:
             raise UserError(f"text={name}: a split of a run; of a pretrained model: wikitext, or files, 'books/*.txt'")
         return {**chosen, "data_hash": _data_hash(evaluated)}
-    content = hash_of([hash_of_file(path, cache_root(None)) for path in _files(name)])
+    content = hash_of([[hash_of_file(path, cache_root(None)) for path in _files(name)]])
     return {**chosen, "text_column": settings.text_column, "data_hash": content}
 
 

@@ -12,8 +12,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ssa.atomic import replacing
 from ssa.errors import UserError
+from ssa.files import write_atomic
 from ssa.record import runs as run_store
 from ssa.report.cells import lines_of
 from ssa.report.page.results import Item, items
@@ -35,8 +35,7 @@ def write(settings: ReportSettings) -> Path:
     path = Path(settings.to) / "index.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_atomic(path, text)
     except OSError as error:
         raise UserError(f"to={settings.to}: cannot be written ({error.strerror})") from None
     return path

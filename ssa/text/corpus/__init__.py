@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import count, groupby, islice
 from typing import Protocol
 
-from ssa.cache_files import hash_of
 from ssa.config import DataConfig
+from ssa.files import hash_of
 from ssa.text.corpus import readers
 
 SPLITS = ("train", "validation", "test")
@@ -36,9 +36,9 @@ class Source(Protocol):
 class Corpus:
     """The documents of train, validation and test, streamed: memory stays flat however many there are.
 
-    Splits that the source lacks are held out of its train set by place: of every 1/``validation_fraction`` documents
-    one is validation and one is test.  Where there are fewer documents than that, they are first cut into passages at
-    blank lines (about four for each such turn), and neighboring passages of one split stay one document.
+    Splits that the source lacks are held out of its train set by position: of every 1/``validation_fraction``
+    documents one is validation and one is test.  With fewer documents than that, they are first cut into passages at
+    blank lines (about four per 1/``validation_fraction``); neighboring passages of one split stay one document.
     """
 
     def __init__(self, source: Source, validation_fraction: float, max_documents: int | None) -> None:
@@ -51,7 +51,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """A hash of the text and of what is in which split."""
         period = self._period if self._missing else None
-        return hash_of(self._source.fingerprint, sorted(self._missing), period, self._max_documents)
+        return hash_of([self._source.fingerprint, sorted(self._missing), period, self._max_documents])
 
     def documents(self, split: str) -> Iterator[str]:
         """The documents of ``train``, ``validation`` or ``test``, those of nothing but white space left out."""

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from typing import Any
 
-from ssa.cache_files import cache_root, hash_of
 from ssa.config import DataConfig
 from ssa.errors import UserError
+from ssa.files import cache_root, hash_of
 from ssa.hub_client import ask_or_recall, current_commit, download, faults_as_user_errors
 from ssa.text.corpus import readers
 
@@ -50,7 +50,7 @@ class HubDataset:
     @property
     def fingerprint(self) -> str:
         """Of the commit, not of the branch that led to it."""
-        return hash_of("hub", self.repo, self._config, self.resolved.commit, self._column)
+        return hash_of(["hub", self.repo, self._config, self.resolved.commit, self._column])
 
     def documents(self, split: str) -> Iterator[str]:
         """Rows; of WikiText, whose rows are lines, articles."""
@@ -82,7 +82,7 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
 def _resolve(data: DataConfig) -> Resolved:
     """Ask the Hub; what was found for the same commit is not looked for again."""
     asked = (data.path, data.config, data.revision)
-    record = cache_root(data.cache_dir) / "hub" / f"{hash_of(*asked)[:16]}.json"
+    record = cache_root(data.cache_dir) / "hub" / f"{hash_of(asked)[:16]}.json"
     return Resolved(**ask_or_recall(record, str(data.path), functools.partial(_look_up, data)))
 
 

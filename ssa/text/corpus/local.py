@@ -6,9 +6,9 @@ import glob
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssa.cache_files import cache_root, hash_of, hash_of_file
 from ssa.config import DataConfig
 from ssa.errors import UserError
+from ssa.files import cache_root, hash_of, hash_of_file
 from ssa.text.corpus import readers
 
 
@@ -35,7 +35,7 @@ class LocalFiles:
             split: [(readers.kind_of(path), self._hashes[path]) for path in paths]
             for split, paths in self.files.items()
         }
-        return hash_of("text", self._column, readers.LONGEST_TEXT, contents)
+        return hash_of(["text", self._column, readers.LONGEST_TEXT, contents])
 
     def documents(self, split: str) -> Iterator[str]:
         """Of every file of a split, one file after the other."""

@@ -15,8 +15,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ssa.cache_files import hash_of
 from ssa.config import DataConfig
+from ssa.files import hash_of
 
 DOCUMENTS = 100_000  # in the train split, where data.max_documents does not say
 VERSION = 1  # raise it when a text is drawn or put together in another way
@@ -75,8 +75,8 @@ class PassKeys:
     """Training texts: key, first sentence of the filler and place of the key drawn uniformly, the number of sentences
     log-uniformly, so that most are short.  The filler goes round in one order: what is left to learn is the key.
 
-    ``data.max_documents`` texts are in the train split (null: `DOCUMENTS`), ``data.validation_fraction`` times as many
-    in each of the others.
+    The train split has ``data.max_documents`` texts (null: `DOCUMENTS`), each other split ``data.validation_fraction``
+    times as many.
     """
 
     splits = frozenset({"train", "validation", "test"})
@@ -94,7 +94,7 @@ class PassKeys:
     def fingerprint(self) -> str:
         """Of the words and of how they are drawn."""
         words = (INTRODUCTION, KEY_SENTENCE, QUESTION, FILLER)
-        return hash_of("passkey", VERSION, words, self.sentences.start, self.sentences.stop, self._counts)
+        return hash_of(["passkey", VERSION, words, self.sentences.start, self.sentences.stop, self._counts])
 
     def documents(self, split: str) -> Iterator[str]:
         """Of one split."""

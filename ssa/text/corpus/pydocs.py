@@ -7,7 +7,6 @@ one topic; every docstring occurs once, so that none is in two splits.
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import os
 import sys
@@ -17,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-from ssa.cache_files import hash_of
 from ssa.errors import UserError
+from ssa.files import hash_of, hash_of_bytes
 
 PROSE_VERSION = 1  # raise it when a document is put together in another way
 TOPICS = "pydoc_data.topics"
@@ -40,8 +39,8 @@ class PyDocs:
     @property
     def fingerprint(self) -> str:
         """Of the Python version, the sources and the way they are read."""
-        contents = [(name, hashlib.sha256(source).hexdigest()) for name, source in self._sources.items()]
-        return hash_of("pydocs", PROSE_VERSION, sys.version_info[:3], self._held_out, contents)
+        contents = [(name, hash_of_bytes(source)) for name, source in self._sources.items()]
+        return hash_of(["pydocs", PROSE_VERSION, sys.version_info[:3], self._held_out, contents])
 
     def documents(self, split: str) -> Iterator[str]:
         """Parsed once and kept (about 2 MB).
@@ -61,7 +60,7 @@ class PyDocs:
     def _split_of(self, module: str) -> str:
         if module == TOPICS:
             return "train"
-        place = int.from_bytes(hashlib.sha256(module.encode()).digest()[:8]) / 2**64
+        place = int(hash_of_bytes(module.encode())[:16], 16) / 2**64
         return "test" if place < self._held_out else "validation" if place < 2 * self._held_out else "train"
 
 

@@ -95,7 +95,7 @@ def test_one_process_at_a_time_has_it(path: Path) -> None:
 
     with alone() as journal:
         assert journal.get("question 1") == ANSWERS["question 1"]
-        with pytest.raises(UserError, match="another process is at the very same task, task"), alone():
+        with pytest.raises(UserError, match="task task is already running in another process"), alone():
             pass
         with alone("something else") as other:
             assert other.get("question 1") is None

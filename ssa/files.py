@@ -1,0 +1,256 @@
+"""Files: atomic writes, JSON, SHA-256 hashes, locks, and the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ssa.errors import UserError
+
+ALWAYS_HASHED = 256 << 20  # bytes; a larger file is hashed again only when its size or time has changed
+_REMEMBERED = "file_hashes.json"
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` for a file or a folder, moved to ``path`` in one step if the block succeeds.
+
+    After a crash ``path`` is the old one or the new one.  A folder replaces nothing or an empty folder.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if partial.is_file():
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file; text is UTF-8.  After a crash it is the old one or the new one."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically; see `to_json`."""
+    write_atomic(path, to_json(values))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file written by `write_json`.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return parse_json(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}") from None
+
+
+def read_json_or_none(path: Path) -> dict[str, Any] | None:
+    """The same; None where the file is missing, unreadable or damaged."""
+    try:
+        return read_json(path)
+    except (UserError, OSError):
+        return None
+
+
+def to_json(values: Mapping[str, Any], indent: int | None = 2) -> str:
+    """JSON text with a final newline; ``indent=None`` puts it on one line.
+
+    JSON has no NaN or infinity: they become the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which
+    ``float()`` accepts and `parse_json` turns back into floats.
+    """
+    return json.dumps(_to_finite(values), indent=indent, allow_nan=False) + "\n"
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
+    """The object that `to_json` wrote.
+
+    Args:
+        text: in UTF-8.
+        where: its file (and line), for the error message.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    try:
+        values = _to_floats(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is damaged: it holds no JSON object")
+    return values
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """What `write_checked` wrote; None where the file is missing, damaged or changed."""
+    stored = read_json_or_none(path) or {}
+    content = stored.get("content")
+    return content if isinstance(content, dict) and stored.get("sha256") == hash_of([content]) else None
+
+
+def write_checked(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with its checksum to the cache, atomically.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    with writing_cache(path.parent):
+        write_json(path, {"sha256": hash_of([content]), "content": content})
+
+
+def hash_of(value: object) -> str:
+    """SHA-256 of a value that JSON can represent, in hexadecimal; the order of keys does not matter."""
+    return hash_of_bytes(json.dumps(value, sort_keys=True).encode())
+
+
+def hash_of_bytes(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def hash_of_file(path: Path, cache: Path | None = None) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Args:
+        path: of the file.
+        cache: a folder that remembers the hashes of files over `ALWAYS_HASHED`, by size and time.
+    """
+    status = path.stat()
+    if cache is None or status.st_size <= ALWAYS_HASHED:
+        return _read_and_hash(path)
+    name, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+    remembered = read_json_or_none(cache / _REMEMBERED) or {}
+    if remembered.get(name, [])[:2] == stamp:
+        return str(remembered[name][2])
+    digest = _read_and_hash(path)
+    with suppress(OSError):  # a read-only cache remembers nothing
+        cache.mkdir(parents=True, exist_ok=True)
+        write_json(cache / _REMEMBERED, {**remembered, name: [*stamp, digest]})
+    return digest
+
+
+@contextmanager
+def locked(path: Path, in_use: str | None = None, waiting: str | None = None, timeout: float = 0) -> Iterator[None]:
+    """Hold a lock file, which is removed afterwards, against other processes.
+
+    Args:
+        path: of the lock file.
+        in_use: the error if another process still holds it after ``timeout`` seconds; None: wait for it.
+        waiting: a line to print before waiting.
+        timeout: seconds.
+
+    Raises:
+        UserError: ``in_use``.
+        OSError: the lock file cannot be written.
+    """
+    try:
+        lock = acquire(path, timeout)
+    except Timeout:
+        if in_use is not None:
+            raise UserError(in_use) from None
+        if waiting is not None:
+            print(waiting, flush=True)
+        lock = acquire(path)
+    try:
+        yield
+    finally:
+        release(lock)
+
+
+def acquire(path: Path, timeout: float = -1) -> FileLock:
+    """A lock that this process holds until `release`; prefer `locked` where a block is enough.
+
+    Raises:
+        filelock.Timeout: another process still holds it after ``timeout`` seconds (-1: wait).
+        OSError: the lock file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False)
+    lock.acquire(timeout=timeout)
+    return lock
+
+
+def release(lock: FileLock) -> None:
+    """Release a lock and remove its file."""
+    with suppress(OSError):
+        Path(lock.lock_file).unlink()  # before the release: afterwards it may be another process's
+    lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock file."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # no permission to open it: its owner may be alive
+        return True
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """``data.cache_dir``, else ``$SSA_CACHE_DIR``, else ``~/.cache/ssa``; absolute, not yet created."""
+    chosen = cache_dir or os.environ.get("SSA_CACHE_DIR") or "~/.cache/ssa"
+    return Path(chosen).expanduser().absolute()
+
+
+@contextmanager
+def writing_cache(folder: Path) -> Iterator[None]:
+    """Create a cache folder, and turn every `OSError` in the block into a `UserError`.
+
+    Raises:
+        UserError: the folder or a file in it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cache: cannot write to {error.filename or folder} ({reason}); "
+            "set data.cache_dir or SSA_CACHE_DIR to a writable folder with free space"
+        ) from error
+
+
+def _read_and_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _to_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_finite(item) for item in value]
+    return value
+
+
+def _to_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_floats(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
