@@ -1,4 +1,4 @@
-"""Device, precision and attention backend: what `auto` means here, decided in one place and said aloud."""
+"""Device, precision and attention backend, with `auto` resolved for the hardware; peak memory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ BACKENDS = {
 
 
 def resolve_device(name: str, field: str = "trainer.device") -> torch.device:
-    """``auto`` is cuda, else mps, else cpu; ``field`` is what an error calls it.
+    """The device; ``auto``: cuda, else mps, else cpu.  Errors name ``field``.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not available.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -40,7 +40,7 @@ def resolve_device(name: str, field: str = "trainer.device") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` is bf16-mixed where the hardware multiplies bf16 matrices fast, else 32-true."""
+    """``auto``: bf16-mixed if the hardware has fast bf16 matrix multiplication, else 32-true."""
     if name == "bf16-mixed" or (name == "auto" and _fast_bf16(device)):
         return "bf16-mixed"
     return "32-true"
@@ -63,10 +63,10 @@ def attention_kernels(name: str) -> AbstractContextManager[object]:
 def attention_backend(
     model: ModelConfig, trainer: TrainerConfig, length: int, device: torch.device, masked: bool = False
 ) -> str:
-    """The backend that attention of this shape, dtype and dropout runs on; ``masked``: with `causal_mask` given.
+    """The backend that runs attention of this shape, dtype and dropout; ``masked``: with `causal_mask`.
 
     Raises:
-        UserError: the backend asked for cannot do it.
+        UserError: the requested backend does not support it.
     """
     dtype = torch.bfloat16 if resolve_precision(trainer.precision, device) == "bf16-mixed" else torch.float32
     shape = (trainer.micro_batch_size, model.n_head, length, model.d_head)
@@ -76,7 +76,7 @@ def attention_backend(
     how: dict[str, Any] = {"dropout_p": model.dropout, "is_causal": not masked}
     how["enable_gqa"] = model.kv_heads != model.n_head
     choice = SDPBackend.ERROR.value
-    if device.type == "mps":  # torch has one way there, and no such question
+    if device.type == "mps":  # torch has only one backend there, and no query for it
         choice = SDPBackend.MATH.value
     else:
         with attention_kernels(trainer.attention_backend), suppress(RuntimeError):  # no viable backend
@@ -90,7 +90,7 @@ def attention_backend(
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """From here on `peak_memory_bytes` is of one job, where the system can forget an earlier peak: CUDA, Linux."""
+    """Restart the measurement of `peak_memory_bytes`, where the system supports it: CUDA, Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
@@ -98,7 +98,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory: allocated on a CUDA device, else the peak resident set of this process."""
+    """Peak memory: allocated on the CUDA device, else the peak resident set size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError, StopIteration):
@@ -109,5 +109,5 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """``cpu``, ``mps``, or ``cuda`` with the card's name."""
+    """``cpu``, ``mps``, or ``cuda`` with the name of the GPU."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

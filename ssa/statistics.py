@@ -1,4 +1,4 @@
-"""How sure a number is."""
+"""Confidence intervals and significance tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Estimate(NamedTuple):
-    """A mean over n runs, and an interval for what it estimates; nan where n is too small for one."""
+    """The mean of n values with a confidence interval; nan if n is too small for one."""
 
     mean: float
     low: float
@@ -18,23 +18,23 @@ class Estimate(NamedTuple):
     n: int
 
     def exponential(self) -> Estimate:
-        """Of ratios, from that of their logarithms: a geometric mean; sd stays that of the logarithms."""
+        """From the estimate of log ratios, that of the ratios: a geometric mean; sd stays that of the logarithms."""
         return self._replace(mean=math.exp(self.mean), low=math.exp(self.low), high=math.exp(self.high))
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a proportion (JASA 22, 1927), which holds near 0 and 1 and for small n too.
+    """Wilson score interval of a proportion (JASA 22, 1927), also valid near 0 and 1 and for small n.
 
     Args:
         successes: from 0 to n.
         n: independent trials, at least 1.
-        confidence: how often the interval is to hold the true proportion.
+        confidence: coverage probability.
 
     Raises:
-        ValueError: out of range.
+        ValueError: an argument is out of range.
     """
     if not 0 <= successes <= n or n < 1 or not 0 < confidence < 1:
-        raise ValueError(f"{successes} of {n} at {confidence}: no proportion")
+        raise ValueError(f"{successes} of {n} at {confidence}: not a proportion")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share, spread = successes / n, z * z / n
     center = (share + spread / 2) / (1 + spread)
@@ -43,14 +43,14 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Student's interval of the mean of n independent values, such as one a seed; needs scipy.
+    """Student's t interval of the mean of n independent values, such as one per seed; needs scipy.
 
     Raises:
         ValueError: no values.
     """
     n = len(values)
     if n == 0:
-        raise ValueError("no values: they have no mean")
+        raise ValueError("no values")
     mean = math.fsum(values) / n
     if n == 1:
         return Estimate(mean, math.nan, math.nan, math.nan, 1)
@@ -62,22 +62,22 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
 
 
 def paired_interval(values: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """`mean_interval` of the differences ``values - baseline`` at equal place, such as equal seed.
+    """`mean_interval` of the paired differences ``values - baseline``, such as at equal seeds.
 
     Raises:
-        ValueError: not as many of the one as of the other, or none.
+        ValueError: the lengths differ, or there are no values.
     """
     return mean_interval([value - base for value, base in zip(values, baseline, strict=True)], confidence)
 
 
 def paired_p_value(values: Sequence[float], baseline: Sequence[float]) -> float:
-    """Of Student's paired t-test, two-sided: how probable so large a mean difference is if there is none; needs scipy.
+    """Two-sided p-value of Student's paired t-test; needs scipy.
 
-    nan for fewer than 2 pairs, or where a difference is not finite.  Where all differences are the same, 1 if that is 0
-    (scipy: nan), else 0, the limit for ever smaller deviations.
+    nan for fewer than 2 pairs, or if a difference is not finite.  If all differences are equal: 1 if they are 0 (scipy:
+    nan), else 0, the limit of vanishing deviations.
 
     Raises:
-        ValueError: not as many of the one as of the other.
+        ValueError: the lengths differ.
     """
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
     if len(differences) < 2 or not all(math.isfinite(difference) for difference in differences):
@@ -91,10 +91,10 @@ def paired_p_value(values: Sequence[float], baseline: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values of tests made together, by stepping down (Holm, Scand. J. Statist. 6, 1979), in their order.
+    """Holm's step-down adjusted p-values, in the order given (Scand. J. Statist. 6, 1979).
 
-    To call those significant that are at most alpha is to be wrong about any true null with probability at most alpha,
-    however the tests depend on each other.  nan stays nan, and is not counted as a test.
+    Rejecting where they are at most alpha bounds the family-wise error rate by alpha under any dependence.  nan stays
+    nan and is not counted as a test.
 
     Raises:
         ValueError: a p-value below 0 or above 1.
@@ -103,16 +103,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted, highest = [math.nan] * len(p_values), 0.0
     for rank, (p, place) in enumerate(tested):
         if not 0 <= p <= 1:
-            raise ValueError(f"{p}: no p-value")
+            raise ValueError(f"{p}: not a p-value")
         highest = max(highest, min(1.0, (len(tested) - rank) * p))
         adjusted[place] = highest
     return adjusted
 
 
 def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000) -> Estimate:
-    """The percentile bootstrap of the mean over n values (Efron 1979); the same each time; needs scipy.
+    """Percentile bootstrap interval of the mean of n values (Efron 1979), with a fixed seed; needs scipy.
 
-    Of few values it is too narrow: of 5 normal ones, a 95 % interval holds the mean about 85 % of the time.
+    Too narrow for few values: for 5 normal values, a 95 % interval covers the mean about 85 % of the time.
 
     Raises:
         ValueError: no values.
@@ -135,12 +135,12 @@ def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, resamp
 
 
 def jackknife_interval(statistic: Callable[[list[int]], float], n: int, confidence: float = 0.95) -> Estimate:
-    """Of a number that n runs make together, such as how well they agree: by leaving out each run once (Tukey 1958).
+    """Leave-one-out jackknife interval of a statistic of n runs, such as their agreement (Tukey 1958); needs scipy.
 
     Args:
-        statistic: of the runs with these numbers, from 0.
-        n: how many there are; fewer than 3 have no interval.
-        confidence: of Student's interval with the jackknife's standard error.
+        statistic: a function of run indices, from 0.
+        n: number of runs; fewer than 3 have no interval.
+        confidence: of Student's t interval with the jackknife standard error.
     """
     everyone = list(range(n))
     whole = statistic(everyone)

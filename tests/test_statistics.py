@@ -173,7 +173,7 @@ def test_holm_of_four_by_hand_and_of_what_is_no_p_value() -> None:
     )
     assert holm([]) == []
     for wrong in (-0.1, 1.5):
-        with pytest.raises(ValueError, match="no p-value"):
+        with pytest.raises(ValueError, match="not a p-value"):
             holm([0.5, wrong])
 
 

@@ -1,1 +1,1 @@
-"""The paper's theory in small: attention maps by themselves, on tasks whose best answer is known."""
+"""The paper's theory on toy problems: single attention maps on tasks whose optimum is known."""

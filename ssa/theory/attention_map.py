@@ -1,9 +1,9 @@
-"""The attention map of a layer by itself: what the paper's theory speaks of.
+"""A single attention map, the object of the paper's theory.
 
     logits_ij = tau_i x_i^T W x_j        W = W_q^T W_k / sqrt(d), the combined query-key matrix
 
-The temperatures are those of `ssa.model.temperature`, on the query.  Nothing here is causal: every query sees all keys,
-so that there are as many of them, n = K, for each.  Letters: B batch, H heads, Q queries, K keys, d head_dim, D width.
+Temperatures are those of `ssa.model.temperature`, on the query.  Nothing is causal: every query sees all n = K keys.
+Letters: B batch, H heads, Q queries, K keys, d head_dim, D width.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from ssa.model.temperature import build_temperatures, scale
 from ssa.model.temperature_terms import Shape, Tokens
 
 VANILLA = TemperatureConfig(name="none")
-QUERY = TemperatureConfig(name="ssa", query=ScalarTemperature(token="shared", position="log"))  # SSA's, weight-shared
+QUERY = TemperatureConfig(name="ssa", query=ScalarTemperature(token="shared", position="log"))  # SSA, weight-shared
 
 
 class AttentionMap(nn.Module):
-    """Maps of H heads over given vectors.
+    """Attention maps of H heads over given vectors.
 
     Args:
         width: D.
         head_dim: d.
-        temperature: its query's rule is used, `VANILLA` or `QUERY` for example.
+        temperature: only its query terms are used; `VANILLA` or `QUERY`, for example.
         n_head: H.
         seed: of the initial weights.  Equal seeds give equal W_q and W_k, with or without temperatures.
 
-    The projections start as normal(0, 1 / sqrt(D)), without biases, so that vectors of norm sqrt(D) have
-    logits of order 1.
-    Everything is float64: these are small problems, and a rounding is not to decide one.
+    Projections have no biases and start as normal(0, 1 / sqrt(D)), so that vectors of norm sqrt(D) have logits of
+    order 1.  Everything is float64, so that rounding does not affect results.
     """
 
     def __init__(
@@ -49,19 +48,19 @@ class AttentionMap(nn.Module):
             part.initialize(temperatures)  # type: ignore[operator]
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """(B, Q, D), (B, K, D) -> (B, H, Q, K), of which a softmax over the last dimension is the map."""
+        """(B, Q, D), (B, K, D) -> (B, H, Q, K); their softmax over the last dimension is the map."""
         q, k = self._heads(queries, "query"), self._heads(keys, "key")
         tau = self._tau(queries, q, keys.size(-2))
         logits: Tensor = scale(q, tau) @ k.mT * self.head_dim**-0.5
         return logits
 
     def temperatures(self, queries: Tensor, n_keys: int) -> Tensor:
-        """tau of each query, (B, Q, D) -> (B, H, Q): 1 everywhere for a vanilla map."""
+        """tau of each query, (B, Q, D) -> (B, H, Q); 1 everywhere in a vanilla map."""
         tau = self._tau(queries, self._heads(queries, "query"), n_keys)
         return tau.squeeze(-1).expand(queries.size(0), self.n_head, queries.size(1))
 
     def norms(self) -> Tensor:
-        """The operator norm of each head's W, (H,).  A query's logits are bounded by tau times it, for unit vectors."""
+        """Operator norm of each head's W, (H,).  tau times it bounds a query's logits, for unit vectors."""
         shape = (self.n_head, self.head_dim, -1)
         q, k = (self.get_parameter(name).detach().reshape(shape) for name in ("query", "key"))
         norms: Tensor = torch.linalg.matrix_norm(q.mT @ k, 2) * self.head_dim**-0.5
@@ -69,7 +68,7 @@ class AttentionMap(nn.Module):
 
     def _heads(self, x: Tensor, name: str) -> Tensor:
         """(B, T, D) -> (B, H, T, d)."""
-        weight: Tensor = getattr(self, name)  # also where torch.func puts a plain tensor in its place
+        weight: Tensor = getattr(self, name)  # also if torch.func substitutes a plain tensor
         features: Tensor = x @ weight.mT
         return features.reshape(*x.shape[:-1], self.n_head, self.head_dim).transpose(-2, -3)
 
@@ -83,5 +82,5 @@ class AttentionMap(nn.Module):
 
 
 def spikiness(maps: Tensor) -> Tensor:
-    """``1 / (n sum_j p_j^2)``, the share of keys attended to, (..., n) -> (...): lower is spikier."""
+    """``1 / (n sum_j p_j^2)``, the effective fraction of keys attended to, (..., n) -> (...); lower is spikier."""
     return 1 / (maps.size(-1) * maps.square().sum(-1))

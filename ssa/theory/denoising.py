@@ -1,14 +1,14 @@
-"""Denoising: a signal from a context in which some tokens are noise.  The setting of arXiv 2411.12892, table 2.
+"""Denoising: estimate a signal from a context that contains noise tokens (arXiv 2411.12892, table 2).
 
     signal   u ~ N(0, I_m)
     token    with probability 1 - rho clean:  v = u + sigma e, marker +1       e ~ N(0, I_m)
-             with probability rho noise:      v = s e,         marker -1       s = sqrt(1 + sigma^2), or as told
+             with probability rho noise:      v = s e,         marker -1       s = `Task.s`
     vector   x = (v, marker, 0) for each of L tokens; a read-out query (0, 0, 1) attends to all of them; D = m + 2
 
-With the default s a token's kind cannot be told by its norm, only by its marker, which estimators may read.  Signal and
-noise fill the same m coordinates, so that no linear map of the values takes the one and drops the other.
+With the default s, noise and clean tokens have the same expected norm and differ only in the marker, which estimators
+may read.  Signal and noise fill the same m coordinates, so that no linear map of the values separates them.
 
-A risk is per dimension, ``E |estimate - u|^2 / m``.  Letters: B batch, k the number of clean tokens of a context,
+A risk is per dimension, ``E |estimate - u|^2 / m``.  Letters: B batch, k the number of clean tokens in a context,
 binomial(L, 1 - rho).  Closed forms need scipy.
 """
 
@@ -27,9 +27,9 @@ from ssa.model.temperature_terms import Shape, Tokens
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
 from ssa.theory.streams import generator
 
-VALUE = TemperatureConfig(name="value", value=ScalarTemperature(token="shared", position="log"))  # SSA's, weight-shared
-MODEL, DATA, TEST = range(3)  # the first number of a `generator`'s key
-ROWS = 1000  # contexts estimated at once
+VALUE = TemperatureConfig(name="value", value=ScalarTemperature(token="shared", position="log"))  # SSA, weight-shared
+MODEL, DATA, TEST = range(3)  # first number of a `generator` key
+ROWS = 1000  # contexts per batch of estimates
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Task:
     """The data process.
 
     Attributes:
-        length: L, tokens of a context.
+        length: L, tokens per context.
         noise_rate: rho, the probability that a token is noise.
         dimension: m.
-        sigma: standard deviation of a clean token about its signal, above 0.
-        noise_scale: s, standard deviation of a noise token; None: sqrt(1 + sigma^2), that of a clean one.
+        sigma: standard deviation of a clean token around its signal, above 0.
+        noise_scale: s, standard deviation of a noise token; None: sqrt(1 + sigma^2), that of a clean token.
     """
 
     length: int
@@ -62,7 +62,7 @@ class Task:
 
     def draw(self, n: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens x, (n, L, D), and signals u, (n, m), float64."""
-        # normal variates are drawn as float32, three times as fast; they are float64 from there on
+        # Normal variates are drawn in float32, which is three times as fast, then converted to float64.
         signal = torch.randn(n, self.dimension, generator=draws).double()
         noise = torch.randn(n, self.length, self.dimension, generator=draws)
         clean = (torch.rand(n, self.length, 1, generator=draws) >= self.noise_rate).double()
@@ -82,7 +82,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Estimator:
-    """``a_k (sum of the clean v) + b_k (sum of the noise)``: what is linear in v, and else reads only markers."""
+    """``a_k (sum of clean v) + b_k (sum of noise v)``: linear in v with coefficients that depend on markers only."""
 
     clean: Tensor  # a_k, (L + 1,)
     noise: Tensor  # b_k, (L + 1,)
@@ -94,15 +94,15 @@ class Estimator:
         return torch.einsum("bl,blm->bm", torch.where(clean, self.clean[k], self.noise[k]), values)
 
     def risk(self, task: Task) -> float:
-        """Its closed form, ``E[(1 - k a_k)^2 + k sigma^2 a_k^2 + (L - k) s^2 b_k^2]``."""
+        """Closed-form risk, ``E[(1 - k a_k)^2 + k sigma^2 a_k^2 + (L - k) s^2 b_k^2]``."""
         (k, p), a, b = task.counts(), self.clean, self.noise
         return float(p @ ((1 - k * a) ** 2 + k * (task.sigma * a) ** 2 + (task.length - k) * (task.s * b) ** 2))
 
     def shrunk(self, task: Task) -> Estimator:
-        """The multiple of it with the least risk."""
+        """The scalar multiple with the lowest risk."""
         (k, p), a, b = task.counts(), self.clean, self.noise
         square = (k * a) ** 2 + k * (task.sigma * a) ** 2 + (task.length - k) * (task.s * b) ** 2
-        reach, power = p @ (k * a), p @ square  # the risk of c times it is 1 - 2 c reach + c^2 power
+        reach, power = p @ (k * a), p @ square  # risk of the multiple c: 1 - 2 c reach + c^2 power
         factor = reach / power if power > 0 else power
         return Estimator(factor * a, factor * b)
 
@@ -114,13 +114,13 @@ def naive(task: Task) -> Estimator:
 
 
 def clean_average(task: Task) -> Estimator:
-    """The average of the clean tokens, 0 where there are none."""
+    """The average of the clean tokens; 0 if there are none."""
     k, _ = task.counts()
     return Estimator(torch.where(k > 0, 1 / k, 0), torch.zeros_like(k))
 
 
 def bayes(task: Task) -> Estimator:
-    """The posterior mean given the markers, ``(sum of the clean v) / (k + sigma^2)``: nothing has a smaller risk.
+    """The posterior mean given the markers, ``(sum of clean v) / (k + sigma^2)``: the minimum risk.
 
     Its risk is ``E[sigma^2 / (k + sigma^2)]``.
     """
@@ -129,20 +129,20 @@ def bayes(task: Task) -> Estimator:
 
 
 def muted_average(task: Task) -> Estimator:
-    """The best multiple of ``(sum of the clean v) / L``: a uniform map's limit, with every noise value muted."""
+    """The best multiple of ``(sum of clean v) / L``: the limit of a uniform map with all noise values muted."""
     share = naive(task).clean
     return Estimator(share, torch.zeros_like(share)).shrunk(task)
 
 
 def marker_map(task: Task, ratio: float) -> Estimator:
-    """The best multiple of a softmax average in which noise has ``ratio`` times a clean token's weight, 0 < ratio."""
+    """The best multiple of a softmax average in which noise weighs ``ratio`` > 0 times as much as a clean token."""
     k, _ = task.counts()
     weight = 1 / (k + (task.length - k) * ratio)
     return Estimator(weight, ratio * weight).shrunk(task)
 
 
 def best_marker_map(task: Task) -> Estimator:
-    """`marker_map` with the least risk: the limit of vanilla attention whose logits depend on the marker alone."""
+    """`marker_map` with the lowest risk: the limit of vanilla attention whose logits depend on the marker only."""
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(lambda log: marker_map(task, 10**log).risk(task), bounds=(-12, 0), method="bounded")
@@ -159,9 +159,9 @@ FIXED = {
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained: attention with a learned map or the uniform one, 1 / L, and SSA's temperatures on it.
+    """An attention variant: a learned or uniform (1 / L) map, with SSA's temperatures on query or value.
 
-    ``limit`` is the best it can do where map and temperature read the marker alone.
+    ``limit`` is the best estimator it can represent if map and temperature read the marker only.
     """
 
     learned_map: bool
@@ -170,7 +170,7 @@ class Method:
     limit: Callable[[Task], Estimator]
 
 
-# A learned map and muted values reach Bayes itself: clean values weigh 1 / (k + (L - k) r), which is
+# A learned map with muted values reaches the Bayes risk: clean values weigh 1 / (k + (L - k) r), which is
 # 1 / ((1 - r) (k + sigma^2)) for r = sigma^2 / (L + sigma^2).
 METHODS = {
     "vanilla": Method(learned_map=True, query=False, value=False, limit=best_marker_map),
@@ -185,7 +185,7 @@ class Denoiser(nn.Module):
     """One head of attention, ``W_o sum_j p_j tau_v(x_j) W_v x_j``, with W_v of (D, D) and W_o of (m, D).
 
     p is the map of the read-out query (`AttentionMap`), or 1 / L; tau_v is SSA's weight-shared value temperature, or 1.
-    W_v and W_o start as normal(0, 1 / sqrt(D)).  All methods start with the same matrices at equal seed.
+    W_v and W_o start as normal(0, 1 / sqrt(D)); equal seeds give equal start matrices for all methods.
     """
 
     read_out: Tensor
@@ -208,7 +208,7 @@ class Denoiser(nn.Module):
     def denoise(self, tokens: Tensor) -> Tensor:
         """(B, L, D) -> (B, m)."""
         weights = (self.map(tokens) * self.value_temperatures(tokens)).unsqueeze(-2)  # (B, 1, L)
-        pooled = (weights @ tokens).squeeze(-2)  # W_v after the sum in place of before it: the same, and far cheaper
+        pooled = (weights @ tokens).squeeze(-2)  # W_v applied after the sum: same result, far cheaper
         return pooled @ self.value.mT @ self.output.mT
 
     def map(self, tokens: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class Denoiser(nn.Module):
         return self.attention.logits(self.read_out[None], tokens)[:, 0, 0].softmax(-1)
 
     def value_temperatures(self, tokens: Tensor) -> Tensor:
-        """tau_v of each token, (B, L, D) -> (B, L), or (1, 1) where it is 1 for all."""
+        """tau_v of each token, (B, L, D) -> (B, L), or (1, 1) without value temperature."""
         if "value" not in self.temperature:
             return tokens.new_ones(1, 1)
         features = (tokens @ self.value.mT).unsqueeze(1)  # (B, 1, L, D)
@@ -229,10 +229,10 @@ class Denoiser(nn.Module):
 
 @torch.no_grad()
 def simulate(task: Task, estimates: Sequence[Callable[[Tensor], Tensor]], contexts: int, seed: int = 0) -> Tensor:
-    """Squared errors per dimension of functions (B, L, D) -> (B, m), on contexts drawn by the data process itself.
+    """Monte Carlo squared errors per dimension of estimators (B, L, D) -> (B, m).
 
     Returns:
-        (functions, contexts), each function on the same contexts; the mean over contexts estimates the risk.
+        (estimators, contexts), all on the same contexts; the mean over contexts estimates the risk.
     """
     draws, errors = generator(TEST, seed), []
     for start in range(0, contexts, ROWS):

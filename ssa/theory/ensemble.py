@@ -1,7 +1,7 @@
-"""Many small models of one shape trained at once: one member a seed, vectorized by `torch.func.vmap`.
+"""Training of many small models of one shape at once, one per seed, vectorized with `torch.func.vmap`.
 
-Each member is trained exactly as it would be alone, on batches of its own: parameters share no gradient, and Adam works
-element by element.  What is gained is the overhead of thousands of tiny kernels.
+Each member is trained exactly as it would be alone, on its own batches: members share no gradients, and Adam is
+elementwise.  Vectorization saves the launch overhead of thousands of tiny kernels.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def train(
     lr: float,
     vectorized: bool = True,
 ) -> None:
-    """Trains each member in place, by Adam, its rate falling from ``lr`` to 0 along a cosine.
+    """Train each member in place with Adam, with a cosine schedule from ``lr`` to 0.
 
     Args:
-        members: of one shape; ``member(*batch)`` is its loss, a scalar.  Parameters without ``requires_grad`` stay.
-        draw: (member's number, chunk's number) -> the batches of the steps of that chunk; a pure function.
+        members: of one shape; ``member(*batch)`` is a scalar loss.  Parameters without ``requires_grad`` stay fixed.
+        draw: (member index, chunk index) -> batches for the steps of that chunk; a pure function.
         steps: optimizer steps.
-        lr: learning rate at the start.
-        vectorized: False: one member after another; the numbers are the same to rounding, the time is not.
+        lr: initial learning rate.
+        vectorized: False: train members one after another, with equal results up to rounding.
     """
     if not vectorized:
         for number, member in enumerate(members):

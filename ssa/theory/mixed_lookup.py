@@ -1,15 +1,15 @@
-"""Lookup of one item or of a group of them: a task whose ideal attention maps have mixed spikiness.
+"""Lookup of single items and of groups: a task whose ideal attention maps differ in spikiness.
 
 L items are the leaves of a binary tree, numbered as a heap: node 1 is the root, node a has the children 2a and 2a + 1,
-and L, ..., 2L - 1 are the leaves.  Every node has a Gaussian vector; its embedding is the sum of the vectors from the
-root down to it, scaled to norm sqrt(D), so that "scientist" is part of "Hinton".  Embeddings are the same in all
-contexts, like words.  In a context, every item has a new value, normal(0, I) in m dimensions; a query names a node, and
-asks for the mean of the values of the items below it:
+and L, ..., 2L - 1 are the leaves.  Every node has a Gaussian vector; its embedding is the sum of the vectors on the
+path from the root, scaled to norm sqrt(D), so that "scientist" is part of "Hinton".  Embeddings are the same in all
+contexts, like words.  In each context, every item has a new value, normal(0, I) in m dimensions; a query names a node
+and asks for the mean value of the items below it:
 
-    y = P*_a v        P*_a uniform over the 2^l leaves below node a at level l; of spikiness 2^l / L
+    y = P*_a v        P*_a uniform over the 2^l leaves below node a at level l, with spikiness 2^l / L
 
 The model is one layer of attention: logits from embeddings of queries and items, values v, every head with an m x m
-value projection V_h and output projection O_h.  Values being normal, its mean squared error on a node is known exactly:
+value projection V_h and output projection O_h.  As values are normal, its mean squared error on a node is exact:
 
     (1 / m) sum_j || sum_h P_h,aj O_h V_h - P*_aj I ||_F^2
 """
@@ -33,15 +33,15 @@ METHODS: dict[str, TemperatureConfig] = {"vanilla": VANILLA, "ssa": QUERY}
 
 
 def tree_embeddings(items: int, width: int, draws: torch.Generator) -> Tensor:
-    """Of the nodes 1, 2, ..., 2 L - 1 of a tree with L leaves, (2 L - 1, D).  L is a power of 2."""
+    """Embeddings of the nodes 1, 2, ..., 2 L - 1 of a tree with L leaves, (2 L - 1, D).  L is a power of 2."""
     vectors = torch.randn(2 * items - 1, width, generator=draws, dtype=torch.float64)
     for node in range(2, 2 * items):
-        vectors[node - 1] += vectors[node // 2 - 1]  # the parent's is whole already
+        vectors[node - 1] += vectors[node // 2 - 1]  # the parent is already complete
     return F.normalize(vectors, dim=-1) * math.sqrt(width)
 
 
 def ideal_maps(items: int) -> Tensor:
-    """P* of the nodes 1, 2, ..., 2 L - 1, (2 L - 1, L): uniform over the leaves below each."""
+    """P* of the nodes 1, 2, ..., 2 L - 1, (2 L - 1, L): uniform over the leaves below each node."""
     maps = torch.zeros(2 * items, items, dtype=torch.float64)
     maps[items:] = torch.eye(items, dtype=torch.float64)
     for node in range(items - 1, 0, -1):
@@ -50,24 +50,24 @@ def ideal_maps(items: int) -> Tensor:
 
 
 def nodes_at(level: int, items: int) -> range:
-    """Places (node number - 1) of the nodes with 2^level leaves below them; level 0 has the leaves."""
+    """Indices (node number - 1) of the nodes with 2^level leaves below them; level 0 is the leaves."""
     first = items >> level
     return range(first - 1, 2 * first - 1)
 
 
 def balanced_queries(levels: Sequence[int], items: int) -> Tensor:
-    """Places of nodes, (levels * L,): L a level, each node as often as any other of its level."""
+    """Node indices, (levels * L,): L per level, all nodes of a level equally often."""
     return torch.cat([torch.tensor(nodes_at(level, items)).repeat_interleave(1 << level) for level in levels])
 
 
 class MixedLookup(nn.Module):
-    """The layer above; its call gives its loss on a batch.
+    """The attention layer described above; calling it returns the loss on a batch.
 
     Args:
-        nodes: embeddings, (2 L - 1, D), of which the last L are the items'.
+        nodes: embeddings, (2 L - 1, D); the last L are the items.
         attention: the map.
         value_dim: m.
-        draws: of the initial projections, normal(0, 1 / sqrt(m)) and normal(0, 1 / sqrt(H m)).
+        draws: for the initial projections, normal(0, 1 / sqrt(m)) and normal(0, 1 / sqrt(H m)).
     """
 
     nodes: Tensor
@@ -88,12 +88,12 @@ class MixedLookup(nn.Module):
         return (len(self.nodes) + 1) // 2
 
     def maps(self, queries: Tensor | slice = slice(None)) -> Tensor:
-        """P of each node, or of those in given places, (H, 2 L - 1 or B, L)."""
+        """P of all nodes, or of the given node indices, (H, 2 L - 1 or B, L)."""
         x = self.nodes.unsqueeze(0)
         return torch.softmax(self.attention.logits(x[:, queries], x[:, -self.items :])[0], dim=-1)
 
     def forward(self, queries: Tensor, values: Tensor) -> Tensor:
-        """Mean squared error over contexts and dimensions, of places of nodes, (B,), and values, (B, L, m)."""
+        """Mean squared error over contexts and dimensions, for node indices, (B,), and values, (B, L, m)."""
         wanted = (self.ideal[queries].unsqueeze(1) @ values).squeeze(1)  # (B, m)
         return (self.answer(queries, values) - wanted).square().mean()
 
@@ -108,21 +108,20 @@ class MixedLookup(nn.Module):
 
     @torch.no_grad()
     def errors(self) -> Tensor:
-        """The expected squared error on each node, a mean over dimensions, (2 L - 1,)."""
+        """Expected squared error on each node, averaged over dimensions, (2 L - 1,)."""
         read = torch.einsum("hal,hij->alij", self.maps(), self._value_output())
         identity = torch.eye(read.size(-1), dtype=torch.float64)
         return (read - self.ideal[..., None, None] * identity).square().sum((1, 2, 3)) / read.size(-1)
 
     @torch.no_grad()
     def measure(self, levels: Sequence[int]) -> dict[str, Any]:
-        """What came of it on `balanced_queries`, T of them; means are over heads and queries.
+        """Metrics on the T `balanced_queries`; means are over heads and queries.
 
         Returns:
             mse; ``norm``, the mean of ``||W_h||``; ``norm_mean`` and ``norm_max`` of ``tau_i ||W_h||``, the operator
-            norm of the matrix of a query's logits, and ``norm_geometric``, where tau is normalized to geometric mean
-            1 in a head; tau_min, tau_max; spikiness, and its mean absolute difference to the ideal one;
-            ``by_level``: of each level mse, and a mean a head of tau and spikiness; ``tokens``: of heads and queries
-            norm and spikiness, each (H, T).
+            norm of the matrix behind a query's logits, and ``norm_geometric``, with tau normalized to geometric mean 1
+            in each head; tau_min, tau_max; spikiness, and its mean absolute difference from the ideal; ``by_level``:
+            mse per level, tau and spikiness averaged per level and head; ``tokens``: norm and spikiness, each (H, T).
         """
         queries = balanced_queries(levels, self.items)
         x, shape = self.nodes.unsqueeze(0), (self.attention.n_head, len(levels), -1)
@@ -153,10 +152,10 @@ class MixedLookup(nn.Module):
 def draw_batches(
     items: int, levels: Sequence[int], batch: int, value_dim: int, draws: torch.Generator
 ) -> ensemble.Batches:
-    """Batches of a chunk of steps: places of nodes, (CHUNK, B), the level drawn first; values, (CHUNK, B, L, m)."""
+    """Batches for a chunk of steps: node indices, (CHUNK, B), uniform over levels; values, (CHUNK, B, L, m)."""
     pool = balanced_queries(levels, items)
     queries = pool[torch.randint(len(pool), (ensemble.CHUNK, batch), generator=draws)]
-    # Drawn as float32, three times as fast.
+    # Drawn in float32, which is three times as fast.
     values = torch.randn(ensemble.CHUNK, batch, items, value_dim, generator=draws).double()
     return queries, values
 
@@ -175,9 +174,9 @@ def train_lookup(
     seeds: int,
     vectorized: bool,
 ) -> list[dict[str, Any]]:
-    """`MixedLookup.measure` of each seed, all trained as one ensemble.  Each head has D / H dimensions.
+    """Train one `MixedLookup` per seed, as one ensemble, and measure each.  Heads have D / H dimensions.
 
-    Equal seeds have the same tree, initial weights and data, whatever the method.
+    Equal seeds give the same tree, initial weights and data for all methods.
     """
     members = []
     for seed in range(seeds):

@@ -1,4 +1,4 @@
-"""Random numbers: a stream of its own for each purpose, seed and chunk, so that no draw depends on another."""
+"""Independent random streams, one per purpose, seed and chunk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 
 
 def generator(*key: int) -> torch.Generator:
-    """A stream for each key of whole numbers, where zeros at its end do not count.
+    """The random stream of a key of non-negative integers; trailing zeros are ignored.
 
-    A generator's own seed would be cut to 32 bits.
+    Hashed with `SeedSequence`, as `manual_seed` alone uses only 32 bits.
     """
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))

@@ -1,16 +1,16 @@
-"""Given attention maps, and the norm of W that it takes to reach them, with and without temperatures of the queries.
+"""The norm of W needed to fit given attention maps, with and without query temperatures.
 
-N tokens have fixed embeddings, rows of X, (N, D), of norm sqrt(D) as behind an RMSNorm.  A target P*, (N, N), has rows
+N tokens have fixed embeddings, rows of X, (N, D), of norm sqrt(D), as after RMSNorm.  A target P*, (N, N), has rows
 of different spikiness; a map P of logits ``tau_i x_i^T W x_j`` is fitted to it by
 
     mean_i KL(P*_i || P_i)  +  decay * penalty
 
-with one of two penalties.  *effective*: ``mean_i ||tau_i W||_F^2``, of the matrix that a query's logits really come
-from, so that nothing is gained by moving scale from W into tau; about the variance of the logits over keys.
-*weights*: ``(||W_q||_F^2 + ||W_k||_F^2) / (2 sqrt(d))``, plain weight decay, which does not see the temperatures.
+with one of two penalties.  *effective*: ``mean_i ||tau_i W||_F^2``, on the matrix that produces a query's logits, so
+that moving scale from W into tau gains nothing; about the variance of the logits over keys.
+*weights*: ``(||W_q||_F^2 + ||W_k||_F^2) / (2 sqrt(d))``, plain weight decay, which ignores the temperatures.
 
-The decays trace a curve of norm against KL; `at_level` reads off the norm at a given KL.  Every map with temperatures
-can be a vanilla one (tau = 1), so that at the optimum it cannot be worse; the question is by how much it is better.
+The decays trace a curve of norm against KL; `at_level` interpolates the norm at a given KL.  Maps with temperatures
+include vanilla maps (tau = 1), so that at the optimum they cannot be worse; the question is how much better they are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ssa.theory.streams import generator
 
 Family = Literal["scaled", "groups"]
 Penalty = Literal["effective", "weights"]
-Method = Literal["vanilla", "ssa", "free"]  # no temperature, SSA's (weight-shared), one learned scalar a query
+Method = Literal["vanilla", "ssa", "free"]  # no temperature; SSA with weight sharing; one learned scalar per query
 
 
 def embeddings(n: int, width: int, draws: torch.Generator) -> Tensor:
@@ -40,21 +40,21 @@ def embeddings(n: int, width: int, draws: torch.Generator) -> Tensor:
 
 
 def sharpness(n: int, spread: float, mean: float) -> Tensor:
-    """s of n rows, (n,): geometrically even, the largest ``spread`` times the smallest, with this arithmetic mean."""
+    """s of n rows, (n,): log-spaced, the largest ``spread`` times the smallest, with this arithmetic mean."""
     s = spread ** torch.linspace(0, 1, n, dtype=torch.float64)
     return s * (mean / s.mean())
 
 
 def scaled_target(x: Tensor, matrix: Tensor, s: Tensor) -> Tensor:
-    """Softmax of the logits ``s_i x_i^T M x_j``, (N, D), (D, D), (N,) -> (N, N): W = M and tau = s reach it exactly."""
+    """Softmax of ``s_i x_i^T M x_j``, (N, D), (D, D), (N,) -> (N, N); W = M and tau = s reach it exactly."""
     return torch.softmax(s.unsqueeze(-1) * (x @ matrix @ x.mT), dim=-1)
 
 
 def group_sizes(n: int, spread: float) -> list[int]:
-    """k of n rows: geometrically even around n / 8, the largest about ``spread`` times the smallest (rounded).
+    """k of n rows: log-spaced around n / 8, the largest about ``spread`` times the smallest (rounded).
 
     Raises:
-        ValueError: groups of less than one or more than n tokens.
+        ValueError: a group would have fewer than one or more than n tokens.
     """
     if not 1 <= spread <= (n / 8) ** 2 or spread > 64:
         raise ValueError(f"spread={spread:g}: no groups of {n} tokens; valid: 1 to {min(64.0, (n / 8) ** 2):g}")
@@ -72,9 +72,9 @@ def group_target(sizes: Sequence[int], draws: torch.Generator) -> Tensor:
 
 def problem(family: Family, n: int, width: int, spread: float, mean: float, seed: int) -> tuple[Tensor, Tensor]:
     """Embeddings (N, D) and target (N, N) of a seed; M's entries are normal(0, 1 / D), so that logits before s are
-    about normal(0, 1).  ``mean`` is the mean sharpness of the family "scaled", and means nothing to the other.
+    about normal(0, 1).  ``mean`` is the mean sharpness in the family "scaled"; "groups" ignores it.
     """
-    draws = generator(seed)  # for all spreads equal embeddings, and equal M or order of the tokens in a row
+    draws = generator(seed)  # equal embeddings, and equal M or token order per row, for all spreads
     x = embeddings(n, width, draws)
     if family == "groups":
         return x, group_target(group_sizes(n, spread), draws)
@@ -83,14 +83,14 @@ def problem(family: Family, n: int, width: int, spread: float, mean: float, seed
 
 
 class TargetFit(nn.Module):
-    """A map of one head, d = D, over fixed embeddings, whose call gives the loss above.
+    """A single-head map, d = D, over fixed embeddings; calling it returns the loss above.
 
     Args:
         x: embeddings, (N, D).
         target: P*, (N, N).
-        method: where the temperatures come from; "free" ones are ``exp(theta_i)``, theta = 0 at the start.
+        method: source of the temperatures; "free" ones are ``exp(theta_i)``, with theta = 0 at the start.
         decay: strength of the penalty.
-        penalty: which one.
+        penalty: "effective" or "weights".
         seed: of the initial weights.
     """
 
@@ -137,17 +137,17 @@ class TargetFit(nn.Module):
         return self.temperatures().square().mean() * (q.mT @ k).square().sum() / self.map.head_dim
 
     def _weights(self) -> tuple[Tensor, Tensor]:
-        """W_q and W_k, each (d, D), also where torch.func puts plain tensors in their places."""
+        """W_q and W_k, each (d, D), also if torch.func substitutes plain tensors."""
         q, k = (getattr(self.map, name) for name in ("query", "key"))
         return q, k
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """What came of it, over rows: fit, norms, spikiness, temperatures.
+        """Fit, norms, spikiness and temperatures, over rows.
 
-        ``explained`` is the share of the KL of uniform maps (norm 0) that is gone; ``norm_mean`` and ``norm_max`` are
-        of ``tau_i ||W||``, the operator norm of the matrix of a query's logits, ``norm_geometric`` of ``||W||`` with
-        tau normalized to geometric mean 1, ``frobenius`` the root mean square of ``||tau_i W||_F``.
+        ``explained`` is the relative reduction of KL from uniform maps (norm 0); ``norm_mean`` and ``norm_max`` are
+        over ``tau_i ||W||``, the operator norm of the matrix behind a query's logits, ``norm_geometric`` is ``||W||``
+        with tau normalized to geometric mean 1, ``frobenius`` the root mean square of ``||tau_i W||_F``.
         """
         log_maps, tau, norm = self.log_maps(), self.temperatures(), self.map.norms()[0]
         maps, n = log_maps.exp(), len(self.x)
@@ -186,7 +186,7 @@ def fit(
     seeds: int,
     vectorized: bool,
 ) -> list[dict[str, float]]:
-    """One row a seed and decay: those two, and `TargetFit.measure`.  All are fitted as one ensemble."""
+    """`TargetFit.measure` for each seed and decay, all fitted as one ensemble."""
     cases = [(seed, decay) for seed in range(seeds) for decay in decays]
     problems = [problem(family, n, width, spread, mean, seed) for seed in range(seeds)]
     members = [TargetFit(*problems[seed], method, decay, penalty, seed) for seed, decay in cases]
@@ -197,9 +197,9 @@ def fit(
 
 
 def at_level(path: Sequence[Mapping[str, float]], level: float, name: str) -> float:
-    """A quantity of a seed's rows where ``explained`` first reaches a level as the decay falls.
+    """A metric of one seed at the largest decay whose ``explained`` reaches the level.
 
-    Between two decays it is linear in ``explained``.  nan where no two decays bracket the level.
+    Interpolated linearly in ``explained`` between decays; nan if no two decays bracket the level.
     """
     ordered = sorted(path, key=lambda row: -row["decay"])
     for before, after in pairwise(ordered):

@@ -1,10 +1,10 @@
-"""Next-token prediction on a random graph: what one attention map learns of a transition matrix that is known.
+"""Next-token prediction on a random graph: how well one attention map learns a known transition matrix.
 
     P*_ij = 1 / d_i  for the d_i out-neighbors j of node i, else 0
     P_ij  = softmax_j(tau_i e_i^T W e_j)          e: learned embeddings, the layer's map over the vocabulary
 
-The paper's figure 3 and table 1 (arXiv 2411.12892) are of such graphs; its set-up is not known to us, and this one is
-ours.  Letters: V vocabulary, D width.
+The paper's figure 3 and table 1 (arXiv 2411.12892) use such graphs; its setup is not known to us, and this one is ours.
+Letters: V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METHODS = {
     "ssa": QUERY,
     "constant": TemperatureConfig(name="constant", query=ScalarTemperature(base="constant")),
 }
-_GRAPH, _EMBEDDINGS, _DATA = range(3)  # streams of random numbers
+_GRAPH, _EMBEDDINGS, _DATA = range(3)  # random streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +43,15 @@ class TokenGraph:
 
     @classmethod
     def draw(cls, vocabulary: int, degrees: Sequence[int], seed: int) -> TokenGraph:
-        """A random directed graph without loops.
+        """A random directed graph without self-loops.
 
-        Each node has one neighbor along a random cycle through all nodes, so that every node can be reached, and the
-        others uniformly among the rest.
+        One neighbor of each node follows a random cycle through all nodes, so that every node is reachable; the others
+        are uniform among the rest.
 
         Args:
             vocabulary: V.
-            degrees: out-degrees, from 1 to V - 1, given to nodes at random in shares as equal as V allows.
-            seed: of all this.
+            degrees: out-degrees, from 1 to V - 1, assigned to nodes at random, as equally often as V allows.
+            seed: of the graph.
 
         Raises:
             ValueError: no degrees, or one out of range.
@@ -70,40 +70,40 @@ class TokenGraph:
 
     @cached_property
     def degrees(self) -> Tensor:
-        """How many out-neighbors each node has, (V,), int64."""
+        """Out-degree of each node, (V,), int64."""
         return (self.transitions > 0).sum(1)
 
     @cached_property
     def stationary(self) -> Tensor:
-        """Pi, the share of time spent at each node in the long run, (V,): pi P* = pi, of sum 1."""
+        """Stationary distribution pi, (V,): pi P* = pi."""
         size = self.transitions.size(0)
         system = self.transitions.mT - torch.eye(size, dtype=torch.float64)
-        system[-1] = 1  # any one equation follows from the others: the sum takes its place
+        system[-1] = 1  # one equation is redundant: replaced by sum(pi) = 1
         pi: Tensor = torch.linalg.solve(system, torch.eye(size, dtype=torch.float64)[-1])
         return pi
 
     @property
     def floor(self) -> float:
-        """The least cross-entropy there is, ``sum_i pi_i log d_i``, in nats a token."""
+        """Entropy rate, the minimum cross-entropy: ``sum_i pi_i log d_i``, in nats per token."""
         return float(self.stationary @ self.degrees.double().log())
 
     def excess(self, log_p: Tensor) -> float:
-        """Cross-entropy of log P, (V, V), less the floor: ``sum_i pi_i KL(P*_i | P_i)``, in nats a token."""
+        """Cross-entropy of log P, (V, V), above the floor: ``sum_i pi_i KL(P*_i | P_i)``, in nats per token."""
         true = self.transitions
         return float(self.stationary @ (torch.xlogy(true, true) - true * log_p).sum(1))
 
     def l1(self, log_p: Tensor) -> Tensor:
-        """``sum_j |P_ij - P*_ij|`` of log P at each node, (V, V) -> (V,), from 0 to 2."""
+        """``sum_j |P_ij - P*_ij|`` at each node, log P (V, V) -> (V,), from 0 to 2."""
         return (log_p.exp() - self.transitions).abs().sum(1)
 
     def counts(self, steps: int, sequences: int, length: int, draws: torch.Generator) -> Tensor:
-        """How often each transition occurs in each of several minibatches of sequences, which start in pi.
+        """Transition counts in minibatches of sequences that start in pi.
 
         Args:
-            steps: minibatches.
-            sequences: of each minibatch.
-            length: transitions in a sequence, one less than its tokens.
-            draws: advanced by it.
+            steps: number of minibatches.
+            sequences: sequences per minibatch.
+            length: transitions per sequence, one less than its tokens.
+            draws: the generator, which is advanced.
 
         Returns:
             (steps, V, V), float32, exact; each minibatch sums to ``sequences * length``.
@@ -121,21 +121,21 @@ class TokenGraph:
 
     @cached_property
     def _moves(self) -> Tensor:
-        """Each node's neighbors, each as often as the others, in rows of equal length: (V, lcm of the degrees)."""
+        """Neighbors of each node, all equally often, in rows of equal length: (V, lcm of the degrees)."""
         ways = math.lcm(*self.degrees.tolist())
         neighbors = [row.nonzero().flatten() for row in self.transitions]
         return torch.stack([nodes.repeat(ways // len(nodes)) for nodes in neighbors])
 
 
 class NextToken(nn.Module):
-    """Predicts a token from the last one alone: one `AttentionMap` from its embedding over those of the vocabulary.
+    """Predicts a token from the previous one: an `AttentionMap` from its embedding over the vocabulary's embeddings.
 
     Args:
         vocabulary: V.
         width: D, and head_dim.
         temperature: of the map's query.
-        normalized: divide each embedding by its root mean square before it is read, as a transformer's layers do.
-        seed: equal seeds start at equal embeddings, W_q and W_k, with or without temperatures.
+        normalized: divide each embedding by its root mean square, as a transformer's layers do.
+        seed: equal seeds give equal initial embeddings, W_q and W_k, with or without temperatures.
 
     Embeddings start as normal(0, 1), so that logits are of order 1.
     """
@@ -150,7 +150,7 @@ class NextToken(nn.Module):
         self.normalized = normalized
 
     def forward(self, counts: Tensor) -> Tensor:
-        """Mean cross-entropy over the transitions counted, (V, V) -> (), in nats."""
+        """Mean cross-entropy over counted transitions, (V, V) -> (), in nats."""
         return -(counts * self.log_probabilities()).sum() / counts.sum()
 
     def log_probabilities(self) -> Tensor:
@@ -158,7 +158,7 @@ class NextToken(nn.Module):
         return self.logits().log_softmax(-1)
 
     def logits(self) -> Tensor:
-        """(V, V): from each token to each."""
+        """Logits from each token to each token, (V, V)."""
         x = self._vectors()
         return self.attention.logits(x, x)[0, 0]
 
@@ -187,20 +187,20 @@ def learn(
     seeds: int,
     vectorized: bool,
 ) -> dict[str, Any]:
-    """Trains a method on the graphs of seeds 0, 1, ... and measures it exactly, against P* and under pi.
+    """Train a method on the graphs of seeds 0, 1, ... and measure it exactly, against P* and under pi.
 
     Args:
-        method: one of `METHODS`; graph, data and initial weights of a seed are the same for all of them.
-        vocabulary, degrees: of `TokenGraph.draw`.
-        width, normalized: of `NextToken`.
-        lr, steps, vectorized: of `train`.
-        sequences, length: of a step, all of them fresh.
-        seeds: how many.
+        method: one of `METHODS`; graph, data and initial weights of a seed are the same for all methods.
+        vocabulary, degrees: see `TokenGraph.draw`.
+        width, normalized: see `NextToken`.
+        lr, steps, vectorized: see `train`.
+        sequences, length: new sequences per step, and their length.
+        seeds: number of seeds.
 
     Returns:
-        ``parameters`` of the model; ``matrix``, P of seed 0; ``runs``, for each seed: ``floor`` and ``excess`` (nats),
-        ``l1`` under pi and ``l1_nodes`` as a plain mean, ``norm`` of W, and for each node ``degree``, ``temperature``
-        and ``spread``, the standard deviation of its logits over the vocabulary, temperature included.
+        ``parameters``, the model's number of them; ``matrix``, P of seed 0; ``runs``, for each seed: ``floor`` and
+        ``excess`` (nats), ``l1`` weighted by pi and ``l1_nodes`` averaged over nodes, ``norm`` of W, and for each node
+        ``degree``, ``temperature`` and ``spread``, the standard deviation over the vocabulary of its scaled logits.
     """
     graphs = [TokenGraph.draw(vocabulary, degrees, seed) for seed in range(seeds)]
     models = [NextToken(vocabulary, width, METHODS[method], normalized=normalized, seed=seed) for seed in range(seeds)]
@@ -216,7 +216,7 @@ def learn(
 
 
 def parameters(vocabulary: int, width: int, method: str) -> int:
-    """How many numbers `NextToken` learns."""
+    """Number of parameters of `NextToken`."""
     return sum(values.numel() for values in NextToken(vocabulary, width, METHODS[method]).parameters())
 
 
