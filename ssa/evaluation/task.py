@@ -1,4 +1,4 @@
-"""What a task is, and what it finds."""
+"""Evaluation tasks and their outcomes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number and its uncertainty.
+    """A value and its uncertainty.
 
     Attributes:
-        value: the number.
-        stderr: its standard error.
-        low, high: its 95 % interval.
-        higher_is_better: None where neither is.
+        value: the point estimate.
+        stderr: standard error.
+        low, high: 95 % confidence interval.
+        higher_is_better: None if neither direction is.
     """
 
     value: float
@@ -30,14 +30,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task found.
+    """The result of a task.
 
     Attributes:
         metrics: by name.
-        n: what was evaluated: documents, questions, prompts.
-        counts: what metrics divide by, such as tokens, words and bytes.
-        details: tables, as plain values.
-        versions: of what the task is made of, besides this project.
+        n: number of evaluated documents, questions or prompts.
+        counts: denominators of the metrics: tokens, words, bytes.
+        details: tables as plain values.
+        versions: versions of dependencies and data.
     """
 
     metrics: Mapping[str, Metric]
@@ -48,12 +48,12 @@ class Outcome:
 
 
 class Task(Protocol):
-    """Something to evaluate a model on.
+    """An evaluation task.
 
     Attributes:
-        name: as in ``tasks=``, and of the file its outcome goes to.
-        settings: all that decides its numbers besides the model, as plain values.
-        has_files: whether it writes files besides its outcome, which are those of the newest alone.
+        name: as in ``tasks=``; also names the outcome's file.
+        settings: everything except the model that determines the numbers, as plain values.
+        has_files: whether it also writes files, which always belong to the newest outcome.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Task(Protocol):
     has_files: bool
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Evaluate.
+        """Evaluate the model.
 
         Raises:
-            UserError: what it needs cannot be had, or the model cannot do it.
+            UserError: data is unavailable, or the model does not support the task.
         """
         ...

@@ -1,1 +1,1 @@
-"""The attention report: its measurements, tables and plots."""
+"""Attention report: measurements, tables and plots."""

@@ -1,31 +1,31 @@
-"""What attention does on a fixed batch, a number a token: what the attention report is made of."""
+"""Attention measurements on a fixed batch, one value per token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssa.model.transformer import Transformer
+from ssa.model.attention_stats import attention_metrics, attention_statistics, head_means, query_key_norms
+from ssa.model.transformer import Transformer
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is measured.
+    """Input of a measurement.
 
     Attributes:
-        ids: B windows of T tokens.
-        visible: how many tokens each sees, (B, T); None: all before it.
-        frequencies: how often each token of the vocabulary occurs in the training text, or one like it, (V,).
-        text_hash: of the text that the windows are from.
+        ids: token ids, (B, T).
+        visible: number of visible keys of each token, (B, T); None: all up to it.
+        frequencies: occurrences of each vocabulary entry in the training text or a similar one, (V,).
+        text_hash: hash of the text.
     """
 
     ids: Tensor
@@ -36,18 +36,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measured:
-    """What attention did.  Letters: L layers, H heads, K key-value heads, N tokens of the batch, V vocabulary.
+    """Attention measurements.  Shapes: L layers, H heads, K key-value heads, N tokens of the batch, V vocabulary.
 
     Attributes:
-        metrics: the numbers that a validation logs, by metric name.
-        means: over rows, by the names of `ssa.model.attention_stats.MEANS`, (L, H).
-        tokens: ids, (N,).
-        n: keys in sight of each, (N,).
-        rows: by the names of `ssa.model.attention_stats.RowStatistics`, (L, H, N).
-        temperatures: by what they scale, (L, H or K, N).
-        norms: of each head's query-key matrix, (L, H).
-        tau_norms: times each token's query temperature, (L, H, N); None where that differs by feature.
-        frequencies: of each token of the vocabulary, (V,).
+        metrics: the values that validation logs, by metric name.
+        means: means over softmax rows, by the names in `ssa.model.attention_stats.MEANS`, (L, H).
+        tokens: token ids, (N,).
+        n: number of visible keys, (N,).
+        rows: statistics of softmax rows, by the names in `ssa.model.attention_stats.RowStatistics`, (L, H, N).
+        temperatures: query, key, value, output temperatures, (L, H or K, N).
+        norms: operator norm of each head's query-key matrix, (L, H).
+        tau_norms: the norms times each token's query temperature, (L, H, N); None if that varies by feature.
+        frequencies: as in `Batch`, (V,).
     """
 
     metrics: dict[str, float]
@@ -62,7 +62,7 @@ class Measured:
 
     @property
     def log_n(self) -> Array:
-        """(N,)."""
+        """Log of the number of visible keys, (N,)."""
         return np.log(self.n)
 
     @property
@@ -72,17 +72,13 @@ class Measured:
 
 
 def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = lambda tokens: None) -> Measured:
-    """Runs a model over a batch, in the precision at hand.
+    """Measure a model's attention on a batch.
 
     Args:
-        model: in evaluation mode, where the batch is.
+        model: in evaluation mode, on the device of the batch.
         batch: B sequences of T tokens; N = B T.
         advance: called with T after each sequence.
     """
-    import torch
-
-    from ssa.model.attention_stats import attention_metrics, attention_statistics, head_means, query_key_norms
-
     statistics = attention_statistics(model, batch.ids, batch.visible, advance)
     n = torch.arange(1, batch.ids.size(1) + 1).expand(batch.ids.shape) if batch.visible is None else batch.visible.cpu()
     norms, query = query_key_norms(model).numpy(), statistics.temperatures.get("query")
@@ -93,7 +89,7 @@ def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = l
         tokens=batch.ids.cpu().flatten().numpy(),
         n=n.flatten().numpy(),
         rows={name: _by_head(values) for name, values in statistics.rows._asdict().items()},
-        temperatures={of: _by_head(values.mean(-1)) for of, values in statistics.temperatures.items()},
+        temperatures={name: _by_head(values.mean(-1)) for name, values in statistics.temperatures.items()},
         norms=norms,
         tau_norms=norms[..., None] * abs(tau) if query is None or query.size(-1) == 1 else None,
         frequencies=batch.frequencies,
@@ -101,14 +97,14 @@ def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = l
 
 
 def slope(y: Array, x: Array) -> Array:
-    """Of the least-squares line through points, (..., N) over (N,) -> (...); nan where x is constant."""
+    """Least-squares slope, (..., N) over (N,) -> (...); nan where x is constant."""
     centered = x - x.mean()
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((y.astype(float) @ centered) / (centered @ centered))
 
 
 def correlation(y: Array, x: Array) -> Array:
-    """Pearson's, (..., N) with (N,) -> (...); nan where one of the two is constant."""
+    """Pearson correlation, (..., N) with (N,) -> (...); nan where either is constant."""
     precise = y.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(np.ptp(y, -1) > 0, slope(precise, x) * x.std() / precise.std(-1), np.nan))

@@ -1,24 +1,26 @@
-"""The attention report: entropy, spikiness, dilution, temperatures and query-key norms of one model on a fixed batch.
+"""Attention report: entropy, spikiness, dilution, temperatures and query-key norms on a fixed batch.
 
-Of a run the batch is the probe of its validations: ``details.statistics`` has the numbers of ``metrics.jsonl`` for the
-same weights, under the same names.  Of a pretrained model it is the beginning of ``text``, each window after the token
-that the model expects before a text.  `ssa.evaluation.attention.tables` describes the tables.  Metrics:
+For a run, the batch is its validation probe, and ``details.statistics`` equals what ``metrics.jsonl`` logs for the same
+weights.  For a pretrained model, it is the beginning of ``text``, each window preceded by the model's prefix token.
+`ssa.evaluation.attention.tables` describes the tables.  Metrics:
 
-``attention_entropy``, ``attention_entropy_normalized``, ``attention_spikiness``: as in a validation; with
-    ``attention_max_logit`` over all layers.
-``attention_dilution``: the slope of entropy in log n, by least squares over softmax rows, mean over heads.  1: uniform
-    attention, in which each new key takes from all others; 0: long contexts are looked at as sharply as short ones.
-``query_key_norm``: the operator norm of a head's query-key matrix, `ssa.model.attention_stats.query_key_norms`, mean
-    over heads; ``query_key_tau_norm``: times each token's query temperature, mean over tokens too (figure 2).
-``temperature/query/mean``, ``std``: over layers, heads and tokens, likewise of key, value and output;
-    ``correlation_log_n``, ``correlation_log_count``: over tokens, of the temperature's mean over layers and heads, with
-    log n and with the log frequency of the token; absent where one of the two is constant.
+``attention_entropy``, ``attention_entropy_normalized``, ``attention_spikiness``: as in validation;
+``attention_max_logit``: the maximum over all layers.
+``attention_dilution``: least-squares slope of entropy in log n over softmax rows, mean over heads.  1: uniform
+    attention, where each new key takes weight from all others; 0: attention stays equally sharp in long contexts.
+``query_key_norm``: operator norm of a head's query-key matrix, `ssa.model.attention_stats.query_key_norms`, mean over
+    heads; ``query_key_tau_norm``: multiplied by each token's query temperature, mean over heads and tokens (figure 2).
+``temperature/query/mean``, ``std``: over layers, heads and tokens; also for key, value and output.
+    ``correlation_log_n``, ``correlation_log_count``: correlation over tokens of the temperature (mean over layers and
+    heads) with log n and with the log frequency of the token; omitted if either is constant.
 """
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+import torch
 
 from ssa.errors import UserError
 from ssa.evaluation.attention.measure import Batch, Measured, correlation, measure, slope
@@ -29,10 +31,11 @@ from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.evaluation.tasks.corpora import load_text, run_corpus, text_settings
+from ssa.text.token_blocks import probe_windows, visible_in_documents
 from ssa.viz import plot_style
 
-_PROBED = {"text": "validation", "limit": None}  # of a run
-_SEQUENCES, _WINDOW = 8, 2048  # of a pretrained model: at most so many of so many tokens
+_PROBE = {"text": "validation", "limit": None}  # the data of a run
+_SEQUENCES, _WINDOW = 8, 2048  # limits for a pretrained model
 
 
 class Attention:
@@ -43,33 +46,33 @@ class Attention:
 
     def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
         if evaluated.context_length == 1:
-            raise UserError("context=1: a query that sees one key chooses nothing; valid for attention: 2 or more")
+            raise UserError("context=1: attention over a single key is constant; valid for attention: 2 or more")
         self._asked = settings
         run = evaluated.config
         self._window = evaluated.context_length if run or settings.context else min(evaluated.context_length, _WINDOW)
         self.settings: dict[str, Any] = {
-            **text_settings(settings.model_copy(update=_PROBED) if run else settings, evaluated),
+            **text_settings(settings.model_copy(update=_PROBE) if run else settings, evaluated),
             "sequences": run.trainer.probe_sequences if run else _SEQUENCES,
             "window": self._window,
         }
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Measures, writes tables and, where matplotlib is there, plots."""
+        """Measure attention, write tables and, if matplotlib is installed, plots."""
         evaluated, folder = context.evaluated, context.folder / self.name
         batch = self._batch(evaluated)
         context.progress.expect(batch.ids.numel())
         with evaluated.autocast():
             measured = measure(evaluated.model, batch, context.progress.advance)
         tables = tables_of(measured, evaluated.tokenizer.decode)
-        for left in folder.glob("*.*"):  # of another outcome
-            left.unlink()
+        for stale in folder.glob("*.*"):  # from another outcome
+            stale.unlink()
         files = write_tables(tables, folder, identity_of(self.settings, evaluated))
         if plot_style.available():
             from ssa.evaluation.attention.plots import draw
 
             files += draw(tables, folder)
         else:
-            print(f"attention: tables only; to have plots too, {plot_style.INSTALL} and rerun=true", flush=True)
+            print(f"attention: no plots without matplotlib; {plot_style.INSTALL}, then rerun=true", flush=True)
         rows, length = batch.ids.shape
         split = "val/" if evaluated.config else ""
         return Outcome(
@@ -86,15 +89,11 @@ class Attention:
         )
 
     def _batch(self, evaluated: EvaluatedModel) -> Batch:
-        import torch
-
-        from ssa.text.token_blocks import probe_windows, visible_in_documents
-
         vocabulary, sequences = evaluated.model.token_embedding.num_embeddings, self.settings["sequences"]
         if evaluated.config is None:
             text = load_text(self._asked, evaluated)
             stream = text.stream(evaluated.tokenizer)
-            ids = probe_windows(stream.tokens[1:], self._window - 1, sequences)  # what it begins with ends no text
+            ids = probe_windows(stream.tokens[1:], self._window - 1, sequences)  # without the leading end-of-text
             ids = torch.cat([torch.full((len(ids), 1), evaluated.prefix), ids], dim=1)
             return Batch(ids.to(evaluated.device), None, stream.token_counts(vocabulary), text.hash)
         data = evaluated.config.data
@@ -106,17 +105,17 @@ class Attention:
 
 
 def summary_of(measured: Measured) -> dict[str, float]:
-    """By metric name."""
+    """The task's metrics by name."""
     numbers = {name: measured.metrics[name] for name in (f"attention_{mean}" for mean in measured.means)}
     numbers["attention_max_logit"] = float(measured.rows["max_logit"].max())
     numbers["attention_dilution"] = float(slope(measured.rows["entropy"], measured.log_n).mean())
     numbers["query_key_norm"] = float(measured.norms.mean())
     if measured.tau_norms is not None:
         numbers["query_key_tau_norm"] = float(measured.tau_norms.mean())
-    for of, tau in measured.temperatures.items():
+    for name, tau in measured.temperatures.items():
         mean = tau.mean((0, 1), dtype=float)  # (N,)
-        numbers[f"temperature/{of}/mean"] = float(mean.mean())
-        numbers[f"temperature/{of}/std"] = float(tau.std(dtype=float))
-        numbers[f"temperature/{of}/correlation_log_n"] = float(correlation(mean, measured.log_n))
-        numbers[f"temperature/{of}/correlation_log_count"] = float(correlation(mean, measured.log_count))
+        numbers[f"temperature/{name}/mean"] = float(mean.mean())
+        numbers[f"temperature/{name}/std"] = float(tau.std(dtype=float))
+        numbers[f"temperature/{name}/correlation_log_n"] = float(correlation(mean, measured.log_n))
+        numbers[f"temperature/{name}/correlation_log_count"] = float(correlation(mean, measured.log_count))
     return {name: value for name, value in numbers.items() if not math.isnan(value)}

@@ -1,24 +1,24 @@
-"""The tables of the attention report, as Parquet files in ``evaluation/attention/``.
+"""Tables of the attention report, as Parquet files in ``evaluation/attention/``.
 
-Layers and heads count from 0; entropies are in nats; ``n`` is the number of keys that a token's query sees, itself
-among them; ``of`` is what a temperature scales: query, key, value or output.  A temperature that differs by feature
-counts as its mean.  The settings and the model that a table is of are in its schema's metadata.
+Layers and heads count from 0; entropies are in nats; ``n`` is the number of keys visible to a token's query, itself
+included; ``of`` is what a temperature scales: query, key, value or output.  A temperature that varies by feature enters
+as its mean.  The schema's metadata holds the settings and the model.
 
 ``heads``: layer, head; entropy, entropy_normalized (by log n), spikiness: means over softmax rows; max_logit; dilution:
-    slope of entropy in log n; norm: the operator norm of W_q^T W_k / sqrt(d), see `ssa.model.attention_stats`;
-    tau_norm: mean over tokens of that norm times the query's temperature.
+    slope of entropy in log n; norm: operator norm of W_q^T W_k / sqrt(d), see `ssa.model.attention_stats`;
+    tau_norm: mean over tokens of the norm times the query temperature.
 ``positions``: layer, head, n; count: tokens; means of entropy, entropy_normalized (nan at n = 1), spikiness, max_logit.
 ``norms``: layer, head, percentile (0 to 100); tau_norm: that percentile over tokens.
 
-Only where there are temperatures:
+Only for models with temperatures:
 
-``temperatures``: of, layer, head (of keys and values, their own); mean, std, min, max over tokens; log_n, log_count:
-    Pearson's correlation with log n, and with log(1 + frequency) of the token; nan where one of the two is constant.
+``temperatures``: of, layer, head (key-value heads for keys and values); mean, std, min, max over tokens; log_n,
+    log_count: Pearson correlation with log n and with log(1 + frequency) of the token; nan if either is constant.
 ``temperature_positions``: of, layer, head, n; count: tokens; mean.
-``tokens``: of, token (its id), text; frequency: how often in the training text, of a pretrained model in the text at
-    hand; count: in the measured batch; mean: of the temperature, over layers and heads.
+``tokens``: of, token (id), text; frequency: occurrences in the training text, for a pretrained model in the evaluated
+    text; count: occurrences in the batch; mean: temperature, over layers and heads.
 
-``norms`` and ``tau_norm`` are left out where the query's temperature differs by feature and so scales no norm.
+``norms`` and ``tau_norm`` are omitted if the query temperature varies by feature, as it then scales no norm.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from ssa.files import replacing
 
 Tables = dict[str, pa.Table]
 
-_LISTED, _SEEN = 10, 5  # tokens at either end of a list; each seen so often at least
+_LISTED = 10  # tokens at either extreme
+_MIN_COUNT = 5  # occurrences that a listed token needs
 
 
 def tables_of(measured: Measured, decode: Callable[[list[int]], str]) -> Tables:
-    """Those that the model has, by name; ``decode`` is the tokenizer's."""
+    """The tables that apply to the model, by name; ``decode`` is the tokenizer's."""
     tables = {"heads": _heads(measured), "positions": _positions(measured)}
     if measured.tau_norms is not None:
         tables["norms"] = _norms(measured.tau_norms)
@@ -56,24 +57,26 @@ def tables_of(measured: Measured, decode: Callable[[list[int]], str]) -> Tables:
 
 
 def extremes(tables: Tables) -> dict[str, Any]:
-    """Of each temperature, the tokens seen often enough whose mean is highest (first), and lowest."""
+    """Tokens with the highest and the lowest mean of each temperature, most extreme first."""
     rows = tables["tokens"].to_pylist() if "tokens" in tables else []
-    often = min(_SEEN, max((row["count"] for row in rows), default=0))  # of a short text, what it has
+    often = min(_MIN_COUNT, max((row["count"] for row in rows), default=0))  # a short text may have none
     rows = sorted((row for row in rows if row["count"] >= often), key=lambda row: -row["mean"])
-    of_each: dict[str, list[dict[str, Any]]] = {}
+    by_scaled: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        of_each.setdefault(row.pop("of"), []).append(row)
-    return {of: {"highest": found[:_LISTED], "lowest": found[::-1][:_LISTED]} for of, found in of_each.items()}
+        by_scaled.setdefault(row.pop("of"), []).append(row)
+    return {
+        scaled: {"highest": ranked[:_LISTED], "lowest": ranked[::-1][:_LISTED]} for scaled, ranked in by_scaled.items()
+    }
 
 
-def write_tables(tables: Tables, folder: Path, of: Mapping[str, Any]) -> list[Path]:
-    """Writes ``NAME.parquet``, each whole or not at all; ``of`` goes into their metadata.
+def write_tables(tables: Tables, folder: Path, identity: Mapping[str, Any]) -> list[Path]:
+    """Write each table to ``NAME.parquet``, atomically, with ``identity`` as its metadata.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {key: json.dumps(value, sort_keys=True) for key, value in of.items()}
+    metadata = {key: json.dumps(value, sort_keys=True) for key, value in identity.items()}
     paths = {name: folder / f"{name}.parquet" for name in tables}
     for name, path in paths.items():
         with replacing(path) as unfinished:
@@ -82,7 +85,7 @@ def write_tables(tables: Tables, folder: Path, of: Mapping[str, Any]) -> list[Pa
 
 
 def mean_by(values: Array, groups: Array) -> Array:
-    """Means over the places of each group from 0 on, none of them empty: (..., N) by (N,) -> (..., groups)."""
+    """Means of groups 0, 1, ..., none of them empty: (..., N) by (N,) -> (..., groups)."""
     counts = np.bincount(groups)
     rows = values.reshape(-1, values.shape[-1])
     sums = np.stack([np.bincount(groups, row) for row in rows])
@@ -107,8 +110,8 @@ def _positions(measured: Measured) -> pa.Table:
     return _grid(("layer", "head", "n"), {"count": counts, **means}, n=n)
 
 
-def _temperatures(measured: Measured, of: str) -> pa.Table:
-    tau = measured.temperatures[of]
+def _temperatures(measured: Measured, scaled: str) -> pa.Table:
+    tau = measured.temperatures[scaled]
     columns = {
         "mean": tau.mean(-1, dtype=float),
         "std": tau.std(-1, dtype=float),
@@ -120,20 +123,23 @@ def _temperatures(measured: Measured, of: str) -> pa.Table:
     return _grid(("layer", "head"), columns)
 
 
-def _temperature_positions(measured: Measured, of: str) -> pa.Table:
+def _temperature_positions(measured: Measured, scaled: str) -> pa.Table:
     n, groups, counts = np.unique(measured.n, return_inverse=True, return_counts=True)
-    columns: dict[str, Array] = {"count": counts, "mean": mean_by(measured.temperatures[of], groups).astype(np.float32)}
+    columns: dict[str, Array] = {
+        "count": counts,
+        "mean": mean_by(measured.temperatures[scaled], groups).astype(np.float32),
+    }
     return _grid(("layer", "head", "n"), columns, n=n)
 
 
-def _tokens(measured: Measured, of: str, decode: Callable[[list[int]], str]) -> pa.Table:
+def _tokens(measured: Measured, scaled: str, decode: Callable[[list[int]], str]) -> pa.Table:
     tokens, groups, counts = np.unique(measured.tokens, return_inverse=True, return_counts=True)
     columns = {
         "token": tokens,
         "text": [decode([token]) for token in tokens.tolist()],
         "frequency": measured.frequencies[tokens],
         "count": counts,
-        "mean": mean_by(measured.temperatures[of].mean((0, 1), dtype=float), groups),
+        "mean": mean_by(measured.temperatures[scaled].mean((0, 1), dtype=float), groups),
     }
     return pa.table(columns)
 
@@ -144,7 +150,7 @@ def _norms(tau_norms: Array) -> pa.Table:
 
 
 def _grid(axes: tuple[str, ...], columns: dict[str, Array], **labels: Array) -> pa.Table:
-    """Arrays of one shape, a row a place in it; the numbers of an axis count from 0 where it has no labels."""
+    """One row per array element; the index along an axis counts from 0 unless ``labels`` has other values."""
     shape = np.broadcast_shapes(*(values.shape for values in columns.values()))
     places = dict(zip(axes, np.indices(shape).reshape(len(shape), -1), strict=True))
     places |= {name: values[places[name]] for name, values in labels.items()}
@@ -152,6 +158,6 @@ def _grid(axes: tuple[str, ...], columns: dict[str, Array], **labels: Array) -> 
 
 
 def _each(measured: Measured, table: Callable[[str], pa.Table]) -> pa.Table:
-    """The tables of all that is scaled, one below the other; the column ``of`` says which."""
-    parts = {of: table(of) for of in measured.temperatures}
-    return pa.concat_tables(part.add_column(0, "of", [[of] * part.num_rows]) for of, part in parts.items())
+    """The tables of all temperatures, concatenated; the column ``of`` names what each scales."""
+    tables = {scaled: table(scaled) for scaled in measured.temperatures}
+    return pa.concat_tables(one.add_column(0, "of", [[scaled] * one.num_rows]) for scaled, one in tables.items())

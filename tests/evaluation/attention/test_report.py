@@ -299,7 +299,7 @@ def test_without_matplotlib_there_are_tables_and_a_line(
     report(folder)
     assert {path.suffix for path in (folder / "evaluation" / "attention").iterdir()} == {".parquet"}
     lines = [line for line in capsys.readouterr().out.splitlines() if "plots" in line]
-    assert lines == ["attention: tables only; to have plots too, pip install -e '.[plots]' and rerun=true"]
+    assert lines == ["attention: no plots without matplotlib; pip install -e '.[plots]', then rerun=true"]
 
 
 def test_another_context_is_another_window(run) -> None:
