@@ -96,7 +96,7 @@ def attention_of(run: str, weights: str) -> dict[str, Any]:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            metrics = evaluate(EvaluateSettings(run=run, tasks=Attention.name))[Attention.name]["metrics"]
+            metrics = evaluate(EvaluateSettings(run=run, tasks=[Attention.name]))[Attention.name]["metrics"]
     except UserError as error:
         said = [line for line in printed.getvalue().splitlines() if line.startswith("error: ")]
         raise UserError(f"{run}: {' '.join(said).removeprefix('error: ') or error}") from None

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from ssa.command_line import compose_errors, conf_groups
 from ssa.command_line.init_from import adopted
 from ssa.command_line.resume import label, resumed
+from ssa.command_line.values import read_overrides
 from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, first_line
@@ -71,7 +72,7 @@ def _compose_and_run(main: Callable[[], Any], overrides: list[str]) -> None:
     except compose_errors.COMPOSITION_ERRORS as error:  # `run` lets none of a job's through, so it is Hydra's
         raise UserError(compose_errors.explain(error, overrides)) from None
     except Exception as error:
-        launcher = _given(overrides).get("hydra/launcher", "basic")
+        launcher = read_overrides(overrides).get("hydra/launcher", "basic")
         if _sweep_dir is None or launcher == "basic":
             raise
         _sweep_result()  # what failed, besides a job that was killed, or a launcher without its cluster
@@ -174,7 +175,7 @@ def _folder_of_sweep(overrides: list[str]) -> Path:
 
     Jobs that a launcher sends elsewhere need one that all machines see, beside the runs.
     """
-    given = _given(overrides)
+    given = read_overrides(overrides)
     folder, launcher = given.get("hydra.sweep.dir"), given.get("hydra/launcher", "basic")
     if folder is None and launcher != "basic":
         began = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -183,11 +184,6 @@ def _folder_of_sweep(overrides: list[str]) -> Path:
     if folder is not None and "$" in folder:
         raise UserError(f"hydra.sweep.dir={folder}: valid: a plain path")
     return Path(folder or _scratch_dir())
-
-
-def _given(overrides: list[str]) -> dict[str, str]:
-    parts = [override.partition("=") for override in overrides]
-    return {key: value.strip("'\"") for key, _, value in parts}
 
 
 def _sweep_result() -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import ValidationError
 
 from ssa.command_line import conf_groups
+from ssa.command_line.values import overridden
 from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig
@@ -42,9 +42,8 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
         return values  # for `parse` to refuse
     values = _with_whole_path(values)
     pretrained = describe(values["init_from"])
-    keys = [override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))]
     extended: dict[str, Any] = {}
-    for key in keys:
+    for key in overridden(overrides):
         section, _, path = key.partition(".")
         if key in ("model/size", "model.size"):
             _check_size(model, str(choices["model/size"]), pretrained)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
+from ssa.command_line.values import overridden
 from ssa.config import Config, parse
 from ssa.errors import UserError
 from ssa.record.run_files import check_unchanged, load_config
@@ -25,7 +24,7 @@ def resumed(composed: dict[str, Any], overrides: Sequence[str], groups: set[str]
     """
     folder = composed["resume"]
     values = load_config(folder).plain() | {key: composed[key] for key in ("resume", "rerun")}
-    keys = [override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))]
+    keys = overridden(overrides)
     for group in (key for key in keys if key in groups):
         _choose(values, composed, group)
     for key in (key for key in keys if key not in groups):

@@ -1,6 +1,7 @@
 """The command line of the small programs: KEY=VALUE by the fields of one pydantic model, without Hydra.
 
-Text is taken as it stands, so that ``prompt="a=b, (c): d"`` needs no second quoting; the rest is read as YAML.
+Values have the grammar of `ssa.command_line.values`.  A field of text takes ``prompt="a=b, (c): d"`` without a second
+pair of quotes.
 """
 
 from __future__ import annotations
@@ -8,15 +9,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
+from ssa.command_line.values import read_list, read_text, read_value
 from ssa.config_errors import one_line, shown, unknown_key
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
 
@@ -141,28 +143,21 @@ def _fields(settings: type[BaseModel]) -> dict[str, dict[str, Any]]:
 
 def _read(key: str, text: str, schema: Mapping[str, Any]) -> Any:
     """A value as typed -> a value of the field's type, or one that validation refuses."""
-    if schema["optional"] and text == "null":
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{key}={shown(ascii(text)[1:-1])}: not valid UTF-8")
+    if schema["optional"] and read_value(text) is None:
         return None
     if schema["type"] == "string":
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"{key}={shown(ascii(text)[1:-1])}: not valid UTF-8")
-        return text
+        return read_text(text)
     if schema["type"] == "array":
-        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        return [_value(item) for item in inner.split(",") if item.strip()]
-    return _value(text)
+        return [_number(value, schema["items"]) for value in read_list(text)]
+    return _number(read_value(text), schema)
 
 
-def _value(text: str) -> Any:
-    for number in (int, float):  # YAML 1.1 would read 1e-3 as text and 010 as 8
-        try:
-            return number(text)
-        except ValueError:
-            pass
-    try:
-        return yaml.safe_load(text) if text else text
-    except (yaml.YAMLError, ValueError):
-        return text
+def _number(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Accepts 010 as 10, which Hydra's grammar reads as text."""
+    is_number = schema.get("type") in ("integer", "number") and isinstance(value, str)
+    return int(value) if is_number and re.fullmatch(r"[+-]?0\d+", value, re.ASCII) else value
 
 
 def _kind(schema: Mapping[str, Any]) -> str:

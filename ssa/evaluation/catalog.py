@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 
 from ssa.errors import UserError
@@ -20,16 +21,15 @@ OURS = (*CONVENTIONS, *_OTHERS)
 GROUPS = {"paper": tuple(PAPER)}
 
 
-def names(tasks: str) -> list[str]:
-    """The names between commas, groups by their members, each once.
+def names(tasks: Sequence[str]) -> list[str]:
+    """The names, groups replaced by their members, each once.
 
     Raises:
         UserError: there is none.
     """
-    asked = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not asked:
-        raise UserError(f"tasks={tasks}: names none; valid: {', '.join((*OURS, *GROUPS))}, or of lm-evaluation-harness")
-    return list(dict.fromkeys(task for name in asked for task in GROUPS.get(name, (name,))))
+    if not tasks:
+        raise UserError(f"tasks=: names none; valid: {', '.join((*OURS, *GROUPS))}, or of lm-evaluation-harness")
+    return list(dict.fromkeys(task for name in tasks for task in GROUPS.get(name, (name,))))
 
 
 def task(name: str, settings: EvaluateSettings, evaluated: EvaluatedModel) -> Task:

@@ -18,9 +18,9 @@ class EvaluateSettings(Section):
 
     run: Text | None = Field(None, description="the folder of a run, outputs/<experiment>/<run-id>; its best weights")
     init_from: Text | None = Field(None, description="or a pretrained model: an id of the Hub, or a folder")
-    tasks: Text = Field(
-        "perplexity,attention",
-        description="names, between commas: perplexity, perplexity_lm_eval, perplexity_hf_strided, length, passkey, "
+    tasks: list[Text] = Field(
+        ["perplexity", "attention"],
+        description="perplexity, perplexity_lm_eval, perplexity_hf_strided, length, passkey, "
         "attention; any task of lm-evaluation-harness; paper: the columns of the paper's main table",
     )
     limit: PositiveInt | None = Field(

@@ -245,7 +245,7 @@ def run(smoke: Callable[..., Config]) -> Callable[..., Path]:
 
 
 def report(folder: Path, **settings: object) -> dict:
-    return evaluate(EvaluateSettings(run=str(folder), tasks="attention", **settings))["attention"]  # type: ignore[arg-type]
+    return evaluate(EvaluateSettings(run=str(folder), tasks=["attention"], **settings))["attention"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("overrides", [["model=ssa_gpt2", "data.document_mask=true"], ["model=llama"]])
@@ -315,7 +315,7 @@ def test_a_pretrained_model_reads_a_text(tmp_path: Path, small_text: Path) -> No
     write_model(folder, "llama")
     (folder / "tokenizer.json").write_text(train_bpe(iter(topics.values()), VOCAB))
     settings = EvaluateSettings(
-        init_from=str(folder), tasks="attention", text=str(small_text), output_dir=str(tmp_path / "out")
+        init_from=str(folder), tasks=["attention"], text=str(small_text), output_dir=str(tmp_path / "out")
     )
     found = evaluate(settings)["attention"]
     assert found["counts"] == {"tokens": 8 * 64, "window": 64}
@@ -331,6 +331,6 @@ def test_a_pretrained_model_reads_a_text(tmp_path: Path, small_text: Path) -> No
 def test_a_context_of_one_key_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "tiny-llama"
     write_model(folder, "llama")
-    settings = EvaluateSettings(init_from=str(folder), tasks="attention", context=1)
+    settings = EvaluateSettings(init_from=str(folder), tasks=["attention"], context=1)
     with pytest.raises(UserError, match=r"context=1: .* valid for attention: 2 or more"):
         Attention(settings, EvaluatedModel(init_from=str(folder), context=1, device="cpu"))

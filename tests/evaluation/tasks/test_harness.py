@@ -219,7 +219,7 @@ def test_patterns_files_and_several_are_no_names(name: str) -> None:
 
 
 def test_the_paper_s_columns_are_tasks_of_the_harness() -> None:
-    assert names("paper,length, paper") == [*harness.PAPER, "length"]
+    assert names(["paper", "length", "paper"]) == [*harness.PAPER, "length"]
     known = INDEX(all_tasks=False).task_index
     assert [name for name in harness.PAPER if name not in known] == []
 

@@ -1,0 +1,71 @@
+"""The grammar of values on the command line: Hydra's, for every program."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+# A quoted string where one can begin, an escaped character, or any other character
+_PIECES = re.compile(r"""(?<![^\s=\[{(,:])(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\\.|.""", re.DOTALL)
+
+
+def read_value(text: str) -> Any:
+    """One value: null, a boolean, a number, a quoted string without its quotes, a list, a mapping, or text.
+
+    Text that Hydra's grammar rejects or would split, such as ``a=b`` or ``naïve``, is returned unchanged.
+    """
+    override = _parsed(f"KEY={text}")
+    return text if override is None or override.is_sweep_override() else override.value()
+
+
+def read_text(text: str) -> str:
+    """A value that is text whatever it looks like: unchanged, but for quotes around the whole of it."""
+    return str(read_value(text)) if text.lstrip()[:1] in ("'", '"') else text
+
+
+def read_list(text: str) -> list[Any]:
+    """The values between commas, with or without brackets around all of them.
+
+    Commas in quotes or in brackets do not separate: ``a=[1,2],b=3`` is a list of two.
+    """
+    items = list(_items(text))
+    if len(items) == 1 and items[0][0] == "[" and items[0][-1] == "]":
+        items = list(_items(items[0][1:-1]))
+    return [read_value(item) for item in items]
+
+
+def read_overrides(overrides: Iterable[str]) -> dict[str, str]:
+    """The value of each key or group, as text."""
+    return {key: read_text(value) for key, _, value in (override.partition("=") for override in overrides)}
+
+
+def overridden(overrides: Iterable[str]) -> list[str]:
+    """The keys and groups of overrides, without ``+``, ``~`` and ``@package``; what Hydra cannot read is left out."""
+    return [override.key_or_group for override in map(_parsed, overrides) if override is not None]
+
+
+def _parsed(override: str) -> Override | None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # a quarter of a second, seldom needed
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def _items(text: str) -> Iterator[str]:
+    """What is between commas outside of quotes and brackets; nothing between two commas is no item."""
+    depth, item = 0, ""
+    for piece in _PIECES.findall(text):
+        depth += (piece in "[{(") - (piece in "]})" and depth > 0)
+        if piece == "," and not depth:
+            yield from filter(None, [item.strip()])
+            item = ""
+        else:
+            item += piece
+    yield from filter(None, [item.strip()])
