@@ -8,6 +8,7 @@ from typing import Any, cast
 from conftest import ROOT
 from omegaconf import OmegaConf
 
+from ssa.command_line import cli  # noqa: F401  registers the resolvers of conf/
 from ssa.config import DataConfig
 
 CONF = ROOT / "conf" / "data"
@@ -15,7 +16,9 @@ CONF = ROOT / "conf" / "data"
 
 def data_config(option: str, **fields: Any) -> DataConfig:
     """``data=option`` with ``fields``; a path may be a `Path`."""
-    root = OmegaConf.create({"init_from": None, "data": OmegaConf.load(CONF / f"{option}.yaml")})
+    data = OmegaConf.merge(*(OmegaConf.load(CONF / f"{name}.yaml") for name in ("_base", option)))
+    root = OmegaConf.create({"init_from": None, "data": data})
     values = cast("dict[str, Any]", OmegaConf.to_container(root.data, resolve=True))
+    del values["defaults"]
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
     return DataConfig.model_validate({**values, **plain})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from data_configs import CONF, data_config
+from omegaconf import OmegaConf
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
@@ -28,7 +29,12 @@ class Listed:
 # Every option
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_base_has_every_field_in_order() -> None:
+    keys = list(OmegaConf.load(CONF / "_base.yaml"))
+    assert keys == [key for key in DataConfig.model_fields if key != "passkey"]
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("[!_]*.yaml")), ids=lambda path: path.stem)
 def test_options_are_complete_and_described(path: Path) -> None:
     needed = {"hub": {"path": "org/name"}, "text": {"train": "a.txt"}}.get(path.stem, {})
     data = data_config(path.stem, **needed)
@@ -36,8 +42,10 @@ def test_options_are_complete_and_described(path: Path) -> None:
     first, *lines = path.read_text().splitlines()
     assert first.startswith("# ")
     assert len(first) < 120
-    keys = [line.split(":")[0] for line in lines if not line.startswith(" ")]
-    assert keys == [key for key in DataConfig.model_fields if key != "passkey" or data.passkey is not None]
+    assert lines[:4] == ["defaults:", "  - _base", "  - _self_", ""]
+    keys = [line.split(":")[0] for line in lines[4:] if not line.startswith(" ")]
+    assert keys == [key for key in DataConfig.model_fields if key in keys]
+    assert ("passkey" in keys) == (data.passkey is not None)
     assert data.source != "hub" or "/" in str(data.path)
 
 
