@@ -15,7 +15,7 @@ from ssa.config import Config
 
 def ablations() -> list[str]:
     """The overrides in the table of ablations: those between backticks that set something of the model."""
-    section = (ROOT / "README.md").read_text().split("## Which part of it helps")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text().split("## Compare variants over seeds")[1].split("\n## ")[0]
     table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
     typed = re.findall(r"`([^`]+)`", table)
     named = [f"model/temperature={text}" if text in options()["model/temperature"] else text for text in typed]
@@ -44,6 +44,10 @@ def test_every_rule_has_its_page(rule: str) -> None:
 def test_every_size_and_backbone_is_listed() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [name for name in (*options()["model/size"], *options()["model"]) if name not in readme] == []
+
+
+def test_it_reads_in_one_sitting() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
 
 
 def test_links_lead_somewhere() -> None:
