@@ -23,6 +23,16 @@ _EXPECTED = {
 }
 _RANGE_KINDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+RENAMED = {  # keys of version 0.1
+    "model.width": "model.d_model",
+    "model.mlp_width": "model.d_ff",
+    "model.tied_head": "model.tie_embeddings",
+    "data.held_out": "data.validation_fraction",
+    **{
+        f"model.temperature.{projection}.base": f"model.temperature.{projection}.multiplier"
+        for projection in ("query", "key", "value", "output")
+    },
+}
 
 
 def one_line(error: ValidationError, root: type[BaseModel]) -> str:
@@ -41,6 +51,8 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
 
 def unknown_key(key: str, root: type[BaseModel], also: Sequence[str] = ()) -> str:
     """A line for `key` (dotted), which `root` does not have; `also`: valid top-level words besides its fields."""
+    if key in RENAMED:
+        return f"{key}: renamed; write {RENAMED[key]}"
     section, known, rest = _walk(key.split("."), root)
     if not rest:
         return f"{key}: the chosen {known[0]}= has no such setting; choose the option that has it"

@@ -90,6 +90,10 @@ TYPED_WRONG = {
     "+model.temperature.query.scale=1": ["model.temperature.query.scale:", "valid: token, position"],
     "~trainer.steps": ["trainer.steps:", "not set"],
     "~trainer.stps": ["trainer.stps:", "did you mean trainer.steps?"],
+    "model.width=64": ["model.width: renamed; write model.d_model"],
+    "+model.mlp_width=64": ["model.mlp_width: renamed; write model.d_ff"],
+    "~model.tied_head": ["model.tied_head: renamed; write model.tie_embeddings"],
+    "data.held_out=0.1": ["data.held_out: renamed; write data.validation_fraction"],
     "hydra.foo=1": ["hydra.foo:", "--hydra-help"],
     # values: every kind of them is in test_config.py
     "trainer.steps=1e3": ["trainer.steps=1000.0:", "whole number"],
@@ -122,6 +126,12 @@ TYPED_WRONG = {
 def test_one_line_for_a_wrong_argument(argument: str, launch: Callable[..., Outcome]) -> None:
     error = launch(argument).only_error()
     assert [part for part in TYPED_WRONG[argument] if part not in error] == [], error
+
+
+@pytest.mark.parametrize("flags", [("--cfg", "job"), ("-m",), ("--cfg", "job", "--resolve")])
+def test_an_old_key_is_named_under_flags_too(flags: tuple[str, ...], launch: Callable[..., Outcome]) -> None:
+    error = launch(*flags, "model.width=64").only_error()
+    assert error == "error: model.width: renamed; write model.d_model\n"
 
 
 GLOBAL = "# @package _global_\n"
