@@ -1,4 +1,4 @@
-"""What `auto` means here, and what is refused."""
+"""Resolution of `auto`, and one-line errors for what is not available."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from ssa.errors import UserError
 CPU = torch.device("cpu")
 
 
-def test_auto_is_a_device_that_is_there() -> None:
+def test_auto_is_an_available_device() -> None:
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert device.resolve_device("auto").type == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_an_unavailable_device_is_refused() -> None:
     with pytest.raises(UserError, match=r"trainer\.device=cuda: not available .* valid here: auto"):
         device.resolve_device("cuda")
 
 
-def test_precision_asked_for_is_given() -> None:
+def test_explicit_precision_is_kept() -> None:
     assert device.resolve_precision("32-true", CPU) == "32-true"
     assert device.resolve_precision("bf16-mixed", CPU) == "bf16-mixed"
     assert device.resolve_precision("auto", torch.device("mps")) == "32-true"
 
 
-def test_the_attention_backend_is_the_one_that_runs(smoke) -> None:
+def test_the_backend_reported_is_the_one_that_runs(smoke) -> None:
     config = smoke()
     with torch.profiler.profile() as profile:
         query = torch.randn(2, 2, 8, 32)
@@ -41,7 +41,7 @@ def test_the_attention_backend_is_the_one_that_runs(smoke) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cudnn", "efficient"])
-def test_a_backend_that_cannot_run_is_refused(smoke, backend: str) -> None:
+def test_an_unsupported_backend_is_refused(smoke, backend: str) -> None:
     config = smoke(f"trainer.attention_backend={backend}")
     with pytest.raises(
         UserError, match=f"trainer.attention_backend={backend}: cannot run here .* auto and math always can"

@@ -24,13 +24,13 @@ Z = 1.959963984540054  # the 97.5 % point of the standard normal
 
 
 @pytest.mark.parametrize("n", [1, 7, 200])
-def test_none_and_all_in_closed_form(n: int) -> None:
+def test_wilson_at_the_ends_in_closed_form(n: int) -> None:
     assert wilson(0, n) == (0, pytest.approx(Z**2 / (n + Z**2)))
     assert wilson(n, n) == (pytest.approx(n / (n + Z**2)), 1)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 2), (3, 10), (19, 20), (500, 1000)])
-def test_the_ends_are_where_the_score_test_turns(successes: int, n: int) -> None:
+def test_wilson_inverts_the_score_test(successes: int, n: int) -> None:
     share = successes / n
     for end in wilson(successes, n):
         assert abs(share - end) == pytest.approx(Z * math.sqrt(end * (1 - end) / n))
@@ -48,7 +48,7 @@ def test_more_confidence_and_fewer_trials_are_wider() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 20, 100, 1000])
-def test_it_holds_the_proportion_as_often_as_it_says(n: int) -> None:
+def test_wilson_has_its_coverage(n: int) -> None:
     draw = np.random.default_rng(n)
     proportions = draw.uniform(size=20_000)
     ends = np.array([wilson(successes, n) for successes in range(n + 1)])[draw.binomial(n, proportions)]
@@ -62,7 +62,7 @@ def test_out_of_range(successes: int, n: int, confidence: float) -> None:
         wilson(successes, n, confidence)
 
 
-def test_student_s_interval_is_scipy_s() -> None:
+def test_the_mean_interval_equals_scipy() -> None:
     from scipy import stats
 
     generator = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def test_a_paired_interval_is_that_of_the_paired_test() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 10])
-def test_95_percent_intervals_hold_the_truth_95_percent_of_the_time(n: int) -> None:
+def test_95_percent_intervals_cover_95_percent_of_the_time(n: int) -> None:
     generator = np.random.default_rng(n)
     base = generator.normal(5.0, 10.0, (2000, n))
     differences = generator.normal(2.0, 1.0, (2000, n))
@@ -105,7 +105,7 @@ def test_95_percent_intervals_hold_the_truth_95_percent_of_the_time(n: int) -> N
 
 
 @pytest.mark.parametrize("n", [3, 10])
-def test_5_percent_of_p_values_are_below_5_percent_where_there_is_no_difference(n: int) -> None:
+def test_p_values_are_calibrated_under_the_null(n: int) -> None:
     base, values = np.random.default_rng(n).normal(2.0, 1.0, (2, 2000, n)).tolist()
     found = [paired_p_value(*rows) for rows in zip(values, base, strict=True)]
     assert 0.035 <= sum(p < 0.05 for p in found) / 2000 <= 0.065
@@ -115,7 +115,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 @given(n=st.integers(2, 30), seed=SEEDS, effect=st.floats(-5, 5), noise=st.floats(1e-3, 1e3))
-def test_the_p_value_is_scipy_s(n: int, seed: int, effect: float, noise: float) -> None:
+def test_the_p_value_equals_scipy(n: int, seed: int, effect: float, noise: float) -> None:
     from scipy import stats
 
     base, deviations = np.random.default_rng(seed).normal(0, 1, (2, n))
@@ -143,7 +143,7 @@ P_VALUES = st.floats(0, 1) | st.just(math.nan) | st.sampled_from([0.0, 0.01, 0.0
 
 
 @given(st.lists(P_VALUES, max_size=8))
-def test_holm_is_bonferroni_s_test_closed(p_values: list[float]) -> None:
+def test_holm_is_the_closed_bonferroni_test(p_values: list[float]) -> None:
     """By another definition: a null falls with every intersection of nulls that has it (Marcus, Peritz, Gabriel 1976).
 
     Bonferroni's p-value of an intersection is its smallest times their number; the adjusted one is the largest.
@@ -167,7 +167,7 @@ def test_holm_keeps_order_and_only_raises(p_values: list[float]) -> None:
     assert [found for _, found in pairs] == sorted(found for _, found in pairs)
 
 
-def test_holm_of_four_by_hand_and_of_what_is_no_p_value() -> None:
+def test_holm_of_four_by_hand_and_of_invalid_p_values() -> None:
     assert holm([0.01, 0.04, math.nan, 0.03, 0.005])[::-1] == pytest.approx(
         [0.02, 0.06, math.nan, 0.06, 0.03], nan_ok=True
     )
@@ -177,7 +177,7 @@ def test_holm_of_four_by_hand_and_of_what_is_no_p_value() -> None:
             holm([0.5, wrong])
 
 
-def test_the_bootstrap_of_few_values_is_too_narrow_as_it_says() -> None:
+def test_the_bootstrap_of_few_values_is_too_narrow_as_documented() -> None:
     draws = np.random.default_rng(5).normal(0.0, 1.0, (500, 5))
     estimates = [bootstrap_interval(row, resamples=500) for row in draws.tolist()]
     assert 0.79 <= sum(estimate.low <= 0 <= estimate.high for estimate in estimates) / 500 <= 0.89
@@ -191,7 +191,7 @@ def test_the_bootstrap_is_the_same_each_time_and_around_the_mean() -> None:
 
 
 @pytest.mark.parametrize("interval", [mean_interval, bootstrap_interval])
-def test_one_value_has_no_interval_and_none_no_mean(interval: Callable[[list[float]], Estimate]) -> None:
+def test_one_value_has_no_interval_and_no_values_have_no_mean(interval: Callable[[list[float]], Estimate]) -> None:
     estimate = interval([3.0])
     assert (estimate.mean, estimate.n) == (3.0, 1)
     assert math.isnan(estimate.low)
@@ -199,7 +199,7 @@ def test_one_value_has_no_interval_and_none_no_mean(interval: Callable[[list[flo
         interval([])
 
 
-def test_runs_without_a_partner_are_refused() -> None:
+def test_unpaired_values_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
         paired_interval([1.0, 2.0], [1.0])
 
@@ -213,5 +213,5 @@ def test_the_jackknife_of_a_mean_is_student_s_interval(n: int) -> None:
     assert found.n == n
 
 
-def test_two_runs_that_agree_say_nothing_of_others() -> None:
+def test_two_runs_have_no_jackknife_interval() -> None:
     assert math.isnan(jackknife_interval(lambda runs: 1.0, 2).low)

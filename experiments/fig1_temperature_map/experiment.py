@@ -142,8 +142,8 @@ def _shade(
     each = [view(layer, None) for layer in range(layers)]
     each += [view(layer, head) for layer in range(layers) for head in range(heads)]
     reach = max(one.reach for one in each)
-    main = replace(view(settings.layer, settings.head), least_reach=reach)
-    write_html(main, context.path("map.html"), [replace(one, least_reach=reach) for one in each])
+    main = replace(view(settings.layer, settings.head), min_reach=reach)
+    write_html(main, context.path("map.html"), [replace(one, min_reach=reach) for one in each])
     for kind in ("png", "svg"):
         write_picture(main, context.path(f"map.{kind}"))
 

@@ -1,7 +1,7 @@
-"""The one style of the project's plots, readable in greyscale, and how they are written.
+"""Plot style, readable in grayscale, and reproducible figure files.
 
-Matplotlib is optional: `available` says whether it is there, `INSTALL` how to get it.  Nothing of it is global here: no
-pyplot, no window, no matplotlibrc.  The same figure gives the same bytes, whenever and wherever (of one version)::
+Matplotlib is optional: see `available` and `INSTALL`.  No global state is used: no pyplot, no window, no matplotlibrc.
+Equal figures give equal bytes on any machine (for one matplotlib version)::
 
     with figure(6, 4) as drawing:
         axes = drawing.add_subplot()
@@ -38,15 +38,15 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
-    "image.cmap": "cividis",  # from dark to light in even steps
+    "image.cmap": "cividis",  # perceptually uniform, dark to light
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "savefig.dpi": 150,
-    "text.hinting": "no_hinting",  # characters as wide as they are, not rounded to pixels
-    "svg.hashsalt": "ssa",  # else ids differ from one writing to the next
+    "text.hinting": "no_hinting",  # exact character widths, not rounded to pixels
+    "svg.hashsalt": "ssa",  # reproducible ids
 }
 _METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Creator": None, "Date": None}}
-_NUMBERED_CELLS = 400  # a heat map of more has no room for numbers
+_NUMBERED_CELLS = 400  # larger heat maps have no room for numbers
 
 
 def available() -> bool:
@@ -56,11 +56,11 @@ def available() -> bool:
 
 @contextmanager
 def figure(width: float, height: float, layout: Any = "constrained") -> Iterator[Figure]:
-    """An empty white figure; what is added to it in the block has the project's style.
+    """An empty white figure; artists added inside the block have the project's style.
 
     Args:
         width, height: in inches.
-        layout: matplotlib's; None leaves axes where they are put.
+        layout: matplotlib's layout engine; None: axes are placed by hand.
     """
     from matplotlib.figure import Figure
 
@@ -69,10 +69,10 @@ def figure(width: float, height: float, layout: Any = "constrained") -> Iterator
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes a figure as ``stem.png`` and ``stem.svg``, and says where they are.
+    """Write a figure as ``stem.png`` and ``stem.svg``; return their paths.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a file cannot be written.
     """
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS]
     for path in paths:
@@ -81,19 +81,19 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format that the name ends in, ``.png`` or ``.svg``: whole or not at all.
+    """Write a figure atomically, as PNG or SVG by the suffix of ``path``.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     kind = path.suffix[1:].lower()
     with replacing(path) as partial, _styled(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph")  # scripts missing from the font are drawn as boxes
         figure.savefig(partial, format=kind, metadata=_METADATA[kind])
 
 
 def shades(n: int) -> list[Any]:
-    """Colors of n lines in an order, such as layers: from dark to light, also in greyscale."""
+    """Colors for n ordered lines, such as layers, from dark to light, also in grayscale."""
     import numpy as np
     from matplotlib import colormaps
 
@@ -111,15 +111,15 @@ def heat_map(
     high: float | None = None,
     digits: int = 2,
 ) -> None:
-    """A matrix as colors with a color bar, and as numbers where there is room for them.
+    """Draw a matrix as colors with a color bar, and as numbers if there is room.
 
     Args:
-        axes: to draw in; titles and the names of its axes are the caller's.
-        values: (rows, columns); nan stays empty.
-        rows, columns: what to write beside each, the first row on top.
-        label: what the values are, with their unit.
-        low, high: ends of the color scale; default: of the values.
-        digits: after the point.
+        axes: titles and axis labels are left to the caller.
+        values: (rows, columns); nan cells stay empty.
+        rows, columns: tick labels, the first row on top.
+        label: color bar label, with unit.
+        low, high: color limits; default: range of the values.
+        digits: decimal places.
     """
     import numpy as np
 
@@ -127,7 +127,7 @@ def heat_map(
     image = axes.imshow(matrix, vmin=low, vmax=high, aspect="auto")
     axes.grid(False)
     for axis, names in ((axes.yaxis, rows), (axes.xaxis, columns)):
-        step = max(1, -(-len(names) // 32))  # all of them would overlap
+        step = max(1, -(-len(names) // 32))  # at most 32 labels, which do not overlap
         axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
     axes.tick_params(length=0)
     axes.get_figure(root=False).colorbar(image, ax=axes, label=label)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Each token of a text colored by its learned temperature, as in the paper's figure 1: the numbers, and a terminal.
+"""Tokens of a text colored by learned temperature, as in the paper's figure 1: computation and terminal output.
 
 Colors diverge around 1, the temperature of vanilla attention: blue and underlined below, red above.
 """
@@ -25,36 +25,40 @@ CONTROLS: dict[int, int] = (
 )
 MEANING = {
     "query": "Larger: this token's attention is spikier.",
-    "key": "Larger: this token is attended to, or avoided, more sharply.",
-    "value": "Larger: this token says more to those that attend to it; near 0 it is muted.",
-    "output": "Larger: what attention brings weighs more in this token; near 0 it is ignored.",
+    "key": "Larger: other tokens attend to this token, or avoid it, more sharply.",
+    "value": "Larger: this token contributes more to the tokens that attend to it; near 0 it is muted.",
+    "output": "Larger: the attention output of this token weighs more; near 0 it is ignored.",
 }
-_BELOW, _AT_ONE, _ABOVE = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # distinct to color-blind eyes too
+_BELOW, _AT_ONE, _ABOVE = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # color-blind safe
 _GLYPHS: dict[int, int | str] = {**CONTROLS, ord("\n"): "⏎\n", ord("\t"): "⇥"}
 
 
 @dataclass(frozen=True)
 class TemperatureView:
-    """The text that each token adds, which may be none, and its temperature.
+    """Tokens with their temperatures, ready to be drawn.
 
-    ``of`` is query, key, value or output; ``over`` says what of the model the temperatures are of; ``least_reach`` is
-    that of the colors, so that noise around 1 stays pale, or to have several views in the same colors.
+    Attributes:
+        pieces: the text that each token adds, possibly empty.
+        values: temperatures, one per token.
+        of: query, key, value or output.
+        over: the layers and heads shown, in words.
+        min_reach: minimum of `reach`, which keeps noise around 1 pale or gives several views the same colors.
     """
 
     pieces: Sequence[str]
     values: Sequence[float]
     of: str
     over: str
-    least_reach: float = 0.01
+    min_reach: float = 0.01
 
     @property
     def reach(self) -> float:
-        """How far from 1 the strongest colors are."""
-        return max(self.least_reach, *(abs(value - 1) for value in self.values))
+        """Distance from 1 at which colors saturate."""
+        return max(self.min_reach, *(abs(value - 1) for value in self.values))
 
     @property
     def legend(self) -> tuple[str, str, str]:
-        """What is shown; its least, mean and largest value; what a larger one means."""
+        """Title; minimum, mean and maximum; interpretation."""
         mean = sum(self.values) / len(self.values)
         numbers = f"min {min(self.values):.3f}, mean {mean:.3f}, max {max(self.values):.3f}"
         return (
@@ -64,7 +68,7 @@ class TemperatureView:
         )
 
     def tokens(self) -> Iterator[tuple[str, float, RGB, RGB]]:
-        """Of each: its text with nothing invisible in it, temperature, background and text color."""
+        """Visible text, temperature, background and text color of each token."""
         for piece, value in zip(self.pieces, self.values, strict=True):
             background = color(value, self.reach)
             yield shown(piece), value, background, ink(background)
@@ -75,15 +79,15 @@ class TemperatureView:
 
 
 def check_choice(model: ModelConfig, of: str, layer: int | None, head: int | None) -> None:
-    """See that the model has what is to be shown.
+    """Check that the model has the temperature, layer and head to show.
 
     Raises:
-        UserError: it has no such temperature, layer or head.
+        UserError: it does not.
     """
     scaled = model.temperature.scaled
     name = model.temperature.name
     if not scaled:
-        raise UserError(f"model/temperature={name}: this run is vanilla attention, it has no temperatures to show")
+        raise UserError(f"model/temperature={name}: vanilla attention has no temperatures to show")
     if of not in scaled:
         raise UserError(f"of={of}: not scaled in this run, model/temperature={name}; valid: {', '.join(scaled)}")
     for key, number, count in (("layer", layer, model.n_layer), ("head", head, _heads(model, of))):
@@ -94,13 +98,13 @@ def check_choice(model: ModelConfig, of: str, layer: int | None, head: int | Non
 def token_temperatures(
     model: Transformer, ids: Sequence[int], of: str = "query", layer: int | None = None, head: int | None = None
 ) -> list[float]:
-    """The temperature of each token of a text, as the model's `observe` tells it.
+    """The temperature of each token of a text.
 
     Args:
         model: in evaluation mode.
         ids: T tokens.
         of: query, key, value or output.
-        layer, head: one of them, from 0; default: the mean over all.  Also over features, where they differ.
+        layer, head: index from 0; None: the mean over all.  Per-feature temperatures are averaged over features.
 
     Returns:
         T numbers.
@@ -116,10 +120,10 @@ def token_temperatures(
 
 
 def all_temperatures(model: Transformer, ids: Sequence[int], of: str = "query") -> Tensor:
-    """The temperature of each token of a text in each layer and head, (L, H, T); of a feature's own, the mean over d.
+    """The temperature of each token in each layer and head, (L, H, T), averaged over features if per feature.
 
     Args:
-        model: in evaluation mode, with temperatures of this kind.
+        model: in evaluation mode, with this temperature.
         ids: T tokens.
         of: query, key, value or output.
     """
@@ -152,7 +156,7 @@ def view_tokens(
 
 
 def token_pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[str]:
-    """The text that each token adds, in whole characters."""
+    """The text that each token adds, in complete characters."""
     from ssa.model.generation import TextStream
 
     stream = TextStream(decode)
@@ -162,7 +166,7 @@ def token_pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> 
 
 
 def over(model: ModelConfig, of: str, layer: int | None, head: int | None) -> str:
-    """What `token_temperatures` are of, in words."""
+    """The layers and heads of `token_temperatures`, in words."""
     counts = (("layer", layer, model.n_layer), ("head", head, _heads(model, of)))
     chosen = [f"{key} {number}" for key, number, _ in counts if number is not None]
     means = [f"{count} {key}s" if count > 1 else f"1 {key}" for key, number, count in counts if number is None]
@@ -170,28 +174,28 @@ def over(model: ModelConfig, of: str, layer: int | None, head: int | None) -> st
 
 
 def color(value: float, reach: float) -> RGB:
-    """Of a temperature, where ``1 - reach`` and ``1 + reach`` have the strongest colors."""
+    """Color of a temperature, saturated at ``1 - reach`` and ``1 + reach``."""
     end, share = (_BELOW if value < 1 else _ABOVE), min(abs(value - 1) / reach, 1.0)
     red, green, blue = (round(pale + share * (full - pale)) for pale, full in zip(_AT_ONE, end, strict=True))
     return red, green, blue
 
 
 def ink(background: RGB) -> RGB:
-    """Black or white, whichever is easier to read on it (the contrast of WCAG 2, at least 4.5)."""
+    """Black or white, whichever has the higher contrast (at least 4.5, WCAG 2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in background)]
     luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     return (255, 255, 255) if luminance < 0.179 else (0, 0, 0)
 
 
 def shown(piece: str) -> str:
-    """A token's text with a glyph for whatever would not be seen; ▯ for a token that completes no character."""
+    """A token's text with glyphs for invisible characters; ▯ for a token that completes no character."""
     if piece.isspace():
         piece = "".join(character if character in "\n\r\t" else "·" for character in piece)
     return piece.translate(_GLYPHS) or "▯"
 
 
 def print_view(console: Console, view: TemperatureView) -> None:
-    """Prints text and legend; without colors, each token's temperature behind it."""
+    """Print text and legend; on terminals without color, each token is followed by its temperature."""
     from rich.color import Color
     from rich.style import Style
     from rich.text import Text

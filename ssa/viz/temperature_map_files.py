@@ -1,4 +1,4 @@
-"""A `TemperatureView` as a file: HTML, or a picture (with matplotlib, which nothing else needs)."""
+"""Temperature maps as HTML pages and, with matplotlib, PNG or SVG images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _Cell = tuple[int, int, str, RGB, RGB, bool]  # row, column, text, background, text color, underlined
 _COLUMNS, _POINTS = 100, 10
-_ADVANCE, _LINE = 0.602, 1.6  # of a monospaced character, in font sizes: DejaVu Sans Mono's, and room around it
+_ADVANCE, _LINE = 0.602, 1.6  # character width and line height in font sizes (DejaVu Sans Mono)
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -46,33 +46,33 @@ _FOLDED = "<details><summary>{over}</summary>\n{view}\n</details>"
 
 
 def check_files(**files: str | None) -> None:
-    """See that files can be written before the work is done.
+    """Check that files can be written, before computing.
 
     Args:
-        files: their names by kind, ``html``, ``png`` or ``svg``, as the command line calls them.
+        files: paths by kind, ``html``, ``png`` or ``svg``, the names of the command-line keys.
 
     Raises:
-        UserError: there is no such folder, the name says another kind of file, or there is no matplotlib.
+        UserError: the folder does not exist, the suffix does not match, or matplotlib is not installed.
     """
     for key, name in files.items():
         if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
-            raise UserError(f"{key}={name}: not a file in a folder that exists")
+            raise UserError(f"{key}={name}: valid: a file in an existing folder")
         if name is not None and Path(name).suffix.lower() != f".{key}":
-            raise UserError(f"{key}={name}: valid: a name that ends in .{key}")
+            raise UserError(f"{key}={name}: valid: a name ending in .{key}")
         if name is not None and key in plot_style.FORMATS and not plot_style.available():
-            raise UserError(f"{key}={name}: needs matplotlib; to install it, {plot_style.INSTALL}")
+            raise UserError(f"{key}={name}: matplotlib is not installed; run {plot_style.INSTALL}")
 
 
 def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureView] = ()) -> None:
-    """A page that needs no other file; each token has its temperature as a tooltip.
+    """Write a self-contained page; each token has its temperature as a tooltip.
 
     Args:
-        view: what is seen at once.
-        path: of the page.
-        folded: more views, each below its name, to be opened.
+        view: the view shown first.
+        path: the page.
+        folded: further views, collapsed.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     more = [_FOLDED.format(over=html.escape(other.over), view=_html_of(other)) for other in folded]
     what, stops = html.escape(view.legend[0]), ", ".join(_hex(color(value, view.reach)) for value in view.scale(3))
@@ -94,10 +94,10 @@ def _html_of(view: TemperatureView) -> str:
 
 
 def write_picture(view: TemperatureView, path: Path) -> None:
-    """A picture of the text in a monospaced font, the legend below, as ``.png`` or ``.svg`` by the name's ending.
+    """Write an image of the text in a monospaced font with the legend below, as PNG or SVG by the suffix.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     cells = list(_cells(view))
     legend = _Legend(view)
@@ -111,7 +111,7 @@ def write_picture(view: TemperatureView, path: Path) -> None:
 
 
 class _Legend:
-    """Its lines; the second of the three parts has the colors beside it."""
+    """Wrapped legend lines; the color bar stands in the line ``numbers``."""
 
     def __init__(self, view: TemperatureView) -> None:
         what, numbers, meaning = view.legend
@@ -120,7 +120,7 @@ class _Legend:
 
 
 def _draw(axes: Axes, view: TemperatureView, cells: Sequence[_Cell], first: int, legend: _Legend) -> None:
-    """Text, and from row ``first`` on the legend, in axes whose unit is a character."""
+    """Draw text, and the legend from row ``first``, on axes in units of characters."""
     from matplotlib.patches import Rectangle
 
     font: dict[str, Any] = {
@@ -147,7 +147,7 @@ def _draw(axes: Axes, view: TemperatureView, cells: Sequence[_Cell], first: int,
 
 
 def _cells(view: TemperatureView) -> Iterator[_Cell]:
-    """The tokens' texts on a grid of characters."""
+    """Token texts on a character grid."""
     row = column = 0
     for piece, value, background, foreground in view.tokens():
         for number, line in enumerate(piece.split("\n")):

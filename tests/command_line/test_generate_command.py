@@ -148,7 +148,7 @@ WRONG = {
     "show=temperatures": ["show=temperatures:", "did you mean temperature?"],
     "html=nowhere/x.html": ["html=nowhere/x.html:", "folder that exists"],
     "png=nowhere/x.png": ["png=nowhere/x.png:", "folder that exists"],
-    "png=x.jpg": ["png=x.jpg:", "ends in .png"],
+    "png=x.jpg": ["png=x.jpg:", "ending in .png"],
     "layer=1": ["layer=1:", "needs show=temperature"],
 }
 

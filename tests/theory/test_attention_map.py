@@ -1,4 +1,4 @@
-"""The attention map by itself: its logits and temperatures written out, its norm, and what it is held at 1."""
+"""Attention maps: logits, temperatures and norms against the equations; equality with vanilla at the identity."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_norms_are_the_largest_singular_values_of_w(width: int, head_dim: int) -
         assert norm == pytest.approx(torch.linalg.svdvals(w.detach())[0].item(), rel=1e-12)
 
 
-def test_unit_vectors_have_logits_within_tau_times_the_norm() -> None:
+def test_tau_times_the_norm_bounds_logits_of_unit_vectors() -> None:
     layer = random_map(QUERY)
     x, y = (nn.functional.normalize(vectors(1, n), dim=-1) for n in (50, 60))
     bounds = layer.temperatures(x, 60)[0, ..., None] * layer.norms()[:, None, None]
     assert (layer.logits(x, y)[0].abs() <= bounds).all()
 
 
-def test_w_is_all_that_a_vanilla_map_depends_on() -> None:
+def test_a_vanilla_map_depends_on_w_only() -> None:
     """x_i^T W x_j: turning W_q and W_k together changes nothing."""
     layer, x = random_map(VANILLA, n_head=1), vectors(1, 6)
     before, norm = layer.logits(x, x), layer.norms()
@@ -89,7 +89,7 @@ def test_w_is_all_that_a_vanilla_map_depends_on() -> None:
     assert torch.allclose(layer.norms(), norm)
 
 
-def test_equal_seeds_start_alike_with_or_without_temperatures() -> None:
+def test_equal_seeds_give_equal_weights_with_or_without_temperatures() -> None:
     vanilla, ssa, other = (
         AttentionMap(6, 4, config, seed=seed) for config, seed in ((VANILLA, 3), (QUERY, 3), (QUERY, 4))
     )
@@ -98,7 +98,7 @@ def test_equal_seeds_start_alike_with_or_without_temperatures() -> None:
         assert not torch.equal(ssa.get_parameter(name), other.get_parameter(name))
 
 
-def test_ssa_starts_within_its_position_aware_part_of_vanilla() -> None:
+def test_ssa_starts_within_its_position_aware_term_of_vanilla() -> None:
     layer, n = AttentionMap(6, 4, QUERY, seed=3), 64
     slope = 1 / (1 + math.exp(4.5))
     assert torch.allclose(layer.temperatures(vectors(1, 5, 6), n), torch.tensor(1 + slope * math.log(n)).double())
@@ -118,7 +118,7 @@ class Fit(nn.Module):
 
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("alpha", [-math.inf, -1e4])
-def test_ssa_held_at_the_identity_trains_as_vanilla(vectorized: bool, alpha: float) -> None:
+def test_ssa_frozen_at_the_identity_trains_as_vanilla(vectorized: bool, alpha: float) -> None:
     """Bit for bit, several seeds at once or one by one."""
 
     def draw(number: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -141,6 +141,6 @@ def test_ssa_held_at_the_identity_trains_as_vanilla(vectorized: bool, alpha: flo
     assert torch.equal(*maps)
 
 
-def test_spikiness_is_the_share_of_keys_attended_to() -> None:
+def test_spikiness_is_the_fraction_of_keys_attended_to() -> None:
     maps = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0], [0.5, 0.5, 0, 0]], dtype=torch.float64)
     assert spikiness(maps).tolist() == [1, 0.25, 0.5]

@@ -53,7 +53,7 @@ def test_closed_forms_agree_with_the_data_process(task: Task) -> None:
         assert found == pytest.approx(estimator.risk(task), abs=4 * error)
 
 
-def test_without_noise_and_with_nothing_else() -> None:
+def test_without_noise_and_with_noise_only() -> None:
     sigma, s = 0.5, 1.5
     clean = Task(length=10, noise_rate=0.0, dimension=2, sigma=sigma, noise_scale=s)
     assert naive(clean).risk(clean) == pytest.approx(sigma**2 / 10)
@@ -90,7 +90,7 @@ def test_bayes_has_the_risk_of_the_binomial_sum() -> None:
     assert found == pytest.approx(expected, abs=4 * error)
 
 
-def test_the_data_are_as_described() -> None:
+def test_the_data_process() -> None:
     tokens, signal = TASK.draw(20_000, generator(DATA, 1))
     values, marker, read_out = tokens[..., :-2], tokens[..., -2], tokens[..., -1]
     clean = marker > 0
@@ -105,7 +105,7 @@ def test_the_data_are_as_described() -> None:
 
 
 @pytest.mark.parametrize("task", OTHERS, ids=str)
-def test_shrinkage_and_ratio_are_the_best(task: Task) -> None:
+def test_shrinkage_and_ratio_are_optimal(task: Task) -> None:
     share = naive(task)
     best = share.shrunk(task)
     factor = (best.clean / share.clean)[0].item()
@@ -152,7 +152,7 @@ def test_muted_values_under_a_uniform_map_have_the_risk_in_closed_form() -> None
     assert found == pytest.approx(limit.risk(TASK), abs=4 * error)
 
 
-def test_muted_values_under_a_map_of_the_markers_are_bayes() -> None:
+def test_muted_values_with_a_marker_map_are_bayes() -> None:
     model, ratio = Denoiser(TASK, METHODS["value-selective"], seed=0), TASK.sigma**2 / (TASK.length + TASK.sigma**2)
     mute(model, gain=1 - ratio)
     see_markers(model, ratio)
@@ -198,7 +198,7 @@ def test_identity_temperatures_are_vanilla_bit_for_bit(kind: str) -> None:
     assert not torch.allclose(free[0].denoise(tokens), vanilla[0].denoise(tokens))
 
 
-def test_equal_seeds_start_with_equal_matrices() -> None:
+def test_equal_seeds_give_equal_start_matrices() -> None:
     models = [Denoiser(TASK, method, seed=3) for method in METHODS.values()]
     for model in models:
         assert torch.equal(model.value, models[0].value)
@@ -209,7 +209,7 @@ def test_equal_seeds_start_with_equal_matrices() -> None:
     assert not torch.equal(Denoiser(TASK, METHODS["vanilla"], seed=4).value, models[0].value)
 
 
-def test_training_approaches_the_limits_and_nothing_beats_bayes() -> None:
+def test_training_approaches_the_limits_and_never_passes_bayes() -> None:
     arguments = {"task": asdict(TASK), "lr": 0.03, "batch": 32, "contexts": 4000, "seeds": 2}
     for method in METHODS:
         found = learn(method=method, steps=250, vectorized=True, **arguments)
@@ -219,7 +219,7 @@ def test_training_approaches_the_limits_and_nothing_beats_bayes() -> None:
             assert run["mse"] < naive(TASK).shrunk(TASK).risk(TASK) * 1.05
 
 
-def test_seed_by_seed_gives_the_same_numbers() -> None:
+def test_sequential_training_gives_the_same_numbers() -> None:
     arguments = {"task": asdict(TASK), "lr": 0.03, "steps": 20, "batch": 4, "contexts": 200, "seeds": 2}
     together, alone = (learn(method="SSA", vectorized=value, **arguments) for value in (True, False))
     for one, other in zip(together["runs"], alone["runs"], strict=True):
@@ -248,7 +248,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert {run["tau_clean"] for run in runs if run["noise_rate"] == "1"} == {"-"}
 
 
-def test_a_mistaken_setting_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_setting_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["table2_denoising", "scale=smoke", "noise_rate=1.5"]) != 0
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1

@@ -1,4 +1,4 @@
-"""Many seeds trained at once: the numbers of each are those that it has alone."""
+"""Ensembles: each member is trained as it would be alone."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def distance(one: nn.Module, other: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("steps", [1, CHUNK, 2 * CHUNK + 20])
-def test_together_as_one_after_another(steps: int) -> None:
+def test_vectorized_equals_sequential(steps: int) -> None:
     together, apart = (trained(0, 1, 2, steps=steps, vectorized=choice) for choice in (True, False))
     assert all(distance(one, other) < 1e-9 for one, other in zip(together, apart, strict=True))
     assert distance(together[0], together[1]) > 0.1
 
 
-def test_the_company_of_others_changes_nothing() -> None:
+def test_members_are_independent() -> None:
     (alone,), (_, inside, _) = trained(1), trained(0, 1, 2)
     assert distance(alone, inside) < 1e-9
 
 
 @pytest.mark.parametrize("vectorized", [True, False])
-def test_what_is_held_stays_and_the_rest_learns(vectorized: bool) -> None:
+def test_frozen_parameters_stay_and_the_rest_learns(vectorized: bool) -> None:
     for number, member in enumerate(trained(0, 1, vectorized=vectorized)):
         start, batch = Regression(number), tuple(part[0] for part in draw(number, 99))
         assert torch.equal(member.held, start.held)
@@ -68,7 +68,7 @@ def test_what_is_held_stays_and_the_rest_learns(vectorized: bool) -> None:
 
 
 @pytest.mark.parametrize("vectorized", [True, False])
-def test_one_step_of_adam_is_the_rate_long(vectorized: bool) -> None:
+def test_the_first_step_of_adam_has_the_size_of_the_learning_rate(vectorized: bool) -> None:
     """The first is taken at the full rate; of two, the second at half of it, since the cosine is half-way there."""
     (one,), start = trained(3, steps=1, vectorized=vectorized), Regression(3)
     assert torch.allclose((one.first - start.first).abs(), torch.tensor(0.02).double(), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The mixed lookup: its tree, its targets, its exact risk, and that both methods are given the same."""
+"""Mixed lookup: tree, targets and exact risk; equal conditions for both methods."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_norms_are_those_of_each_querys_matrix() -> None:
     assert found["mse"] == pytest.approx(sum(found["by_level"]["mse"]) / levels)
 
 
-def test_batches_are_of_the_levels_asked_for_and_of_their_generator_alone() -> None:
+def test_batches_have_the_requested_levels_and_depend_on_their_generator_only() -> None:
     queries, values = draw_batches(ITEMS, [1, 3], 64, VALUE_DIM, generator(0, 2, 1))
     assert queries.shape == (ensemble.CHUNK, 64)
     assert values.shape == (ensemble.CHUNK, 64, ITEMS, VALUE_DIM)
@@ -144,7 +144,7 @@ def test_methods_start_from_the_same_weights() -> None:
         assert torch.equal(values, ssa.state_dict()[name])
 
 
-def test_temperatures_frozen_at_the_identity_leave_vanilla_as_it_is() -> None:
+def test_temperatures_frozen_at_the_identity_are_vanilla() -> None:
     trained = {}
     for method in ("vanilla", "ssa"):
         members = [lookup(method, seed) for seed in range(2)]
@@ -167,7 +167,7 @@ def test_temperatures_frozen_at_the_identity_leave_vanilla_as_it_is() -> None:
     assert not torch.equal(trained["ssa"][0].attention.query, lookup("ssa").attention.query)
 
 
-def test_one_by_one_gives_the_same_numbers() -> None:
+def test_sequential_training_gives_the_same_numbers() -> None:
     one, other = (
         train_lookup(method="ssa", steps=10, batch=4, seeds=2, vectorized=each, **SMALL) for each in (True, False)
     )  # type: ignore[arg-type]

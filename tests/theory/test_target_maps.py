@@ -1,4 +1,4 @@
-"""Maps fitted to targets: the targets, the norms, and that neither method is favored."""
+"""Maps fitted to targets: targets, norms, and equal conditions for both methods."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def exact(spread: float = 4.0) -> tuple[TargetFit, Tensor, Tensor]:
     return member, matrix, s
 
 
-def test_embeddings_are_of_one_norm() -> None:
+def test_embeddings_have_equal_norms() -> None:
     torch.testing.assert_close(embeddings(N, WIDTH, generator(1)).square().mean(-1), torch.ones(N, dtype=torch.float64))
 
 
@@ -56,7 +56,7 @@ def test_sharpness_has_its_mean_and_spread(spread: float) -> None:
     torch.testing.assert_close(steps, steps[:1].expand_as(steps))
 
 
-def test_rows_of_the_scaled_target_are_softmaxes_of_the_one_form() -> None:
+def test_rows_of_the_scaled_target_are_scaled_softmaxes() -> None:
     x, target = problem("scaled", N, WIDTH, 4.0, 2.0, seed=3)
     draws = generator(3)
     assert torch.equal(x, embeddings(N, WIDTH, draws))
@@ -88,7 +88,7 @@ def test_groups_are_uniform_with_the_spikiness_designed(spread: float) -> None:
     assert [len(set(row[row > 0].tolist())) for row in target] == [1] * 32
 
 
-def test_groups_of_less_than_one_token_are_refused() -> None:
+def test_groups_smaller_than_one_token_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^spread=17: no groups of 32 tokens; valid: 1 to 16$"):
         group_sizes(32, 17)
 
@@ -134,7 +134,7 @@ def test_nothing_is_gained_by_moving_scale_into_temperatures() -> None:
     assert after["norm"] == pytest.approx(before["norm"] / 3)
 
 
-def test_plain_weight_decay_is_of_weights_alone() -> None:
+def test_plain_weight_decay_ignores_temperatures() -> None:
     x, target = problem("scaled", N, WIDTH, 4.0, 2.0, seed=0)
     member = TargetFit(x, target, "ssa", 0.5, "weights", seed=0)
     squares = sum(values.square().sum().item() for values in (member.map.query, member.map.key))
@@ -152,7 +152,7 @@ def test_uniform_maps_explain_nothing() -> None:
 
 
 @pytest.mark.parametrize("penalty", ["effective", "weights"])
-def test_temperatures_frozen_at_the_identity_leave_vanilla_as_it_is(penalty: str) -> None:
+def test_temperatures_frozen_at_the_identity_are_vanilla(penalty: str) -> None:
     members = {}
     for method in ("vanilla", "ssa"):
         members[method] = [
@@ -174,7 +174,7 @@ def test_temperatures_frozen_at_the_identity_leave_vanilla_as_it_is(penalty: str
 
 
 @pytest.mark.parametrize("method", ["ssa", "free"])
-def test_one_by_one_gives_the_same_numbers(method: str) -> None:
+def test_sequential_training_gives_the_same_numbers(method: str) -> None:
     both = [
         fit(family="scaled", method=method, penalty="effective", decays=[0.1, 0.01], steps=10, vectorized=each, **SMALL)  # type: ignore[arg-type]
         for each in (True, False)
@@ -196,7 +196,7 @@ def test_a_map_with_temperatures_is_not_worse_than_vanilla_at_the_same_decay() -
         assert free < vanilla
 
 
-def test_a_level_is_read_off_between_two_decays() -> None:
+def test_a_level_is_interpolated_between_two_decays() -> None:
     path = [{"decay": d, "explained": e, "norm": n} for d, e, n in ((0.1, 0.8, 3.0), (1.0, 0.4, 1.0), (0.01, 0.9, 7.0))]
     assert at_level(path, 0.4, "norm") == 1.0
     assert at_level(path, 0.6, "norm") == pytest.approx(2.0)
@@ -226,7 +226,7 @@ def test_bad_settings_are_one_line(arguments: list[str], error: str, capsys: pyt
 
 
 @pytest.mark.slow
-def test_the_item_counts_every_run(tmp_path: Path) -> None:
+def test_the_experiment_counts_every_run(tmp_path: Path) -> None:
     to = tmp_path / "to"
     short = ["fit_steps=10", "lookup_steps=10", "spreads=4", "jobs=1", f"output_dir={tmp_path}", f"to={to}"]
     assert main(["fig2_norms", "scale=smoke", *short]) == 0

@@ -1,4 +1,4 @@
-"""Figure 3 and table 1: the graph, what is learned of it, and the two commands."""
+"""Figure 3 and table 1: the graph, what is learned about it, and the two commands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CELL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("vocabulary", "degrees"), [(32, WIDE), (65, [1, 2, 4, 8, 16, 32]), (7, [6]), (2, [1])])
-def test_rows_are_uniform_over_as_many_neighbors_as_asked(vocabulary: int, degrees: list[int]) -> None:
+def test_rows_are_uniform_over_the_requested_number_of_neighbors(vocabulary: int, degrees: list[int]) -> None:
     graph = TokenGraph.draw(vocabulary, degrees, seed=3)
     assert torch.allclose(graph.transitions.sum(1), torch.ones(vocabulary, dtype=torch.float64), atol=1e-14)
     assert graph.transitions.diagonal().count_nonzero() == 0
@@ -49,7 +49,7 @@ def test_rows_are_uniform_over_as_many_neighbors_as_asked(vocabulary: int, degre
     assert max(shares) - min(shares) <= 1
 
 
-def test_every_node_is_reached() -> None:
+def test_every_node_is_reachable() -> None:
     graph = TokenGraph.draw(40, [1, 1, 1, 2], seed=5)  # so sparse that random neighbors alone would not do
     reached = torch.linalg.matrix_power(graph.transitions + torch.eye(40), 64)
     assert (reached > 0).all()
@@ -105,7 +105,7 @@ def test_minibatches_are_walks_that_start_in_pi() -> None:
     assert errors.square().mean() < 2
 
 
-def test_a_walk_goes_on_from_where_it_came() -> None:
+def test_a_walk_continues_from_its_last_node() -> None:
     """Of one long walk, each token but the ends is left as often as it is entered."""
     counts = TokenGraph.draw(24, [2, 4], seed=4).counts(3, 1, 1000, generator(7))
     assert (counts.sum(1) - counts.sum(2)).abs().sum(1).max() <= 2
@@ -140,7 +140,7 @@ def test_the_loss_is_the_cross_entropy_of_the_tokens_counted() -> None:
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_ssa_held_at_the_identity_is_vanilla(normalized: bool) -> None:
+def test_ssa_frozen_at_the_identity_is_vanilla(normalized: bool) -> None:
     """Bit for bit, after training side by side on the same data."""
     graphs = [TokenGraph.draw(24, [2, 4, 8], seed) for seed in range(3)]
     learned = []
@@ -161,7 +161,7 @@ def test_ssa_held_at_the_identity_is_vanilla(normalized: bool) -> None:
     assert torch.equal(*learned)
 
 
-def test_methods_start_alike() -> None:
+def test_methods_have_equal_start_weights() -> None:
     starts = [NextToken(24, 4, VANILLA, seed=seed) for seed in (0, 0, 1)]
     ssa = NextToken(24, 4, QUERY, seed=0)
     for name in ("embeddings", "attention.query", "attention.key"):
@@ -171,7 +171,7 @@ def test_methods_start_alike() -> None:
         assert not torch.equal(same, other)
 
 
-def test_normalised_embeddings_have_no_length() -> None:
+def test_normalized_embeddings_ignore_their_length() -> None:
     model = NextToken(24, 4, QUERY, normalized=True)
     before = model.logits()
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_normalised_embeddings_have_no_length() -> None:
     assert torch.allclose(model.logits(), before)
 
 
-def test_one_seed_after_another_gives_the_same_numbers() -> None:
+def test_sequential_training_gives_the_same_numbers() -> None:
     together, apart = (learn(method="ssa", **{**CELL, "vectorized": choice})["runs"] for choice in (True, False))
     for one, other in zip(together, apart, strict=True):
         for name, value in one.items():
@@ -199,7 +199,7 @@ def test_the_wider_vanilla_is_the_first_that_is_not_smaller_than_ssa() -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_both_items_are_of_the_same_runs(scale: str) -> None:
+def test_both_experiments_use_the_same_runs(scale: str) -> None:
     parts = []
     for experiment in (find_experiment("fig3_token_graph"), find_experiment("table1_degree_temperature")):
         settings = experiment.settings(**experiment.values(scale))
@@ -220,7 +220,7 @@ def test_a_run_that_diverged_is_never_the_best() -> None:
 
 
 @pytest.mark.parametrize("spread", list(DEGREES))
-def test_a_vocabulary_has_room_for_the_neighbors(spread: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_neighbors_fit_the_vocabulary(spread: str, capsys: pytest.CaptureFixture[str]) -> None:
     largest = max(DEGREES[spread])  # type: ignore[index]
     assert main(["fig3_token_graph", "scale=smoke", f"vocabulary={largest}", f"spread={spread}"]) == 2
     assert f"valid: a vocabulary above {largest}" in capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_a_vocabulary_has_room_for_the_neighbors(spread: str, capsys: pytest.Cap
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["fig3_token_graph", "table1_degree_temperature"])
-def test_the_command_writes_what_it_found(experiment: str, tmp_path: Path) -> None:
+def test_the_command_writes_its_results(experiment: str, tmp_path: Path) -> None:
     few = ["steps=3", f"to={tmp_path}", f"output_dir={tmp_path}", "jobs=1"]
     assert main([experiment, "scale=smoke", *few]) == 0
     written = {path.name for path in tmp_path.glob("smoke_*")}

@@ -1,4 +1,4 @@
-"""Plots: the same bytes each time, whatever else matplotlib is told, whole files, no pyplot."""
+"""Plots: reproducible bytes, independent of matplotlib settings, atomic files, no pyplot."""
 
 from __future__ import annotations
 

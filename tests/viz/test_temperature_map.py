@@ -1,4 +1,4 @@
-"""Tokens colored by their temperature: the numbers are the model's, and nothing is said by color alone."""
+"""Tokens colored by temperature: numbers equal to the model's, and readable without color."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def model(model_config: Callable[..., ModelConfig]) -> Callable[..., Transformer
 @pytest.mark.parametrize("per", ["head", "layer"])
 @pytest.mark.parametrize("of", ["query", "key", "value", "output"])
 @pytest.mark.parametrize("parts", PARTS)
-def test_the_numbers_are_what_the_model_tells(model: Callable[..., Transformer], parts: str, of: str, per: str) -> None:
+def test_temperatures_are_the_models(model: Callable[..., Transformer], parts: str, of: str, per: str) -> None:
     made = model(**{of: PARTS[parts], "per": per})
     seen: list[AttentionInputs] = []
     with torch.no_grad():
@@ -213,13 +213,13 @@ def test_html_has_each_token_with_its_number(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"html=.*nowhere/view\.html: cannot be written \(No such file or directory\)"):
         write_html(VIEW, tmp_path / "nowhere" / "view.html")
-    with pytest.raises(UserError, match=r"html=.*nowhere/x\.html: not a file in a folder that exists"):
+    with pytest.raises(UserError, match=r"html=.*nowhere/x\.html: valid: a file in an existing folder"):
         check_files(html=str(tmp_path / "nowhere" / "x.html"))
-    with pytest.raises(UserError, match=r"html=.*: not a file"):
+    with pytest.raises(UserError, match=r"html=.*: valid: a file in"):
         check_files(html=str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_files(html=str(tmp_path / "x.html"))
-    with pytest.raises(UserError, match=r"^png=x\.png: needs matplotlib; .* pip install -e '\.\[plots\]'$"):
+    with pytest.raises(UserError, match=r"^png=x\.png: matplotlib is not installed; run pip install -e '\.\[plots\]'$"):
         check_files(png="x.png")
 
 
@@ -245,7 +245,7 @@ def test_a_picture_is_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.png", "view.png"]
 
 
-def test_below_one_is_underlined_so_that_grey_tells_it_too(tmp_path: Path) -> None:
+def test_below_one_is_underlined_so_that_it_shows_in_grayscale(tmp_path: Path) -> None:
     write_html(TemperatureView(["low", "high"], [0.5, 1.5], "query", "layer 0"), tmp_path / "view.html")
     page = (tmp_path / "view.html").read_text()
     assert re.findall(r'<span [^>]*class="u"[^>]*>(\w+)<', page) == ["low"]
@@ -260,7 +260,7 @@ def test_more_views_are_folded_below_the_first(tmp_path: Path) -> None:
     assert page.count("<pre>") == 3
 
 
-def test_a_picture_can_be_enlarged_at_will(tmp_path: Path) -> None:
+def test_an_svg_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write_picture(VIEW, tmp_path / "view.svg")
     assert "<svg" in (tmp_path / "view.svg").read_text()
