@@ -105,7 +105,7 @@ class _Evaluation:
         _ = self.evaluated.model  # not part of the task's time
         began = time.perf_counter()
         with (
-            Journal.alone(self.folder, file_name(task.name), identity) as journal,
+            Journal.exclusive(self.folder, file_name(task.name), identity) as journal,
             TaskProgress(task.name) as progress,
         ):
             outcome = task.run(EvaluationContext(self.evaluated, self.folder, journal, progress, self.settings.rows))

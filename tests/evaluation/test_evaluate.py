@@ -123,7 +123,7 @@ def test_what_is_finished_is_not_done_again(run: Path, launch: Launch, monkeypat
         raise AssertionError("the weights are read")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssa.record.run_model.load_run", load)
+        patch.setattr("ssa.evaluation.scoring.evaluated_model.load_run", load)
         again = launch(*arguments)
         assert launch(*arguments, "rerun=true").code == 2
     assert again.code == 0
@@ -247,7 +247,7 @@ def test_two_at_the_same_task(run: Path, launch: Launch) -> None:
     launch(*arguments)
     kept_before = kept(run, "perplexity")
     identity = {key: kept_before[key] for key in ("settings", "model")}
-    with Journal.alone(run / "evaluation", "perplexity", identity):
+    with Journal.exclusive(run / "evaluation", "perplexity", identity):
         code, out, err = launch(*arguments, "rerun=true")
     assert (code, err) == (2, "error: tasks: 1 of 2 failed: perplexity\n")
     assert "task perplexity is already running in another process" in out

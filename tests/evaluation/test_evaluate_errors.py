@@ -246,7 +246,10 @@ FAILING: dict[str, tuple[list[str], str]] = {
     "no files": (["text=nowhere/*.txt"], "text=nowhere/*.txt: matches no file; valid: "),
     "stride": (["text=x", "stride=65"], "stride=65: would leave tokens out; valid: up to context=64"),
     "detokenize": (["text=x", "detokenize=wikitext"], "detokenize=wikitext: for tasks=perplexity_lm_eval, not for"),
-    "lengths": (["tasks=length", "text=x", "lengths=32,65"], "lengths=65: over the model's learned positions; valid: "),
+    "lengths": (
+        ["tasks=length", "text=x", "lengths=32,65"],
+        "lengths=65: exceeds the model's learned positions",
+    ),
     "short lengths": (["tasks=length", "text=x", "lengths=3"], "lengths=3: valid: at least 4"),
 }
 
@@ -262,7 +265,7 @@ def test_one_line_for_what_a_task_cannot_do(case: str, pretrained: Path, launch:
 def test_contexts_end_with_learned_positions_alone(pretrained: Path, text: Path, launch: Launch) -> None:
     arguments = ("tasks=perplexity", "context=65", f"text={text}")
     assert refused(launch(f"init_from={pretrained}", *arguments)).startswith(
-        "error: context=65: over the model's learned positions; valid: up to 64"
+        "error: context=65: exceeds the model's learned positions; valid: up to 64"
     )
     rotary = write_model_folder(text.parent / "rotary", "llama", EVERYTHING)
     assert launch(f"init_from={rotary}", *arguments).code == 0

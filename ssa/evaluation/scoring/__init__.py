@@ -1,1 +1,1 @@
-"""Log-likelihoods and generation in batches, with finished requests kept on disk."""
+"""Log-likelihoods and generation in batches, with finished requests saved to disk."""

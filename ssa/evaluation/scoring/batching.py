@@ -1,4 +1,4 @@
-"""How much goes through the model at once."""
+"""Batching by length, with smaller batches after running out of memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 from ssa.errors import UserError
 
-_ROWS = 256  # at most, where the size is ours to choose
-_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 65536}  # likewise
+# Limits of an automatic batch.
+_ROWS = 256
+_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 65536}
 
 
 def in_batches(
@@ -19,57 +20,58 @@ def in_batches(
     device: torch.device,
     batch_size: int | None = None,
 ) -> None:
-    """Runs items in their order, batch by batch; where memory is short and the size is ours, in halves of a batch.
+    """Run requests in order, in batches; halve automatic batches that do not fit in memory.
 
     Args:
-        run: takes the numbers of a batch's items.
-        lengths: tokens of each item.
-        device: what it runs on.
-        batch_size: rows at once; None: as many as suit the device.
+        run: called with the indices of each batch.
+        lengths: tokens of each request.
+        device: selects the automatic batch size.
+        batch_size: rows per batch; None: automatic.
 
     Raises:
-        UserError: out of memory.
+        UserError: out of memory at the given batch size, or at a single row.
     """
 
-    most = len(lengths)  # items at once that memory has room for
+    fitting = len(lengths)  # upper bound of a batch that fits in memory
 
-    def attempt(items: list[int]) -> None:
-        nonlocal most
-        if len(items) <= most:
+    def attempt(indices: list[int]) -> None:
+        nonlocal fitting
+        if len(indices) <= fitting:
             try:
-                run(items)
+                run(indices)
                 return
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if batch_size is not None and len(items) > 1:
+                if batch_size is not None and len(indices) > 1:
                     raise UserError(
                         f"batch_size={batch_size}: out of memory on {device.type}; try a smaller one"
                     ) from None
-                if len(items) == 1:
-                    length = max(lengths[item] for item in items)
-                    raise UserError(f"context: out of memory on {device.type} at {length} tokens; try fewer") from None
-            most = len(items) // 2
-        attempt(items[: len(items) // 2])
-        attempt(items[len(items) // 2 :])
+                if len(indices) == 1:
+                    raise UserError(
+                        f"context: out of memory on {device.type} at {lengths[indices[0]]} tokens; try fewer"
+                    ) from None
+            fitting = len(indices) // 2
+        attempt(indices[: len(indices) // 2])
+        attempt(indices[len(indices) // 2 :])
 
-    for items in _batches(lengths, device, batch_size):
-        attempt(items)
+    for indices in _batches(lengths, device, batch_size):
+        attempt(indices)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Of the CPU and of MPS it is no class of its own."""
+    """CPU and MPS raise a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|allocate memory", str(error)))
 
 
 def _batches(lengths: Sequence[int], device: torch.device, batch_size: int | None) -> Iterator[list[int]]:
-    items: list[int] = []
+    indices: list[int] = []
     longest = 0
-    for item, length in enumerate(lengths):
+    for index, length in enumerate(lengths):
         longest = max(longest, length)
-        if items and len(items) >= (batch_size or max(1, min(_ROWS, _TOKENS[device.type] // longest))):
-            yield items
-            items, longest = [], length
-        items.append(item)
-    if items:
-        yield items
+        if indices and len(indices) >= (batch_size or max(1, min(_ROWS, _TOKENS[device.type] // longest))):
+            yield indices
+            indices, longest = [], length
+        indices.append(index)
+    if indices:
+        yield indices

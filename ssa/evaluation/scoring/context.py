@@ -17,14 +17,14 @@ from ssa.model.generation import generate
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """One task's evaluation of one model.
+    """Everything a task needs to evaluate one model.
 
     Attributes:
         evaluated: the model.
-        folder: for files besides the outcome: ``evaluation/`` of the evaluated's folder.
-        journal: the answers so far.
-        progress: of the task.
-        batch_size: rows at once; None: as many as suit the device.
+        folder: the model's ``evaluation/`` folder, for files besides the outcome.
+        journal: answers to finished requests.
+        progress: the task's progress bar.
+        batch_size: rows per batch; None: automatic.
     """
 
     evaluated: EvaluatedModel
@@ -34,26 +34,26 @@ class EvaluationContext:
     batch_size: int | None = None
 
     def score(self, requests: Sequence[Request], max_length: int | None = None) -> list[Score]:
-        """The log-likelihood of each continuation; what the journal has is not computed again.
+        """The log-likelihood of each continuation, computed unless it is in the journal.
 
         Args:
             requests: in any order.
             max_length: the longest input in tokens; longer ones are cut on the left.  None: the context of the model.
         """
         max_length = max_length or self.evaluated.context_length
-        known: list[Any] = [self.journal.get([*request, max_length]) for request in requests]
-        missing = [number for number, answer in enumerate(known) if answer is None]
-        asked = [requests[number] for number in missing]
-        self.progress.expect(sum(map(input_tokens, asked)))
+        answers: list[Any] = [self.journal.get([*request, max_length]) for request in requests]
+        missing = [number for number, answer in enumerate(answers) if answer is None]
+        new = [requests[number] for number in missing]
+        self.progress.expect(sum(map(input_tokens, new)))
 
         def keep(scores: list[tuple[int, Score]]) -> None:
-            for place, score in scores:
-                known[missing[place]] = list(score)
-            self.journal.add([([*asked[place], max_length], list(score)) for place, score in scores])
-            self.progress.advance(sum(input_tokens(asked[place]) for place, _ in scores))
+            for index, score in scores:
+                answers[missing[index]] = list(score)
+            self.journal.add([([*new[index], max_length], list(score)) for index, score in scores])
+            self.progress.advance(sum(input_tokens(new[index]) for index, _ in scores))
 
-        score_requests(self.evaluated, asked, max_length, self.batch_size, keep)
-        return [Score(*answer) for answer in known]
+        score_requests(self.evaluated, new, max_length, self.batch_size, keep)
+        return [Score(*answer) for answer in answers]
 
     def generate(
         self,
@@ -64,31 +64,31 @@ class EvaluationContext:
         ended: Callable[[list[int]], bool] | None = None,
         label: str = "",
     ) -> list[list[int]]:
-        """Greedy continuations, longest prompts first; what the journal has is not generated again.
+        """Greedy continuations, generated unless they are in the journal, longest prompts first.
 
         Args:
             prompts: token ids, at least one each.
-            max_new_tokens: of each.
-            stop: ids that end a row, and are not part of it.
-            ended: called with the new tokens of a row after each one: whether it ends there.
-            label: what tells these requests from others of the task with the same prompts.
+            max_new_tokens: maximum length of each continuation.
+            stop: ids that end a continuation, and are not part of it.
+            ended: called with the new tokens after each step; true ends the continuation.
+            label: distinguishes these requests from others with the same prompts in the journal.
         """
         key = [max_new_tokens, sorted(stop), label]
-        known: list[Any] = [self.journal.get([prompt, *key]) for prompt in prompts]
-        missing = [number for number, answer in enumerate(known) if answer is None]
+        answers: list[Any] = [self.journal.get([prompt, *key]) for prompt in prompts]
+        missing = [number for number, answer in enumerate(answers) if answer is None]
         missing.sort(key=lambda number: -len(prompts[number]))
         lengths = [len(prompts[number]) + max_new_tokens for number in missing]
         self.progress.expect(sum(lengths))
 
-        def run(items: list[int]) -> None:
-            numbers = [missing[item] for item in items]
+        def run(indices: list[int]) -> None:
+            numbers = [missing[index] for index in indices]
             chosen = [prompts[number] for number in numbers]
             with self.evaluated.autocast():
                 new = generate(self.evaluated.model, chosen, max_new_tokens, greedy=True, stop=stop, ended=ended)
             for number, tokens in zip(numbers, new, strict=True):
-                known[number] = tokens
+                answers[number] = tokens
             self.journal.add([([prompt, *key], tokens) for prompt, tokens in zip(chosen, new, strict=True)])
-            self.progress.advance(sum(lengths[item] for item in items))
+            self.progress.advance(sum(lengths[index] for index in indices))
 
         in_batches(run, lengths, self.evaluated.device, self.batch_size)
-        return [list(answer) for answer in known]
+        return [list(answer) for answer in answers]

@@ -1,4 +1,4 @@
-"""The model that is evaluated: of a run folder, or a pretrained one; and what decides how it is used."""
+"""The model under evaluation: a trained run or a pretrained model, with its context length and precision."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ import functools
 import re
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from ssa.config import Config
+from ssa.device import resolve_device
 from ssa.errors import UserError
 from ssa.files import hash_of, parse_json
 from ssa.model.config import ModelConfig
+from ssa.model.transformer import Transformer
+from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import describe, size_label, small_files, weights_hash
-
-if TYPE_CHECKING:
-    from ssa.model.transformer import Transformer
-    from ssa.text.tokenization import Tokenizer
+from ssa.record.checkpoint import read
+from ssa.record.run_files import read_environment
+from ssa.record.run_model import best_weights, hash_of_weights, load_run, load_run_config, load_run_tokenizer
+from ssa.record.run_record import read_status
+from ssa.text.tokenization import Tokenizer, published_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class EvaluatedModel:
-    """A model under evaluation; weights and tokenizer are read when they are first asked for.
+    """A model under evaluation; weights and tokenizer are loaded on first use.
 
     Attributes:
-        name: for people.
-        folder: where its ``evaluation/`` is.
-        config: of the run; None for a pretrained model.
-        model_config: its architecture and temperatures.
-        context_length: the longest input it is given, in tokens.
-        device: what it runs on.
+        name: display name.
+        folder: parent of its ``evaluation/`` folder.
+        config: config of the run; None for a pretrained model.
+        model_config: architecture and temperatures.
+        context_length: maximum input length in tokens.
+        device: where the model runs.
         precision: ``32-true`` or ``bf16-mixed``.
     """
 
@@ -45,67 +51,60 @@ class EvaluatedModel:
         precision: str = "auto",
         output_dir: str = "outputs",
     ) -> None:
-        """A model by its run folder, or by its name.
+        """Describe a run or a pretrained model; exactly one of ``run`` and ``init_from`` is set.
 
         Args:
-            run: a run folder.
-            init_from: a folder in Hugging Face's format, or an id of the Hub.
-            tokenizer: in place of the pretrained model's own: an id of the Hub, a tokenizer.json, a folder with one.
-            context: default: the block size of a run, the positions of a pretrained model.
+            run: run folder.
+            init_from: Hub id, or a folder in Hugging Face format.
+            tokenizer: replaces the pretrained model's tokenizer: a Hub id, a tokenizer.json, or a folder with one.
+            context: maximum input length; None: the block size of a run, all positions of a pretrained model.
             device: as ``trainer.device``.
-            precision: ``auto`` is that of the run, of a pretrained model float32.
-            output_dir: where results of a pretrained model go.
+            precision: ``auto`` is the precision of the run, float32 for a pretrained model.
+            output_dir: parent of ``pretrained/NAME``, which holds the results of a pretrained model.
 
         Raises:
-            UserError: there is no such model, or it cannot be used so.
+            UserError: the model does not exist, or does not support the settings.
         """
-        from ssa.device import resolve_device
-
         self.init_from, self._tokenizer = init_from, tokenizer
         self.config: Config | None = None
         if run is not None:
-            from ssa.record.run_model import load_run_config
-
             self.config = load_run_config(run)
             self.model_config: ModelConfig = self.config.model
             self.folder, self.name = Path(run), Path(run).resolve().name
         else:
-            assert init_from is not None, "the settings ask for one of the two"
+            assert init_from is not None, "EvaluateSettings requires one"
             self.model_config = describe(init_from).model
             self.name, label = init_from, re.sub(r"[^A-Za-z0-9._-]+", "-", init_from).strip("-.")
             if Path(init_from).expanduser().is_dir():
                 self.name = str(Path(init_from).expanduser().resolve())
                 label = f"{size_label(init_from)}-{hash_of([self.name])[:6]}"
             self.folder = Path(output_dir) / "pretrained" / label
-        self.context_length = self._context(context)
+        self.context_length = context or self.trained_at
+        if context is not None:
+            self.check_length("context", context)
         self.device = resolve_device(device, field="device")
-        self.precision = self._precision(precision)
+        if precision == "auto":
+            precision = str((self.config and read_environment(self.folder).get("precision")) or "32-true")
+        self.precision = precision
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """Of its weights: what an outcome is of."""
+        """Hash of the weights, which identifies outcomes."""
         return self._hash_of_weights()
 
     def _hash_of_weights(self) -> str:
         if self.init_from is not None:
             return weights_hash(self.init_from)
-        from ssa.record.run_model import hash_of_weights
-
         return hash_of_weights(self.folder)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer.
+        """The tokenizer.
 
         Raises:
-            UserError: it cannot be had, is damaged, or has more tokens than the model.
+            UserError: unavailable, damaged, or larger than the model's vocabulary.
         """
-        from ssa.pretrained.load import check_vocabulary
-        from ssa.text.tokenization import published_tokenizer
-
         if self.config is not None:
-            from ssa.record.run_model import load_run_tokenizer
-
             tokenizer = load_run_tokenizer(self.folder, self.config)
         else:
             tokenizer = published_tokenizer(self._tokenizer or str(self.init_from), field="tokenizer")
@@ -114,91 +113,79 @@ class EvaluatedModel:
 
     @functools.cached_property
     def prefix(self) -> int:
-        """The token that stands before a text: of a run, end-of-text, as in training; of a pretrained model, what its
-        tokenizer_config.json calls ``bos_token``, else ``eos_token``, as lm-evaluation-harness has it.
+        """The token before a text: end-of-text for a run, as in training; for a pretrained model ``bos_token`` of its
+        tokenizer_config.json, else ``eos_token``, as in lm-evaluation-harness.
         """
-        return self._named_token("bos_token", "eos_token")
+        return self._special_token("bos_token", "eos_token")
 
     @functools.cached_property
     def end(self) -> int:
-        """The token that ends an answer: likewise end-of-text, or ``eos_token``."""
-        return self._named_token("eos_token")
+        """The token that ends an answer: end-of-text for a run, ``eos_token`` for a pretrained model."""
+        return self._special_token("eos_token")
 
     @property
     def restart_at(self) -> int | None:
-        """The token at which its attention begins anew: end-of-text under ``data.document_mask``."""
+        """The token at which attention restarts: end-of-text under ``data.document_mask``."""
         return self.tokenizer.end_of_text if self.config and self.config.data.document_mask else None
 
     @property
     def prefix_text(self) -> str:
-        """The prefix, written out."""
+        """Text of the prefix token."""
         return self.tokenizer.decode([self.prefix])
 
     @functools.cached_property
     def model(self) -> Transformer:
-        """In float32 on its device, in evaluation mode.
+        """The model in float32 on its device, in evaluation mode.
 
         Raises:
-            UserError: its weights are damaged, or do not fit.
+            UserError: the weights are damaged, do not match the config, or exceed the device's memory.
         """
         if self.config is not None:
-            from ssa.record.run_model import load_run
-
             model = load_run(self.folder)[1]
         else:
-            from ssa.pretrained.load import load_pretrained
-
             model = load_pretrained(self.model_config, str(self.init_from), seed=0)
         if self._hash_of_weights() != self.weights_hash:
-            raise UserError(f"{self.folder}: its best weights have just changed, it is training; try again")
-        import torch
-
+            raise UserError(f"{self.folder}: the best weights changed while loading (the run is training); try again")
         try:
             return model.to(self.device).eval()
         except torch.OutOfMemoryError:
             raise UserError(f"device={self.device.type}: out of memory for the model alone; try device=cpu") from None
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Its precision, as training has it."""
-        import torch
-
+        """Autocast to the model's precision, as in training."""
         if self.precision == "32-true":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def check_length(self, field: str, length: int) -> None:
-        """See that it has positions for so many tokens; rotary ones do not end.
+        """Check that the model has positions for an input length; rotary positions are unlimited.
 
         Raises:
-            UserError: learned positions end before.
+            UserError: the model has fewer learned positions.
         """
         limit = self.model_config.max_positions
         if self.model_config.positions == "learned" and length > limit:
-            raise UserError(f"{field}={length}: over the model's learned positions; valid: up to {limit}")
+            raise UserError(f"{field}={length}: exceeds the model's learned positions; valid: up to {limit}")
 
     @property
     def trained_at(self) -> int:
-        """The length of input it was trained at: the block size of a run, the positions of a pretrained model."""
+        """Training length: the block size of a run, the number of positions of a pretrained model."""
         return self.config.data.block_size if self.config else self.model_config.max_positions
 
     @property
     def described(self) -> str:
-        """Whose weights, and how they are used, in a line."""
+        """One line for the console: name, weights, settings."""
         use = f"context {self.context_length}, {self.device.type}, {self.precision}"
         if self.config is None:
             return f"{self.name}: {use}"
-        from ssa.record.checkpoint import read
-        from ssa.record.run_model import best_weights
-        from ssa.record.run_record import read_status
-
-        with suppress(UserError):  # what is damaged is told when it is needed
+        with suppress(UserError):  # damage is reported once the file is needed
             step = read(best_weights(self.folder)).get("step")
             use = f"weights of step {step}, the run is {read_status(self.folder).status}; {use}"
         return f"{self.name}: {use}"
 
     @property
     def plain(self) -> dict[str, Any]:
-        """Of its use, what decides numbers."""
+        """Everything about the model that determines the numbers, as plain values."""
         return {
             "weights_hash": self.weights_hash,
             "tokenizer": self.tokenizer.hash,
@@ -208,17 +195,17 @@ class EvaluatedModel:
         }
 
     @property
-    def _tokenizer_home(self) -> str:
-        """Where the files beside its tokenizer are."""
+    def _tokenizer_source(self) -> str:
+        """Hub id or folder that holds the tokenizer's config files."""
         name = self._tokenizer or str(self.init_from)
         path = Path(name).expanduser()
         return str(path.parent) if path.suffix == ".json" and path.is_file() else name
 
-    def _named_token(self, *keys: str) -> int:
-        """The first of these that a pretrained model's files name, else end-of-text."""
-        contents = small_files(self._tokenizer_home, _TOKENIZER_FILES) if self.init_from is not None else {}
+    def _special_token(self, *keys: str) -> int:
+        """The first of these special tokens in the tokenizer's config files, else end-of-text."""
+        contents = small_files(self._tokenizer_source, _TOKENIZER_FILES) if self.init_from is not None else {}
         for name, content in contents.items():
-            values = parse_json(content, f"{self._tokenizer_home}: {name}")
+            values = parse_json(content, f"{self._tokenizer_source}: {name}")
             for key in keys:
                 token = values.get(key)
                 token = token.get("content") if isinstance(token, dict) else token
@@ -226,16 +213,3 @@ class EvaluatedModel:
                 if found is not None:
                     return found
         return self.tokenizer.end_of_text
-
-    def _context(self, asked: int | None) -> int:
-        if asked is None:
-            return self.trained_at
-        self.check_length("context", asked)
-        return asked
-
-    def _precision(self, asked: str) -> str:
-        if asked != "auto" or self.config is None:
-            return "32-true" if asked == "auto" else asked
-        from ssa.record.run_files import read_environment
-
-        return str(read_environment(self.folder).get("precision") or "32-true")

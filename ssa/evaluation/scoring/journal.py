@@ -13,49 +13,49 @@ from ssa.files import hash_of, locked
 
 
 class Journal:
-    """Answers by what was asked, in a file that only grows, a line each.
+    """Answers by request, one JSON line each.
 
     Args:
-        folder: where the file is, from the first answer on.
-        task: its name.
-        of: all that decides the answers; each such has its own file.
+        folder: holds the file, created with the first answer.
+        task: task name.
+        identity: everything that determines the answers; each identity has its own file.
     """
 
-    def __init__(self, folder: Path, task: str, of: object) -> None:
-        self.path = folder / f".{task}.{hash_of([of])[:12]}.journal"
-        self._known: dict[str, Any] = {}
+    def __init__(self, folder: Path, task: str, identity: object) -> None:
+        self.path = folder / f".{task}.{hash_of([identity])[:12]}.journal"
+        self._answers: dict[str, Any] = {}
         self._read()
 
     @classmethod
     @contextmanager
-    def alone(cls, folder: Path, task: str, of: object) -> Iterator[Self]:
-        """The journal, which no other process has within the block.
+    def exclusive(cls, folder: Path, task: str, identity: object) -> Iterator[Self]:
+        """The journal, locked within the block.
 
         Raises:
-            UserError: another one has it.
+            UserError: another process holds the lock.
         """
-        lock = folder / f".{task}.{hash_of([of])[:12]}.lock"
+        lock = folder / f".{task}.{hash_of([identity])[:12]}.lock"
         with locked(lock, in_use=f"{folder}: task {task} is already running in another process"):
-            yield cls(folder, task, of)
+            yield cls(folder, task, identity)
 
-    def get(self, asked: object) -> Any:
-        """The answer, None where there is none yet."""
-        return self._known.get(_key(asked))
+    def get(self, request: object) -> Any:
+        """The answer to a request; None if there is none yet."""
+        return self._answers.get(_key(request))
 
     def add(self, answers: list[tuple[object, Any]]) -> None:
-        """Keeps answers: when this returns, the operating system has them."""
-        lines = {_key(asked): answer for asked, answer in answers}
-        self._known |= lines
+        """Append (request, answer) pairs; on return the operating system has them."""
+        lines = {_key(request): answer for request, answer in answers}
+        self._answers |= lines
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:
             file.write("".join(f"{json.dumps([key, answer])}\n" for key, answer in lines.items()).encode())
 
     def remove(self) -> None:
-        """The task is done."""
+        """Delete the file of a finished task."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> None:
-        """What is there; a last line that a kill has torn is cut off, one that is damaged asked again."""
+        """Load the file: cut off a last line torn by a kill, skip damaged lines, whose requests are computed again."""
         if not self.path.exists():
             return
         *lines, torn = self.path.read_bytes().split(b"\n")
@@ -64,10 +64,10 @@ class Journal:
         for line in lines:
             try:
                 key, answer = json.loads(line)
-                self._known[key] = answer
+                self._answers[key] = answer
             except (ValueError, TypeError):
                 continue
 
 
-def _key(asked: object) -> str:
-    return hash_of([asked])[:32]
+def _key(request: object) -> str:
+    return hash_of([request])[:32]

@@ -1,4 +1,4 @@
-"""Token sequences as requests: which tokens are scored after which."""
+"""Sliding windows over token sequences, as scoring requests."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from ssa.evaluation.scoring.scoring import Request
 
 
 def stream_windows(
-    ids: Sequence[int], context: int, stride: int, restart_at: int | None = None
+    ids: Sequence[int], max_length: int, stride: int, restart_at: int | None = None
 ) -> Iterator[list[Request]]:
-    """A stream in windows of ``context`` inputs, the requests of each; every token but the first is scored once.
+    """The requests of each window of ``max_length`` inputs; every token but the first is scored once.
 
     Args:
         ids: the stream.
-        context: inputs of a window; the token after them is scored too.
-        stride: tokens from a window to the next.
-        restart_at: the token at which attention begins anew, as with ``data.document_mask``; None: no such.
+        max_length: inputs per window; the token after them is scored too.
+        stride: tokens from the start of one window to the next.
+        restart_at: token at which attention restarts, as with ``data.document_mask``.
     """
-    for window in strided_windows(ids, context + 1, stride):
+    for window in strided_windows(ids, max_length + 1, stride):
         yield [window] if restart_at is None else list(_restarted(window, restart_at))
 
 
 def strided_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Request]:
-    """Windows of ``window`` tokens, ``stride`` apart; each scores what none before did, and not its own first."""
+    """Windows of ``window`` tokens, ``stride`` apart; each scores its new tokens, but never its first."""
     done = 0
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))
@@ -35,19 +35,19 @@ def strided_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Re
         done = end
 
 
-def rolling_windows(ids: Sequence[int], prefix: int, context: int) -> Iterator[Request]:
-    """Every token once, ``context`` at a time: the first window after the prefix, the others after the token before
-    them; the last, where it is shorter, after as many as fill it.
+def rolling_windows(ids: Sequence[int], prefix: int, max_length: int) -> Iterator[Request]:
+    """Score every token once, ``max_length`` at a time: the first window follows the prefix, later ones the token
+    before them; the last is extended to the left to ``max_length`` inputs.
     """
     if ids:
-        yield Request([prefix], list(ids[:context]))
-    for start in range(context, len(ids), context):
-        end = min(start + context, len(ids))
-        yield Request(list(ids[end - context - 1 : start]), list(ids[start:end]))
+        yield Request([prefix], list(ids[:max_length]))
+    for start in range(max_length, len(ids), max_length):
+        end = min(start + max_length, len(ids))
+        yield Request(list(ids[end - max_length - 1 : start]), list(ids[start:end]))
 
 
 def _restarted(window: Request, end_of_text: int) -> Iterator[Request]:
-    """A window whose attention restarts at each document: at each end-of-text, which begins one."""
+    """A window whose attention restarts at each end-of-text, which begins a document."""
     ids, first = [*window.context, *window.continuation], len(window.context)
     starts = [0, *(place for place in range(1, len(ids) - 1) if ids[place] == end_of_text)]
     for start, stop in zip(starts, [*starts[1:], len(ids) - 1], strict=True):

@@ -91,7 +91,7 @@ def test_it_is_gone_when_the_task_is_done(path: Path) -> None:
 
 def test_one_process_at_a_time_has_it(path: Path) -> None:
     def alone(of: object = OF) -> AbstractContextManager[Journal]:
-        return Journal.alone(path.parent, "task", of)
+        return Journal.exclusive(path.parent, "task", of)
 
     with alone() as journal:
         assert journal.get("question 1") == ANSWERS["question 1"]

@@ -108,9 +108,9 @@ def test_a_request_comes_to_what_it_does_alone(evaluated: EvaluatedModel, batch_
 
 @pytest.mark.parametrize("seed", range(2, 8))
 def test_with_little_held_at_once(one: EvaluatedModel, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_HELD", 50)
+    monkeypatch.setattr(scoring, "_CACHED_TOKENS", 50)
     monkeypatch.setattr(scoring, "_LOGITS", 5 * VOCAB)
-    monkeypatch.setattr(scoring, "_GROUP", 3)
+    monkeypatch.setattr(scoring, "_GROUP_ROWS", 3)
     requests = draw_requests(seed)
     assert_plain(one, requests, scored(one, requests), CONTEXT)
 
@@ -148,7 +148,7 @@ def test_greedy_continuations_are_told(evaluated: EvaluatedModel) -> None:
 def test_a_continuation_beyond_the_context_is_refused_before_anything_is_computed(one: EvaluatedModel) -> None:
     requests = [Request([1, 2], [3]), Request([1], list(range(9)))]
     seen = Seen(one.model)
-    with pytest.raises(UserError, match="context=8: a continuation has 9 tokens"):
+    with pytest.raises(UserError, match="context=8: too short for a continuation of 9 tokens"):
         scored(one, requests, context=8)
     assert seen.shapes == []
     scored(one, requests, context=9)
