@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
 import sys
 import time
 from functools import partial
-from types import FrameType
 
 from experiments.engine.experiment import Experiment, ExperimentSettings, all_experiments, find_experiment
 from experiments.engine.grid import GridSettings
 from ssa.command_line.settings import complain, program
 from ssa.config import SCALES
 from ssa.errors import UserError
+from ssa.processes import interruptible
 
 INSTALL = "pip install -e '.[experiments]'"
 USAGE = f"usage: python -m experiments ITEM scale={'|'.join(SCALES)} KEY=VALUE ...; ITEM --help lists the keys"
@@ -65,16 +64,15 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
         return show(experiment, settings, console)
     context = ExperimentContext(experiment, settings, console)
     console.print(f"{experiment.name}, scale={settings.scale}: {experiment.purpose}")
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        experiment.run(settings, context)
-        seconds = time.perf_counter() - began
-        context.finish(seconds)
+        with interruptible():
+            experiment.run(settings, context)
+            seconds = time.perf_counter() - began
+            context.finish(seconds)
     except KeyboardInterrupt:
-        console.print("Interrupted; what has finished is kept, and the same command goes on from there.")
+        console.print("Interrupted; finished work is kept; rerun the command to resume.")
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
         context.discard()
     if settings.scale == "smoke":
         console.print("scale=smoke tries the code; what it finds says nothing of the claim:")
@@ -83,11 +81,6 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
     console.print(f"{seconds:.0f} s; results: {context.folder}/{settings.scale}_*")
     if context.failed:
         raise UserError(context.failures)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM stops what Ctrl-C stops, and as cleanly."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
 import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 from filelock import Timeout
@@ -18,6 +16,7 @@ from ssa.command_line.settings import program
 from ssa.errors import UserError
 from ssa.files import acquire, release
 from ssa.model.config import PositiveInt, Section
+from ssa.processes import interruptible
 from sweeps.declaration import Sweep, load
 
 if TYPE_CHECKING:
@@ -29,12 +28,12 @@ _LINES_SECONDS = 30.0
 
 
 class Settings(Section):
-    """What the command line sets; none of it makes another study, but for ``train``."""
+    """Settings of the command line; only ``train`` makes a different study."""
 
-    trials: PositiveInt = Field(20, description="how many the study has in the end, earlier ones included")
-    jobs: PositiveInt = Field(2, description="trials at once, a process of one thread each")
+    trials: PositiveInt = Field(20, description="total number of trials, earlier ones included")
+    jobs: PositiveInt = Field(2, description="trials at once, each a process of one thread")
     train: list[str] = Field([], description="overrides of train.py for every trial, between commas")
-    output_dir: Annotated[str, Field(min_length=1)] = Field("outputs", description="of runs, and of the study")
+    output_dir: Annotated[str, Field(min_length=1)] = Field("outputs", description="folder of the runs and the study")
 
 
 def main(arguments: list[str]) -> int:
@@ -47,17 +46,17 @@ def main(arguments: list[str]) -> int:
         Settings,
         partial(run, file),
         name=f"-m sweeps {file}",
-        purpose="Search hyperparameters with Optuna; killed and started again, it goes on.",
+        purpose="Search hyperparameters with Optuna; rerun the command to resume.",
         examples=("trials=20 jobs=2", "trials=4 train=scale=smoke"),
         arguments=arguments[1:],
     )
 
 
 def run(file: Path, settings: Settings) -> None:
-    """Run a sweep to its end, and print what it came to.
+    """Runs a sweep, and prints its result.
 
     Raises:
-        UserError: the declaration is wrong, another process is at the same study, or some trials failed, at the end.
+        UserError: the declaration is wrong, another process runs the same sweep, or some trials failed, at the end.
     """
     if importlib.util.find_spec("optuna") is None:
         raise UserError(f"optuna: not installed; {INSTALL}")
@@ -74,11 +73,10 @@ def run(file: Path, settings: Settings) -> None:
         raise UserError(f"{folder}: this sweep is already running in another process") from None
     except OSError as error:
         raise UserError(f"output_dir={settings.output_dir}: {folder} cannot be written: {error.strerror}") from None
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _search(file, sweep, settings, (*sweep.overrides, *more), folder)
+        with interruptible():
+            _search(file, sweep, settings, (*sweep.overrides, *more), folder)
     finally:
-        signal.signal(signal.SIGTERM, before)
         release(lock)
 
 
@@ -99,9 +97,9 @@ def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("trials", text="")
 
-        def beat(search: Search) -> None:
+        def show(search: Search) -> None:
             nonlocal said
-            done = search.begun - len(search.active) - len(search.twins) - len(search.left_behind)
+            done = search.started - len(search.active) - len(search.twins) - len(search.left_behind)
             here, seconds = done - earlier, time.perf_counter() - began
             eta = f"{(search.trials - done) * seconds / here / 60:.0f} min" if here > 0 else "?"
             best = results.ranked(study, sweep)[:1]
@@ -112,10 +110,10 @@ def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...
                 console.print(text)
                 said = time.perf_counter()
 
-        search = Search(study, sweep, common, settings.trials, settings.jobs, console.print, beat)
-        earlier = search.begun - len(search.left_behind)
-        if search.begun:
-            console.print(f"{folder}: goes on with {results.counted(study)}")
+        search = Search(study, sweep, common, settings.trials, settings.jobs, console.print, show)
+        earlier = search.started - len(search.left_behind)
+        if search.started:
+            console.print(f"{folder}: resumes {results.counted(study)}")
         try:
             search.finish()
         finally:
@@ -128,13 +126,8 @@ def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...
     if failed:
         names = ", ".join(f"trial {trial.number} ({trial.user_attrs.get('note', '')})" for trial in failed)
         raise UserError(f"{len(failed)} of {len(study.trials)} trials failed: {names}")
-    if search.stopped:
+    if search.interrupted:
         raise KeyboardInterrupt
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM stops what Ctrl-C stops, and as cleanly."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a sweep's YAML file declares."""
+"""The declaration of a sweep: its YAML file, checked."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Dimension(Section):
     type: Literal["float", "int", "categorical"]
     low: Bound | None = None
     high: Bound | None = None
-    log: bool = Field(False, description="drawn uniformly in the logarithm")
-    choices: list[Value] = Field(default=[], description="each a value as YAML has it")
+    log: bool = Field(False, description="log-uniform")
+    choices: list[Value] = Field(default=[], description="YAML values")
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it."""
+        """What is invalid, or None."""
         if self.type == "categorical":
             if not self.choices or self.low is not None or self.high is not None or self.log:
                 return "valid for categorical: choices, one at least, and no low, high or log"
@@ -47,7 +47,7 @@ class Dimension(Section):
         return None
 
     def suggest(self, trial: Trial, key: str) -> Value:
-        """What Optuna takes for a trial; the same again when asked again."""
+        """Optuna's value for a trial; asking again gives the same value."""
         if self.type == "categorical":
             choice: Value = trial.suggest_categorical(key, self.choices)
             return choice
@@ -58,45 +58,47 @@ class Dimension(Section):
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
     def listed(self) -> list[Value] | None:
-        """Every value, or None where they are not countable."""
+        """Every value; None for a float."""
         if self.type == "int":
             return list(range(int(self.low or 0), int(self.high or 0) + 1))
         return self.choices if self.type == "categorical" else None
 
     def extremes(self) -> list[Value]:
-        """Values that are valid if all are."""
+        """Values that are valid only if all values are: both ends, or every choice."""
         ends: list[Value] = [self.low, self.high]
         return self.choices or ([int(end) for end in ends if end is not None] if self.type == "int" else ends)
 
 
 class Sampler(Section):
-    """What decides the next trial: a function of the seed, its number and the trials before it."""
+    """Chooses the values of a trial from the seed, its number and the trials before it."""
 
     name: Literal["tpe", "random", "grid"] = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
-    startup_trials: PositiveInt = Field(10, description="of tpe: as many are drawn at random first")
+    startup_trials: PositiveInt = Field(10, description="tpe: number of random trials before it")
 
 
 class Pruner(Section):
-    """What stops a trial early, by its validations so far; steps are optimizer steps.
+    """Stops a trial early by its validations so far; steps are optimizer steps.
 
-    ``median``: worse than the median of the others at the same step.  ``halving``: not among the best of
-    1 / ``reduction_factor`` at ``min_steps``, then at ``reduction_factor`` times as many, and so on.
+    ``median``: stops a trial worse than the median of the others at the same step.  ``halving``: keeps the best
+    1 / ``reduction_factor`` of the trials at ``min_steps``, then at ``reduction_factor`` times as many, and so on.
     """
 
     name: Literal["none", "median", "halving"] = "none"
-    startup_trials: Annotated[int, Field(ge=0)] = Field(5, description="of median: as many have to finish first")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="of median: none is stopped before")
-    min_steps: PositiveInt = Field(100, description="of halving")
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(4, description="of halving")
+    startup_trials: Annotated[int, Field(ge=0)] = Field(
+        5, description="median: number of trials that must finish first"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="median: no trial is stopped before")
+    min_steps: PositiveInt = Field(100, description="halving")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(4, description="halving")
 
 
 class Sweep(Section):
     """A search over values of overrides of ``train.py``."""
 
-    metric: Name = Field("val/loss", description="a name in summary.json; the pruner goes by that of metrics.jsonl")
+    metric: Name = Field("val/loss", description="a name in summary.json; the pruner reads it in metrics.jsonl")
     direction: Literal["minimize", "maximize"] = "minimize"
-    overrides: list[str] = Field(default=[], description="of every trial")
+    overrides: list[str] = Field(default=[], description="overrides of every trial")
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
@@ -111,18 +113,18 @@ class Sweep(Section):
         return self
 
     def points(self) -> list[dict[str, Value]]:
-        """Of a grid, all combinations, the last key's values changing first."""
+        """All combinations of a grid; the last key varies fastest."""
         lists = [dimension.listed() or [] for dimension in self.space.values()]
         return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*lists)]
 
     def check(self, more: list[str]) -> None:
-        """Composes what the ends of each dimension would run.
+        """Composes the config at both ends of each dimension.
 
         Args:
             more: overrides of every trial besides the declared ones.
 
         Raises:
-            UserError: a key or a value is not one that ``train.py`` takes.
+            UserError: ``train.py`` refuses a key or a value.
         """
         first = {key: dimension.extremes()[0] for key, dimension in self.space.items()}
         for key, dimension in self.space.items():
@@ -131,7 +133,7 @@ class Sweep(Section):
 
 
 def typed(values: dict[str, Value]) -> list[str]:
-    """Values of keys as overrides."""
+    """Overrides that set the values."""
     words = {None: "null", True: "true", False: "false"}
     return [
         f"{key}={words[value] if value is None or isinstance(value, bool) else value}" for key, value in values.items()
@@ -139,10 +141,10 @@ def typed(values: dict[str, Value]) -> list[str]:
 
 
 def load(file: Path) -> Sweep:
-    """A declaration from its file.
+    """Reads a declaration from its file.
 
     Raises:
-        UserError: the first thing wrong with it.
+        UserError: it cannot be read, or is invalid.
     """
     try:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a sweep came to: its table, its CSV file, and the command of its best trial."""
+"""Results of a sweep: table, CSV file, command of the best trial."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STATES = {
 
 
 def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
-    """Finished trials, the best first; of those that are the same run, one."""
+    """Finished trials, the best first; equal runs once."""
     sign = 1 if sweep.direction == "minimize" else -1
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
     finished.sort(key=lambda trial: (sign * (trial.value or 0.0), trial.number))
@@ -32,7 +32,7 @@ def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
 
 
 def counted(study: optuna.Study) -> str:
-    """How many trials ended how."""
+    """The number of trials in each state, as printed."""
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     return ", ".join(f"{states.count(state)} {word}" for state, word in _STATES.items() if states.count(state))
 
@@ -49,13 +49,13 @@ def table(study: optuna.Study, sweep: Sweep) -> Table:
 
 
 def command(study: optuna.Study, sweep: Sweep, common: tuple[str, ...]) -> str:
-    """What trains the best trial; nothing where there is none."""
+    """The command that trains the best trial; empty if there is none."""
     best = ranked(study, sweep)
     return f"python train.py {shlex.join((*common, *typed(best[0].params)))}" if best else ""
 
 
 def write(study: optuna.Study, sweep: Sweep, folder: Path) -> Path:
-    """Every trial as a row of ``trials.csv``: how it ended, its value, its values of keys, its run id."""
+    """Writes ``trials.csv``, one row per trial: state, metric, values, run id."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["trial", "state", sweep.metric, *sweep.space, "last_step", "run_id", "note"])

@@ -1,45 +1,43 @@
-"""An Optuna study of training runs: which trial comes next, what it came to, and what a kill leaves behind.
+"""An Optuna study of training runs: next trial, report and pruning of runs in progress, results, recovery after a kill.
 
-Each trial is a run of ``train.py``, a process of its own in a run folder like any other, found by its run id: what has
-finished is not run again, what was interrupted goes on.  The study is in an SQLite file, so that the same command goes
-on after any stop.  A trial's next values depend on the seed, its number and the trials before it, and on nothing else.
+Each trial is a run of ``train.py`` in its own process and run folder, found by its run id: what has finished is not run
+again, what was interrupted is resumed.  The study is an SQLite file, so the same command resumes it after any stop.  A
+trial's values depend on nothing but the seed, its number and the trials before it.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import socket
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ssa.errors import EXIT_INTERRUPTED, UserError
-from ssa.launch.run import Run, start
+from ssa.launch.run import Run
+from ssa.processes import Pool
 from ssa.record.run_files import load_status, read_rows, read_summary
 from sweeps.declaration import Sweep, typed
 from sweeps.study import sampler
 
-_POLL_SECONDS = 0.5
-_PRUNED = "pruned_at"  # of a trial: the pruner has decided, also if a kill comes before the run has ended
+_PRUNED = "pruned_at"  # user attribute of a trial: the pruner has decided, even if a kill comes before the run ends
 
 
 @dataclass
 class Active:
-    """A trial whose run is going on, here or, where ``process`` is None, in a process that an earlier sweep left."""
+    """A trial whose run is in progress.
+
+    Attributes:
+        rows: number of rows of metrics.jsonl seen.
+        reported: steps reported to Optuna.
+    """
 
     trial: optuna.Trial
-    run: Run
-    process: BaseProcess | None
-    rows: int = 0
     pruned: bool = False
-    reported: set[int] = field(default_factory=set)  # steps
+    rows: int = 0
+    reported: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -47,138 +45,122 @@ class Search:
     """Trials of a study until there are ``trials``.
 
     Attributes:
-        say: told a line for each trial that has ended.
-        beat: called twice a second.
+        common: overrides of every trial.
+        say: called with a line for each trial that has ended.
+        on_poll: called twice a second.
     """
 
     study: optuna.Study
     sweep: Sweep
-    common: tuple[str, ...]  # overrides of every trial
+    common: tuple[str, ...]
     trials: int
     jobs: int
     say: Callable[[str], None]
-    beat: Callable[[Search], None]
+    on_poll: Callable[[Search], None]
 
     def __post_init__(self) -> None:
         known = self.study.get_trials(deepcopy=False)
         if self.sweep.sampler.name == "grid":
             self.trials = min(self.trials, len(self.sweep.points()))
-        self.begun = len(known)
+        self.started = len(known)
         self.left_behind = [trial for trial in known if trial.state == TrialState.RUNNING]
         self.ended = {trial.user_attrs["run_id"]: trial for trial in known if trial.state.is_finished()}
-        self.active: list[Active] = []
-        self.twins: list[tuple[optuna.Trial, Run]] = []  # of active ones: they come to the same
-        self.stopped = 0
+        self.active: dict[Run, Active] = {}
+        self.twins: list[tuple[optuna.Trial, Run]] = []  # trials of the same run as an active one
+        self.interrupted = 0
 
     def finish(self) -> None:
-        """Runs what is missing.
+        """Runs the missing trials.
 
         Raises:
             UserError: the metric is not one of a run.
-            KeyboardInterrupt: passed on, once the runs have saved where they are; their trials stay to be gone on with.
+            KeyboardInterrupt: passed on, once the runs have saved a checkpoint; their trials can be resumed.
         """
-        try:
-            while True:
-                self._fill()
-                if not self.active:
-                    return
-                for active in list(self.active):
-                    self._look_at(active)
-                self.beat(self)
-                time.sleep(_POLL_SECONDS)
-        except BaseException:
-            for active in self.active:
-                self._stop(active)
-            for process in filter(None, (active.process for active in self.active)):
-                process.join()
-            raise
+        with Pool[Run](self.jobs) as pool:
+            try:
+                for run, code in pool.run(self._runs(), lambda: self._look_at(pool)):
+                    self._collect(run, code)
+            except BaseException:
+                for run in pool.active:
+                    pool.stop(run)  # those that an earlier sweep left behind, too
+                raise
 
-    def _fill(self) -> None:
-        while len(self.active) < self.jobs:
-            number = self.left_behind[0].number if self.left_behind else self.begun
+    def _runs(self) -> Iterator[Run]:
+        """The run of the next trial, until there are enough trials."""
+        while self.left_behind or self.started < self.trials:
+            number = self.left_behind[0].number if self.left_behind else self.started
             self.study.sampler = sampler(self.sweep, number)
-            if self.left_behind:  # the same trial again: Optuna has no public way but its id
+            if self.left_behind:  # resumes a trial: Optuna has no public way but its id
                 trial = optuna.Trial(self.study, self.left_behind.pop(0)._trial_id)
-            elif self.begun < self.trials:
-                self.begun += 1
-                trial = self.study.ask()
             else:
-                return
+                self.started += 1
+                trial = self.study.ask()
             values = {key: dimension.suggest(trial, key) for key, dimension in self.sweep.space.items()}
-            self._begin(trial, Run((*self.common, *typed(values)), f"trial {trial.number}"))
+            run = Run((*self.common, *typed(values)), setting=f"trial {trial.number}")
+            if self._begin(trial, run):
+                yield run
 
-    def _begin(self, trial: optuna.Trial, run: Run) -> None:
+    def _begin(self, trial: optuna.Trial, run: Run) -> bool:
+        """Whether the trial needs its run."""
         try:
             run_id = run.config.run_id
         except UserError as error:  # values that do not go together
             trial.set_user_attr("run_id", f"none-{trial.number}")
             self._tell(trial, run, TrialState.FAIL, note=str(error))
-            return
+            return False
         trial.set_user_attr("run_id", run_id)
         if run_id in self.ended:
             self._tell_as(trial, run, self.ended[run_id])
-        elif any(active.run.folder == run.folder for active in self.active):
+            return False
+        if any(active.folder == run.folder for active in self.active):
             self.twins.append((trial, run))
-        else:
-            known = self.study.get_trials(deepcopy=False)[trial.number]
-            pruned = _PRUNED in known.user_attrs
-            process = None if pruned or run.is_in_use() or run.is_finished() else start(run)
-            active = Active(trial, run, process, pruned=pruned, reported=set(known.intermediate_values))
-            self.active.append(active)
-            if pruned:
-                self._stop(active)
+            return False
+        known = self.study.get_trials(deepcopy=False)[trial.number]
+        pruned = _PRUNED in known.user_attrs
+        self.active[run] = Active(trial, pruned, reported=set(known.intermediate_values))
+        if pruned and not run.is_in_use():
+            self._collect(run, EXIT_INTERRUPTED)
+            return False
+        return True
 
-    def _look_at(self, active: Active) -> None:
-        """Reports what is new of a run, stops it if the pruner says so, and ends its trial if it has ended."""
-        run, process = active.run, active.process
-        alive = run.is_in_use() if process is None else process.is_alive()
-        finished = run.is_finished()
-        self._report(active, may_stop=not finished)
-        if alive:
-            return
-        code = process.exitcode if process else None
-        if finished:
-            self._end(active, *self._value(run))
-        elif active.pruned:
-            self._end(active, TrialState.PRUNED)
-        elif run.is_in_use():  # another's, which was faster
-            active.process = None
-        elif process is None:
-            active.process = start(run)
-        elif (error := _error(run)).startswith("TrainingDiverged"):
-            self._end(active, TrialState.PRUNED, note=error)
-        elif code == EXIT_INTERRUPTED:
-            self.active.remove(active)
-            self.stopped += 1
-            self.say(f"{run.label}: interrupted from outside; the same command goes on with it")
-        else:
-            self._end(active, TrialState.FAIL, note=f"{run.last_line}  ({run.log})")
+    def _look_at(self, pool: Pool[Run]) -> None:
+        """Reports new validations of runs in progress, and stops runs that the pruner says to."""
+        for run in pool.active:
+            self._report(run)
+            if self.active[run].pruned:
+                pool.stop(run)
+        self.on_poll(self)
 
-    def _report(self, active: Active, may_stop: bool) -> None:
+    def _report(self, run: Run) -> None:
+        active, finished = self.active[run], run.is_finished()
         with suppress(UserError, OSError):
-            rows = read_rows(active.run.folder)
+            rows = read_rows(run.folder)
             new, active.rows = rows[active.rows :], len(rows)
             for row in new:
                 value, step = row.get(self.sweep.metric), int(row["step"])
                 if value is None or step in active.reported or active.pruned:
-                    continue  # what a pruned run still does until it ends is not to decide later trials
+                    continue  # what a pruned run still does until it ends must not affect later trials
                 active.trial.report(float(value), step)
                 active.reported.add(step)
-                last = step >= active.run.config.trainer.steps
-                if may_stop and not last and active.trial.should_prune():
+                if not finished and step < run.config.trainer.steps and active.trial.should_prune():
                     active.pruned = True
                     active.trial.set_user_attr(_PRUNED, step)
-                    self._stop(active)
 
-    def _stop(self, active: Active) -> None:
-        """Asks a run to save where it is and end."""
-        if active.process is not None:
-            active.process.terminate()
+    def _collect(self, run: Run, code: int) -> None:
+        """Ends the trial of a run that has ended."""
+        self._report(run)
+        if run.is_finished():
+            self._end(run, *self._value(run))
+        elif self.active[run].pruned:
+            self._end(run, TrialState.PRUNED)
+        elif (error := _error(run)).startswith("TrainingDiverged"):
+            self._end(run, TrialState.PRUNED, note=error)
+        elif code == EXIT_INTERRUPTED:
+            del self.active[run]
+            self.interrupted += 1
+            self.say(f"{run.label}: interrupted from outside; rerun the command to resume it")
         else:
-            with suppress(UserError, OSError):
-                status = load_status(active.run.folder)
-                if active.run.is_in_use() and status.host == socket.gethostname():
-                    os.kill(status.pid, signal.SIGTERM)
+            self._end(run, TrialState.FAIL, note=f"{run.last_line}  ({run.log})")
 
     def _value(self, run: Run) -> tuple[TrialState, float | None, str]:
         summary = read_summary(run.folder)
@@ -190,10 +172,9 @@ class Search:
             return TrialState.FAIL, None, f"{self.sweep.metric} is not a number  ({run.folder})"
         return TrialState.COMPLETE, float(value), ""
 
-    def _end(self, active: Active, state: TrialState, value: float | None = None, note: str = "") -> None:
-        self.active.remove(active)
-        frozen = self._tell(active.trial, active.run, state, value, note)
-        for twin in [twin for twin in self.twins if twin[1].folder == active.run.folder]:
+    def _end(self, run: Run, state: TrialState, value: float | None = None, note: str = "") -> None:
+        frozen = self._tell(self.active.pop(run).trial, run, state, value, note)
+        for twin in [twin for twin in self.twins if twin[1].folder == run.folder]:
             self.twins.remove(twin)
             self._tell_as(*twin, frozen)
 

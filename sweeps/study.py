@@ -1,4 +1,4 @@
-"""The Optuna study of a declaration: its file, its sampler, its pruner."""
+"""The Optuna study of a declaration: file, sampler, pruner."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sweeps.declaration import Pruner, Sweep
 
 
 def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -> optuna.Study:
-    """The study in a folder, or a new one.
+    """Opens the study in a folder, or creates it.
 
     Raises:
-        UserError: it is of another declaration, or cannot be read.
+        UserError: it was created with another declaration, or cannot be read.
     """
     declared = {**sweep.model_dump(mode="json", exclude={"overrides"}), "overrides": list(common)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,19 +33,19 @@ def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -
         before = study.user_attrs.get("declared")
         if before is None:
             study.set_user_attr("declared", declared)
-    except Exception as error:  # as many classes as SQLAlchemy has
+    except Exception as error:  # any of SQLAlchemy's classes
         raise UserError(f"{file}: cannot be used: {type(error).__name__}: {str(error).splitlines()[0]}") from None
     changed = [key for key in declared if before is not None and before.get(key) != declared[key]]
     if changed:
         raise UserError(
             f"{changed[0]}: {folder} has {len(study.trials)} trials of another {changed[0]}; "
-            "give the file another name, or remove that folder"
+            "rename the file, or remove that folder"
         )
     return study
 
 
 class _Grid(optuna.samplers.BaseSampler):
-    """Point n is trial n."""
+    """Trial n has point n."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.points = sweep.points()
@@ -69,7 +69,7 @@ class _Grid(optuna.samplers.BaseSampler):
 
 
 def sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
-    """Of one trial: a new one for each, so that a sweep that starts again does not draw what it has drawn."""
+    """The sampler of one trial: each has its own, so that a resumed sweep does not draw the same values again."""
     declared = sweep.sampler
     seed = int(np.random.SeedSequence((declared.seed, number)).generate_state(1)[0])
     if declared.name == "grid":
@@ -80,7 +80,7 @@ def sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
 
 
 def _pruner(declared: Pruner) -> optuna.pruners.BasePruner:
-    """What stops trials early."""
+    """Optuna's pruner."""
     if declared.name == "median":
         return optuna.pruners.MedianPruner(
             n_startup_trials=declared.startup_trials, n_warmup_steps=declared.warmup_steps

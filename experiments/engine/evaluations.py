@@ -2,72 +2,61 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich.console import Console
 
+from ssa.command_line.settings import parse
 from ssa.errors import UserError
 from ssa.files import locked
-from ssa.launch.processes import context, live_with
 from ssa.launch.run import Run
+from ssa.processes import WorkerKilled, call_each, redirect_output
 
 
 def evaluate(runs: Sequence[Run], arguments: Sequence[str], jobs: int, console: Console) -> dict[Run, str]:
-    """``python evaluate.py run=RUN ARGUMENTS`` for each run, which skips what it has finished before.
+    """Runs ``python evaluate.py run=RUN ARGUMENTS`` for each run, which skips finished tasks.
 
     Args:
         runs: finished ones.
         arguments: ``KEY=VALUE``, such as ``tasks=passkey``.
-        jobs: at once, of one thread each.
+        jobs: processes at once, of one thread each.
         console: for progress and failures.
 
     Returns:
-        What failed, and why, in a line; a run's log has what was printed.
+        The runs whose evaluation failed, each with the reason in one line; the output is in the run's log.
     """
-    failed: dict[Run, str] = {}
-    with ProcessPoolExecutor(jobs, context("ssa.training.train"), live_with, (os.getpid(),)) as pool:
-        try:
-            jobs_of = [(str(run.folder), str(run.log), tuple(arguments)) for run in runs]
-            reasons = [pool.submit(_evaluate, job) for job in jobs_of]
-            for number, (run, reason) in enumerate(zip(runs, map(_outcome, reasons), strict=True), 1):
-                if reason:
-                    failed[run] = f"evaluation: {reason}  ({run.log})"
-                    console.print(f"failed: {run.label}: {failed[run]}", markup=False)
-                if number % 10 == 0 or number == len(runs):
-                    console.print(f"evaluated {number} of {len(runs)} runs")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return failed
+    reasons: dict[Run, str] = {}
 
+    def note(run: Run, reason: str) -> None:
+        reasons[run] = f"evaluation: {reason}  ({run.log})" if reason else ""
+        if reason:
+            console.print(f"failed: {run.label}: {reasons[run]}", markup=False)
+        if len(reasons) % 10 == 0 or len(reasons) == len(runs):
+            console.print(f"evaluated {len(reasons)} of {len(runs)} runs")
 
-def _outcome(reason: Future[str]) -> str:
+    calls = [(run.folder.resolve(), run.log, tuple(arguments)) for run in runs]
     try:
-        return reason.result()
-    except BrokenProcessPool:
-        return "a process was killed, most often for lack of memory; jobs=1 needs less"
+        for number, reason in call_each(_evaluate, calls, jobs=jobs, preload="ssa.training.train", isolated=True):
+            note(runs[number], reason)
+    except WorkerKilled as error:
+        for run in runs:
+            if run not in reasons:
+                note(run, str(error))
+    return {run: reason for run, reason in reasons.items() if reason}
 
 
-def _evaluate(job: tuple[str, str, tuple[str, ...]]) -> str:
-    """In a process of the pool: what went wrong, or nothing."""
+def _evaluate(run: Path, log: Path, arguments: tuple[str, ...]) -> str:
+    """In a worker process: the reason of a failure, or nothing."""
     import torch
 
-    from ssa.command_line.settings import parse
     from ssa.evaluation import evaluate as evaluation
     from ssa.evaluation.settings import EvaluateSettings
 
-    run, log, arguments = Path(job[0]).resolve(), Path(job[1]), job[2]
     torch.set_num_threads(1)
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        began = file.tell()
+    began = redirect_output(log)
     try:
         with locked(run.with_name(f".{run.name}.evaluation.lock")):  # then what another launcher evaluated is kept
             evaluation.evaluate(parse(EvaluateSettings, [f"run={run}", *arguments]))

@@ -157,11 +157,6 @@ class GridCell(NamedTuple):
     row: str
     seed: int
 
-    @property
-    def label(self) -> str:
-        """For a line."""
-        return f"{self.group}, {self.row}, seed {self.seed}"
-
 
 def check_train(experiment: Experiment, grid: Grid, settings: GridSettings) -> None:
     """Refuses an override in ``train=`` that every run would lose to what the grid sets.
@@ -202,7 +197,8 @@ def _run(settings: GridSettings, group: GridGroup, row: GridRow, cell: GridCell,
 
     where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
     of_group = (*group.overrides, *group.at[settings.scale], *start)
-    return Run((*settings.train, *of_group, *row.overrides, f"seed={cell.seed}", *where), cell.label)
+    overrides = (*settings.train, *of_group, *row.overrides, f"seed={cell.seed}", *where)
+    return Run(overrides, group=cell.group, setting=cell.row, seed=cell.seed)
 
 
 def _start(

@@ -42,9 +42,9 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
         mistakes = refused(began)
         if mistakes and len(mistakes) == len(began):  # as of a mistake in train=
             raise UserError(next(iter(mistakes.values())))
-        failed |= _bring(began, settings, context)
+        failed |= _train(began, settings, context)
         others = [run for run in runs(grid, settings).values() if run and run not in began]  # fine-tune these
-        failed |= _bring(others, settings, context)
+        failed |= _train(others, settings, context)
         unevaluated |= _evaluate([*began, *others], settings, context)
     else:
         failed |= refused(run for run in runs(grid, settings).values() if run)
@@ -58,11 +58,11 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     )
 
 
-def _bring(wanted: Sequence[Run], settings: GridSettings, context: ExperimentContext) -> dict[Run, str]:
-    """Brings runs as far as they come; returns what failed, and why."""
-    from ssa.launch.pool import bring
+def _train(wanted: Sequence[Run], settings: GridSettings, context: ExperimentContext) -> dict[Run, str]:
+    """Trains what is not finished; returns the failed runs, each with the reason."""
+    from ssa.launch.pool import run_all
 
-    failed = bring(
+    failed = run_all(
         wanted,
         jobs=settings.jobs,
         console=context.console,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,46 +12,45 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.engine.source_hash import source_hash
-from ssa.errors import UserError
 from ssa.files import hash_of, read_json, write_json
-from ssa.launch.processes import context, live_with
+from ssa.processes import call_each
 
 CachedJob = tuple[Callable[..., Any], dict[str, Any]]  # a function of a module, and its arguments by name, plain values
 _LINES_SECONDS = 15.0  # between lines of progress where there is no terminal
 
 
 class JobCache:
-    """Those of one context, in files that studies share.
+    """The cached jobs of one experiment, in files that experiments share.
 
     Args:
-        folder: of the files.
-        name: of the context, for its bar.
-        commit: of the code, to be kept beside what it has computed.
-        jobs: processes at once.
-        rerun: whether to compute again what is kept.
-        console: for the bar.
+        folder: where the files are.
+        name: label of the progress bar.
+        commit: commit of the code, recorded with each result.
+        jobs: number of processes.
+        rerun: whether to ignore cached results.
+        console: for progress.
     """
 
     def __init__(self, folder: Path, name: str, commit: str, jobs: int, rerun: bool, console: Console) -> None:
         self.folder, self.name, self.commit = folder, name, commit
         self.jobs, self.rerun, self.console = jobs, rerun, console
-        self.files: dict[Path, dict[str, Any]] = {}  # all that were asked for
+        self.files: dict[Path, dict[str, Any]] = {}  # of every job so far
 
     @property
     def seconds(self) -> float:
-        """That all of them took, kept ones too, one after another."""
+        """Total compute time of the jobs, cached ones included, in seconds."""
         return sum(float(kept["seconds"]) for kept in self.files.values())
 
     @property
     def commits(self) -> set[str]:
-        """That they were computed at."""
+        """Commits that the results were computed at."""
         return {kept["commit"] for kept in self.files.values()}
 
     def compute(self, jobs: Sequence[CachedJob]) -> list[Any]:
-        """What each function returns of its arguments: kept ones are read, the others computed.
+        """Returns the result of each job, cached or computed now.
 
         Args:
-            jobs: functions of a module, so that other processes find them; arguments and results are as JSON has them.
+            jobs: functions of a module, which other processes can import; arguments and results are JSON values.
 
         Raises:
             UserError: a process was killed.
@@ -67,7 +63,8 @@ class JobCache:
         if missing:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._bar(len(missing)) as advance:
-                for _ in _each(missing, self.commit, self.jobs):
+                calls = ((file, job, self.commit) for file, job in missing.items())
+                for _ in call_each(_keep, calls, jobs=self.jobs, preload="torch"):
                     advance()
         self.files |= {file: read_json(file) for file in files}
         return [self.files[file]["value"] for file in files]
@@ -90,29 +87,6 @@ class JobCache:
             yield advance
 
 
-def _each(missing: Mapping[Path, CachedJob], commit: str, jobs: int) -> Iterator[None]:
-    """Computes and keeps them; yields after each."""
-    if jobs == 1 or len(missing) == 1:
-        for file, job in missing.items():
-            _keep(file, job, commit)
-            yield
-        return
-    processes = min(jobs, len(missing))
-    with ProcessPoolExecutor(processes, context("torch"), live_with, (os.getpid(),)) as pool:
-        try:
-            for future in as_completed([pool.submit(_keep, file, job, commit) for file, job in missing.items()]):
-                future.result()
-                yield
-        except BrokenProcessPool:
-            raise UserError(
-                f"jobs={jobs}: a process was killed, most often for lack of memory; jobs=1 needs less, and the same "
-                "command goes on from here"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def _keep(file: Path, job: CachedJob, commit: str) -> None:
     import torch
 
@@ -129,6 +103,6 @@ def _keep(file: Path, job: CachedJob, commit: str) -> None:
 
 
 def _name(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """Of the file that keeps a job: the function, and a hash of its arguments and of the code it rests on."""
+    """Name of a job's file: the function, and a hash of its arguments and source dependencies."""
     key = hash_of([function.__qualname__, arguments, source_hash(function.__module__)])
     return f"{function.__name__}-{key[:16]}"

@@ -39,7 +39,7 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
     counts: dict[str, Counter[str]] = {}
     for run in unique:
         state = "finished" if run not in waiting else "begun" if run.tokens_done() else "new"
-        count = counts.setdefault(run.label.partition(", seed ")[0], Counter())
+        count = counts.setdefault(run.group_label, Counter())
         count[state] += 1
         count["tokens"] += _tokens_left(run, settings.rerun) if run in waiting else 0
     for label, count in counts.items():

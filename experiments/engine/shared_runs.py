@@ -17,18 +17,22 @@ from ssa.launch.run import Run
 from ssa.record.run_model import hash_of_weights
 
 
-def run_of(settings: TrainingSettings, rule: str, seed: int, instead: Sequence[str] | None = None) -> Run:
-    """A run with a temperature rule and a seed, the rest as the experiment's settings have it.
+def run_of(
+    settings: TrainingSettings, rule: str, seed: int, train: Sequence[str] | None = None, group: str = "", more: str = ""
+) -> Run:
+    """A run with a temperature rule and a seed.
 
     Args:
-        settings: of the experiment.
+        settings: settings of the experiment.
         rule: an option of ``model/temperature``.
-        seed: of the run.
-        instead: overrides in place of ``settings.train``.
+        seed: seed of the run.
+        train: overrides in place of ``settings.train``.
+        group: the run's group.
+        more: what distinguishes its setting from others with the same rule.
     """
     where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
-    overrides = settings.train if instead is None else instead
-    return Run((*overrides, f"model/temperature={rule}", f"seed={seed}", *where), f"{rule} seed {seed}")
+    overrides = (*(settings.train if train is None else train), f"model/temperature={rule}", f"seed={seed}", *where)
+    return Run(overrides, group, f"{rule}, {more}" if more else rule, seed)
 
 
 def weights_of(run: Path) -> str:

@@ -12,6 +12,8 @@ from experiments.engine.experiment import Rules, TrainingSettings
 from ssa.model.config import PositiveFloat
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
 
     from experiments.engine.context import ExperimentContext
@@ -109,23 +111,38 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
 def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[Regime]:
     from experiments.engine.shared_runs import run_of, start_of
 
-    seeds = range(settings.seeds)
-    scratch = {rule: [run_of(settings, rule, seed) for seed in seeds] for rule in settings.rules}
+    scratch = {
+        rule: [run_of(settings, rule, seed, group="from scratch") for seed in range(settings.seeds)]
+        for rule in settings.rules
+    }
     folders = context.train([run for runs in scratch.values() for run in runs])
     if settings.pretrained is None:
         starts = [start_of(folder, settings.output_dir) for folder in folders[: settings.seeds]]  # the baseline's
     else:
         starts = [[f"init_from={settings.pretrained}"]] * settings.seeds
-    tuned: dict[float, dict[str, list[Run]]] = {}
-    for lr in settings.learning_rates:
-        rate = f"optim.lr={lr}"
-        tuned[lr] = {
-            rule: [run_of(settings, rule, seed, [*settings.finetune, *starts[seed], rate]) for seed in seeds]
-            for rule in settings.rules
-        }
+    tuned = finetuning_runs(settings, starts)
     context.train([run for by_rule in tuned.values() for runs in by_rule.values() for run in runs])
     regimes = [Regime("training from scratch", scratch[settings.rules[0]][0].config.optim.lr, _curves(scratch))]
     return [*regimes, *(Regime("fine-tuning", lr, _curves(runs)) for lr, runs in tuned.items())]
+
+
+def finetuning_runs(settings: ConvergenceSettings, starts: Sequence[Sequence[str]]) -> dict[float, dict[str, list[Run]]]:
+    """Runs of each learning rate and rule, in the order of seeds.
+
+    Args:
+        settings: settings of the experiment.
+        starts: for each seed, the overrides that set what is fine-tuned.
+    """
+    from experiments.engine.shared_runs import run_of
+
+    def run_at(lr: float, rule: str, seed: int) -> Run:
+        overrides = [*settings.finetune, *starts[seed], f"optim.lr={lr}"]
+        return run_of(settings, rule, seed, overrides, "fine-tuning", f"learning rate {lr:g}")
+
+    return {
+        lr: {rule: [run_at(lr, rule, seed) for seed in range(settings.seeds)] for rule in settings.rules}
+        for lr in settings.learning_rates
+    }
 
 
 def _curves(runs: dict[str, list[Run]]) -> dict[str, list[Curve]]:

@@ -1,15 +1,14 @@
-"""A grid's runs as jobs of a Hydra launcher: Slurm, Ray, or any other that is installed.
+"""Training runs as jobs of a Hydra launcher: Slurm, Ray, or any other that is installed.
 
-Hydra's plug-in does the scheduling.  A job is one run, as `ssa.launch.run.start` starts it: its output goes to the
-run's log, its numbers do not depend on the launcher, and whatever becomes of it, the job itself ends well.  What came
-out is in the run folders, which all machines must see under the same paths.
+Hydra's plug-in does the scheduling.  A job starts one run with `ssa.launch.run.Run.start`: the output goes to the run's
+log, and the results do not depend on the launcher.  The job itself succeeds even if its run fails.  The outcome is in
+the run folders, which all machines must see under the same paths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
@@ -22,10 +21,9 @@ from omegaconf import DictConfig
 from ssa.command_line import compose_errors
 from ssa.command_line.conf_groups import CONF
 from ssa.errors import UserError, first_line
+from ssa.launch.run import Run
 
-if TYPE_CHECKING:
-    from ssa.launch.run import Run
-
+_RERUN = "rerun=true"  # a launcher passes nothing but overrides
 _INSTALL = {
     "submitit_local": "pip install -e '.[cluster]'",
     "submitit_slurm": "pip install -e '.[cluster]'",
@@ -38,18 +36,18 @@ _INSTALL = {
 def launch(
     runs: Sequence[Run], launcher: str, output_dir: Path, launcher_overrides: Sequence[str] = (), *, rerun: bool = False
 ) -> None:
-    """Gives the runs to a launcher and waits until it has ended all of them; how each ended, its run folder says.
+    """Submits the runs to a launcher and waits for all of them; each run folder says how its run ended.
 
     Args:
-        runs: to be trained; finished ones are reported again, at little cost.
+        runs: finished ones only print their summary again.
         launcher: an option of Hydra's group ``hydra/launcher``, such as ``submitit_slurm`` or ``ray``.
-        output_dir: the launcher's own files, such as the jobs' exit, go to ``sweeps/<launcher>`` below it.
+        output_dir: the launcher's own files go to its folder ``sweeps/<launcher>``.
         launcher_overrides: its settings, such as ``hydra.launcher.partition=gpu``.
         rerun: runs finished ones again.
 
     Raises:
         UserError: the launcher is not installed, a setting is not one of its own, or it failed as a whole, as without
-            Slurm; jobs that it has begun go on, and the same call takes them up.
+            Slurm; jobs already started keep running, and the same call resumes them.
     """
     if not runs:
         return
@@ -66,7 +64,7 @@ def launch(
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         try:
             plugin = Plugins.instance().instantiate_launcher(context, _job, config)
-            again = ["rerun=true"] if rerun else []
+            again = [_RERUN] if rerun else []
             ended = plugin.launch([[*run.overrides, *again] for run in runs], initial_job_idx=0)
             for job in ended:
                 _ = job.return_value  # raises what stopped a job before its run
@@ -84,18 +82,14 @@ def _check(launcher: str, installed: Sequence[str], overrides: Sequence[str]) ->
 
 
 def _job(composed: DictConfig) -> int:
-    """One run, where the launcher has put it; returns its exit code."""
-    from ssa.launch.run import Run, start
-
+    """One run, in the job that the launcher started; returns its exit code."""
     overrides = tuple(HydraConfig.get().overrides.task)
-    GlobalHydra.instance().clear()  # the launcher's, in whose place the run composes its own config
-    rerun = "rerun=true" in overrides
-    run = Run(tuple(override for override in overrides if override != "rerun=true"), " ".join(overrides))
-    process = start(run, rerun=rerun)
+    GlobalHydra.instance().clear()  # the launcher's: the run composes its own config
+    process = Run(tuple(override for override in overrides if override != _RERUN)).start(rerun=composed.rerun)
     try:
         process.join()
     except BaseException:
-        process.terminate()  # it saves where it is
+        process.terminate()  # saves a checkpoint
         process.join()
         raise
     return process.exitcode or 0

@@ -1,11 +1,10 @@
-"""Training runs, several at once; finished ones are not run again, and one that fails does not touch the others."""
+"""Training runs on this machine or a cluster: finished ones are skipped, interrupted ones resumed."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from rich import box
@@ -14,28 +13,28 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from ssa.errors import UserError
-from ssa.launch.run import Run, start
+from ssa.launch.run import Run
+from ssa.processes import Pool
 
-_POLL_SECONDS = 0.5
 _LINES_SECONDS = 30.0
 PROCESSES = "processes"  # the launcher of this module; others are Hydra's
 
 
 def train(runs: Sequence[Run], *, jobs: int, console: Console, rerun: bool = False) -> list[Path]:
-    """The folders of runs that have all finished, in order: `bring`, where nothing may fail.
+    """Runs all with `run_all`, and returns their folders in order.
 
     Raises:
         UserError: overrides are refused, before anything is run; or some runs failed, at the end.
     """
     folders = [run.folder for run in runs]
-    failed = bring(runs, jobs=jobs, console=console, rerun=rerun)
+    failed = run_all(runs, jobs=jobs, console=console, rerun=rerun)
     if failed:
         names = ", ".join(f"{run.label} ({run.log})" for run in failed)
         raise UserError(f"{len(failed)} of {len(set(folders))} runs failed: {names}; the same command runs them again")
     return folders
 
 
-def bring(
+def run_all(
     runs: Sequence[Run],
     *,
     jobs: int,
@@ -46,23 +45,23 @@ def bring(
     launcher_overrides: Sequence[str] = (),
     output_dir: Path = Path("outputs"),
 ) -> dict[Run, str]:
-    """Brings runs to their end: what is finished is skipped, what was interrupted goes on.
+    """Runs what is not finished, resuming what was interrupted; one that fails does not affect the others.
 
-    A run that another process is at is waited for.  One that fails is named at once, with its log; at the end a table
-    says what became of all.
+    Runs already in progress elsewhere are awaited.  A failure is printed at once, with its log, and at the end a table
+    of the outcomes.
 
     Args:
         runs: equal ones are run once.
         jobs: processes at once, of one thread each.
         console: for progress.
         rerun: start over what is finished.
-        fail_fast: stop at the first failure; the runs at work save where they are.
+        fail_fast: stop at the first failure; runs in progress save a checkpoint.
         launcher: ``processes`` on this machine, or an option of ``hydra/launcher``, which takes all runs as its jobs.
         launcher_overrides: ``hydra.launcher.KEY=VALUE``.
         output_dir: for the launcher's own files.
 
     Returns:
-        What failed, and why, in a line.
+        The failed runs, each with the reason in one line.
 
     Raises:
         UserError: overrides are refused and ``fail_fast`` is set, or there is no such launcher.
@@ -77,126 +76,87 @@ def bring(
     if len(unique) > len(waiting):
         console.print(f"{len(unique) - len(waiting)} of {len(unique)} runs have finished before")
     if waiting and launcher == PROCESSES:
-        failed |= _Pool(waiting, jobs, console, rerun, fail_fast).finish()
+        failed |= _Training(waiting, jobs, console, rerun).finish(fail_fast)
     elif waiting:
-        from ssa.launch.cluster import launch
+        from ssa.launch.cluster import launch  # Hydra's plug-ins
 
         launch(waiting, launcher, output_dir, launcher_overrides, rerun=rerun)
         failed |= {run: f"{run.last_line}  ({run.log})" for run in waiting if not run.is_finished()}
     if waiting:
-        console.print(_outcome(list(runs), failed))
+        console.print(outcome(runs, failed))
     return failed
 
 
 def refused(runs: Iterable[Run]) -> dict[Run, str]:
-    """Runs whose overrides are refused, and why."""
+    """Runs whose overrides are refused, each with the reason."""
     return {run: run.refusal for run in runs if run.refusal}
 
 
-def _outcome(runs: Sequence[Run], failed: dict[Run, str]) -> Table:
-    """How many of each kind are ok; a kind is a label without its seed."""
+def outcome(runs: Iterable[Run], failed: dict[Run, str]) -> Table:
+    """A table with one row per group and setting: how many seeds are ok, failed, not run."""
     table = Table("runs", "ok", "failed", "not run", box=box.SIMPLE_HEAD)
     counts: dict[str, Counter[str]] = {}
-    for run in {run.label: run for run in runs}.values():
+    for run in dict.fromkeys(runs):
         state = "failed" if run in failed else "ok" if run.is_finished() else "not run"
-        counts.setdefault(run.label.partition(", seed ")[0], Counter())[state] += 1
+        counts.setdefault(run.group_label, Counter())[state] += 1
     for label, count in counts.items():
         table.add_row(label, *(str(count[state]) if count[state] else "" for state in ("ok", "failed", "not run")))
     return table
 
 
-def _ending(run: Run, code: int | None) -> str:
-    """Of a run that failed: why."""
-    return run.last_line if code is None or code >= 0 else f"killed by signal {-code}"
+class _Training:
+    """Runs in processes of this machine, with their progress on the terminal."""
 
-
-class _Pool:
-    """Runs at work on this machine, and what the terminal shows of them."""
-
-    def __init__(self, waiting: list[Run], jobs: int, console: Console, rerun: bool, fail_fast: bool) -> None:
-        self.waiting, self.jobs, self.console = list(waiting), jobs, console
-        self.rerun, self.fail_fast = rerun, fail_fast
+    def __init__(self, waiting: Sequence[Run], jobs: int, console: Console, rerun: bool) -> None:
+        self.waiting, self.console, self.rerun = list(waiting), console, rerun
         self.total, self.runs = sum(run.tokens for run in waiting), len(waiting)
-        self.before = {run.folder: 0 if rerun else run.tokens_done() for run in waiting}  # trained by earlier attempts
-        self.running: dict[Run, BaseProcess | None] = {}  # None: another launcher's
+        self.before = 0 if rerun else sum(run.tokens_done() for run in waiting)  # trained by earlier attempts
+        self.pool: Pool[Run] = Pool(jobs, rerun=rerun)
         self.done: list[Run] = []
         self.failed: dict[Run, str] = {}
         self.bars: dict[Run, TaskID] = {}
+        self.began = self.said = time.perf_counter()
 
-    def finish(self) -> dict[Run, str]:
+    def finish(self, fail_fast: bool) -> dict[Run, str]:
         """Runs all, and returns those that failed."""
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
-        try:
-            with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
-                whole = progress.add_task("all runs", total=self.total, text="")
-                began = said = time.perf_counter()
-                while (self.waiting or self.running) and not (self.failed and self.fail_fast):
-                    self._start()
-                    self._collect()
-                    now = time.perf_counter()
-                    tokens = self._tokens()
-                    text = self._text(tokens, now - began)
-                    progress.update(whole, completed=tokens, text=text)
-                    self._show(progress)
-                    if not self.console.is_terminal and now - said > _LINES_SECONDS:
-                        self.console.print(text)
-                        said = now
-                    time.sleep(_POLL_SECONDS)
-        finally:
-            self._stop()  # where some are still at work
+        with self.pool, Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+            whole = progress.add_task("all runs", total=self.total, text="")
+            queue = (self.waiting.pop(0) for _ in range(self.runs))
+            for run, code in self.pool.run(queue, lambda: self._show(progress, whole)):
+                if code == 0:
+                    self.done.append(run)
+                    continue
+                reason = run.last_line if code > 0 else f"killed by signal {-code}"
+                self.failed[run] = f"{reason}  ({run.log})"
+                self.console.print(f"failed: {run.label}: {self.failed[run]}", markup=False)
+                if fail_fast:
+                    break
         return self.failed
 
-    def _start(self) -> None:
-        while self.waiting and len(self.running) < self.jobs:
-            run = self.waiting.pop(0)
-            self.running[run] = None if run.is_in_use() else start(run, self.rerun)
-
-    def _collect(self) -> None:
-        for run, process in list(self.running.items()):
-            if process is None:
-                if run.is_in_use():
-                    continue
-                del self.running[run]
-                if run.is_finished():
-                    self.done.append(run)
-                else:
-                    self.waiting.append(run)
-            elif not process.is_alive():
-                del self.running[run]
-                process.join()
-                if process.exitcode == 0:
-                    self.done.append(run)
-                elif run.is_in_use() or (run.is_finished() and not self.rerun):  # another launcher was faster
-                    self.waiting.append(run)
-                else:
-                    self.failed[run] = f"{_ending(run, process.exitcode)}  ({run.log})"
-                    self.console.print(f"failed: {run.label}: {self.failed[run]}", markup=False)
-
-    def _show(self, progress: Progress) -> None:
-        """A line for each run at work."""
-        for run in [run for run in self.bars if run not in self.running]:
+    def _show(self, progress: Progress, whole: TaskID) -> None:
+        tokens, now = self._tokens(), time.perf_counter()
+        text = self._text(tokens, now - self.began)
+        progress.update(whole, completed=tokens, text=text)
+        for run in [run for run in self.bars if run not in self.pool.active]:
             progress.remove_task(self.bars.pop(run))
-        for run, process in self.running.items():
-            text = "" if process else "by another launcher"
+        for run, process in self.pool.active.items():
+            text_of_run = "" if process else "by another launcher"
             if run not in self.bars:
-                self.bars[run] = progress.add_task(f"  {run.label}", total=run.tokens, text=text)
+                self.bars[run] = progress.add_task(f"  {run.label}", total=run.tokens, text=text_of_run)
             progress.update(self.bars[run], completed=run.tokens_done())
+        if not self.console.is_terminal and now - self.said > _LINES_SECONDS:
+            self.console.print(text)
+            self.said = now
 
     def _tokens(self) -> int:
-        finished = sum(run.tokens for run in (*self.done, *self.failed))
-        going_on = [run for run in (*self.running, *self.waiting) if not self.rerun or run.is_in_use()]
-        return finished + sum(run.tokens_done() for run in going_on)
+        ended = sum(run.tokens for run in (*self.done, *self.failed))
+        resumed = [run for run in (*self.pool.active, *self.waiting) if not self.rerun or run.is_in_use()]
+        return ended + sum(run.tokens_done() for run in resumed)
 
     def _text(self, tokens: int, seconds: float) -> str:
-        speed = (tokens - sum(self.before.values())) / seconds
+        speed = (tokens - self.before) / seconds
         left = f"{(self.total - tokens) / speed / 60:.0f} min" if speed > 0 else "?"
-        state = f"{len(self.done)} of {self.runs} runs done, {len(self.running)} running"
+        state = f"{len(self.done)} of {self.runs} runs done, {len(self.pool.active)} running"
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"{state}{failed}  {speed:,.0f} tokens/s  ETA {left}"
-
-    def _stop(self) -> None:
-        """Lets each run save where it is; the same command goes on from there."""
-        for process in filter(None, self.running.values()):
-            process.terminate()
-        for process in filter(None, self.running.values()):
-            process.join()

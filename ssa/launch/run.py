@@ -1,12 +1,14 @@
-"""One training run as a process of its own.
+"""One training run in its own process.
 
-A run is a list of overrides, as typed after ``python train.py``.  It is found by its run id, so that what is finished
-is known as such and what was interrupted goes on.
+A run is a list of overrides, as typed after ``python train.py``.  It is found by its run id, so that a finished run is
+skipped and an interrupted one resumed.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,13 +18,13 @@ from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from ssa import processes
 from ssa.command_line.compose import configured
-from ssa.config import Config
+from ssa.config import Config, parse
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, UserError
 from ssa.hub_client import HubUnreachable
-from ssa.launch.processes import context
 from ssa.record.checksums import SUMMARY
-from ssa.record.run_files import read_rows
+from ssa.record.run_files import load_status, read_rows
 from ssa.record.run_record import is_locked, read_status, run_folder
 
 
@@ -32,11 +34,25 @@ class Run:
 
     Attributes:
         overrides: as typed.
-        label: what to call it in a line.
+        group: a backbone or a way of training, where there is more than one.
+        setting: what is compared in the group, over seeds.
+        seed: None where there is no other.
     """
 
     overrides: tuple[str, ...]
-    label: str
+    group: str = ""
+    setting: str = ""
+    seed: int | None = None
+
+    @property
+    def group_label(self) -> str:
+        """Group and setting, as printed: the same for all seeds."""
+        return ", ".join(filter(None, (self.group, self.setting)))
+
+    @property
+    def label(self) -> str:
+        """Group, setting and seed, as printed."""
+        return ", ".join(filter(None, (self.group_label, "" if self.seed is None else f"seed {self.seed}")))
 
     @property
     def config(self) -> Config:
@@ -52,57 +68,80 @@ class Run:
 
     @property
     def refusal(self) -> str:
-        """Why the overrides are refused, or nothing."""
+        """Why the overrides are refused; empty if they are not."""
         found = _composed(self.overrides)
         return str(found) if isinstance(found, UserError) else ""
 
     @property
     def folder(self) -> Path:
-        """Its run folder."""
+        """The run folder."""
         return run_folder(self.config)
 
     @property
     def tokens(self) -> int:
-        """That it trains on."""
+        """Number of training tokens."""
         trainer = self.config.trainer
         return trainer.steps * trainer.batch_size * self.config.data.block_size
 
     @property
     def log(self) -> Path:
-        """What it prints."""
+        """The file that it prints to."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def is_finished(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether it has finished."""
         return self._status == "finished"
 
     def is_in_use(self) -> bool:
-        """Whether another process is at it, be it only to prepare it."""
+        """Whether a process trains it, or prepares to."""
         return is_locked(self.folder)
 
     def tokens_done(self) -> int:
-        """As far as it has come."""
+        """Number of tokens trained so far."""
         with suppress(UserError, IndexError, OSError):
             return min(self.tokens, int(read_rows(self.folder)[-1]["tokens"]))
         return 0
 
     @property
     def last_line(self) -> str:
-        """Of what it has printed: of a run that failed, why."""
+        """The last line that it printed: the reason, if it failed."""
         log = self.log
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-        return lines[-1] if lines else "it printed nothing"
+        return lines[-1] if lines else "no output"
+
+    def start(self, *, rerun: bool = False) -> BaseProcess:
+        """Starts it in its own process, on one thread: exit code 0 once it has finished; SIGTERM saves and stops it.
+
+        If another process has started the same run first, the exit code is 2: see `is_in_use`.
+
+        Args:
+            rerun: start over if it has finished.
+
+        Raises:
+            UserError: the overrides are refused.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        values = self.config.model_copy(update={"rerun": rerun}).plain()
+        command = ("train.py", *self.overrides, *(["rerun=true"] if rerun else []))
+        return processes.start(_train, (values, command), self.log, "ssa.training.train")
+
+    def stop(self) -> None:
+        """Asks the process that trains it, which this one has not started, to save and stop; only on this host."""
+        with suppress(UserError, OSError):
+            status = load_status(self.folder)
+            if self.is_in_use() and status.host == socket.gethostname():
+                os.kill(status.pid, signal.SIGTERM)
 
     @property
     def _status(self) -> str:
-        with suppress(UserError):  # a damaged one is not finished, and is named when it is started
+        with suppress(UserError):  # damaged: not finished; starting it names the damage
             if (self.folder / "status.json").exists():
                 return read_status(self.folder).status
-            return "finished" if (self.folder / SUMMARY).exists() else "new"  # lost since: the table names it
+            return "finished" if (self.folder / SUMMARY).exists() else "new"  # the table names what is lost
         return "damaged"
 
 
-_unreachable: dict[str, UserError] = {}  # by what was to be fetched: to ask the Hub in vain takes half a minute
+_unreachable: dict[str, UserError] = {}  # by init_from: each attempt to reach the Hub takes half a minute
 
 
 @cache
@@ -119,46 +158,19 @@ def _composed(overrides: tuple[str, ...]) -> Config | UserError:
         return error
 
 
-def start(run: Run, rerun: bool = False) -> BaseProcess:
-    """Starts a run on one thread; it exits with 0 once it has finished, and on SIGTERM saves and stops.
-
-    Another process that is at the same run makes it exit with 2: see `Run.is_in_use`.
-
-    Args:
-        run: what it prints is added to `Run.log`.
-        rerun: start over what is finished.
-
-    Raises:
-        UserError: the overrides are refused.
-    """
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    overrides = (*run.overrides, "rerun=true") if rerun else run.overrides
-    values = run.config.model_copy(update={"rerun": rerun}).plain()
-    process = context("ssa.training.train").Process(target=_train, args=(values, overrides, str(run.log)), daemon=False)
-    process.start()
-    return process
-
-
-def _train(values: dict[str, object], overrides: Sequence[str], log: str) -> None:
-    """One run, in a process of its own."""
-    os.setsid()  # Ctrl-C is for the launcher, which asks each run once to save and stop
-    with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    code = 0
+def _train(values: dict[str, object], command: Sequence[str]) -> int:
+    """One run, in its own process."""
     try:
         import torch
 
-        from ssa.config import parse
-        from ssa.training.train import train as train_one
+        from ssa.training.train import train
 
         torch.set_num_threads(1)  # the last digits depend on their number
-        train_one(parse(values), ["train.py", *overrides])
+        train(parse(values), command)
     except UserError as error:
         print("error:", error, file=sys.stderr)
-        code = EXIT_BAD_INPUT
+        return EXIT_BAD_INPUT
     except Exception:
         traceback.print_exc()
-        code = EXIT_BUG
-    sys.stdout.flush()
-    sys.exit(code)
+        return EXIT_BUG
+    return 0

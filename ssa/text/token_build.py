@@ -9,16 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +19,7 @@ import numpy as np
 
 from ssa.errors import UserError
 from ssa.files import hash_of_bytes, hash_of_file, read_json_or_none, replacing, write_atomic, write_json
+from ssa.processes import call_each
 from ssa.text.corpus import Corpus
 from ssa.text.tokenization import Tokenizer
 
@@ -63,7 +57,8 @@ def build_split(
     if done is not None:
         return done
     records = []
-    for record in _chunk_records(_chunks(corpus, split, tokenizer, folder), workers):
+    chunks = ((chunk,) for chunk in _chunks(corpus, split, tokenizer, folder))
+    for _, record in call_each(tokenize_chunk, chunks, jobs=workers, preload=__name__, setting="data.workers"):
         on_chunk(record)
         records.append(record)
     if not records:
@@ -90,53 +85,11 @@ def _chunk_path(folder: Path, split: str, number: int) -> Path:
     return folder / "chunks" / f"{split}-{number:06d}"
 
 
-def _chunk_records(chunks: Iterator[Chunk], workers: int) -> Iterator[Record]:
-    """The record of each chunk, in order.  Processes are started only for more than one chunk."""
-    first = list(islice(chunks, 2))
-    executor = _processes(workers) if workers > 1 and len(first) > 1 else ThreadPoolExecutor(1)
-    try:
-        yield from _bounded_map(executor, chain(first, chunks), limit=workers + 1)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a tokenizing process was killed (out of memory?); run again to go on from there, with data.workers=1"
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _bounded_map(executor: Executor, chunks: Iterable[Chunk], limit: int) -> Iterator[Record]:
-    """`Executor.map`, which would read the whole corpus at once, with at most ``limit`` chunks under way."""
-    waiting: deque[Callable[[], Record]] = deque()
-    for chunk in chunks:
-        done = _completed(chunk.path)
-        waiting.append(functools.partial(dict, done) if done else executor.submit(tokenise_chunk, chunk).result)
-        if len(waiting) > limit:
-            yield waiting.popleft()()
-    while waiting:
-        yield waiting.popleft()()
-
-
-def _processes(workers: int) -> Executor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process)
-
-
-def _start_process() -> None:
-    """One core each; Ctrl-C is the parent's to handle; no process outlives a parent that was killed."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def tokenise_chunk(chunk: Chunk) -> Record:
-    """Write the tokens of a chunk, then its record; both appear whole or not at all."""
+def tokenize_chunk(chunk: Chunk) -> Record:
+    """Writes the tokens of a chunk, then its record, each atomically; a complete chunk is kept."""
+    done = _completed(chunk.path)
+    if done is not None:
+        return done
     tokenizer = _tokenizer(chunk.tokenizer, chunk.definition)
     tokens = np.concatenate(list(_encode(tokenizer, chunk.texts)))
     content = tokens.tobytes()

@@ -27,7 +27,7 @@ def overrides(small_text: Path, tmp_path: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def run(overrides: tuple[str, ...]) -> Callable[..., Run]:
-    return lambda *more: Run((*overrides, *more), " ".join(more))
+    return lambda *more: Run((*overrides, *more), setting=" ".join(more))
 
 
 def test_a_launcher_that_is_not_there(run: Callable[..., Run], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from rich.console import Console
 from ssa.launch.run import Run
 from ssa.launch.pool import train
 if __name__ == "__main__":
-    runs = [Run((*sys.argv[1:], f"seed={seed}"), f"seed {seed}") for seed in (0, 1)]
+    runs = [Run((*sys.argv[1:], f"seed={seed}"), seed=seed) for seed in (0, 1)]
     train(runs, jobs=2, console=Console())
 """
 
@@ -39,7 +39,7 @@ def run(small_text: Path, tmp_path: Path) -> Callable[..., Run]:
 
     def make(*overrides: str) -> Run:
         where = ("logger=none", f"output_dir={tmp_path}/outputs")
-        return Run((*small, *short, *where, *overrides), " ".join(overrides))
+        return Run((*small, *short, *where, *overrides), setting=" ".join(overrides))
 
     return make
 
@@ -88,7 +88,7 @@ def test_overrides_that_are_refused_stop_everything_at_once(run: Callable[..., R
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_launcher_that_is_stopped_goes_on(run: Callable[..., Run], console: Console, number: signal.Signals) -> None:
     longer = run("trainer.steps=60", "trainer.checkpoint_every=5").overrides
-    runs = [Run((*longer, f"seed={seed}"), f"seed {seed}") for seed in (0, 1)]
+    runs = [Run((*longer, f"seed={seed}"), seed=seed) for seed in (0, 1)]
     command = [sys.executable, "-c", LAUNCH, *longer]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment) as launcher:
@@ -98,7 +98,7 @@ def test_a_launcher_that_is_stopped_goes_on(run: Callable[..., Run], console: Co
     folders = train(runs, jobs=2, console=console)
     assert all(load_status(folder).status == "finished" for folder in folders)
     elsewhere = f"output_dir={folders[0].parents[2]}/elsewhere"
-    undisturbed = train([Run((*one.overrides, elsewhere), one.label) for one in runs], jobs=2, console=console)
+    undisturbed = train([Run((*one.overrides, elsewhere), seed=one.seed) for one in runs], jobs=2, console=console)
     for stopped, whole in zip(folders, undisturbed, strict=True):
         losses = [
             [row[key] for row in read_rows(folder) for key in row if "loss" in key] for folder in (stopped, whole)

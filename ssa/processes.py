@@ -1,0 +1,257 @@
+"""Processes: a pool of long tasks, each in its own process, and function calls in worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import chain, islice
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import DefaultContext, ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from ssa.errors import EXIT_INTERRUPTED, UserError
+
+_POLL_SECONDS = 0.5
+
+
+class WorkerKilled(UserError):
+    """A worker process was killed in the middle of a call."""
+
+
+class Task(Protocol):
+    """A task that one process at a time works on, in this program or another, and that resumes where it stopped."""
+
+    def start(self, *, rerun: bool) -> BaseProcess:
+        """Starts it in a new process, which exits with 0 once it has finished, and on SIGTERM saves and stops."""
+
+    def stop(self) -> None:
+        """Asks the process of another program that works on it to stop."""
+
+    def is_in_use(self) -> bool:
+        """Whether a process works on it."""
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+class Pool(Generic[AnyTask]):
+    """Tasks at work, at most ``jobs`` at once.  Leaving the context stops those that it started.
+
+    A task that another program works on is awaited, and started here if that program leaves it unfinished.
+
+    Args:
+        jobs: processes at once.
+        rerun: whether tasks start over, finished ones too.
+
+    Attributes:
+        active: the process of each task; None: another program's, or none where it has finished.
+    """
+
+    def __init__(self, jobs: int, *, rerun: bool = False) -> None:
+        self.jobs, self.rerun = jobs, rerun
+        self.active: dict[AnyTask, BaseProcess | None] = {}
+        self._stopped: set[AnyTask] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        started = [process for process in self.active.values() if process is not None]
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join()
+
+    def run(self, tasks: Iterable[AnyTask], on_poll: Callable[[], None]) -> Iterator[tuple[AnyTask, int]]:
+        """Runs tasks, and yields each as it ends, with its exit code, negative after a signal.
+
+        Args:
+            tasks: the next one is drawn when a process is free.
+            on_poll: called twice a second, or more often.
+        """
+        waiting = iter(tasks)
+        while True:
+            while len(self.active) < self.jobs and (task := next(waiting, None)) is not None:
+                done = task.is_finished() and not self.rerun
+                self.active[task] = None if done or task.is_in_use() else task.start(rerun=self.rerun)
+            if not self.active:
+                return
+            for task in list(self.active):
+                code = self._exit_code(task)
+                if code is not None:
+                    del self.active[task]
+                    yield task, code
+            on_poll()
+            connection.wait([process.sentinel for process in self.active.values() if process], _POLL_SECONDS)
+
+    def stop(self, task: AnyTask) -> None:
+        """Asks an active task, once, to save and stop."""
+        if task not in self._stopped:
+            self._stopped.add(task)
+            process = self.active[task]
+            if process is None:
+                task.stop()
+            else:
+                process.terminate()
+
+    def _exit_code(self, task: AnyTask) -> int | None:
+        process = self.active[task]
+        if process is None:
+            if task.is_in_use():
+                return None
+            if task.is_finished():
+                return 0
+            if task in self._stopped:
+                return EXIT_INTERRUPTED
+            self.active[task] = task.start(rerun=self.rerun)
+            return None
+        if process.is_alive():
+            return None
+        process.join()
+        lost = task.is_in_use() or (task.is_finished() and not self.rerun)
+        if process.exitcode and lost and task not in self._stopped:  # another program started it first
+            self.active[task] = None
+            return None
+        return process.exitcode
+
+
+def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, preload: str) -> BaseProcess:
+    """Starts a process that survives this one, and that Ctrl-C does not reach.
+
+    Args:
+        target: a function of a module; what it returns is the exit code.
+        arguments: of ``target``.
+        log: a file that the output is appended to.
+        preload: see `_context`.
+    """
+    process = _context(preload).Process(target=_run, args=(target, arguments, log), daemon=False)
+    process.start()
+    return process
+
+
+def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path) -> None:
+    os.setsid()
+    redirect_output(log)
+    code = target(*arguments)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def redirect_output(log: Path) -> int:
+    """Appends to a file what this process prints from now on; returns the file's size so far, in bytes."""
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        return file.tell()
+
+
+def call_each(
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    *,
+    jobs: int,
+    preload: str,
+    setting: str = "jobs",
+    isolated: bool = False,
+) -> Iterator[tuple[int, Any]]:
+    """Calls a function of a module in worker processes, which die with this one.
+
+    Args:
+        function: with one job, or for one call, it is called in this process.
+        calls: the arguments of each call, drawn as workers become free.
+        jobs: workers.
+        preload: see `_context`.
+        setting: the name of the setting that ``jobs`` comes from, for the error message.
+        isolated: always use workers.
+
+    Yields:
+        The number of each call and what it returned, as calls finish.
+
+    Raises:
+        WorkerKilled: a worker was killed, such as for lack of memory.
+    """
+    numbered = enumerate(calls)
+    first = list(islice(numbered, 2))
+    if not isolated and (jobs == 1 or len(first) < 2):
+        yield from ((number, function(*call)) for number, call in chain(first, numbered))
+        return
+    reader, writer = connection.Pipe(duplex=False)
+    with reader, writer, ProcessPoolExecutor(jobs, _context(preload), _start_worker, (reader,)) as workers:
+        pending: dict[Future[Any], int] = {}
+        try:
+            for number, call in chain(first, numbered):
+                pending[workers.submit(function, *call)] = number
+                if len(pending) > jobs:
+                    yield from _done(pending)
+            while pending:
+                yield from _done(pending)
+        except BaseException as error:
+            writer.close()  # ends the workers at once
+            workers.shutdown(cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerKilled(
+                    f"{setting}={jobs}: a process was killed, most often for lack of memory; {setting}=1 needs less; "
+                    "rerun the command to resume"
+                ) from None
+            raise
+
+
+def _done(pending: dict[Future[Any], int]) -> Iterator[tuple[int, Any]]:
+    """Results of one or more calls, in order of their numbers, as soon as there are any."""
+    for future in sorted(wait(pending, return_when=FIRST_COMPLETED).done, key=pending.__getitem__):
+        number = pending.pop(future)
+        yield number, future.result()
+
+
+def _start_worker(parent: Connection) -> None:
+    """One core, no Ctrl-C, and no life without the parent, whose death closes the other end of the pipe."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+
+def _die_with(parent: Connection) -> None:
+    try:
+        parent.recv()
+    finally:
+        os._exit(1)
+
+
+def _context(preload: str) -> DefaultContext | ForkServerContext | SpawnContext:
+    """Where processes come from: on Linux, from one that has already imported a module, which saves seconds each time.
+
+    Args:
+        preload: the module, whose import must not touch a device.  The first call of this process decides.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    server = get_context("forkserver")
+    server.set_forkserver_preload([preload])
+    return server
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """In this block SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
