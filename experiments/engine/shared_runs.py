@@ -18,7 +18,12 @@ from ssa.record.run_model import hash_of_weights
 
 
 def run_of(
-    settings: TrainingSettings, rule: str, seed: int, train: Sequence[str] | None = None, group: str = "", more: str = ""
+    settings: TrainingSettings,
+    rule: str,
+    seed: int,
+    train: Sequence[str] | None = None,
+    group: str = "",
+    more: str = "",
 ) -> Run:
     """A run with a temperature rule and a seed.
 

@@ -126,7 +126,9 @@ def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[
     return [*regimes, *(Regime("fine-tuning", lr, _curves(runs)) for lr, runs in tuned.items())]
 
 
-def finetuning_runs(settings: ConvergenceSettings, starts: Sequence[Sequence[str]]) -> dict[float, dict[str, list[Run]]]:
+def finetuning_runs(
+    settings: ConvergenceSettings, starts: Sequence[Sequence[str]]
+) -> dict[float, dict[str, list[Run]]]:
     """Runs of each learning rate and rule, in the order of seeds.
 
     Args:

@@ -386,3 +386,22 @@ def test_the_shared_runs_are_settings_of_the_command_line(name: str) -> None:
     assert set(shared) == set(SCALES)
     for scale, overrides in shared.items():
         assert Run(tuple(overrides), scale).config.scale == scale
+
+
+def test_every_run_of_figure_4_has_its_own_label_and_every_setting_one_row(tmp_path: Path) -> None:
+    """Runs that differ in the learning rate alone are told apart in failures and tables."""
+    from experiments.fig4_convergence.experiment import finetuning_runs
+    from ssa.launch.pool import outcome
+
+    experiment = find_experiment("fig4_convergence")
+    where = {"scale": "laptop", "output_dir": f"{tmp_path}/outputs"}
+    settings = experiment.settings.model_validate({**experiment.values("laptop"), **where})
+    tuned = finetuning_runs(settings, [[] for _ in range(settings.seeds)])
+    runs = [run for by_rule in tuned.values() for of_rule in by_rule.values() for run in of_rule]
+    assert len({run.label for run in runs}) == len(runs) == 30
+    assert runs[-1].label == "fine-tuning, ssa, learning rate 0.003, seed 4"
+    table = outcome(runs, {runs[-1]: "a reason"})
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert len(rows) == 6
+    assert rows[0] == ("fine-tuning, none, learning rate 0.001", "", "", "5")
+    assert rows[-1] == ("fine-tuning, ssa, learning rate 0.003", "", "1", "4")

@@ -151,7 +151,7 @@ def test_a_changed_declaration_is_not_mixed_in(tmp_path: Path) -> None:
         (Sweep.model_validate({"space": {"optim.lr": {**LR, "high": 0.1}}}), ("seed=1",)),
         (sweep, ("seed=2",)),
     ]:
-        with pytest.raises(UserError, match=rf"^(metric|space|overrides): {tmp_path} has 2 trials of another \1; rename"):
+        with pytest.raises(UserError, match=rf"^(metric|space|overrides): {tmp_path} has 2 trials of another \1; "):
             open_study(tmp_path, "it", changed, common)
     (tmp_path / "study.db").write_text("no database" * 100)
     with pytest.raises(UserError, match=r"study\.db: cannot be used: "):
