@@ -24,7 +24,8 @@ ROOMS = [
     ["ssa/device.py", "ssa/hub_client.py"],
     ["ssa/config.py"],
     ["ssa/model/"],
-    ["ssa/config_errors.py", "ssa/files.py", "ssa/perplexity.py", "ssa/processes.py", "ssa/statistics.py"],
+    ["ssa/config_errors.py", "ssa/perplexity.py", "ssa/statistics.py"],
+    ["ssa/files.py", "ssa/processes.py", "ssa/progress.py"],
     ["ssa/errors.py"],
 ]
 

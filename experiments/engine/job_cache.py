@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.engine.source_hash import source_hash
 from ssa.files import hash_of, read_json, write_json
 from ssa.processes import call_each
+from ssa.progress import ProgressBar
 
 CachedJob = tuple[Callable[..., Any], dict[str, Any]]  # a function of a module, and its arguments by name, plain values
 _LINES_SECONDS = 15.0  # between lines of progress where there is no terminal
@@ -62,29 +61,12 @@ class JobCache:
             self.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} cached jobs reused")
         if missing:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._bar(len(missing)) as advance:
+            with ProgressBar(self.name, len(missing), interval=_LINES_SECONDS, console=self.console) as bar:
                 calls = ((file, job, self.commit) for file, job in missing.items())
                 for _ in call_each(_keep, calls, jobs=self.jobs, preload="torch"):
-                    advance()
+                    bar.advance()
         self.files |= {file: read_json(file) for file in files}
         return [self.files[file]["value"] for file in files]
-
-    @contextmanager
-    def _bar(self, total: int) -> Iterator[Callable[[], None]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console) as progress:
-            task = progress.add_task(self.name, total=total)
-            began = said = time.perf_counter()
-
-            def advance() -> None:
-                nonlocal said
-                progress.advance(task)
-                done, now = progress.tasks[0].completed, time.perf_counter()
-                if not self.console.is_terminal and now - said > _LINES_SECONDS:
-                    said, left = now, (now - began) / done * (total - done)
-                    self.console.print(f"{self.name}: {done:.0f} of {total}, about {left:.0f} s left")
-
-            yield advance
 
 
 def _keep(file: Path, job: CachedJob, commit: str) -> None:

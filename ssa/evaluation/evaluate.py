@@ -18,9 +18,9 @@ from ssa.evaluation.results import Result, file_name, find, identity_of, keep, n
 from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.journal import Journal
-from ssa.evaluation.scoring.progress import TaskProgress
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
+from ssa.progress import ProgressBar
 from ssa.record.checksums import reseal
 
 _MODEL_SETTINGS = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
@@ -106,7 +106,7 @@ class _Evaluation:
         began = time.perf_counter()
         with (
             Journal.exclusive(self.folder, file_name(task.name), identity) as journal,
-            TaskProgress(task.name) as progress,
+            ProgressBar(task.name, 0, unit="tokens", transient=True) as progress,
         ):
             outcome = task.run(EvaluationContext(self.evaluated, self.folder, journal, progress, self.settings.rows))
             result = result_of(task.name, identity, self.evaluated, outcome, time.perf_counter() - began)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, hash_of_file, locked, read_json_or_none, write_json, writing_cache
+from ssa.progress import ProgressBar
 from ssa.text.corpus import SPLITS, Corpus, open_corpus
 from ssa.text.token_build import OnChunk, build_split, token_dtype
-from ssa.text.token_progress import TokenProgress
 from ssa.text.tokenization import Tokenizer, load_tokenizer
 
 FORMAT = 1  # raise it when the files, or the tokens made of a text, change
@@ -172,15 +172,28 @@ def _build(
             shutil.rmtree(folder)
         manifest = {"format": FORMAT, "key": key, "corpus": corpus.fingerprint, "dtype": str(token_dtype(tokenizer))}
         manifest |= {"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": _description(data)}
-        with TokenProgress(folder) as shown:
-            manifest["splits"] = {
-                split: build_split(corpus, split, tokenizer, building, data.workers, progress or shown.of(split))
-                for split in SPLITS
-            }
+        print(f"tokenizing into {folder}, once for this text and tokenizer; can be interrupted", flush=True)
+        manifest["splits"] = {}
+        for split in SPLITS:
+            with ProgressBar(f"tokenizing {split}:", unit="MB", transient=True) as bar:
+                on_chunk = progress or _shown_on(bar)
+                manifest["splits"][split] = build_split(corpus, split, tokenizer, building, data.workers, on_chunk)
         write_json(building / _MANIFEST, manifest)
         shutil.rmtree(building / "chunks", ignore_errors=True)
         os.rename(building, folder)
     return manifest
+
+
+def _shown_on(bar: ProgressBar) -> OnChunk:
+    documents = 0
+
+    def on_chunk(record: dict[str, Any]) -> None:
+        nonlocal documents
+        documents += record["documents"]
+        megabytes = bar.completed + record["bytes"] / 1e6
+        bar.update(megabytes, f"{documents:,} documents, {megabytes:,.0f} MB")
+
+    return on_chunk
 
 
 def _description(data: DataConfig) -> dict[str, Any]:

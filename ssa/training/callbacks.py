@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from ssa.config import TrainerConfig
 from ssa.device import peak_memory_bytes
 from ssa.errors import EXIT_INTERRUPTED, TrainingDiverged
 from ssa.files import replacing
+from ssa.progress import ProgressBar, duration
 from ssa.training.lit_module import LanguageModule
 
 _TIMED = 3  # steps whose duration is that of the others; the first one warms up, or compiles
@@ -194,7 +194,7 @@ class Checkpoints(Callback):
         self.best_loss, self.best_step = state["best_loss"], state["best_step"]
 
 
-class ProgressBar(Callback):
+class TrainingProgress(Callback):
     """Optimizer steps, loss, tokens/s and time left: a live bar on a terminal, a line now and then elsewhere.
 
     After the first steps of an attempt a line estimates the duration of training.
@@ -202,20 +202,18 @@ class ProgressBar(Callback):
 
     def __init__(self, console: Console, config: TrainerConfig, rows: TrainingRows) -> None:
         self.console, self.config, self.rows = console, config, rows
-        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))  # 80 characters
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.task: TaskID | None = None
+        self.bar: ProgressBar | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Starts where the run is."""
-        self.task = self.progress.add_task("", total=self.config.steps, completed=trainer.global_step, text="")
-        self.progress.start()
+        self.bar = ProgressBar("step", self.config.steps, completed=trainer.global_step, console=self.console)
+        self.bar.start()
         self._first = (trainer.global_step + 1, math.nan)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
         """Moves on an optimizer step."""
         assert isinstance(module, LanguageModule)
-        assert self.task is not None
+        assert self.bar is not None
         if (index + 1) % self.config.accumulate:
             return
         step = trainer.global_step
@@ -224,13 +222,10 @@ class ProgressBar(Callback):
             self._first = (first, self.rows.seconds)
         elif step == first + _TIMED:
             whole = (self.config.steps - first + 1) * (self.rows.seconds - seconds) / _TIMED
-            self.console.print(f"time     about {minutes(whole)} of training", highlight=False)
+            self.console.print(f"time     about {duration(whole)} of training", highlight=False)
         speed = self.rows.tokens_per_second
-        left = (self.config.steps - step) * module.tokens / step / speed
-        text = f"loss {module.trained['train/loss']:.3f}  {speed:,.0f} tokens/s  ETA {minutes(left)}"
-        self.progress.update(self.task, completed=step, text=text)
-        if not self.console.is_terminal and step % (10 * self.config.log_every) == 0:
-            self.console.print(f"step {step}/{self.config.steps}  {text}", highlight=False)
+        text = f"{step}/{self.config.steps}  loss {module.trained['train/loss']:.3f}  {speed:,.0f} tokens/s"
+        self.bar.update(step, text, line=step % (10 * self.config.log_every) == 0)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """A line for each validation during training, and for that of step 0."""
@@ -244,15 +239,10 @@ class ProgressBar(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Leaves the bar as it stands."""
-        self.progress.stop()
+        if self.bar is not None:
+            self.bar.stop()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Likewise."""
-        self.progress.stop()
-
-
-def minutes(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+        if self.bar is not None:
+            self.bar.stop()

@@ -35,7 +35,7 @@ from ssa.record.wandb_mirror import WandbMirror
 from ssa.text.ngram import reference_perplexities
 from ssa.text.token_blocks import TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, prepare
-from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, ProgressBar, TrainingRows
+from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, TrainingProgress, TrainingRows
 from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
 from ssa.training.loaders import TrainingLoader
@@ -146,7 +146,7 @@ def _run(job: Job, record: RunRecord, command: Sequence[str], console: Console, 
         module.last_checkpoint = str(resume_from or "none")
         interruption, rows = Interruption(), TrainingRows(config.trainer)
         checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer, interruption)
-        trainer = _trainer(job, [interruption, rows, checkpoints, ProgressBar(console, config.trainer, rows)])
+        trainer = _trainer(job, [interruption, rows, checkpoints, TrainingProgress(console, config.trainer, rows)])
         validation = job.evaluation_loader("validation")
         try:
             with interruption.watch():

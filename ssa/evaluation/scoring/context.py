@@ -10,9 +10,9 @@ from typing import Any
 from ssa.evaluation.scoring.batching import in_batches
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.journal import Journal
-from ssa.evaluation.scoring.progress import TaskProgress
 from ssa.evaluation.scoring.scoring import Request, Score, input_tokens, score_requests
 from ssa.model.generation import generate
+from ssa.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EvaluationContext:
     evaluated: EvaluatedModel
     folder: Path
     journal: Journal
-    progress: TaskProgress
+    progress: ProgressBar
     batch_size: int | None = None
 
     def score(self, requests: Sequence[Request], max_length: int | None = None) -> list[Score]:

@@ -12,8 +12,8 @@ from evaluated_models import EVERYTHING, Seen, evaluated_model, sums, write_mode
 from ssa.errors import UserError
 from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.scoring.journal import Journal
-from ssa.evaluation.scoring.progress import TaskProgress
 from ssa.evaluation.scoring.scoring import Request
+from ssa.progress import ProgressBar
 
 OF = {"settings": {"text": "test", "é": None}, "model": {"context": 64}}
 ANSWERS = {f"question {number}": [[-0.1 * number, -3.25], number % 2 == 0] for number in range(4)}
@@ -117,7 +117,7 @@ def context(model_folder: Path, tmp_path: Path) -> Callable[..., EvaluationConte
 
     def make(batch_size: int | None = None, journal: str = "a", **of: object) -> EvaluationContext:
         kept = Journal(tmp_path, journal, {"task": "t", **of})
-        return EvaluationContext(evaluated_model(model_folder), tmp_path, kept, TaskProgress("t"), batch_size)
+        return EvaluationContext(evaluated_model(model_folder), tmp_path, kept, ProgressBar("t"), batch_size)
 
     return make
 

@@ -19,7 +19,6 @@ from ssa.evaluation.catalog import GROUPS, OURS, names
 from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.journal import Journal
-from ssa.evaluation.scoring.progress import TaskProgress
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.tasks import harness
 from ssa.evaluation.tasks.harness import HarnessTask
@@ -33,6 +32,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from ssa.evaluation.tasks.harness_model import HarnessModel
+from ssa.progress import ProgressBar
 
 INDEX = harness.task_manager
 
@@ -68,7 +68,7 @@ def theirs(folder: Path) -> Any:
 @pytest.fixture
 def context(folder: Path, tmp_path: Path) -> EvaluationContext:
     evaluated = EvaluatedModel(init_from=str(folder), device="cpu")
-    return EvaluationContext(evaluated, tmp_path, Journal(tmp_path, "journal", {}), TaskProgress("test"))
+    return EvaluationContext(evaluated, tmp_path, Journal(tmp_path, "journal", {}), ProgressBar("test"))
 
 
 def settings(**values: Any) -> EvaluateSettings:
@@ -180,7 +180,7 @@ def test_what_the_backend_cannot_score(context: EvaluationContext) -> None:
 def small_context(tmp_path: Path) -> EvaluationContext:
     """Of a model of this project's, for what does not depend on it."""
     evaluated = EvaluatedModel(init_from=str(write_model_folder(tmp_path / "model", "llama")), device="cpu")
-    return EvaluationContext(evaluated, tmp_path, Journal(tmp_path, "journal", {}), TaskProgress("test"))
+    return EvaluationContext(evaluated, tmp_path, Journal(tmp_path, "journal", {}), ProgressBar("test"))
 
 
 def test_a_group_has_the_metrics_of_its_tasks(small_context: EvaluationContext) -> None:

@@ -1,0 +1,131 @@
+"""Progress: a live bar on a terminal, a line at intervals elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+class Row(NamedTuple):
+    """A further bar, below the main one."""
+
+    name: str
+    completed: float
+    total: float
+    text: str = ""
+
+
+class ProgressBar:
+    """One piece of work: how much is done, how fast, and the time left.
+
+    Args:
+        name: of the work, first in each line.
+        total: amount of work; None: not known, and no time left is shown.
+        completed: the part of it that was done before, which says nothing about speed.
+        unit: of the amounts, to show the speed in; empty: no speed.
+        interval: seconds between two lines where there is no terminal.
+        console: default: standard error as it is now.
+        transient: whether the bar disappears at the end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: float | None = None,
+        *,
+        completed: float = 0,
+        unit: str = "",
+        interval: float = 60.0,
+        console: Console | None = None,
+        transient: bool = False,
+    ) -> None:
+        self.name, self.total, self.completed, self.unit = name, total, completed, unit
+        self.interval, self.console = interval, console or Console(file=sys.stderr)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=self.console,
+            transient=transient,
+            disable=not self.console.is_terminal,
+        )
+        self._main = self._bars.add_task(name, total=total, text="")
+        self._bars.update(self._main, completed=completed)
+        self._rows: list[TaskID] = []
+        self._before, self._began = completed, time.perf_counter()
+        self._printed = self._began
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return (self.completed - self._before) / max(time.perf_counter() - self._began, 1e-9)
+
+    def expect(self, amount: float) -> None:
+        """Add to the total."""
+        self.total = (self.total or 0) + amount
+        self._bars.update(self._main, total=self.total)
+
+    def advance(self, amount: float = 1) -> None:
+        """Add to what is completed."""
+        self.update(self.completed + amount)
+
+    def update(self, completed: float, text: str = "", rows: Sequence[Row] = (), line: bool | None = None) -> None:
+        """Show the current state.
+
+        Args:
+            completed: amount of work done.
+            text: in place of ``completed/total``.
+            rows: further bars on a terminal.
+            line: whether a line is due; None: by time.
+        """
+        self.completed = completed
+        text = self._text(text)
+        self._bars.update(self._main, completed=completed, text=text)
+        while len(self._rows) < len(rows):
+            self._rows.append(self._bars.add_task("", text=""))
+        while len(self._rows) > len(rows):
+            self._bars.remove_task(self._rows.pop())
+        for task, row in zip(self._rows, rows, strict=True):
+            self._bars.update(task, description=row.name, completed=row.completed, total=row.total, text=row.text)
+        now = time.perf_counter()
+        if not self.console.is_terminal and (now - self._printed >= self.interval if line is None else line):
+            self.console.print(f"{self.name} {text}", highlight=False, markup=False, soft_wrap=True)
+            self._printed = now
+
+    def _text(self, text: str) -> str:
+        parts = [
+            text or (f"{self.completed:,.0f}" if self.total is None else f"{self.completed:,.0f}/{self.total:,.0f}")
+        ]
+        if self.unit:
+            parts.append(f"{self.rate:,.{0 if self.rate >= 100 else 1}f} {self.unit}/s")
+        if self.total is not None:
+            left = max(self.total - self.completed, 0)
+            parts.append(f"ETA {duration(left / self.rate) if self.rate > 0 else '?'}")
+        return "  ".join(parts)
+
+    def start(self) -> None:
+        """Show the bar."""
+        self._bars.start()
+
+    def stop(self) -> None:
+        """Leave the bar as it is, or remove it if it is transient."""
+        self._bars.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.stop()
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
