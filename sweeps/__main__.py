@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ from ssa.errors import UserError
 from ssa.files import acquire, release
 from ssa.model.config import PositiveInt, Section
 from ssa.processes import interruptible
+from ssa.progress import ProgressBar
 from sweeps.declaration import Sweep, load
 
 if TYPE_CHECKING:
@@ -84,36 +84,26 @@ def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...
     import optuna
     from optuna.trial import TrialState
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
 
     from sweeps import results
     from sweeps.search import Search
     from sweeps.study import open_study
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    console, began, said = Console(highlight=False, soft_wrap=True), time.perf_counter(), time.perf_counter()
+    console = Console(highlight=False, soft_wrap=True)
     study = open_study(folder, file.stem, sweep, common)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("trials", text="")
 
-        def show(search: Search) -> None:
-            nonlocal said
-            done = search.started - len(search.active) - len(search.twins) - len(search.left_behind)
-            here, seconds = done - earlier, time.perf_counter() - began
-            eta = f"{(search.trials - done) * seconds / here / 60:.0f} min" if here > 0 else "?"
-            best = results.ranked(study, sweep)[:1]
-            leading = f"best {best[0].value:.5g} (trial {best[0].number})  " if best else ""
-            text = f"{results.counted(study).replace('interrupted', 'running')}  {leading}ETA {eta}"
-            progress.update(bar, completed=done, total=search.trials, text=text)
-            if not console.is_terminal and time.perf_counter() - said > _LINES_SECONDS:
-                console.print(text)
-                said = time.perf_counter()
+    def show(search: Search) -> None:
+        done = search.started - len(search.active) - len(search.twins) - len(search.left_behind)
+        best = results.ranked(study, sweep)[:1]
+        leading = f"  best {best[0].value:.5g} (trial {best[0].number})" if best else ""
+        bar.update(done, results.counted(study).replace("interrupted", "running") + leading)
 
-        search = Search(study, sweep, common, settings.trials, settings.jobs, console.print, show)
-        earlier = search.started - len(search.left_behind)
-        if search.started:
-            console.print(f"{folder}: resumes {results.counted(study)}")
+    search = Search(study, sweep, common, settings.trials, settings.jobs, console.print, show)
+    earlier = search.started - len(search.left_behind)
+    if search.started:
+        console.print(f"{folder}: resumes {results.counted(study)}")
+    with ProgressBar("trials", search.trials, completed=earlier, interval=_LINES_SECONDS, console=console) as bar:
         try:
             search.finish()
         finally:

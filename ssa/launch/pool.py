@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from ssa.errors import UserError
 from ssa.launch.run import Run
 from ssa.processes import Pool
+from ssa.progress import ProgressBar, Row
 
 _LINES_SECONDS = 30.0
 PROCESSES = "processes"  # the launcher of this module; others are Hydra's
@@ -110,20 +109,19 @@ class _Training:
     def __init__(self, waiting: Sequence[Run], jobs: int, console: Console, rerun: bool) -> None:
         self.waiting, self.console, self.rerun = list(waiting), console, rerun
         self.total, self.runs = sum(run.tokens for run in waiting), len(waiting)
-        self.before = 0 if rerun else sum(run.tokens_done() for run in waiting)  # trained by earlier attempts
         self.pool: Pool[Run] = Pool(jobs, rerun=rerun)
         self.done: list[Run] = []
         self.failed: dict[Run, str] = {}
-        self.bars: dict[Run, TaskID] = {}
-        self.began = self.said = time.perf_counter()
 
     def finish(self, fail_fast: bool) -> dict[Run, str]:
         """Runs all, and returns those that failed."""
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
-        with self.pool, Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
-            whole = progress.add_task("all runs", total=self.total, text="")
+        before = 0 if self.rerun else sum(run.tokens_done() for run in self.waiting)  # trained by earlier attempts
+        progress = ProgressBar(
+            "all runs", self.total, completed=before, unit="tokens", interval=_LINES_SECONDS, console=self.console
+        )
+        with self.pool, progress:
             queue = (self.waiting.pop(0) for _ in range(self.runs))
-            for run, code in self.pool.run(queue, lambda: self._show(progress, whole)):
+            for run, code in self.pool.run(queue, lambda: self._show(progress)):
                 if code == 0:
                     self.done.append(run)
                     continue
@@ -134,29 +132,16 @@ class _Training:
                     break
         return self.failed
 
-    def _show(self, progress: Progress, whole: TaskID) -> None:
-        tokens, now = self._tokens(), time.perf_counter()
-        text = self._text(tokens, now - self.began)
-        progress.update(whole, completed=tokens, text=text)
-        for run in [run for run in self.bars if run not in self.pool.active]:
-            progress.remove_task(self.bars.pop(run))
-        for run, process in self.pool.active.items():
-            text_of_run = "" if process else "by another launcher"
-            if run not in self.bars:
-                self.bars[run] = progress.add_task(f"  {run.label}", total=run.tokens, text=text_of_run)
-            progress.update(self.bars[run], completed=run.tokens_done())
-        if not self.console.is_terminal and now - self.said > _LINES_SECONDS:
-            self.console.print(text)
-            self.said = now
+    def _show(self, progress: ProgressBar) -> None:
+        state = f"{len(self.done)} of {self.runs} done, {len(self.pool.active)} running"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        rows = [
+            Row(f"  {run.label}", run.tokens_done(), run.tokens, "" if process else "by another launcher")
+            for run, process in self.pool.active.items()
+        ]
+        progress.update(self._tokens(), f"{state}{failed}", rows)
 
     def _tokens(self) -> int:
         ended = sum(run.tokens for run in (*self.done, *self.failed))
         resumed = [run for run in (*self.pool.active, *self.waiting) if not self.rerun or run.is_in_use()]
         return ended + sum(run.tokens_done() for run in resumed)
-
-    def _text(self, tokens: int, seconds: float) -> str:
-        speed = (tokens - self.before) / seconds
-        left = f"{(self.total - tokens) / speed / 60:.0f} min" if speed > 0 else "?"
-        state = f"{len(self.done)} of {self.runs} runs done, {len(self.pool.active)} running"
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{state}{failed}  {speed:,.0f} tokens/s  ETA {left}"
