@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from ssa.report.parameters import BACKBONES, model_of, rule_table, share_table
 
-DOCUMENT = ROOT / "docs" / "parameters.md"
+DOCUMENT = ROOT / "docs" / "temperature.md"
 PUBLISHED = {"124m": 124_439_808, "160m": 162_322_944, "410m": 405_334_016, "tinyllama-1.1b": 1_100_048_384}
 
 
