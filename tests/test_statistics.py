@@ -20,7 +20,7 @@ from ssa.statistics import (
     wilson,
 )
 
-Z = 1.959963984540054  # the 97.5 % point of the standard normal
+Z = 1.959963984540054  # 97.5 % quantile of the standard normal
 
 
 @pytest.mark.parametrize("n", [1, 7, 200])
@@ -87,7 +87,7 @@ def test_a_paired_interval_is_that_of_the_paired_test() -> None:
     expected = stats.ttest_rel(values, base).confidence_interval(0.95)
     estimate = paired_interval(values.tolist(), base.tolist())
     assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
-    assert estimate.low > 0  # what pairing is for: each alone is 100 times as uncertain
+    assert estimate.low > 0  # the benefit of pairing: unpaired intervals are 100 times as wide
 
 
 @pytest.mark.parametrize("n", [3, 10])
@@ -99,7 +99,7 @@ def test_95_percent_intervals_cover_95_percent_of_the_time(n: int) -> None:
     paired = [paired_interval(*rows) for rows in zip((base + differences).tolist(), base.tolist(), strict=True)]
     for estimates in (alone, paired):
         assert 0.93 <= sum(estimate.low <= 2.0 <= estimate.high for estimate in estimates) / 2000 <= 0.97
-        # The draws are enough to tell Student's quantile from the normal one.
+        # Enough draws to distinguish Student's quantile from the normal one.
         normal = sum(abs(estimate.mean - 2.0) <= Z * estimate.sd / math.sqrt(n) for estimate in estimates) / 2000
         assert normal < 0.93
 
@@ -144,9 +144,9 @@ P_VALUES = st.floats(0, 1) | st.just(math.nan) | st.sampled_from([0.0, 0.01, 0.0
 
 @given(st.lists(P_VALUES, max_size=8))
 def test_holm_is_the_closed_bonferroni_test(p_values: list[float]) -> None:
-    """By another definition: a null falls with every intersection of nulls that has it (Marcus, Peritz, Gabriel 1976).
+    """The equivalent closed test: a null is rejected with every intersection of nulls that contains it (Marcus, Peritz, Gabriel 1976).
 
-    Bonferroni's p-value of an intersection is its smallest times their number; the adjusted one is the largest.
+    Bonferroni's p-value of an intersection is its smallest p-value times their number; the adjusted one is the largest.
     """
     tests = [place for place, p in enumerate(p_values) if not math.isnan(p)]
     adjusted = holm(p_values)

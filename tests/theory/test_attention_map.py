@@ -16,7 +16,7 @@ CONSTANT = TemperatureConfig(name="constant", query=ScalarTemperature(base="cons
 
 
 def random_map(temperature: TemperatureConfig, *, width: int = 5, head_dim: int = 3, n_head: int = 2) -> AttentionMap:
-    """With temperatures that are not at their start."""
+    """With temperatures away from their start values."""
     layer = AttentionMap(width, head_dim, temperature, n_head=n_head, seed=1)
     draws = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def gelu(x: float) -> float:
 
 @pytest.mark.parametrize("temperature", [VANILLA, QUERY, CONSTANT], ids=lambda config: config.name)
 def test_logits_and_temperatures_are_those_of_the_equation(temperature: TemperatureConfig) -> None:
-    """tau = 1 + tanh(w . gelu(W_q x)) + sigmoid(alpha) log n; or one number c; or 1.  Number by number."""
+    """tau = 1 + tanh(w . gelu(W_q x)) + sigmoid(alpha) log n; or a constant c; or 1; entry by entry."""
     layer = random_map(temperature)
     queries, keys = vectors(2, 4), vectors(2, 7)
     logits, temperatures = layer.logits(queries, keys), layer.temperatures(queries, 7)
@@ -78,7 +78,7 @@ def test_tau_times_the_norm_bounds_logits_of_unit_vectors() -> None:
 
 
 def test_a_vanilla_map_depends_on_w_only() -> None:
-    """x_i^T W x_j: turning W_q and W_k together changes nothing."""
+    """x_i^T W x_j: rotating W_q and W_k together changes nothing."""
     layer, x = random_map(VANILLA, n_head=1), vectors(1, 6)
     before, norm = layer.logits(x, x), layer.norms()
     turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
@@ -106,7 +106,7 @@ def test_ssa_starts_within_its_position_aware_term_of_vanilla() -> None:
 
 
 class Fit(nn.Module):
-    """Of a layer's maps to given ones."""
+    """Fits a layer's maps to given maps."""
 
     def __init__(self, temperature: TemperatureConfig, seed: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Fit(nn.Module):
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("alpha", [-math.inf, -1e4])
 def test_ssa_frozen_at_the_identity_trains_as_vanilla(vectorized: bool, alpha: float) -> None:
-    """Bit for bit, several seeds at once or one by one."""
+    """Bit for bit, vectorized or sequential."""
 
     def draw(number: int, chunk: int) -> tuple[Tensor, Tensor]:
         draws = torch.Generator().manual_seed(100 * number + chunk)

@@ -32,7 +32,7 @@ from ssa.theory.ensemble import CHUNK, train
 from ssa.theory.streams import generator
 
 TASK = Task(length=7, noise_rate=0.35, dimension=3, sigma=0.7)
-OTHERS = [  # no cell of the item's grid
+OTHERS = [  # not in the experiment's grid
     TASK,
     Task(length=20, noise_rate=0.9, dimension=2, sigma=2.0),
     Task(length=50, noise_rate=0.1, dimension=1, sigma=0.3, noise_scale=3.0),
@@ -76,7 +76,7 @@ def test_bayes_is_gaussian_conditioning() -> None:
     tokens, _ = TASK.draw(20, generator(DATA, 5))
     for row, estimate in zip(tokens, bayes(TASK)(tokens), strict=True):
         clean = row[row[:, -2] > 0][:, :-2]
-        covariance = torch.ones(len(clean), len(clean)) + TASK.sigma**2 * torch.eye(len(clean))  # of one coordinate
+        covariance = torch.ones(len(clean), len(clean)) + TASK.sigma**2 * torch.eye(len(clean))  # per coordinate
         expected = torch.ones(len(clean)).double() @ torch.linalg.solve(covariance.double(), clean)
         assert torch.allclose(estimate, expected)
 
@@ -99,7 +99,7 @@ def test_the_data_process() -> None:
     assert clean.double().mean().item() == pytest.approx(1 - TASK.noise_rate, abs=0.006)
     residual = values - signal[:, None]
     assert residual[clean].std().item() == pytest.approx(TASK.sigma, rel=0.01)
-    for kind in (clean, ~clean):  # no telling them by their norm
+    for kind in (clean, ~clean):  # indistinguishable by norm
         assert values[kind].std().item() == pytest.approx((1 + TASK.sigma**2) ** 0.5, rel=0.01)
     assert (values * signal[:, None])[~clean].mean().item() == pytest.approx(0, abs=0.02)
 
@@ -117,7 +117,7 @@ def test_shrinkage_and_ratio_are_optimal(task: Task) -> None:
 
 
 def mute(model: Denoiser, gain: float) -> None:
-    """Sets by hand: the values are gain v, with a temperature of 1 where the marker is 1, of 0 where it is -1."""
+    """Set by hand: values are gain v, with temperature 1 where the marker is 1 and 0 where it is -1."""
     m = model.output.size(0)
     with torch.no_grad():
         model.value.zero_()
@@ -134,7 +134,7 @@ PARTS = ("token.weight", "position.alpha")
 
 
 def see_markers(model: Denoiser, ratio: float) -> None:
-    """Sets the map by hand: noise gets ``ratio`` times a clean token's weight."""
+    """Set the map by hand: noise gets ``ratio`` times a clean token's weight."""
     with torch.no_grad():
         assert model.attention is not None
         for name in ("query", "key"):

@@ -12,7 +12,7 @@ from ssa.theory.ensemble import CHUNK, train
 
 
 class Regression(nn.Module):
-    """A small net with one parameter that is held, and a buffer."""
+    """A small network with one frozen parameter and a buffer."""
 
     offset: Tensor
 
@@ -69,7 +69,7 @@ def test_frozen_parameters_stay_and_the_rest_learns(vectorized: bool) -> None:
 
 @pytest.mark.parametrize("vectorized", [True, False])
 def test_the_first_step_of_adam_has_the_size_of_the_learning_rate(vectorized: bool) -> None:
-    """The first is taken at the full rate; of two, the second at half of it, since the cosine is half-way there."""
+    """The first step has the full rate; the second of two has half, as the cosine is halfway."""
     (one,), start = trained(3, steps=1, vectorized=vectorized), Regression(3)
     assert torch.allclose((one.first - start.first).abs(), torch.tensor(0.02).double(), rtol=1e-5)
     (two,) = trained(3, steps=2, vectorized=vectorized)

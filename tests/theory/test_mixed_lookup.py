@@ -33,7 +33,7 @@ def lookup(method: str = "vanilla", seed: int = 0) -> MixedLookup:
 
 
 def below(node: int) -> list[int]:
-    """Items below a node, by walking down."""
+    """Items below a node, by recursion."""
     return [node - ITEMS] if node >= ITEMS else [*below(2 * node), *below(2 * node + 1)]
 
 
@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_the_means_of_the_items_below() -> None:
 
 
 def test_the_error_of_a_node_is_exact() -> None:
-    """Of normal values, the expected square of a linear map is the sum of its squares on a basis."""
+    """The expected square of a linear map of normal values is the sum of its squares on a basis."""
     member, basis = lookup("ssa"), torch.eye(ITEMS * VALUE_DIM, dtype=torch.float64).reshape(-1, ITEMS, VALUE_DIM)
     for query in range(NODES):
         loss = member(torch.full((len(basis),), query), basis).item()
@@ -83,7 +83,7 @@ def test_the_error_of_a_node_is_exact() -> None:
 
 
 def test_the_ideal_map_makes_no_error() -> None:
-    """Every node a direction of its own, so that W can say anything."""
+    """Every node has its own direction, so that W can represent any map."""
     attention = AttentionMap(NODES, NODES, VANILLA)
     member = MixedLookup(torch.eye(NODES, dtype=torch.float64), attention, VALUE_DIM, generator(0))
     wanted = torch.zeros(NODES, NODES, dtype=torch.float64)

@@ -50,7 +50,7 @@ def test_rows_are_uniform_over_the_requested_number_of_neighbors(vocabulary: int
 
 
 def test_every_node_is_reachable() -> None:
-    graph = TokenGraph.draw(40, [1, 1, 1, 2], seed=5)  # so sparse that random neighbors alone would not do
+    graph = TokenGraph.draw(40, [1, 1, 1, 2], seed=5)  # too sparse for random neighbors to connect it
     reached = torch.linalg.matrix_power(graph.transitions + torch.eye(40), 64)
     assert (reached > 0).all()
     assert (graph.stationary > 0).all()
@@ -68,7 +68,7 @@ def test_the_floor_of_equal_degrees_is_the_logarithm_of_the_degree(degree: int) 
 
 
 def test_by_hand() -> None:
-    """0 -> 1 or 2, 1 -> 0, 2 -> 0: half of the time at 0, a choice of two there, none elsewhere."""
+    """0 -> 1 or 2, 1 -> 0, 2 -> 0: half the time at 0, with a choice of two, none elsewhere."""
     graph = TokenGraph(torch.tensor([[0, 0.5, 0.5], [1, 0, 0], [1, 0, 0]], dtype=torch.float64))
     assert graph.stationary.tolist() == pytest.approx([0.5, 0.25, 0.25])
     assert graph.floor == pytest.approx(0.5 * math.log(2))
@@ -78,7 +78,7 @@ def test_by_hand() -> None:
 
 
 def test_floor_and_shares_are_those_of_a_simulated_walk() -> None:
-    """20,000 independent walks, written out with numpy, from anywhere; after 100 steps the start is forgotten."""
+    """20,000 independent walks in numpy from any node; after 100 steps the start does not matter."""
     graph, draws, walks = TokenGraph.draw(32, WIDE, seed=2), np.random.default_rng(0), 20_000
     cumulated = graph.transitions.numpy().cumsum(1)
     state = draws.integers(32, size=walks)
@@ -106,14 +106,14 @@ def test_minibatches_are_walks_that_start_in_pi() -> None:
 
 
 def test_a_walk_continues_from_its_last_node() -> None:
-    """Of one long walk, each token but the ends is left as often as it is entered."""
+    """In one long walk, each token except the ends is left as often as it is entered."""
     counts = TokenGraph.draw(24, [2, 4], seed=4).counts(3, 1, 1000, generator(7))
     assert (counts.sum(1) - counts.sum(2)).abs().sum(1).max() <= 2
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_errors_are_within_their_bounds(method: str) -> None:
-    """Untrained, barely and well trained; and exactly P*."""
+    """Untrained, barely trained and well trained models, and exactly P*."""
     for steps, lr in ((1, 1e-9), (60, 0.1), (60, 3.0)):
         for one in learn(method=method, **{**CELL, "steps": steps, "lr": lr})["runs"]:
             assert one["excess"] > -1e-12
@@ -141,7 +141,7 @@ def test_the_loss_is_the_cross_entropy_of_the_tokens_counted() -> None:
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_ssa_frozen_at_the_identity_is_vanilla(normalized: bool) -> None:
-    """Bit for bit, after training side by side on the same data."""
+    """Bit for bit, after training on the same data."""
     graphs = [TokenGraph.draw(24, [2, 4, 8], seed) for seed in range(3)]
     learned = []
     for temperature in (VANILLA, QUERY):

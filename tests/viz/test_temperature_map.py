@@ -45,7 +45,7 @@ PARTS = {
 
 @pytest.fixture
 def model(model_config: Callable[..., ModelConfig]) -> Callable[..., Transformer]:
-    """A function that makes a model with random temperatures and grouped-query attention: 3 layers, 4 heads and 2."""
+    """Makes models with random temperatures and grouped-query attention: 3 layers, 4 heads, 2 key-value heads."""
 
     def make(**fields: object) -> Transformer:
         config = model_config(**{"n_layer": 3, "n_head": 4, "n_kv_head": 2, "positions": "rotary", **fields})
@@ -177,7 +177,7 @@ def test_a_value_of_all_ones_has_no_strong_colors() -> None:
 
 
 class Page(HTMLParser):
-    """The text of ``<pre>`` and the titles of its spans."""
+    """Collects the text of ``<pre>`` and the titles of its spans."""
 
     def __init__(self) -> None:
         super().__init__()
