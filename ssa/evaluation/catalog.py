@@ -1,47 +1,45 @@
-"""Tasks by their names."""
+"""Tasks by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 
 from ssa.errors import UserError
+from ssa.evaluation.attention.report import Attention
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
 from ssa.evaluation.tasks.harness import PAPER, HarnessTask
+from ssa.evaluation.tasks.length import Length
+from ssa.evaluation.tasks.passkey import Passkey
 from ssa.evaluation.tasks.perplexity import CONVENTIONS, Perplexity
 
-_OTHERS = {  # module and class
-    "length": ("tasks.length", "Length"),
-    "passkey": ("tasks.passkey", "Passkey"),
-    "attention": ("attention.report", "Attention"),
+_OTHERS: dict[str, Callable[[EvaluateSettings, EvaluatedModel], Task]] = {
+    task.name: task for task in (Length, Passkey, Attention)
 }
 OURS = (*CONVENTIONS, *_OTHERS)
 GROUPS = {"paper": tuple(PAPER)}
 
 
 def names(tasks: Sequence[str]) -> list[str]:
-    """The names, groups replaced by their members, each once.
+    """Unique task names, with groups replaced by their members.
 
     Raises:
-        UserError: there is none.
+        UserError: the list is empty.
     """
     if not tasks:
-        raise UserError(f"tasks=: names none; valid: {', '.join((*OURS, *GROUPS))}, or of lm-evaluation-harness")
+        raise UserError(f"tasks=: empty; valid: {', '.join((*OURS, *GROUPS))}, or tasks of lm-evaluation-harness")
     return list(dict.fromkeys(task for name in tasks for task in GROUPS.get(name, (name,))))
 
 
 def task(name: str, settings: EvaluateSettings, evaluated: EvaluatedModel) -> Task:
-    """A task, ready to run.
+    """Construct a task.
 
     Raises:
-        UserError: there is no such task, or it cannot be done with these settings or this model.
+        UserError: there is no such task, or the settings or the model do not support it.
     """
     if name in CONVENTIONS:
         return Perplexity(name, settings, evaluated)
     if name in _OTHERS:
-        module, kind = _OTHERS[name]
-        made: Task = getattr(import_module(f"ssa.evaluation.{module}"), kind)(settings, evaluated)
-        return made
+        return _OTHERS[name](settings, evaluated)
     return HarnessTask(name, settings, (*OURS, *GROUPS))

@@ -1,11 +1,11 @@
-"""Tasks on one model, one after the other: what is finished is kept, what fails is said, and the rest goes on."""
+"""Run evaluation tasks on one model; save, print and log their outcomes."""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
@@ -22,87 +22,86 @@ from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
 from ssa.progress import ProgressBar
 from ssa.record.checksums import reseal
+from ssa.record.wandb_mirror import mirror_evaluation
 
 _MODEL_SETTINGS = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
-    """Runs the tasks that have not finished before, prints a table of all, and shows it to the run's W&B.
+    """Run all tasks without a saved outcome, print a table of all outcomes, and log them to the run's W&B.
 
     Returns:
-        The outcome of each task, as in its file.
+        The outcome of each task, as saved.
 
     Raises:
-        UserError: the model cannot be had; or, when all others are done, tasks failed.
+        UserError: the model is unavailable; or some tasks failed, after the others have finished.
     """
-    console = Console(highlight=False, soft_wrap=True, markup=False)
     names = catalog.names(settings.tasks)
     evaluated = EvaluatedModel(**settings.model_dump(include=_MODEL_SETTINGS))
-    console.print(evaluated.described)
-    _ = evaluated.tokenizer, evaluated.weights_hash  # what is wrong with them is wrong for every task
-    tasks: list[Task] = []
-    failures: set[str] = set()
-
-    def fail(name: str, what: object) -> None:
-        failures.add(name)
-        console.print(f"error: {what}", style="red")
-
-    for name in names:  # all of them before the first is run
-        try:
-            tasks.append(catalog.task(name, settings, evaluated))
-        except UserError as error:
-            fail(name, error)
-    evaluation = _Evaluation(settings, evaluated, evaluated.folder / "evaluation", console)
+    evaluation = _Evaluation(settings, evaluated)
+    evaluation.console.print(evaluated.described)
+    _ = evaluated.tokenizer, evaluated.weights_hash  # their errors would fail every task
     try:
-        for task in tasks:
-            try:
-                evaluation.add(task)
-            except UserError as error:
-                fail(task.name, error)
-            except OSError as error:  # no room, not writable
-                fail(task.name, f"tasks={task.name}: {error}")
-            except Exception as error:  # ours or the harness's: the other tasks still run
-                traceback.print_exc()
-                fail(task.name, f"tasks={task.name}: {type(error).__name__}: {first_line(error)}")
-            except KeyboardInterrupt:
-                console.print(f"{task.name}: interrupted; the same command goes on from here")
-                raise
+        evaluation.run(names)
     finally:
         evaluation.report()
-    if failures:
-        failed = [name for name in names if name in failures]
+    if evaluation.failures:
+        failed = [name for name in names if name in evaluation.failures]
         raise UserError(f"tasks: {len(failed)} of {len(names)} failed: {', '.join(failed)}")
     return evaluation.results
 
 
 class _Evaluation:
-    """What has been found so far."""
+    """Outcomes and failures of the tasks so far."""
 
-    def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel, folder: Path, console: Console) -> None:
-        self.settings, self.evaluated, self.folder, self.console = settings, evaluated, folder, console
+    def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
+        self.settings, self.evaluated, self.folder = settings, evaluated, evaluated.folder / "evaluation"
+        self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self.results: dict[str, Result] = {}
+        self.failures: set[str] = set()
         self._is_new = False
 
-    def add(self, task: Task) -> None:
-        """Its outcome, kept or found now.
+    def run(self, names: Sequence[str]) -> None:
+        """Check all tasks, then run those that passed; a failure does not stop the others."""
+        tasks: list[Task] = []
+        for name in names:
+            with self._failures_reported(name):
+                tasks.append(catalog.task(name, self.settings, self.evaluated))
+        for task in tasks:
+            since = time.time()
+            with self._failures_reported(task.name):
+                try:
+                    self._find_or_run(task)
+                finally:
+                    reseal(self.evaluated.folder, since)
 
-        Raises:
-            UserError: it cannot be done.
-        """
-        since = time.time()
+    @contextmanager
+    def _failures_reported(self, name: str) -> Iterator[None]:
         try:
-            self._find_or_run(task)
-        finally:
-            reseal(self.evaluated.folder, since)
+            yield
+        except UserError as error:
+            self._fail(name, error)
+        except OSError as error:  # disk full, not writable
+            self._fail(name, f"tasks={name}: {error}")
+        except Exception as error:  # a bug here or in lm-evaluation-harness
+            traceback.print_exc()
+            self._fail(name, f"tasks={name}: {type(error).__name__}: {first_line(error)}")
+        except KeyboardInterrupt:
+            self.console.print(f"{name}: interrupted; rerun the command to resume")
+            raise
+
+    def _fail(self, name: str, message: object) -> None:
+        self.failures.add(name)
+        self.console.print(f"error: {message}", style="red")
 
     def _find_or_run(self, task: Task) -> None:
         identity = identity_of(task.settings, self.evaluated)
-        kept = None if self.settings.rerun else find(self.folder, task.name, identity, newest=task.has_files)
-        if kept is not None:
+        saved = None if self.settings.rerun else find(self.folder, task.name, identity, newest=task.has_files)
+        if saved is not None:
             self.console.print(f"{task.name}: finished before (rerun=true runs it again)")
-            self.results[task.name] = kept
+            self.results[task.name] = saved
             return
-        _ = self.evaluated.model  # not part of the task's time
+        _ = self.evaluated.model  # loading is not part of the task's time
         began = time.perf_counter()
         with (
             Journal.exclusive(self.folder, file_name(task.name), identity) as journal,
@@ -116,17 +115,15 @@ class _Evaluation:
         self._is_new = True
 
     def report(self) -> None:
-        """A table, what the numbers are of, and where they are; to W&B, all that there is of these weights."""
+        """Print a table with footnotes, and log all outcomes of these weights to W&B."""
         if not self.results:
             return
         self.console.print(_table(self.results))
         for name, result in self.results.items():
             self.console.print(_footnote(name, result))
         if self.evaluated.config is not None and self._is_new:
-            from ssa.record.wandb_mirror import mirror_evaluation
-
-            found = _by_name(newest(self.folder, self.evaluated))
-            mirror_evaluation(self.evaluated.config, self.evaluated.folder, found)
+            metrics = _metrics_by_name(newest(self.folder, self.evaluated))
+            mirror_evaluation(self.evaluated.config, self.evaluated.folder, metrics)
         self.console.print(str(self.folder.resolve()))
 
 
@@ -157,9 +154,9 @@ def _footnote(name: str, result: Result) -> str:
     return f"{name}: {', '.join([*counts, *settings])}; {result['seconds']:,.0f} s"
 
 
-def _by_name(results: Iterable[Result]) -> dict[str, float]:
+def _metrics_by_name(results: Iterable[Result]) -> dict[str, float]:
     return {
-        f"eval/{result['task']}/{metric}": found["value"]
+        f"eval/{result['task']}/{name}": metric["value"]
         for result in results
-        for metric, found in result["metrics"].items()
+        for name, metric in result["metrics"].items()
     }

@@ -1,7 +1,7 @@
-"""The files that outcomes are kept in: ``evaluation/<task>.json`` of a run folder.
+"""Saved outcomes: ``evaluation/<task>.json`` in a run folder.
 
-The newest outcome is the object itself; those of other settings, or of other weights of the run, are below it under
-``others``, newest first.
+The newest outcome is the top-level object; outcomes of other settings or other weights follow under ``others``, newest
+first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ssa.device import device_name
 from ssa.errors import UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.task import Metric, Outcome
@@ -24,43 +25,43 @@ Result = dict[str, Any]
 
 
 def file_name(task: str) -> str:
-    """A task's name as part of a file's."""
+    """A task's name with only characters that suit a file name."""
     return re.sub(r"[^\w.,+-]", "_", task)
 
 
 def find(folder: Path, task: str, identity: Mapping[str, Any], newest: bool = False) -> Result | None:
-    """The kept outcome of a task that is of this, which becomes the newest.
+    """The saved outcome with an identity, or None; it becomes the newest.
 
     Args:
         folder: ``evaluation/``.
-        task: its name.
-        identity: all that decides an outcome.
-        newest: only if it is the newest already.
+        task: task name.
+        identity: everything that determines an outcome.
+        newest: consider only the newest outcome.
 
     Raises:
         UserError: the file is damaged.
     """
-    same = json.loads(json.dumps(identity))
-    kept = _kept(folder, task)
-    found = next((result for result in (kept[:1] if newest else kept) if _identity(result) == same), None)
-    if found is not None and found is not kept[0]:
+    identity = json.loads(json.dumps(identity))
+    saved = _load(folder, task)
+    found = next((result for result in (saved[:1] if newest else saved) if _identity(result) == identity), None)
+    if found is not None and found is not saved[0]:
         keep(folder, found)
     return found
 
 
 def keep(folder: Path, result: Result) -> None:
-    """Puts an outcome first in its file; one of the same settings is replaced."""
+    """Save an outcome as the newest in its file, replacing one with the same identity."""
     folder.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(result))
-    before: list[Result] = []
+    saved: list[Result] = []
     with suppress(UserError):  # a damaged file is replaced
-        before = _kept(folder, result["task"])
-    others = [other for other in before if _identity(other) != _identity(result)]
+        saved = _load(folder, result["task"])
+    others = [other for other in saved if _identity(other) != _identity(result)]
     write_json(folder / f"{file_name(result['task'])}.json", {**result, "others": others})
 
 
 def newest(folder: Path, evaluated: EvaluatedModel) -> list[Result]:
-    """The newest outcome of each task that is of the evaluated's weights."""
+    """The newest outcome of each task, if it belongs to the model's current weights."""
     found = []
     for path in sorted(folder.glob("*.json")):
         with suppress(UserError):
@@ -73,9 +74,7 @@ def newest(folder: Path, evaluated: EvaluatedModel) -> list[Result]:
 def result_of(
     task: str, identity: Mapping[str, Any], evaluated: EvaluatedModel, outcome: Outcome, seconds: float
 ) -> Result:
-    """An outcome with all that it is of, as plain values."""
-    from ssa.device import device_name
-
+    """An outcome and its context as plain values."""
     return {
         "task": task,
         "of": evaluated.name,
@@ -92,7 +91,7 @@ def result_of(
 
 
 def identity_of(settings: Mapping[str, Any], evaluated: EvaluatedModel) -> dict[str, Any]:
-    """All that decides an outcome."""
+    """Everything that determines an outcome."""
     return {"settings": dict(settings), "model": evaluated.plain}
 
 
@@ -104,9 +103,10 @@ def _plain(metric: Metric) -> dict[str, Any]:
     return {name: value for name, value in vars(metric).items() if value is not None}
 
 
-def _kept(folder: Path, task: str) -> list[Result]:
+def _load(folder: Path, task: str) -> list[Result]:
     path = folder / f"{file_name(task)}.json"
     if not path.is_file():
         return []
     newest = read_json(path)
-    return [{key: value for key, value in newest.items() if key != "others"}, *newest.get("others", [])]
+    others = newest.pop("others", [])
+    return [newest, *others]

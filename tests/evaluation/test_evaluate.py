@@ -259,7 +259,7 @@ def test_a_run_whose_data_has_changed(run: Path, launch: Launch) -> None:
     environment.write_text(json.dumps({**json.loads(environment.read_text()), "data_hash": "0123"}))
     code, out, _ = launch(f"run={run}", "tasks=perplexity")
     assert code == 2
-    assert "its data has changed since it was trained (0123, now " in out
+    assert "the data has changed since training (0123, now " in out
 
 
 def test_files_of_one_s_own_and_a_longer_context(run: Path, launch: Launch, tmp_path: Path) -> None:

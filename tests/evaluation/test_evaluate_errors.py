@@ -219,15 +219,18 @@ def test_another_tokenizer_that_fits(pretrained: Path, text: Path, launch: Launc
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "neither": (["tasks=perplexity"], "run, init_from: set one of the two"),
-    "both": (["run=x", "init_from=y"], "run, init_from: set one of the two"),
-    "batch_size=0": (["run=x", "batch_size=0"], "batch_size=0: valid: auto, or a whole number"),
-    "batch_size=-1": (["run=x", "batch_size=-1"], "batch_size=-1: valid: auto, or a whole number"),
-    "batch_size=many": (["run=x", "batch_size=many"], "batch_size=many: valid: auto, or a whole number"),
+    "neither": (["tasks=perplexity"], "run, init_from: set exactly one"),
+    "both": (["run=x", "init_from=y"], "run, init_from: set exactly one"),
+    "batch_size=0": (["run=x", "batch_size=0"], "batch_size=0: valid: auto, or a positive integer"),
+    "batch_size=-1": (["run=x", "batch_size=-1"], "batch_size=-1: valid: auto, or a positive integer"),
+    "batch_size=many": (["run=x", "batch_size=many"], "batch_size=many: valid: auto, or a positive integer"),
     "limit": (["run=x", "limit=0"], "limit=0: out of range; valid: > 0"),
     "key": (["run=x", "task=perplexity"], "task: unknown key, did you mean tasks?"),
     "detokenize": (["run=x", "detokenize=yes"], "detokenize=yes: not one of the choices; valid: none, wikitext"),
-    "tokenizer of a run": (["run=x", "tokenizer=gpt2"], "tokenizer=gpt2: a run has its own; valid with init_from"),
+    "tokenizer of a run": (
+        ["run=x", "tokenizer=gpt2"],
+        "tokenizer=gpt2: a run has its own tokenizer; valid with init_from",
+    ),
     "no run": (["run=nowhere"], "nowhere is not a run folder"),
     "depth": (["run=x", "depths=0,2"], "depths.1=2: "),
 }
@@ -242,10 +245,10 @@ def test_one_line_for_wrong_arguments(case: str, launch: Launch) -> None:
 
 
 FAILING: dict[str, tuple[list[str], str]] = {
-    "text=test": (["text=test"], "text=test: a split of a run; of a pretrained model: wikitext, or files"),
+    "text=test": (["text=test"], "text=test: a split of a run; valid for a pretrained model: wikitext, or files"),
     "no files": (["text=nowhere/*.txt"], "text=nowhere/*.txt: matches no file; valid: "),
-    "stride": (["text=x", "stride=65"], "stride=65: would leave tokens out; valid: up to context=64"),
-    "detokenize": (["text=x", "detokenize=wikitext"], "detokenize=wikitext: for tasks=perplexity_lm_eval, not for"),
+    "stride": (["text=x", "stride=65"], "stride=65: would skip tokens; valid: up to context=64"),
+    "detokenize": (["text=x", "detokenize=wikitext"], "detokenize=wikitext: valid for tasks=perplexity_lm_eval"),
     "lengths": (
         ["tasks=length", "text=x", "lengths=32,65"],
         "lengths=65: exceeds the model's learned positions",
@@ -274,7 +277,7 @@ def test_contexts_end_with_learned_positions_alone(pretrained: Path, text: Path,
 def test_an_empty_text(pretrained: Path, launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (line,) = failures(launch(f"init_from={pretrained}", "tasks=perplexity", f"text={tmp_path}/empty.txt"))
-    assert line.endswith("empty.txt: has no text")
+    assert line.endswith("empty.txt: no text")
 
 
 def test_a_mistake_is_told_before_torch_is_imported(tmp_path: Path) -> None:

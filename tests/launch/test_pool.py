@@ -192,7 +192,7 @@ def test_runs_that_fail_are_alone(
         assert len(cells["SSA"]["runs"]) == 2
     assert begin(tmp_path / "grids", tmp_path, monkeypatch, "evaluate=tasks=passkey,lengths=8") == 2
     printed, error = capsys.readouterr()
-    said = "evaluation: lengths=8: too short for a pass key"
+    said = "evaluation: lengths=8: too short for a passkey"
     assert error.startswith("error: 10 runs failed: "), error
     named = [printed.count(f"failed: GPT-2, {name}: {said}") for name in ("vanilla, seed 0", "SSA, seed 1")]
     assert named == [1, 1], printed

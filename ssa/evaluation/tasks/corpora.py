@@ -15,7 +15,11 @@ from ssa.errors import UserError, first_line
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.files import cache_root, hash_of, hash_of_file
-from ssa.text.token_cache import TokenizedCorpus, TokenSplit
+from ssa.hub_client import faults_as_user_errors
+from ssa.record.run_files import read_environment
+from ssa.record.run_model import with_own_tokenizer
+from ssa.text.corpus import readers
+from ssa.text.token_cache import TokenizedCorpus, TokenSplit, prepare
 from ssa.text.tokenization import Tokenizer
 
 WIKITEXT_ROWS = ("Salesforce/wikitext", "wikitext-2-raw-v1", "text")  # as the Hugging Face guide reads it
@@ -25,12 +29,12 @@ _SPLITS = ("test", "validation")
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """A text in documents.
+    """A text as a list of documents.
 
     Attributes:
         name: as in ``text=``.
         documents: in order.
-        split: its tokens, where a run has them.
+        split: the tokens, if the text is a split of a run.
     """
 
     name: str
@@ -39,7 +43,7 @@ class EvaluationText:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Words are split at white space; bytes are UTF-8."""
+        """Numbers of documents, words (split at white space) and UTF-8 bytes."""
         if self.split is not None:
             return {"documents": self.split.n_documents, "words": self.split.n_words, "bytes": self.split.n_bytes}
         words = sum(len(text.split()) for text in self.documents)
@@ -47,11 +51,11 @@ class EvaluationText:
 
     @property
     def hash(self) -> str:
-        """Of what it is."""
+        """Hash of the documents."""
         return hash_of([self.documents])[:16]
 
     def stream(self, tokenizer: Tokenizer) -> TokenSplit:
-        """As training reads it: end-of-text, then each document followed by end-of-text."""
+        """The token stream of training: end-of-text, then each document followed by end-of-text."""
         if self.split is not None:
             return self.split
         ids = [tokenizer.end_of_text]
@@ -62,10 +66,10 @@ class EvaluationText:
 
 
 def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict[str, Any]:
-    """What ``text`` means for this model, and what decides its content.
+    """The settings that determine the text, with defaults for the model, and a hash of its content.
 
     Raises:
-        UserError: a split of a run, of a model that is none; no such files.
+        UserError: a split of a run for a pretrained model, or no file matches.
     """
     name = settings.text or ("test" if evaluated.config else "wikitext")
     chosen: dict[str, Any] = {"text": name, "limit": settings.limit}
@@ -73,47 +77,47 @@ def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict
         return chosen
     if name in _SPLITS:
         if evaluated.config is None:
-            raise UserError(f"text={name}: a split of a run; of a pretrained model: wikitext, or files, 'books/*.txt'")
+            raise UserError(
+                f"text={name}: a split of a run; valid for a pretrained model: wikitext, or files, 'books/*.txt'"
+            )
         return {**chosen, "data_hash": _data_hash(evaluated)}
     content = hash_of([[hash_of_file(path, cache_root(None)) for path in _files(name)]])
     return {**chosen, "text_column": settings.text_column, "data_hash": content}
 
 
 def load_text(settings: EvaluateSettings, evaluated: EvaluatedModel, *, joined: bool = False) -> EvaluationText:
-    """The text, up to ``limit`` documents; joined: by blank lines, as one.
+    """The first ``limit`` documents of the text; if ``joined``, as one document with blank lines between them.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the text is unavailable or empty.
     """
     chosen, limit = text_settings(settings, evaluated), settings.limit
     name, split = chosen["text"], None
     if name == "wikitext":
-        whole = WIKITEXT_ROWS if joined and limit is None else WIKITEXT_PAGES
-        documents = list(islice(hub_rows(*whole), limit))
+        source = WIKITEXT_ROWS if joined and limit is None else WIKITEXT_PAGES
+        documents = list(islice(hub_rows(*source), limit))
     elif name in _SPLITS:
-        assert evaluated.config is not None, "text_settings has seen to it"
+        assert evaluated.config is not None, "checked by text_settings"
         split = run_corpus(evaluated).split(name).prefix(evaluated.config.data.max_eval_tokens)
         documents = list(islice(split.texts(), limit))
     else:
-        documents = list(islice(_of_files(name, settings.text_column), limit))
+        documents = list(islice(_read_files(name, settings.text_column), limit))
     if not any(documents):
-        raise UserError(f"text={name}: has no text")
+        raise UserError(f"text={name}: no text")
     if joined:
         return EvaluationText(name, ["\n\n".join(documents)])
     return EvaluationText(name, documents, split if limit is None else None)
 
 
 def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
-    """A column of the test split of a dataset of the Hub.
+    """A column of the test split of a Hub dataset.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the dataset is unavailable.
     """
     import datasets
 
-    from ssa.hub_client import faults_as_user_errors
-
-    datasets.disable_progress_bars()  # a task has its own
+    datasets.disable_progress_bars()  # tasks have their own
     with faults_as_user_errors(repo, "dataset", field="text"):
         try:
             rows = datasets.load_dataset(repo, config, split="test")
@@ -123,28 +127,23 @@ def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
 
 
 def run_corpus(evaluated: EvaluatedModel) -> TokenizedCorpus:
-    """The tokens of the run.
+    """The tokenized corpus of a run.
 
     Raises:
-        UserError: they cannot be had, or are not those of the run any more.
+        UserError: the data is unavailable or has changed since training.
     """
-    from ssa.record.run_model import with_own_tokenizer
-    from ssa.text.token_cache import prepare
-
-    assert evaluated.config is not None, "of a run"
+    assert evaluated.config is not None, "not a run"
     corpus = prepare(with_own_tokenizer(evaluated.config.data, evaluated.folder))
-    before = _data_hash(evaluated)
-    if before not in (None, corpus.fingerprint):
+    trained_on = _data_hash(evaluated)
+    if trained_on not in (None, corpus.fingerprint):
         raise UserError(
-            f"{evaluated.folder}: its data has changed since it was trained ({before}, now {corpus.fingerprint}): "
-            "put it back, or evaluate on files, text='books/*.txt'"
+            f"{evaluated.folder}: the data has changed since training ({trained_on}, now {corpus.fingerprint}): "
+            "restore it, or evaluate on files, text='books/*.txt'"
         )
     return corpus
 
 
 def _data_hash(evaluated: EvaluatedModel) -> str | None:
-    from ssa.record.run_files import read_environment
-
     return read_environment(evaluated.folder).get("data_hash")
 
 
@@ -155,11 +154,9 @@ def _files(pattern: str) -> list[Path]:
     return paths
 
 
-def _of_files(pattern: str, column: str) -> Iterator[str]:
-    from ssa.text.corpus import readers
-
+def _read_files(pattern: str, column: str) -> Iterator[str]:
     for path in _files(pattern):
         try:
             yield from (text for text in readers.documents(path, column) if text and not text.isspace())
-        except UserError as error:  # readers name the setting of train.py
+        except UserError as error:  # names a setting of train.py
             raise UserError(str(error).removeprefix("data.")) from None

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on our transformer.  The tasks, their prompts and their metrics are the harness's own.
+"""Tasks of lm-evaluation-harness, with its prompts and metrics.
 
 https://github.com/EleutherAI/lm-evaluation-harness, 0.4; ``pip install -e '.[eval]'``.
 """
@@ -27,7 +27,7 @@ from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 
-# The columns of the paper's main table (arXiv 2411.12892, Table 3), and the folders of the harness that hold them.
+# The columns of the paper's main table (arXiv 2411.12892, Table 3), and their folders in the harness.
 PAPER = {
     "wikitext": "wikitext",
     "lambada_standard": "lambada",
@@ -38,24 +38,24 @@ PAPER = {
     "arc_easy": "arc",
     "arc_challenge": "arc",
 }
-_BOOTSTRAPS = 1000  # for the errors of what is no mean
-_SEEDS = 0, 1234  # the harness's defaults: of Python; of NumPy, torch and few-shot examples
+_BOOTSTRAPS = 1000  # for standard errors of metrics other than means
+_SEEDS = 0, 1234  # the harness's defaults, for Python; for NumPy, torch and few-shot examples
 
 
 def check_installed(task: str, hint: str = "") -> None:
-    """See that the harness is here, and new enough.
+    """Check that the harness is installed.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not, or has an unsupported version.
     """
-    there = importlib.util.find_spec("lm_eval") is not None
-    has = tuple(map(int, re.findall(r"\d+", version("lm_eval"))[:3])) if there else (0,)
-    if not (0, 4, 13) <= has < (0, 5):
+    is_installed = importlib.util.find_spec("lm_eval") is not None
+    found = tuple(map(int, re.findall(r"\d+", version("lm_eval"))[:3])) if is_installed else (0,)
+    if not (0, 4, 13) <= found < (0, 5):
         raise UserError(f"tasks={task}: needs lm-evaluation-harness 0.4.13 or later: pip install -e '.[eval]'{hint}")
 
 
 def wikitext_detokenizer(document: str) -> str:
-    """WikiText's spacing undone, by the harness's own function.
+    """Undo WikiText's tokenization with the harness's function.
 
     Raises:
         UserError: the harness is not installed.
@@ -68,7 +68,7 @@ def wikitext_detokenizer(document: str) -> str:
 
 @functools.cache
 def task_manager(all_tasks: bool) -> Any:
-    """The harness's index of its tasks: of those in `PAPER` in a tenth of a second, of all in ten."""
+    """The harness's task index: 0.1 s for the tasks in `PAPER`, 10 s for all."""
     from lm_eval import tasks
 
     folder = Path(tasks.__file__).parent
@@ -77,10 +77,10 @@ def task_manager(all_tasks: bool) -> Any:
 
 
 class HarnessTask:
-    """A task, group or tag of the harness by its name.
+    """A task, group or tag of the harness.
 
     Raises:
-        UserError: the harness is not installed, or has no such task.
+        UserError: the harness is not installed or has no such task.
     """
 
     has_files = False
@@ -104,7 +104,7 @@ class HarnessTask:
         }
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """What the harness makes of the model's answers."""
+        """Evaluate with the harness."""
         from lm_eval.evaluator import evaluate
 
         from ssa.evaluation.tasks.harness_model import HarnessModel
@@ -122,21 +122,21 @@ class HarnessTask:
         return _outcome(self.name, results, list(found["tasks"]))
 
     def _load(self) -> Any:
-        """The task with its data.
+        """Load the task and its data.
 
         Raises:
-            UserError: its data cannot be had.
+            UserError: the data is unavailable, or the task is not supported.
         """
-        random.seed(_SEEDS[0])  # some tasks shuffle their choices by these when they are loaded
+        random.seed(_SEEDS[0])  # some tasks shuffle their choices on loading
         np.random.seed(_SEEDS[1])
         torch.manual_seed(_SEEDS[1])
         try:
             found = self._manager.load([self.name])
-        except Exception as error:  # as many classes as datasets and its transports have
-            raise UserError(f"tasks={self.name}: its data cannot be had ({first_line(error)})") from None
+        except Exception as error:  # datasets and its transports raise many classes
+            raise UserError(f"tasks={self.name}: data unavailable ({first_line(error)})") from None
         for task in found["tasks"].values():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-                what = "runs code that the model writes" if getattr(task, "UNSAFE_CODE", False) else "shows pictures"
+                what = "executes generated code" if getattr(task, "UNSAFE_CODE", False) else "contains images"
                 raise UserError(f"tasks={self.name}: {what}, which is not supported here")
             if self._num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=self._num_fewshot)
@@ -147,16 +147,16 @@ class HarnessTask:
 
 
 def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str]) -> Outcome:
-    """The metrics of a task by their names, of a group's tasks by ``task/name``; each sample's answers beside them."""
+    """Metrics by name, or ``task/name`` for a group's tasks; details hold the answers to each sample."""
     metrics: dict[str, Metric] = {}
     for task, values in results["results"].items():
         better = results["higher_is_better"].get(task, {})
         for key, value in values.items():
-            metric, _, chosen = key.partition(",")
-            if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
+            metric, _, filter_name = key.partition(",")
+            if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            stderr = values.get(f"{metric}_stderr,{chosen}")
-            label = metric if chosen == "none" else f"{metric},{chosen}"
+            stderr = values.get(f"{metric}_stderr,{filter_name}")
+            label = metric if filter_name == "none" else f"{metric},{filter_name}"
             metrics[label if task == name else f"{task}/{label}"] = Metric(
                 float(value),
                 float(stderr) if isinstance(stderr, int | float) else None,
@@ -176,7 +176,7 @@ def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str]) -> Out
 
 
 def _divisors(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """What WikiText's metrics divide by.  The harness counts a word more for white space at each end of a document."""
+    """Denominators of WikiText's metrics.  The harness counts white space at either end of a document as a word."""
     pages = [sample["doc"]["page"] for sample in samples]
     return {
         "documents": len(pages),
@@ -188,11 +188,11 @@ def _divisors(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars, prints and logs of the libraries below: a task has its own bar."""
+    """Suppress progress bars, prints and logs of libraries, as tasks have their own progress bar."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    os.environ["DISABLE_MULTIPROC"] = "1"  # a pool of processes for a second of arithmetic
+    os.environ["DISABLE_MULTIPROC"] = "1"  # no process pool for a second of arithmetic
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield

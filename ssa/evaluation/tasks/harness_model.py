@@ -1,4 +1,4 @@
-"""A model under evaluation as a model of lm-evaluation-harness, which must be installed."""
+"""Adapter to the model interface of lm-evaluation-harness, which must be installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssa.evaluation.scoring.windows import rolling_windows
 
 
 class HarnessModel(TemplateLM):
-    """``lm_eval.api.model.LM`` on an `EvaluationContext`; text is tokenized as the tokenizer's file says.
+    """``lm_eval.api.model.LM`` on an `EvaluationContext`; text is tokenized as configured in the tokenizer's file.
 
     Args:
         context: the model and its journal.
@@ -29,50 +29,50 @@ class HarnessModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's own caches."""
+        """Key of the harness's caches."""
         return self.evaluated.tokenizer.name
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text."""
+        """The token that ends a text."""
         return self.evaluated.end
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context."""
+        """The token before a text without context."""
         return self.evaluated.prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of a text, begun with a special token where the tokenizer's file says so and the text is not."""
-        begun = string.startswith(self.evaluated.prefix_text)
-        begin = not begun if add_special_tokens is None else add_special_tokens
-        return self.evaluated.tokenizer.encode_as_published(string, begin)
+        """Token ids; special tokens are added as configured, unless the text already starts with the prefix."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self.evaluated.prefix_text)
+        return self.evaluated.tokenizer.encode_as_published(string, add_special_tokens)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
-        """Of each continuation, in nats, and whether it is the greedy one."""
+        """Log-likelihood of each continuation, in nats, and whether it is the greedy one."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         for (context, continuation), _, ids in requests:
             if not ids:
                 raise UserError(
-                    f"tokenizer: {shown(repr(continuation))} is no token of its own after {context[-40:]!r}"
+                    f"tokenizer: {shown(repr(continuation))} has no tokens of its own after {context[-40:]!r}"
                 )
-        asked = [Request(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
-        return [(sum(score.logprobs), score.greedy) for score in self.context.score(asked)]
+        pairs = [Request(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
+        return [(sum(score.logprobs), score.greedy) for score in self.context.score(pairs)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """Of each whole text, in nats."""
+        """Log-likelihood of each text, in nats."""
         prefix, max_length = self.prefix_token_id, self.evaluated.context_length
-        windows = [list(rolling_windows(self.tok_encode(one.args[0]), prefix, max_length)) for one in requests]
-        scores = iter(self.context.score([window for of_one in windows for window in of_one]))
-        return [sum(sum(next(scores).logprobs) for _ in of_one) for of_one in windows]
+        texts = [list(rolling_windows(self.tok_encode(one.args[0]), prefix, max_length)) for one in requests]
+        scores = iter(self.context.score([window for windows in texts for window in windows]))
+        return [sum(sum(next(scores).logprobs) for _ in windows) for windows in texts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Greedy text up to a stop sequence.
+        """Greedy continuations up to a stop sequence.
 
         Raises:
-            UserError: the task samples, or leaves no room for a context.
+            UserError: the task samples, or generates more tokens than the context holds.
         """
 
         def settings(number: int) -> str:
@@ -89,14 +89,14 @@ class HarnessModel(TemplateLM):
         return answers
 
     def _generated(self, contexts: Sequence[str], settings: dict[str, Any], label: str) -> list[str]:
-        asked = normalize_gen_kwargs(settings)
-        if asked.get("do_sample"):
-            raise UserError(f"generation_kwargs={label}: sampling is not there; valid: do_sample=false")
+        options = normalize_gen_kwargs(settings)
+        if options.get("do_sample"):
+            raise UserError(f"generation_kwargs={label}: sampling is not supported; valid: do_sample=false")
         tokenizer, max_length = self.evaluated.tokenizer, self.evaluated.context_length
-        until = handle_stop_sequences(asked["until"], eos=tokenizer.decode([self.eot_token_id]))
-        room = max_length - asked["max_gen_toks"]
+        until = handle_stop_sequences(options["until"], eos=tokenizer.decode([self.eot_token_id]))
+        room = max_length - options["max_gen_toks"]
         if room < 1:
-            raise UserError(f"context={max_length}: no room for the {asked['max_gen_toks']} tokens that are generated")
+            raise UserError(f"context={max_length}: no room for {options['max_gen_toks']} generated tokens")
 
         def ended(ids: list[int]) -> bool:
             text = tokenizer.decode(ids)
@@ -104,7 +104,7 @@ class HarnessModel(TemplateLM):
 
         new = self.context.generate(
             [self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in contexts],
-            asked["max_gen_toks"],
+            options["max_gen_toks"],
             stop={self.eot_token_id},
             ended=ended,
             label=label,

@@ -1,4 +1,4 @@
-"""Perplexity by length of the input, up to and beyond that of training: where position-aware temperatures matter."""
+"""Perplexity by input length, up to and beyond the training length, where position-aware temperatures matter."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.evaluation.tasks.corpora import load_text, text_settings
 
-_SHARES = (0.25, 0.5, 1, 2, 4)  # of the context
-_TAIL = 4  # the last quarter of a window is looked at on its own
+_FRACTIONS = (0.25, 0.5, 1, 2, 4)  # of the context
+_TAIL = 4  # the tail is the last quarter of a window
 
 
 class Length:
-    """The same text in consecutive windows of several lengths.
+    """One text in consecutive windows of several lengths.
 
-    ``perplexity/N`` is over all tokens of windows of N; ``tail_perplexity/N`` over the last quarter of each full
-    window, tokens that have seen at least 3 N / 4 others (fewer where attention restarts at each document).
+    ``perplexity/N`` covers all tokens in windows of N; ``tail_perplexity/N`` the last quarter of full windows, where
+    tokens see at least 3 N / 4 others (fewer if attention restarts at each document).
     """
 
     name = "length"
@@ -30,28 +30,25 @@ class Length:
     def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
         limit = evaluated.model_config.max_positions
         lengths = settings.lengths or [
-            max(_TAIL, int(share * evaluated.context_length))
-            for share in _SHARES
-            if evaluated.model_config.positions != "learned" or share * evaluated.context_length <= limit
+            max(_TAIL, int(fraction * evaluated.context_length))
+            for fraction in _FRACTIONS
+            if evaluated.model_config.positions != "learned" or fraction * evaluated.context_length <= limit
         ]
         for length in lengths:
             evaluated.check_length("lengths", length)
             if length < _TAIL:
                 raise UserError(f"lengths={length}: valid: at least {_TAIL}")
-        self._asked, self._lengths = settings, sorted(set(lengths))
-        self.settings: dict[str, Any] = {
-            **text_settings(settings, evaluated),
-            "lengths": self._lengths,
-        }
+        self._evaluate_settings, self._lengths = settings, sorted(set(lengths))
+        self.settings: dict[str, Any] = {**text_settings(settings, evaluated), "lengths": self._lengths}
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """A row for each length."""
+        """Score the text at each length."""
         evaluated = context.evaluated
-        text = load_text(self._asked, evaluated)
+        text = load_text(self._evaluate_settings, evaluated)
         ids = text.stream(evaluated.tokenizer).tokens.tolist()
         fitting = [length for length in self._lengths if length < len(ids)]
-        if not fitting or (self._asked.lengths and fitting != self._lengths):
-            raise UserError(f"lengths={self._lengths[-1]}: text={text.name} has {len(ids)} tokens; valid: below that")
+        if not fitting or (self._evaluate_settings.lengths and fitting != self._lengths):
+            raise UserError(f"lengths={self._lengths[-1]}: text={text.name} has only {len(ids)} tokens; valid: fewer")
         metrics: dict[str, Metric] = {}
         rows = []
         for length in fitting:
@@ -74,6 +71,6 @@ class Length:
 
 
 def _mean(logprobs: list[list[float]]) -> float:
-    """Of the loss a token, in nats."""
+    """Mean loss per token, in nats."""
     values = [value for window in logprobs for value in window]
     return -math.fsum(values) / len(values) if values else math.nan

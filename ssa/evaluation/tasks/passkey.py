@@ -1,6 +1,4 @@
-"""Passkey retrieval: accuracy over lengths and depths (arXiv 2411.12892, Table 4).  `ssa.text.corpus.passkey` has the
-texts.
-"""
+"""Passkey retrieval: accuracy by length and depth (arXiv 2411.12892, table 4); texts: `ssa.text.corpus.passkey`."""
 
 from __future__ import annotations
 
@@ -19,14 +17,14 @@ from ssa.statistics import wilson
 from ssa.text.corpus.passkey import PassKeyPrompts, PassKeyText
 from ssa.viz import plot_style
 
-_SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2)  # of the context
+_FRACTIONS = (0.25, 0.5, 0.75, 1, 1.5, 2)  # of the context
 
 
 class Passkey:
-    """A grid of lengths and depths, ``trials`` pass keys in each cell.
+    """A grid of lengths and depths with ``trials`` keys per cell.
 
-    A trial is a success when the greedy continuation begins with the key, white space aside, and no sixth digit.
-    Accuracy over all, by length (``accuracy/LENGTH``), by depth and by cell, each with Wilson's 95 % interval: trials
+    A trial succeeds if the greedy continuation, ignoring white space, begins with the key and no sixth digit.  Accuracy
+    is reported overall, by length (``accuracy/LENGTH``), by depth and by cell, with 95 % Wilson intervals, as trials
     are independent draws.
     """
 
@@ -37,15 +35,17 @@ class Passkey:
         encode, model = evaluated.tokenizer.encode_batch, evaluated.model_config
         self._prompts = PassKeyPrompts(lambda text: 1 + len(encode([text])[0]))
         shortest = self._prompts.shortest
-        longest = model.max_positions if model.positions == "learned" else _SHARES[-1] * evaluated.context_length
+        longest = model.max_positions if model.positions == "learned" else _FRACTIONS[-1] * evaluated.context_length
         usual = [
-            length for share in _SHARES if shortest <= (length := int(share * evaluated.context_length)) <= longest
+            length
+            for fraction in _FRACTIONS
+            if shortest <= (length := int(fraction * evaluated.context_length)) <= longest
         ]
         lengths = settings.lengths or usual or [evaluated.context_length]
         for length in lengths:
             evaluated.check_length("lengths", length)
             if length < shortest:
-                raise UserError(f"lengths={length}: too short for a pass key; valid: at least {shortest}")
+                raise UserError(f"lengths={length}: too short for a passkey; valid: at least {shortest}")
         self.settings: dict[str, Any] = {
             "lengths": sorted(set(lengths)),
             "depths": sorted(set(settings.depths)),
@@ -54,27 +54,27 @@ class Passkey:
         }
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Every trial, then shares of successes."""
+        """Run all trials and compute accuracies."""
         chosen = self.settings
         cells = [(length, depth) for length in chosen["lengths"] for depth in chosen["depths"]]
         trials = [(cell, trial) for cell in range(len(cells)) for trial in range(chosen["trials"])]
         texts = [self._prompts.text(*cells[cell], f"{chosen['seed']} {trial}") for cell, trial in trials]
         answers = self._answers(context, texts)
-        hits = [first_number(answer) == text.key for answer, text in zip(answers, texts, strict=True)]
-        grid = np.array(hits).reshape(len(chosen["lengths"]), len(chosen["depths"]), chosen["trials"])
-        metrics = {"accuracy": _share(grid)}
-        metrics |= {f"accuracy/{length}": _share(of) for length, of in zip(chosen["lengths"], grid, strict=True)}
-        by_depth = [{"depth": depth, **_row(grid[:, place])} for place, depth in enumerate(chosen["depths"])]
+        successes = [first_number(answer) == text.key for answer, text in zip(answers, texts, strict=True)]
+        grid = np.array(successes).reshape(len(chosen["lengths"]), len(chosen["depths"]), chosen["trials"])
+        metrics = {"accuracy": _accuracy(grid)}
+        metrics |= {f"accuracy/{length}": _accuracy(hits) for length, hits in zip(chosen["lengths"], grid, strict=True)}
+        by_depth = [{"depth": depth, **_row(grid[:, column])} for column, depth in enumerate(chosen["depths"])]
         by_cell = [
-            {"length": length, "depth": depth, **_row(of)}
-            for (length, depth), of in zip(cells, grid.reshape(len(cells), -1), strict=True)
+            {"length": length, "depth": depth, **_row(hits)}
+            for (length, depth), hits in zip(cells, grid.reshape(len(cells), -1), strict=True)
         ]
         self._plot(grid.mean(-1), context)
         details = {"depths": by_depth, "cells": by_cell, "trained_at": context.evaluated.trained_at}
         return Outcome(metrics, n=len(trials), details=details)
 
     def _answers(self, context: EvaluationContext, texts: list[PassKeyText]) -> list[str]:
-        """What the model says after each prompt: a token more than the answer has, in which a sixth digit would be."""
+        """The model's continuation of each prompt, one token longer than the answer, to catch a sixth digit."""
         tokenizer = context.evaluated.tokenizer
         prompts = [[context.evaluated.prefix, *ids] for ids in tokenizer.encode_batch([text.prompt for text in texts])]
         longest = max(map(len, tokenizer.encode_batch([text.answer for text in texts])))
@@ -82,9 +82,9 @@ class Passkey:
         return [tokenizer.decode(ids) for ids in new]
 
     def _plot(self, accuracy: npt.NDArray[Any], context: EvaluationContext) -> None:
-        """A heat map of the grid beside the outcome."""
+        """Save a heat map of the grid."""
         if not plot_style.available():
-            print(f"passkey: no heat map; to have it, {plot_style.INSTALL} and rerun=true", flush=True)
+            print(f"passkey: no heat map without matplotlib; {plot_style.INSTALL}, then rerun=true", flush=True)
             return
         lengths, depths = self.settings["lengths"], self.settings["depths"]
         context.folder.mkdir(parents=True, exist_ok=True)
@@ -92,25 +92,25 @@ class Passkey:
             axes = figure.add_subplot()
             plot_style.heat_map(axes, accuracy.T, rows=depths, columns=lengths, label="accuracy", low=0, high=1)
             axes.set(
-                title=f"Passkey retrieval; trained at {context.evaluated.trained_at} tokens",
-                xlabel="length, tokens",
+                title=f"Passkey retrieval, trained at {context.evaluated.trained_at} tokens",
+                xlabel="length (tokens)",
                 ylabel="depth of the key",
             )
             plot_style.save(figure, context.folder / self.name)
 
 
 def first_number(text: str) -> str:
-    """The digits that a text begins with, white space aside; none is an empty text."""
+    """The digits at the start of a text, after white space; empty if there are none."""
     found = re.match(r"\s*(\d+)", text)
     return found[1] if found else ""
 
 
-def _share(hits: npt.NDArray[Any]) -> Metric:
+def _accuracy(hits: npt.NDArray[Any]) -> Metric:
     low, high = wilson(int(hits.sum()), hits.size)
     return Metric(float(hits.mean()), low=low, high=high, higher_is_better=True)
 
 
 def _row(hits: npt.NDArray[Any]) -> dict[str, Any]:
-    share = _share(hits)
+    accuracy = _accuracy(hits)
     counts = {"successes": int(hits.sum()), "n": hits.size}
-    return {**counts, "accuracy": share.value, "low": share.low, "high": share.high}
+    return {**counts, "accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}

@@ -1,16 +1,16 @@
-"""Perplexity by the conventions in use, each by its name.
+"""Perplexity by three conventions.
 
-``perplexity``: the documents in one stream, end-of-text between them, in consecutive windows of ``context`` tokens, as
-validation in training; with ``stride`` below the context, windows overlap and only what is new is scored.
+``perplexity``: documents in one stream, separated by end-of-text, in consecutive windows of ``context`` tokens, as in
+validation; with ``stride`` below the context, windows overlap and only new tokens are scored.
 
-``perplexity_lm_eval``: each document apart, after the prefix token, in windows that do not overlap, the last reaching
-back to be full: ``loglikelihood_rolling`` of lm-evaluation-harness.
+``perplexity_lm_eval``: each document separately, after the prefix token, in disjoint windows, the last extended to the
+left to full length: ``loglikelihood_rolling`` of lm-evaluation-harness.
 
-``perplexity_hf_strided``: the documents joined by blank lines in one piece, in windows of ``context`` tokens that move
-by ``stride``, only what is new scored: Hugging Face's guide to the perplexity of fixed-length models
-(https://huggingface.co/docs/transformers/perplexity).  The guide weights a window's mean by one token less than it has
-scored; here each token counts once, which moves the result by less than 1e-4 of it.  Where windows do not overlap the
-first token of each is not scored; for words and bytes it is counted with the mean loss of the others.
+``perplexity_hf_strided``: documents joined by blank lines, in windows of ``context`` tokens that advance by ``stride``,
+only new tokens scored: Hugging Face's guide to the perplexity of fixed-length models
+(https://huggingface.co/docs/transformers/perplexity).  The guide weights a window's mean by one token less than it
+scores; here each token counts once, which changes the result by less than 1e-4 of it.  Where windows do not overlap,
+the first token of each is not scored; word and byte counts assume the mean loss for it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from ssa.evaluation.tasks.corpora import EvaluationText, load_text, text_setting
 from ssa.perplexity import perplexities
 
 CONVENTIONS = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided")
-_HF_STRIDE = 512  # the guide's
+_HF_STRIDE = 512  # the default of the guide
 
 
 class Perplexity:
-    """One convention on one text."""
+    """Perplexity of one text by one convention."""
 
     has_files = False
 
     def __init__(self, name: str, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
         if settings.detokenize != "none" and name != "perplexity_lm_eval":
-            raise UserError(f"detokenize={settings.detokenize}: for tasks=perplexity_lm_eval, not for {name}")
+            raise UserError(f"detokenize={settings.detokenize}: valid for tasks=perplexity_lm_eval, not for {name}")
         if settings.stride is not None and settings.stride > evaluated.context_length:
             raise UserError(
-                f"stride={settings.stride}: would leave tokens out; valid: up to context={evaluated.context_length}"
+                f"stride={settings.stride}: would skip tokens; valid: up to context={evaluated.context_length}"
             )
         self.name = name
-        self._asked = settings
+        self._evaluate_settings = settings
         self._stride = {
             "perplexity": settings.stride or evaluated.context_length,
             "perplexity_lm_eval": evaluated.context_length,
@@ -59,9 +59,9 @@ class Perplexity:
         }
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Token, word and byte perplexity, with what each divides by."""
+        """Token, word and byte perplexity with their denominators."""
         evaluated = context.evaluated
-        text = load_text(self._asked, evaluated, joined=self.name == "perplexity_hf_strided")
+        text = load_text(self._evaluate_settings, evaluated, joined=self.name == "perplexity_hf_strided")
         units = list(self._units(text, evaluated))
         scores = iter(context.score([request for unit in units for request in unit]))
         sums = [_summed([next(scores) for _ in unit]) for unit in units]
@@ -69,7 +69,7 @@ class Perplexity:
         if not tokens:
             raise UserError(f"text={text.name}: nothing to predict")
         counts, of_text = text.counts, tokens
-        if self.name == "perplexity_hf_strided":  # windows side by side leave out the first token of each
+        if self.name == "perplexity_hf_strided":  # disjoint windows omit the first token of each
             of_text = len(evaluated.tokenizer.encode_as_published(text.documents[0]))
         return Outcome(
             _metrics(nll * of_text / tokens, of_text, counts, sums),
@@ -79,7 +79,7 @@ class Perplexity:
         )
 
     def _units(self, text: EvaluationText, evaluated: EvaluatedModel) -> Iterator[list[Request]]:
-        """Requests, in lists that are documents or windows: what an error is estimated over."""
+        """Requests by document or window, the sampling units of the standard error."""
         tokenizer, max_length = evaluated.tokenizer, evaluated.context_length
         if self.name == "perplexity":
             ids = text.stream(tokenizer).tokens.tolist()
@@ -89,7 +89,7 @@ class Perplexity:
             yield from ([window] for window in strided_windows(ids, max_length, self._stride))
         else:
             for document in text.documents:
-                ids = tokenizer.encode_as_published(_detokenized(document, self._asked.detokenize))
+                ids = tokenizer.encode_as_published(_detokenized(document, self._evaluate_settings.detokenize))
                 yield list(rolling_windows(ids, evaluated.prefix, max_length))
 
 
@@ -102,12 +102,12 @@ def _detokenized(document: str, how: str) -> str:
 
 
 def _summed(scores: Sequence[Score]) -> tuple[float, int]:
-    """Negative log-likelihood in nats, and tokens."""
+    """Negative log-likelihood in nats and number of tokens."""
     return -math.fsum(value for score in scores for value in score.logprobs), sum(len(s.logprobs) for s in scores)
 
 
 def _metrics(nll: float, tokens: int, counts: dict[str, int], sums: Sequence[tuple[float, int]]) -> dict[str, Metric]:
-    """With standard errors over documents or windows, those of the exponentials by the delta method."""
+    """Metrics with standard errors over documents or windows; exponentials by the delta method."""
     values = perplexities(nll, tokens=tokens, words=counts["words"], n_bytes=counts["bytes"])
     error = _error(sums, values["loss"])
     slopes = {
@@ -123,7 +123,7 @@ def _metrics(nll: float, tokens: int, counts: dict[str, int], sums: Sequence[tup
 
 
 def _error(sums: Sequence[tuple[float, int]], loss: float) -> float | None:
-    """Standard error of the loss a token, a ratio of two sums."""
+    """Standard error of the loss per token, a ratio of two sums."""
     if len(sums) < 2:
         return None
     squares = math.fsum((nll - loss * tokens) ** 2 for nll, tokens in sums)

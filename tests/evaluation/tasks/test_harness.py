@@ -168,11 +168,11 @@ def test_generated_text(context: EvaluationContext, theirs: Any) -> None:
 
 
 def test_what_the_backend_cannot_score(context: EvaluationContext) -> None:
-    """A context of white space alone, which goes to the answer; an answer that is no token of its own is one line."""
+    """A context of white space alone, which goes to the answer; an answer without tokens of its own is an error."""
     model = HarnessModel(context)
     white, empty = model.loglikelihood(asked("loglikelihood", (" ", "x"), ("", " x")))
     assert white == pytest.approx(empty)
-    with pytest.raises(UserError, match="tokenizer: 'ng' is no token of its own after ' it is a thi'"):
+    with pytest.raises(UserError, match="tokenizer: 'ng' has no tokens of its own after ' it is a thi'"):
         model.loglikelihood(asked("loglikelihood", (" it is a thi", "ng")))
 
 
@@ -231,7 +231,7 @@ def test_one_line_for_data_that_is_not_to_be_had(
         monkeypatch.setattr(setting, True)
     with pytest.raises(UserError) as error:
         task("tiny_missing").run(small_context)
-    assert str(error.value).startswith("tasks=tiny_missing: its data cannot be had (")
+    assert str(error.value).startswith("tasks=tiny_missing: data unavailable (")
     assert "nobody/nothing" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -246,15 +246,15 @@ def test_a_hub_that_does_not_answer(small_context: EvaluationContext, tmp_path: 
     done = subprocess.run(command, env={**os.environ, **nowhere}, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: tasks: 1 of 2 failed: piqa\n")
     assert done.stdout.count("error: ") == 1
-    assert "error: tasks=piqa: its data cannot be had (" in done.stdout
+    assert "error: tasks=piqa: data unavailable (" in done.stdout
     assert list(tmp_path.glob("pretrained/model-*/evaluation/perplexity.json"))
 
 
 def test_one_line_for_generation_that_is_not_there(small_context: EvaluationContext) -> None:
     model = HarnessModel(small_context)
-    with pytest.raises(UserError, match=r"sampling is not there; valid: do_sample=false"):
+    with pytest.raises(UserError, match=r"sampling is not supported; valid: do_sample=false"):
         model.generate_until(asked("generate_until", ("a", {"until": ["b"], "do_sample": True, "temperature": 0.7})))
-    with pytest.raises(UserError, match="context=64: no room for the 64 tokens that are generated"):
+    with pytest.raises(UserError, match="context=64: no room for 64 generated tokens"):
         model.generate_until(asked("generate_until", ("a", {"until": ["b"], "max_gen_toks": 64})))
 
 

@@ -317,7 +317,7 @@ def write(model: Transformer, folder: Path) -> Path:
 
 def evaluated(folder: Path, **settings: Any) -> Result:
     """What `evaluate.py` finds, on the CPU; files go to the folder too."""
-    fixed = {"init_from": str(folder), "tasks": "passkey", "device": "cpu", "output_dir": str(folder / "outputs")}
+    fixed = {"init_from": str(folder), "tasks": ["passkey"], "device": "cpu", "output_dir": str(folder / "outputs")}
     return evaluate(EvaluateSettings(**fixed, **settings))["passkey"]
 
 
@@ -366,7 +366,7 @@ def test_the_same_settings_ask_the_same(folder: Path) -> None:
 @pytest.mark.parametrize(("lengths", "context"), [([20, 64], None), (None, 20)])
 def test_lengths_without_room_are_refused(lengths: list[int] | None, context: int | None, folder: Path) -> None:
     shortest = PassKeyPrompts(count).shortest
-    with pytest.raises(UserError, match=rf"lengths=20: too short for a pass key; valid: at least {shortest}"):
+    with pytest.raises(UserError, match=rf"lengths=20: too short for a passkey; valid: at least {shortest}"):
         task(folder, lengths, context)
 
 
