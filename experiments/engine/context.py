@@ -224,11 +224,11 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _cells_of(name: str, column: Sequence[str]) -> list[tables.Cell]:
+def _cells_of(name: str, column: Sequence[str]) -> list[tables.TableCell]:
     """Of a column of plain texts: numbers, with or without an interval, are values where the whole column is."""
     paper, is_number = name.startswith("paper"), all(_NUMBER.fullmatch(text) for text in column if text not in _NOTHING)
     state: tables.State = "reference" if paper else "value" if is_number else "text"
-    return [tables.Cell(text, "none" if text == "-" else state if text else "text") for text in column]
+    return [tables.TableCell(text, "none" if text == "-" else state if text else "text") for text in column]
 
 
 def references(experiment: str) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from experiments.engine.grid import Metric
 from experiments.engine.grid_results import ABSENT, Results, Statistic
 from ssa.evaluation import catalog
 from ssa.report import tables
-from ssa.report.cells import State
+from ssa.report.table_cells import State
 from ssa.statistics import Estimate, paired_interval
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from experiments.engine.context import ExperimentContext
 
-_NONE = tables.Cell("", "none")
+_NONE = tables.TableCell("", "none")
 _GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
 
 
@@ -68,7 +68,7 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
     rows = []
     for group in grid.groups:
         for row in grid.rows:
-            cells = [tables.Cell(name) for name in ((group.name, row.name) if several else (row.name,))]
+            cells = [tables.TableCell(name) for name in ((group.name, row.name) if several else (row.name,))]
             for metric in grid.metrics:
                 one = found.get((group.name, row.name, metric.name))
                 cells += _measured(results, one) if one else _unmeasured(results, group.name, metric)
@@ -78,19 +78,21 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
     return tables.Table(results.experiment, _caption(results), tuple(columns), tuple(rows))
 
 
-def _measured(results: Results, one: Statistic) -> list[tables.Cell]:
+def _measured(results: Results, one: Statistic) -> list[tables.TableCell]:
     """The value, and where the metric is compared, its difference to the first row and the p-value."""
     state, note = _trouble(results, one)
-    cells = [tables.Cell(_text(one.mean, one.metric.digits) if one.mean.n else "", state, one.runs, note)]
+    cells = [tables.TableCell(_text(one.mean, one.metric.digits) if one.mean.n else "", state, one.runs, note)]
     if one.metric.compared and one.row == results.grid.rows[0].name:
-        cells += [tables.Cell("baseline", "none"), _NONE]
+        cells += [tables.TableCell("baseline", "none"), _NONE]
     elif one.metric.compared:
         ids = one.runs + one.base_runs
         difference, pairs = _text(one.difference, one.metric.digits), one.difference.n
         lacking = f"At {pairs} of {results.settings.seeds} seeds: the others lack a run of the two rows."
         note = lacking if pairs < results.settings.seeds else ""
-        cells.append(tables.Cell(difference, "value", ids, note) if pairs else tables.Cell("", "missing", (), note))
-        cells.append(_NONE if math.isnan(one.p_holm) else tables.Cell(f"{one.p_holm:.2g}", "value", ids))
+        cells.append(
+            tables.TableCell(difference, "value", ids, note) if pairs else tables.TableCell("", "missing", (), note)
+        )
+        cells.append(_NONE if math.isnan(one.p_holm) else tables.TableCell(f"{one.p_holm:.2g}", "value", ids))
     return cells
 
 
@@ -120,7 +122,7 @@ def _trouble(results: Results, one: Statistic) -> tuple[State, str]:
     return state, f"{'; '.join(texts)}. To fill it: {first}{_command(results)}"
 
 
-def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cell]:
+def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.TableCell]:
     scale = results.settings.scale
     if group not in results.groups:
         (at,) = (one.at for one in results.grid.groups if one.name == group)
@@ -132,18 +134,18 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Cel
         evaluate = [f"tasks={','.join([*results.settings.tasks(), str(task)])}"]
         evaluate += [argument for argument in results.settings.evaluate if not argument.startswith("tasks=")]
         note = f"Not evaluated at scale={scale}. To fill it: {_command(results, evaluate=evaluate)}"
-    return [tables.Cell("", "unmeasured", (), note), *[_NONE] * (2 if metric.compared else 0)]
+    return [tables.TableCell("", "unmeasured", (), note), *[_NONE] * (2 if metric.compared else 0)]
 
 
 def _command(results: Results, **changes: object) -> str:
     return Experiment(results.experiment).command(results.settings.model_copy(update=changes))
 
 
-def _paper(cell: dict[str, str] | None) -> tables.Cell:
+def _paper(cell: dict[str, str] | None) -> tables.TableCell:
     if cell is None or cell["value"] == "-":
         note = cell["note"].rstrip(".") if cell and cell["note"] else "No source gives the paper's figure"
-        return tables.Cell("", "none", (), f"{note[0].upper()}{note[1:]}.")
-    return tables.Cell(f"{cell['value']} ({cell['grade']})", "reference", (), cell["note"])
+        return tables.TableCell("", "none", (), f"{note[0].upper()}{note[1:]}.")
+    return tables.TableCell(f"{cell['value']} ({cell['grade']})", "reference", (), cell["note"])
 
 
 def _caption(results: Results) -> str:

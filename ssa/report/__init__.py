@@ -1,1 +1,1 @@
-"""From models and runs to tables."""
+"""Tables and the report page."""

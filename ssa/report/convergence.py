@@ -1,4 +1,4 @@
-"""How many tokens a loss takes: comparing the pace of two training runs."""
+"""Convergence speed: tokens that training runs need to reach a loss."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 
 class Curve(NamedTuple):
-    """Validations of one run: tokens seen so far, ascending, and the loss at each, nats a token."""
+    """Validation losses of one run, in nats per token, and the training tokens at each, ascending."""
 
     tokens: Sequence[float]
     losses: Sequence[float]
 
 
 def tokens_to_reach(curve: Curve, loss: float) -> float:
-    """Tokens after which the curve, straight between validations, is first at or below a loss; nan if it never is.
+    """Tokens at which a linearly interpolated curve first reaches a loss; nan if it never does.
 
-    Where it is so at the first validation, the tokens of that one.
+    If the first validation is already at or below the loss, its tokens.
     """
     tokens, losses = np.asarray(curve.tokens, float), np.asarray(curve.losses, float)
     below = np.flatnonzero(losses <= loss)
@@ -32,11 +32,11 @@ def tokens_to_reach(curve: Curve, loss: float) -> float:
 
 
 def speed_up(baseline: Curve, other: Curve) -> float:
-    """Tokens that the baseline needs over tokens that the other needs, for the lowest loss that both reach.
+    """Ratio of tokens, baseline over other, to the lowest loss that both reach; above 1 the other is faster.
 
-    Above 1 the other is faster.  No run is left out: of the two lowest losses the higher one is the goal, so that each
-    curve reaches it.  nan where that takes no training at all: one of them never improves on its start.
+    The target is the higher of the two minima, so that every pair of runs has a ratio.  nan where the target is reached
+    at step 0: one of the runs never improves on its initial loss.
     """
-    goal = max(min(baseline.losses), min(other.losses))
-    first, second = tokens_to_reach(baseline, goal), tokens_to_reach(other, goal)
+    target = max(min(baseline.losses), min(other.losses))
+    first, second = tokens_to_reach(baseline, target), tokens_to_reach(other, target)
     return first / second if first and second else float("nan")

@@ -1,11 +1,11 @@
-"""Tables as LaTeX, as `ssa.report.tables` says."""
+"""LaTeX rendering of tables; see `ssa.report.tables.Table.latex`."""
 
 from __future__ import annotations
 
 import re
 from unicodedata import normalize
 
-from ssa.report.cells import Cell, Contents, lines_of
+from ssa.report.table_cells import TableCell, TableContents, lines_of
 
 NEW_LINE = r" \newline "
 NEEDS = r"% needs \usepackage{booktabs} \usepackage{graphicx} \usepackage[T1]{fontenc}"
@@ -40,18 +40,18 @@ SIGNS = {
     **{sign: rf"\textsuperscript{{{digit}}}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     **{sign: rf"\textsubscript{{{digit}}}" for digit, sign in enumerate("₀₁₂₃₄₅₆₇₈₉")},
     "⁻": r"\textsuperscript{\ensuremath{-}}",
-    # After "\\" and \midrule these two would begin an argument.
+    # After "\\" and \midrule these two would start an argument.
     "[": "{[}", "*": "{*}",
     "\N{NO-BREAK SPACE}": "~", "\N{NARROW NO-BREAK SPACE}": r"\,", "\N{THIN SPACE}": r"\,",
     "‐": "-", "\N{NON-BREAKING HYPHEN}": "-", "⁄": "/", "\N{ZERO WIDTH SPACE}": "", "\N{VARIATION SELECTOR-16}": "",
 }  # fmt: skip
-LETTERS = re.compile("[ -~À-ĥĨ-ķĹ-ľŁ-ňŊ-ťŨ-ž]")  # what T1 has of ASCII, Latin-1 and Latin Extended-A
+LETTERS = re.compile("[ -~À-ĥĨ-ķĹ-ľŁ-ňŊ-ťŨ-ž]")  # characters of ASCII, Latin-1 and Latin Extended-A in T1
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")
-LIGATURES = re.compile("-(?=-)|,(?=,)")  # "--" and ",," would become another sign
+LIGATURES = re.compile("-(?=-)|,(?=,)")  # "--" and ",," would become ligatures
 
 
-def latex(table: Contents) -> str:
-    """Of `Table.latex`."""
+def latex(table: TableContents) -> str:
+    """See `Table.latex`."""
     marks = table.marks()
     title, caption = table.heading()
     columns = "".join("l" if table.is_text(column) else "r" for column in range(len(table.columns)))
@@ -84,7 +84,7 @@ def latex(table: Contents) -> str:
 
 
 def text(plain: str, line_break: str = " ") -> str:
-    """Plain text as LaTeX that prints the same."""
+    """LaTeX that prints a plain text."""
     lines = ["".join(map(_sign, line)) for line in lines_of(normalize("NFC", plain))]
     return line_break.join(LIGATURES.sub(r"\g<0>{}", line) for line in lines)
 
@@ -99,7 +99,7 @@ def _sign(sign: str) -> str:
     return f"U+{ord(sign):04X}"
 
 
-def _cell(cell: Cell, marks: dict[str, str]) -> str:
+def _cell(cell: TableCell, marks: dict[str, str]) -> str:
     shown = text(cell.shown)
     if cell.state == "value":
         shown = MINUS.sub(r"\\ensuremath{-}", shown)

@@ -1,4 +1,4 @@
-"""How many parameters each temperature rule adds, as Markdown tables: ``python -m ssa.report.parameters``."""
+"""Parameters that each temperature rule adds, as Markdown tables: ``python -m ssa.report.parameters``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import ssa.command_line.cli  # noqa: F401  # the resolvers that the YAML files use
+import ssa.command_line.cli  # noqa: F401  # registers the resolvers of conf/
 from ssa.command_line.conf_groups import CONF, options
 from ssa.config import parse
 from ssa.model.transformer import Transformer
@@ -19,11 +19,11 @@ BACKBONES = {  # size: backbone, vocabulary of the published model
     "410m": ("pythia", 50304),
     "tinyllama-1.1b": ("llama", 32000),
 }
-REFERENCE = "124m"  # what the rules are compared at
+REFERENCE = "124m"  # size at which the rules are compared
 
 
 def model_of(size: str, rule: str) -> Transformer:
-    """The model of a size in `BACKBONES` with a rule of ``model/temperature``, without memory for its weights."""
+    """The model of a size in `BACKBONES` with a rule of ``model/temperature``, on the meta device."""
     backbone, vocab_size = BACKBONES[size]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         chosen = [f"model={backbone}", f"model/size={size}", f"model/temperature={rule}"]
@@ -45,7 +45,7 @@ def share_table() -> str:
 
 
 def rule_table() -> str:
-    """Every rule at the size `REFERENCE`."""
+    """All rules at size `REFERENCE`."""
     rows = [["rule", "scales", "new parameters", "", "starts at 1 in fine-tuning"]]
     for rule in options()["model/temperature"]:
         model = model_of(REFERENCE, rule)

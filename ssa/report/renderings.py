@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV and HTML, as `ssa.report.tables` says."""
+"""Markdown, CSV and HTML renderings of tables; see `ssa.report.tables.Table`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import io
 import re
 from html import escape
 
-from ssa.report.cells import Cell, Contents, lines_of
+from ssa.report.table_cells import TableCell, TableContents, lines_of
 
-# What Markdown or GitHub would read as more than text.  "_" between letters is not; nor is "&" that begins no entity.
+# Markup of Markdown or GitHub, except "_" between letters and "&" that starts no entity.
 MARKUP = re.compile(r"[\\`*\[\]<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
 
 
-def markdown(table: Contents) -> str:
-    """Of `Table.markdown`."""
+def markdown(table: TableContents) -> str:
+    """See `Table.markdown`."""
     marks = table.marks()
     title, caption = table.heading()
     rules = ["---" if table.is_text(column) else "--:" for column in range(len(table.columns))]
@@ -28,7 +28,7 @@ def markdown(table: Contents) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_cell(cell: Cell, marks: dict[str, str]) -> str:
+def _markdown_cell(cell: TableCell, marks: dict[str, str]) -> str:
     text = _markdown(cell.shown)
     if cell.state == "reference" and text:
         text = f"*{text}*"
@@ -37,21 +37,21 @@ def _markdown_cell(cell: Cell, marks: dict[str, str]) -> str:
 
 def _markdown(text: str) -> str:
     lines = [MARKUP.sub(r"\\\g<0>", line.strip()) for line in lines_of(text)]
-    # GitHub reads $...$ as mathematics, also where a backslash stands before it; this is the way out that it documents.
+    # GitHub reads $...$ as mathematics even after a backslash; its documentation recommends <span>.
     return "<br>".join(lines).replace("$", "<span>$</span>")
 
 
-def csv(table: Contents) -> str:
-    """Of `Table.csv`."""
+def csv(table: TableContents) -> str:
+    """See `Table.csv`."""
     file = io.StringIO()
     writer = csv_file.writer(file, lineterminator="\n")
     for row in [table.columns, *([cell.shown for cell in row] for row in table.rows)]:
-        writer.writerow([re.sub(r"\r\n?", "\n", text) for text in row])  # it quotes no "\r"
+        writer.writerow([re.sub(r"\r\n?", "\n", text) for text in row])  # csv does not quote "\r"
     return file.getvalue()
 
 
-def html(table: Contents) -> str:
-    """Of `Table.html`."""
+def html(table: TableContents) -> str:
+    """See `Table.html`."""
     marks = table.marks()
     title, caption = table.heading()
     is_text = [table.is_text(column) for column in range(len(table.columns))]
@@ -68,7 +68,7 @@ def html(table: Contents) -> str:
     notes = [f"<p><sup>[{mark}]</sup> {_html(note)}</p>" for note, mark in marks.items()]
     return "\n".join([
         '<figure class="table">',
-        # Wide tables scroll by themselves, by keyboard too, and leave the page where it is.
+        # A wide table scrolls on its own, also by keyboard.
         f'<div class="scroll" role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto">',
         "<table>",
         f"<caption><strong>{_html(title)}</strong> {_html(caption)}</caption>",
@@ -81,7 +81,7 @@ def html(table: Contents) -> str:
     ]) + "\n"  # fmt: skip
 
 
-def _html_cell(cell: Cell, tag: str, is_text: bool, marks: dict[str, str]) -> str:
+def _html_cell(cell: TableCell, tag: str, is_text: bool, marks: dict[str, str]) -> str:
     text = _html(cell.shown)
     if cell.state == "reference":
         text = f"<em>{text}</em>"

@@ -1,4 +1,4 @@
-"""A table whose cells know their runs, as Markdown, LaTeX, CSV, HTML and JSON."""
+"""Tables as Markdown, LaTeX, CSV, HTML and JSON; cells list the runs they were computed from."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssa.report import latex, renderings
-from ssa.report.cells import Cell, Contents, State
+from ssa.report.table_cells import State, TableCell, TableContents
 
-__all__ = ["Cell", "State", "Table"]
+__all__ = ["State", "Table", "TableCell"]
 
 
 @dataclass(frozen=True)
-class Table(Contents):
-    """`ssa.report.cells.Contents` with its renderings."""
+class Table(TableContents):
+    """Table contents with their renderings; see `ssa.report.table_cells.TableContents`."""
 
     def markdown(self) -> str:
-        """For GitHub, with title and caption above and footnotes below; references in italics."""
+        """GitHub Markdown, title and caption above, footnotes below; references in italics."""
         return renderings.markdown(self)
 
     def latex(self) -> str:
         r"""A ``table`` environment with booktabs for pdflatex, to be ``\input``.
 
-        References are in italics.  Characters that LaTeX has no sign for are written as ``U+`` and their number.
+        References are in italics.  Characters without a LaTeX equivalent are written as ``U+`` and their code point.
         """
         return latex.latex(self)
 
     def csv(self) -> str:
-        """Column names, then the cells; without title, caption and footnotes.  Line breaks are all of one kind."""
+        """Column names and cells, without title, caption and footnotes; line breaks are ``\\n``."""
         return renderings.csv(self)
 
     def html(self) -> str:
-        """A ``<figure class=table>`` for a page of one's own; cells have their state as class and run ids as tooltip.
+        """A ``<figure class=table>``; each cell has its state as class and its run ids as tooltip.
 
-        Inside, ``div.scroll`` holds the table, so that a wide one scrolls by itself, and ``div.notes`` the footnotes.
+        Inside, ``div.scroll`` holds the table, so that a wide table scrolls on its own, ``div.notes`` the footnotes.
         """
         return renderings.html(self)
 
     def plain(self) -> dict[str, Any]:
-        """All of it as JSON can hold it; `of` reads it."""
+        """Plain values for JSON; `of` is the inverse."""
         return {
             "title": self.title,
             "caption": self.caption,
@@ -52,14 +52,14 @@ class Table(Contents):
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Table:
-        """The table that `plain` wrote.
+        """The inverse of `plain`.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: not a table.
         """
         try:
             rows = tuple(
-                tuple(Cell(cell["text"], cell["state"], tuple(cell["runs"]), cell["note"]) for cell in row)
+                tuple(TableCell(cell["text"], cell["state"], tuple(cell["runs"]), cell["note"]) for cell in row)
                 for row in plain["rows"]
             )
             found = cls(plain["title"], plain["caption"], tuple(plain["columns"]), rows)
@@ -69,5 +69,5 @@ class Table(Contents):
         texts = [found.title, found.caption, *found.columns, *(run for cell in cells for run in cell.runs)]
         for text in [*texts, *(cell.text for cell in cells), *(cell.note for cell in cells)]:
             if not isinstance(text, str):
-                raise ValueError(f"not a table: {text!r} in place of text")
+                raise ValueError(f"not a table: {text!r} is not text")
         return found

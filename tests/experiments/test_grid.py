@@ -160,7 +160,7 @@ PAPER = [
 ]
 
 
-def cells(results: Results, row: str, group: str = "GPT-2") -> dict[str, tables.Cell]:
+def cells(results: Results, row: str, group: str = "GPT-2") -> dict[str, tables.TableCell]:
     """Of a row by column; columns of one name are numbered."""
     shown = table(results, PAPER)
     (found,) = (cells for cells in shown.rows if (cells[0].text, cells[1].text) == (group, row))

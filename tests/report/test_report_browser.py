@@ -18,7 +18,7 @@ from run_folders import make
 
 from ssa.report.page.settings import ReportSettings
 from ssa.report.page.write import write
-from ssa.report.tables import Cell, Table
+from ssa.report.tables import Table, TableCell
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EXPERIMENTS = ROOT / "experiments"
@@ -29,15 +29,15 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """The page of generated runs and the items of this repository, one of them with a table that names runs."""
+    """The page of generated runs and the experiments of this repository, one of them with a table that names runs."""
     folder = tmp_path_factory.mktemp("report")
     runs = make(folder / "outputs", 120)
     (runs[1] / "metrics.jsonl").write_text("{not JSON}\n")
     shutil.copytree(EXPERIMENTS, folder / "experiments", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     results = folder / "experiments" / "demo" / "results"
     results.mkdir(parents=True)
-    cell = Cell("1.23", "value", (runs[4].name, runs[5].name))
-    table = Table("A table", "", ("row", "ours"), ((Cell("one"), cell),))
+    cell = TableCell("1.23", "value", (runs[4].name, runs[5].name))
+    table = Table("A table", "", ("row", "ours"), ((TableCell("one"), cell),))
     (results / "laptop_summary.json").write_text(json.dumps(table.plain()))
     return write(
         ReportSettings(runs=str(folder / "outputs"), experiments=str(folder / "experiments"), to=str(folder))
@@ -175,7 +175,7 @@ def test_the_table_is_filtered_sorted_and_paged(page: Any, made: tuple[Path, lis
     assert column.get_attribute("aria-sort") == "ascending"
     column.locator("button").click()
     assert column.get_attribute("aria-sort") == "descending"
-    page.click("text=Draw all that match")
+    page.click("text=Draw all matches")
     assert page.locator("#legend li").count() == 24
     assert "at most 24" in page.locator("#matches").inner_text()
 

@@ -21,12 +21,12 @@ from run_folders import FAILED, INTERRUPTED, make
 
 from ssa.errors import UserError
 from ssa.record.runs import load
-from ssa.report.page.results import items
+from ssa.report.page.results import read_results
 from ssa.report.page.run_data import POINTS
 from ssa.report.page.settings import ReportSettings
 from ssa.report.page.write import page as build_page
 from ssa.report.page.write import write
-from ssa.report.tables import Cell, Table
+from ssa.report.tables import Table, TableCell
 from ssa.viz.plot_style import figure, save
 
 EVIL = """</script><img src=x onerror="alert(1)"><!--<script>&amp;'\x00\ud800"""
@@ -83,8 +83,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
 
 
-def item(folder: Path, name: str, scale: str, **changes: object) -> Path:
-    """An item with a conclusion; returns where its results start."""
+def add_results(folder: Path, name: str, scale: str, **changes: object) -> Path:
+    """Adds an experiment with a conclusion; returns the path prefix of its results."""
     results = folder / "experiments" / name / "results"
     results.mkdir(parents=True, exist_ok=True)
     row = {**CLAIM, "seeds": 3, "expected": "lower than 0", "sentence": "", **changes}
@@ -97,19 +97,19 @@ def item(folder: Path, name: str, scale: str, **changes: object) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs, of which one is damaged in its rows, and an item."""
+    """Runs, one with damaged rows, and an experiment."""
     place = tmp_path_factory.mktemp("whole")
     made = make(place / "outputs", 20)
     with (made[3] / "metrics.jsonl").open("a") as file:
         file.write("{not JSON}\n")
-    start = item(place, "demo", "laptop")
-    run = Cell("1.23", "value", (made[0].name,))
-    table = Table("A table", "Its caption.", ("row", "ours"), ((Cell("one"), run),))
+    start = add_results(place, "demo", "laptop")
+    run = TableCell("1.23", "value", (made[0].name,))
+    table = Table("A table", "Its caption.", ("row", "ours"), ((TableCell("one"), run),))
     Path(f"{start}summary.json").write_text(json.dumps(table.plain()))
     with figure(3, 2) as drawing:
         drawing.add_subplot().plot([1, 2, 3], [1, 3, 2])
         save(drawing, Path(f"{start}curve"))
-    item(place, "demo", "smoke", verdict="does not hold")
+    add_results(place, "demo", "smoke", verdict="does not hold")
     (place / "experiments" / "demo" / "README.md").write_text("# Table 9: a demonstration\n")
     return place
 
@@ -154,7 +154,9 @@ def test_every_run_is_there_and_what_is_wrong_with_it(folder: Path) -> None:
     failed = next(run for run in runs.values() if run["shown"][1] == "failed")
     assert "not finite" in failed["error"]
     assert failed["curves"]
-    assert "1 item, 20 runs: 1 failed, 18 finished, 1 interrupted; 1 damaged." in " ".join(Tags(text).text.split())
+    assert "1 experiment, 20 runs: 1 failed, 18 finished, 1 interrupted; 1 damaged." in " ".join(
+        Tags(text).text.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_results_are_those_of_the_largest_scale(folder: Path) -> None:
     assert "-0.5 [-0.6123, -0.4] a difference; claimed: lower than 0; 3 seeds, scale=laptop" in text
     assert "Table 9: a demonstration" in text
     assert [cell for cell in tags.all("td") if "gpt2-nano" in (cell.get("title") or "")]
-    item(folder, "demo", "gpu", verdict="undecided", claim="of the GPU")
+    add_results(folder, "demo", "gpu", verdict="undecided", claim="of the GPU")
     text = Tags(page(folder)).text
     assert "of the GPU" in text
     assert "SSA is better" not in text
@@ -255,7 +257,7 @@ def test_a_damaged_result_is_named(folder: Path, name: str, content: str) -> Non
     assert f"{name} cannot be read" in page(folder)
 
 
-def test_an_item_without_results_says_what_to_run(folder: Path) -> None:
+def test_an_experiment_without_results_shows_its_command(folder: Path) -> None:
     (folder / "experiments" / "later").mkdir()
     (folder / "experiments" / "later" / "config.yaml").write_text("purpose: x\n")
     assert "python -m experiments later scale=laptop" in page(folder)
@@ -263,8 +265,8 @@ def test_an_item_without_results_says_what_to_run(folder: Path) -> None:
 
 def test_text_from_data_stays_text(folder: Path) -> None:
     kept = "".join("\N{REPLACEMENT CHARACTER}" if c in "\x00\ud800" else c for c in EVIL)
-    start = item(folder, "evil", "laptop", claim=EVIL.replace("\ud800", ""), quantity=EVIL, expected=EVIL)
-    table = Table(EVIL, EVIL, (EVIL, "b"), ((Cell(EVIL), Cell(EVIL, "value", (EVIL,), EVIL)),))
+    start = add_results(folder, "evil", "laptop", claim=EVIL.replace("\ud800", ""), quantity=EVIL, expected=EVIL)
+    table = Table(EVIL, EVIL, (EVIL, "b"), ((TableCell(EVIL), TableCell(EVIL, "value", (EVIL,), EVIL)),))
     Path(f"{start}summary.json").write_text(json.dumps(table.plain()))
     (folder / "experiments" / "evil" / "README.md").write_text(f"# {EVIL}\n", errors="replace")
     run = sorted((folder / "outputs").rglob("config.yaml"))[0].parent
@@ -318,7 +320,7 @@ def test_runs_of_another_machine_have_no_curves(folder: Path) -> None:
     """As those of Weights & Biases, whose folder is an address."""
     runs = load(folder / "outputs")
     runs["folder"] = "https://wandb.example/entity/ssa/runs/1"
-    text = build_page(runs, items(folder / "experiments"), source="wandb:entity/ssa", experiments="experiments")
+    text = build_page(runs, read_results(folder / "experiments"), source="wandb:entity/ssa", experiments="experiments")
     data = data_of(text)
     assert len(data["runs"]) == 20
     assert not any(run["curves"] for run in data["runs"])

@@ -3,15 +3,15 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const COLUMNS = ["experiment", "status", "model", "size", "temperature", "seed", "loss", "perplexity", "entropy"];
   const NUMBERS = new Set(["seed", "loss", "perplexity", "entropy"]);
-  const PAGE = 50, MOST = 24, FEW = 15; // rows shown, runs drawn, points that are drawn as such
-  // Told apart by dashes too, in greyscale; each color has a contrast of 3 or more on white.
+  const PAGE = 50, MOST = 24, FEW = 15; // rows per page, runs drawn at once, points drawn as circles
+  // Dashes distinguish curves in grayscale; each color has a contrast of at least 3 on white.
   const COLORS = ["#0b57a4", "#b3440f", "#117a53", "#8a3ab9", "#6b6400", "#b5145b", "#00708a", "#3d3d3d"];
   const DASHES = ["", "7 3", "2 3", "10 3 2 3", "14 4", "6 2 2 2 2 2", "1 5"];
   const $ = (id) => document.getElementById(id);
   const runs = data.runs;
   const byId = new Map(runs.map((run, number) => [run.id, number]));
 
-  /* An element: attributes, then children or text. Text never becomes markup. */
+  /* An element with attributes and children. Text is never parsed as markup. */
   function make(name, attributes = {}, ...children) {
     const svg = ["svg", "path", "line", "text", "circle", "g"].includes(name);
     const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
@@ -28,7 +28,7 @@
       if (Math.abs(value) >= size) return Number((value / size).toPrecision(digits)) + unit;
     return String(Number(value.toPrecision(digits)));
   };
-  /* Numbers of an axis, with the digits that they need. */
+  /* Axis labels with as many digits as needed. */
   function labels(values) {
     for (let digits = 2; ; digits++) {
       const texts = values.map((value) => short(value, digits));
@@ -37,7 +37,7 @@
     }
   }
 
-  /* ---- which runs are drawn: number of a run -> its place among the styles ---- */
+  /* ---- runs drawn: index of the run -> index of its style ---- */
   const picked = new Map();
   function pick(numbers, only = false) {
     if (only) picked.clear();
@@ -79,7 +79,7 @@
     return found.sort((a, b) => {
       const [x, y] = [value(a), value(b)];
       if (x === y) return a - b;
-      if (x === null || y === null) return x === null ? 1 : -1; // without a value: last, either way
+      if (x === null || y === null) return x === null ? 1 : -1; // missing values last, in either order
       return sign * (typeof x === "number" && typeof y === "number" ? x - y : String(x) < String(y) ? -1 : 1);
     });
   }
@@ -132,7 +132,7 @@
   }
 
   /* ---- curves ---- */
-  /* Round numbers between two. */
+  /* Round numbers between low and high. */
   function ticks(low, high, count) {
     const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].find((times) => times * power >= rough * 0.9999) * power;
@@ -155,7 +155,7 @@
     const charts = data.curves.map((title, metric) => chart(title, metric, drawn, last)).filter(Boolean);
     const without = drawn.filter((run) => !Object.keys(runs[run].curves).length).map((run) => runs[run].id);
     if (without.length) charts.push(make("p", {}, `No curves on this machine: ${without.join(", ")}`));
-    $("charts").replaceChildren(...(charts.length ? charts : [make("p", {}, "No run is drawn: click on one above.")]));
+    $("charts").replaceChildren(...(charts.length ? charts : [make("p", {}, "No run is drawn: click one above.")]));
   }
   function chart(title, metric, drawn, last) {
     const lines = drawn.filter((run) => runs[run].curves[metric]).map((run) => {
@@ -241,7 +241,7 @@
     };
     const ends = lines.filter((line) => line.points.length).map((line) => `${runs[line.run].id} ends at ${number(line.points.at(-1).value)}`);
     return make("div", { class: "chart" }, make("h4", {}, title + (log ? ", logarithmic scale" : "")), make("div", { tabindex: 0, role: "group",
-      "aria-label": `${title}, against tokens. ${ends.join("; ")}. Arrow keys read the points.`,
+      "aria-label": `${title}, against tokens. ${ends.join("; ")}. Arrow keys move between points.`,
       onpointermove: nearest, onpointerdown: nearest, onpointerleave: (event) => { if (event.pointerType === "mouse") leave(); },
       onkeydown: keys, onblur: leave }, svg), reading);
   }
@@ -251,7 +251,7 @@
     return Math.floor((box.clientWidth - 32 * (columns - 1)) / columns);
   }
 
-  /* ---- the difference of two runs ---- */
+  /* ---- differences between two runs ---- */
   const value = (run, key) => (key in runs[run].config ? runs[run].config[key] : data.common[key]);
   const breakable = (key) => key.split(".").flatMap((part, at) => (at ? [".", make("wbr"), part] : [part]));
   function compare(first, second) {
@@ -266,7 +266,7 @@
     $("difference-table").tBodies[0].replaceChildren(...rows);
   }
 
-  /* ---- cells of tables that name their runs ---- */
+  /* ---- table cells that list their runs ---- */
   for (const cell of document.querySelectorAll('#tables [title^="runs: "]')) {
     const known = cell.title.slice(6).split(", ").filter((id) => byId.has(id)).map((id) => byId.get(id));
     if (!known.length) continue;

@@ -1,4 +1,4 @@
-"""What the items came to, read from ``<item>/results``: conclusions, tables and figures of one scale each."""
+"""Results of the experiments, from ``<experiment>/results``: conclusions, table and figures of one scale each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import json
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ssa.config import SCALES
 from ssa.report.tables import Table
 
-MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}  # a verdict is not told by color alone
+MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}  # color alone must not carry the verdict
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SVG_SIZE = re.compile(rb'<svg[^>]*?viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ([\d.]+)"')
 _POINT = 96 / 72  # CSS pixels
@@ -23,7 +23,7 @@ _POINT = 96 / 72  # CSS pixels
 
 @dataclass(frozen=True)
 class Verdict:
-    """One row of ``<scale>_conclusions.csv``; numbers as they are to be read."""
+    """One row of ``<scale>_conclusions.csv``; numbers rounded for display."""
 
     claim: str
     verdict: str
@@ -36,7 +36,7 @@ class Verdict:
 
     @property
     def mark(self) -> str:
-        """A character for the verdict."""
+        """A character that stands for the verdict."""
         return MARKS.get(self.verdict, "?")
 
 
@@ -51,84 +51,75 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Item:
-    """A folder with results, read at the largest scale that it has; ``scale`` is None where there is nothing yet."""
+class ExperimentResults:
+    """Results of one experiment at the largest scale that has any; ``scale`` is None where none has.
+
+    Attributes:
+        verdicts: its conclusions, the main one first.
+        table: its summary.
+        problems: results that cannot be read.
+    """
 
     folder: Path
     scale: str | None
+    verdicts: list[Verdict] = field(default_factory=list)
+    table: Table | None = None
+    pictures: list[Picture] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """Name of the folder."""
         return self.folder.name
 
     @cached_property
     def title(self) -> str:
-        """The first heading of its README, else its name."""
+        """The first heading of the experiment's README, else its name."""
         readme = self.folder / "README.md"
         lines = readme.read_text(encoding="utf-8", errors="replace").splitlines() if readme.is_file() else []
         return next((line[2:].strip() for line in lines if line.startswith("# ")), self.name)
 
-    @property
-    def verdicts(self) -> list[Verdict]:
-        """Its conclusions, the main one first."""
-        return self._read[0]
 
-    @property
-    def table(self) -> Table | None:
-        """Its summary."""
-        return self._read[1]
-
-    @property
-    def pictures(self) -> list[Picture]:
-        """Its figures."""
-        return self._read[2]
-
-    @property
-    def problems(self) -> list[str]:
-        """What of its results cannot be read."""
-        return self._read[3]
-
-    @cached_property
-    def _read(self) -> tuple[list[Verdict], Table | None, list[Picture], list[str]]:
-        verdicts: list[Verdict] = []
-        table: Table | None = None
-        pictures: list[Picture] = []
-        problems: list[str] = []
-        found = {path.name: path for path in _results(self.folder, self.scale)} if self.scale else {}
-        start = f"{self.scale}_"
-        for name, path in found.items():
-            try:
-                if name == f"{start}conclusions.csv":
-                    verdicts = _verdicts(path)
-                elif name == f"{start}summary.json":
-                    table = Table.of(json.loads(path.read_text(encoding="utf-8")))
-                elif path.suffix in _PICTURES:
-                    other = path.with_suffix(".svg" if path.suffix == ".png" else ".png")
-                    if other.name not in found or (path.stat().st_size, name) < (other.stat().st_size, other.name):
-                        pictures.append(_picture(path, path.stem.removeprefix(start)))
-            except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-                problems.append(f"{name} cannot be read: {error}")
-        return verdicts, table, pictures, problems
-
-
-def items(folder: Path) -> list[Item]:
-    """The items below a folder, by name: subfolders with a ``config.yaml`` or results."""
+def read_results(folder: Path) -> list[ExperimentResults]:
+    """Results of each subfolder with a ``config.yaml`` or a ``results`` folder, by name."""
     if not folder.is_dir():
         return []
-    found = [
+    experiments = [
         path for path in sorted(folder.iterdir()) if (path / "results").is_dir() or (path / "config.yaml").exists()
     ]
-    return [Item(path, _largest_scale(path)) for path in found]
+    return [_read(path) for path in experiments]
 
 
-def _largest_scale(item: Path) -> str | None:
+def _read(experiment: Path) -> ExperimentResults:
+    scale = _largest_scale(experiment)
+    files = {path.name: path for path in _files(experiment, scale)} if scale else {}
+    verdicts: list[Verdict] = []
+    table: Table | None = None
+    pictures: list[Picture] = []
+    problems: list[str] = []
+    for name, path in files.items():
+        try:
+            if name == f"{scale}_conclusions.csv":
+                verdicts = _verdicts(path)
+            elif name == f"{scale}_summary.json":
+                table = Table.of(json.loads(path.read_text(encoding="utf-8")))
+            elif path.suffix in _PICTURES:
+                other = path.with_suffix(".svg" if path.suffix == ".png" else ".png")
+                if other.name not in files or (path.stat().st_size, name) < (other.stat().st_size, other.name):
+                    pictures.append(_picture(path, path.stem.removeprefix(f"{scale}_")))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+            problems.append(f"{name} cannot be read: {error}")
+    return ExperimentResults(experiment, scale, verdicts, table, pictures, problems)
+
+
+def _largest_scale(experiment: Path) -> str | None:
     endings = ("_conclusions.csv", "_summary.json")
-    return next((s for s in reversed(SCALES) if any(path.name.endswith(endings) for path in _results(item, s))), None)
+    scales = (s for s in reversed(SCALES) if any(path.name.endswith(endings) for path in _files(experiment, s)))
+    return next(scales, None)
 
 
-def _results(item: Path, scale: str) -> Iterator[Path]:
-    yield from sorted((item / "results").glob(f"{scale}_*"))
+def _files(experiment: Path, scale: str) -> Iterator[Path]:
+    yield from sorted((experiment / "results").glob(f"{scale}_*"))
 
 
 def _verdicts(path: Path) -> list[Verdict]:
@@ -143,7 +134,7 @@ def _verdicts(path: Path) -> list[Verdict]:
 
 
 def _picture(path: Path, name: str) -> Picture:
-    """Whole in itself: ids of one SVG cannot meet those of another, and nothing in it can run."""
+    """As a data URI: ids of two SVGs cannot clash, and no script in them can run."""
     data = path.read_bytes()
     if path.suffix == ".png":
         if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:

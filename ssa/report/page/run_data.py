@@ -1,4 +1,4 @@
-"""Runs as the page draws them: what its table shows, curves of a few points, configs by what sets them apart."""
+"""Runs as JSON for the page: table columns, thinned curves, config differences."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ssa.errors import UserError
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.record.run_files import Row, read_environment, read_rows
 
-POINTS = 60  # of a curve
+POINTS = 60  # per curve
 DIGITS = 5
 CURVES = {  # key of metrics.jsonl, or of the mean over layers: title
-    "train/loss": "Training loss, nats a token",
-    "val/loss": "Validation loss, nats a token",
+    "train/loss": "Training loss, nats per token",
+    "val/loss": "Validation loss, nats per token",
     "val/perplexity": "Validation perplexity",
     "val/attention_entropy": "Attention entropy, nats",
     "val/temperature/query": "Query temperature, mean over layers",
@@ -28,7 +28,7 @@ CURVES = {  # key of metrics.jsonl, or of the mean over layers: title
     "val/temperature/value": "Value temperature, mean over layers",
     "val/temperature/output": "Output temperature, mean over layers",
 }
-SHOWN = (  # columns of the store in the page's table
+SHOWN = (  # columns of the table of runs
     "experiment",
     "status",
     "config.model.name",
@@ -39,21 +39,21 @@ SHOWN = (  # columns of the store in the page's table
     "val/perplexity",
     "val/attention_entropy",
 )
-BESIDE_CONFIG = ("commit", "data_hash")  # what also sets two runs apart
+BESIDE_CONFIG = ("commit", "data_hash")  # also shown as differences between runs
 _LAYER_MEAN = re.compile(r"(val/temperature/\w+)/layer_\d+/mean")
 
 
 def page_data(runs: pd.DataFrame) -> dict[str, Any]:
-    """All that the page's program needs of the runs, as JSON can hold it.
+    """Data of the runs for page.js, as plain values.
 
     Args:
-        runs: of `ssa.record.runs.load`.
+        runs: from `ssa.record.runs.load`.
 
     Returns:
-        ``curves`` titles; ``keys`` of the configs and their most ``common`` values, as text or null;
-        ``axes`` of tokens; ``runs``, each with ``id``, ``shown``, ``folder``, ``damage``, ``error``, ``config``: its
-        values that are not the common ones, by number of the key; ``curves``: axis and values by number of the title;
-        ``unsealed``: whether nothing says that its files are as they were.
+        ``curves``: titles; ``keys``: config keys; ``common``: the most common value of each, as text or null; ``axes``:
+        tokens; ``runs``, each with ``id``, ``shown``, ``folder``, ``damage``, ``error``, ``config``: values other than
+        the common ones, by index of the key; ``curves``: axis and values by index of the title; ``unsealed``: whether
+        it has no checksums.
     """
     runs = runs.sort_index()
     keys = [key for key in sorted(runs.columns) if key.startswith("config.") or key in BESIDE_CONFIG]
@@ -61,10 +61,10 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
     common = [_most_common(column) for column in columns]
     axes: dict[tuple[int, ...], int] = {}
     shown = [_column(runs, key) for key in SHOWN]
-    told = [_column(runs, key) for key in ("folder", "damage", "error")]
+    details = [_column(runs, key) for key in ("folder", "damage", "error")]
     plain = []
     for number, run_id in enumerate(runs.index):
-        folder, damage, error = (_text(column[number]) or "" for column in told)
+        folder, damage, error = (_text(column[number]) or "" for column in details)
         unsealed = damage == NO_CHECKSUMS
         damage = "" if unsealed else damage
         curves, problem = _curves(folder, axes)
@@ -83,7 +83,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def environments(runs: pd.DataFrame) -> list[tuple[dict[str, str], int]]:
-    """What runs ran on, and how many each; the most frequent first."""
+    """Environments of the runs with the number of runs each, most frequent first."""
     commits = _column(runs, "commit")
     counts: Counter[tuple[tuple[str, str], ...]] = Counter()
     for folder, commit in zip(_column(runs, "folder"), commits, strict=True):
@@ -94,7 +94,7 @@ def environments(runs: pd.DataFrame) -> list[tuple[dict[str, str], int]]:
 def _environment(folder: str, commit: str | None) -> dict[str, str]:
     try:
         facts = read_environment(folder)
-    except (UserError, OSError):  # the run's damage says so, or it is not on this machine
+    except (UserError, OSError):  # reported as damage, or the run is on another machine
         facts = {}
     parts = (facts.get(key) for key in ("machine", "packages", "git"))
     machine, packages, git = (part if isinstance(part, dict) else {} for part in parts)
@@ -110,7 +110,7 @@ def _environment(folder: str, commit: str | None) -> dict[str, str]:
 
 
 def _curves(folder: str, axes: dict[tuple[int, ...], int]) -> tuple[dict[int, list[Any]], str]:
-    """Axis and values of each curve that the run has, and what is wrong with its rows."""
+    """Axis and values of each curve of the run, and the error if its rows cannot be read."""
     try:
         rows = read_rows(folder) if Path(folder, "metrics.jsonl").exists() else []
         points = _points(rows)
@@ -131,7 +131,7 @@ def _points(rows: Sequence[Row]) -> dict[str, list[tuple[int, float | None]]]:
     for row in rows:
         tokens = row.get("tokens")
         if not isinstance(tokens, int):
-            raise UserError("metrics.jsonl is damaged: a row without tokens")
+            raise UserError("metrics.jsonl is damaged: a row has no tokens")
         layers: dict[str, list[float]] = defaultdict(list)
         for key, value in row.items():
             if not isinstance(value, int | float):
@@ -146,7 +146,7 @@ def _points(rows: Sequence[Row]) -> dict[str, list[tuple[int, float | None]]]:
 
 
 def _thinned(points: Sequence[tuple[int, float | None]]) -> Sequence[tuple[int, float | None]]:
-    """At most `POINTS` of them, evenly spaced, with the first and the last; each is one that was measured."""
+    """At most `POINTS` measured points, evenly spaced, including the first and the last."""
     if len(points) <= POINTS:
         return points
     return [points[round(number * (len(points) - 1) / (POINTS - 1))] for number in range(POINTS)]
@@ -161,14 +161,14 @@ def _column(runs: pd.DataFrame, key: str) -> list[Any]:
 
 
 def _shown(value: Any) -> str | float | int | None:
-    """For the page's table: a number stays one, so that it can be sorted by."""
+    """Numbers stay numbers, so that columns sort by them."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else _rounded(value)
     return value if isinstance(value, int | None) else str(value)
 
 
 def _text(value: Any) -> str | None:
-    """A value as YAML has it; None for null and where a run has no such key, which the store does not tell apart."""
+    """A value as in YAML; None both for null and for a missing key, which the table of runs does not distinguish."""
     if isinstance(value, str | None):
         return value
     if isinstance(value, float):

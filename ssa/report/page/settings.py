@@ -1,4 +1,4 @@
-"""What ``report.py`` can be told."""
+"""Settings of ``report.py``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Name = Annotated[str, Field(min_length=1)]
 class ReportSettings(Section):
     """Where runs and results are read, and where the page is written."""
 
-    runs: Name = Field("outputs", description="folder of runs, which may lie at any depth below it")
-    experiments: Name = Field("experiments", description="folder of items, each with its results/")
+    runs: Name = Field("outputs", description="folder that contains run folders, at any depth")
+    experiments: Name = Field("experiments", description="folder of experiments, each with its results/")
     to: Name = Field("outputs/report", description="folder for index.html")
     source: Name | None = Field(
-        None, description="wandb:ENTITY/PROJECT: runs from Weights & Biases in place of those of the folder"
+        None, description="wandb:ENTITY/PROJECT: read runs from Weights & Biases instead of the folder"
     )

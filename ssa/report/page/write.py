@@ -1,4 +1,4 @@
-"""The page as one file: the same runs and results give the same bytes."""
+"""The report page in one file: the same runs and results give the same bytes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from markupsafe import Markup
 from ssa.errors import UserError
 from ssa.files import write_atomic
 from ssa.record import runs as run_store
-from ssa.report.cells import lines_of
-from ssa.report.page.results import Item, items
+from ssa.report.page.results import ExperimentResults, read_results
 from ssa.report.page.run_data import POINTS, environments, page_data
 from ssa.report.page.settings import ReportSettings
+from ssa.report.table_cells import lines_of
 
 
 def write(settings: ReportSettings) -> Path:
     """Reads runs and results, and writes ``<to>/index.html``; returns its path.
 
     Raises:
-        UserError: a folder that was named is not there; the source cannot be read; ``to`` cannot be written.
+        UserError: a folder does not exist, the source cannot be read, or ``to`` cannot be written.
     """
     for field in sorted({"runs", "experiments"} & settings.model_fields_set):
         if not Path(getattr(settings, field)).is_dir():
             raise UserError(f"{field}={getattr(settings, field)}: no such folder")
-    found = items(Path(settings.experiments))
-    text = page(_load(settings), found, source=settings.source or settings.runs, experiments=settings.experiments)
+    results = read_results(Path(settings.experiments))
+    text = page(_load(settings), results, source=settings.source or settings.runs, experiments=settings.experiments)
     path = Path(settings.to) / "index.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,25 +41,25 @@ def write(settings: ReportSettings) -> Path:
     return path
 
 
-def page(runs: pd.DataFrame, found: list[Item], *, source: str, experiments: str) -> str:
+def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, experiments: str) -> str:
     """The page's HTML.
 
     Args:
         runs: of `ssa.record.runs.load`.
-        found: the items with results, and those without.
-        source, experiments: where both are from, for the reader.
+        results: of all experiments, also those without any.
+        source, experiments: where runs and results come from, for the reader.
     """
     data = page_data(runs) if len(runs) else {"runs": []}
-    concluded = sorted((item for item in found if item.verdicts), key=lambda item: item.scale == "smoke")
-    tabled = [item for item in found if item.table]
-    pictured = [item for item in found if item.pictures]
+    concluded = sorted((one for one in results if one.verdicts), key=lambda one: one.scale == "smoke")
+    tabled = [one for one in results if one.table]
+    pictured = [one for one in results if one.pictures]
     parts = (
-        ("verdicts", "Verdicts", found),
+        ("verdicts", "Verdicts", results),
         ("tables", "Tables", tabled),
         ("figures", "Figures", pictured),
         ("runs", "Runs", len(runs)),
         ("curves", "Curves", len(runs)),
-        ("differences", "Differences of two runs", len(runs)),
+        ("differences", "Differences between two runs", len(runs)),
         ("environments", "Environments", len(runs)),
     )
     environment = Environment(
@@ -72,14 +72,14 @@ def page(runs: pd.DataFrame, found: list[Item], *, source: str, experiments: str
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html.j2").render(
-        items=found,
+        results=results,
         concluded=concluded,
-        unread=[item for item in found if not item.verdicts],
+        unfinished=[one for one in results if not one.verdicts],
         tabled=tabled,
         pictured=pictured,
         sections=[(name, title) for name, title, present in parts if present],
         counts={
-            "item": len(found),
+            "experiment": len(results),
             "run": len(runs),
             "status": sorted(Counter(map(str, runs["status"])).items()) if len(runs) else [],
             "damaged": sum(bool(run["damage"]) for run in data["runs"]),
@@ -101,13 +101,13 @@ def _load(settings: ReportSettings) -> pd.DataFrame:
 
 
 def _script_json(value: Any) -> Markup:
-    """JSON in which no text can end the script element or begin a comment."""
+    """JSON that cannot end the script element or begin a comment."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026"))
 
 
 def _shown(value: Any) -> Any:
-    """A text without characters that HTML cannot have."""
+    """Replace characters that HTML does not allow."""
     is_text = isinstance(value, str) and not isinstance(value, Markup)
     return "\n".join(lines_of(value)) if is_text else value
 
