@@ -13,7 +13,7 @@ def train(config: Config, command: list[str]) -> float:
     """Train as `config` says; returns the validation loss, the number a sweeper minimizes."""
     from ssa.training import train as job  # only now: importing torch takes seconds, and a mistyped option must not
 
-    return float(job.train(config, command)["val/loss"])
+    return float(job.train(config, command)["best/val/loss"])
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

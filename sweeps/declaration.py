@@ -13,6 +13,7 @@ from ssa.command_line.compose import configured
 from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.model.config import PositiveInt, Section
+from ssa.record.run_files import summary_name
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -96,12 +97,20 @@ class Pruner(Section):
 class Sweep(Section):
     """A search over values of overrides of ``train.py``."""
 
-    metric: Name = Field("val/loss", description="a name in summary.json; the pruner reads it in metrics.jsonl")
+    metric: Name = Field(
+        "best/val/loss", description="a name in summary.json; the pruner reads it in metrics.jsonl, without best/"
+    )
     direction: Literal["minimize", "maximize"] = "minimize"
     overrides: list[str] = Field(default=[], description="overrides of every trial")
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
+
+    @model_validator(mode="after")
+    def _metric_is_of_a_summary(self) -> Self:
+        if (name := summary_name(self.metric)) != self.metric:
+            raise ValueError(f"metric={self.metric}: called {name} in summary.json; write metric: {name}")
+        return self
 
     @model_validator(mode="after")
     def _makes_a_space(self) -> Self:

@@ -137,7 +137,7 @@ class Search:
             rows = read_rows(run.folder)
             new, active.rows = rows[active.rows :], len(rows)
             for row in new:
-                value, step = row.get(self.sweep.metric), int(row["step"])
+                value, step = row.get(self.sweep.metric.removeprefix("best/")), int(row["step"])
                 if value is None or step in active.reported or active.pruned:
                     continue  # what a pruned run still does until it ends must not affect later trials
                 active.trial.report(float(value), step)

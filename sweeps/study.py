@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from ssa.errors import UserError
+from ssa.record.run_files import summary_name
 from sweeps.declaration import Pruner, Sweep
 
 
@@ -31,6 +32,8 @@ def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -
             load_if_exists=True,
         )
         before = study.user_attrs.get("declared")
+        if before is not None:
+            before["metric"] = summary_name(before["metric"])  # the study of an older version has the old one
         if before is None:
             study.set_user_attr("declared", declared)
     except Exception as error:  # any of SQLAlchemy's classes

@@ -19,7 +19,7 @@ GRID: dict[str, Any] = {
     "groups": [{"name": "GPT-2", "overrides": ["model=gpt2"]}],
     "rows": [{"name": name, "overrides": [f"model/temperature={rule}"]} for name, rule in ROWS.items()],
     "metrics": [
-        {"name": "loss", "key": "val/loss", "digits": 4, "compared": True},
+        {"name": "loss", "key": "best/val/loss", "digits": 4, "compared": True},
         {"name": "accuracy", "key": "eval/passkey/accuracy", "task": "passkey"},
         {"name": "parameters", "key": "parameters.total", "digits": 0},
     ],

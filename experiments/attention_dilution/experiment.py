@@ -45,7 +45,7 @@ def run(settings: DilutionSettings, context: ExperimentContext) -> None:
     found = context.compute([(attention_of, {"run": str(run), "weights": weights_of(run)}) for run in folders])
     runs, positions = [], []
     for (rule, seed), folder, attention in zip(cells, folders, found, strict=True):
-        numbers = {**attention["metrics"], "val_loss": read_summary(folder)["val/loss"]}
+        numbers = {**attention["metrics"], "val_loss": read_summary(folder)["best/val/loss"]}
         runs.append({"rule": rule, "seed": seed, **{name: numbers[name] for name in METRICS}, "run": folder.name})
         positions += [{"rule": rule, "seed": seed, **row} for row in _binned(attention["positions"])]
     context.table("runs", runs)

@@ -84,7 +84,7 @@ def loading(folder: str, own: bool) -> str:
 
 def _evaluation(summary: dict[str, Any], config: Config) -> str:
     lines = [f"| | {' | '.join(_MEASURES.values())} |", "|---" * (len(_MEASURES) + 1) + "|"]
-    for split, prefix in (("validation", "val"), ("test", "test")):
+    for split, prefix in (("validation", "best/val"), ("test", "best/test")):
         values = [summary.get(f"{prefix}/{measure}") for measure in _MEASURES]
         if None not in values:
             lines.append(f"| {split} | {' | '.join(f'{value:.4g}' for value in values)} |")

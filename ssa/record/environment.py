@@ -62,7 +62,7 @@ class Environment:
     diff: str | None
 
 
-def describe(command: Sequence[str], *, source: Path | None = None, **known: Any) -> Environment:
+def describe(command: Sequence[str] = (), *, source: Path | None = None, **known: Any) -> Environment:
     """The environment of this process, now.
 
     Args:

@@ -83,12 +83,26 @@ def read_rows(folder: str | Path) -> list[Row]:
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """The run's summary.json.
+    """The run's summary.json, a run's of an older version with the names of this one.
 
     Raises:
         UserError: there is none yet, or it is damaged.
     """
-    return _read(folder, "summary.json")
+    return renamed(_read(folder, "summary.json"))
+
+
+def renamed(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary with today's names: metrics of the best weights were once called like those of a step."""
+    is_old = not any(name.startswith("best/") for name in summary)
+    return {summary_name(name) if is_old else name: value for name, value in summary.items()}
+
+
+def summary_name(name: str) -> str:
+    """Today's name of a metric of an old summary: ``best/val/loss`` for ``val/loss``."""
+    split, _, metric = name.partition("/")
+    if split not in ("val", "test"):
+        return name
+    return f"reference/{name}" if metric in ("unigram_perplexity", "bigram_perplexity") else f"best/{name}"
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:

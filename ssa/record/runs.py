@@ -4,7 +4,7 @@
 
     runs = load()                                            # all of outputs/
     done = runs[(runs.status == "finished") & (runs.damage == "")]
-    done.groupby(["config.model.temperature.name"])["test/perplexity"].mean()
+    done.groupby(["config.model.temperature.name"])["best/test/perplexity"].mean()
 
 It reads plain files and needs neither torch nor W&B (but for ``source=``).
 """
@@ -23,7 +23,7 @@ import yaml  # type: ignore[import-untyped]
 from ssa.errors import UserError
 from ssa.files import read_json
 from ssa.record.checksums import KEYS, damage
-from ssa.record.run_files import read_rows
+from ssa.record.run_files import read_rows, read_summary
 from ssa.record.run_record import read_status
 from ssa.record.run_rows import SECTIONS, FoundRun, table
 
@@ -95,7 +95,7 @@ def _read(folder: Path, names: set[str], checked: bool) -> FoundRun:
     config = known("config.yaml", _config)
     status = known("status.json", lambda path: asdict(read_status(path.parent)))
     expected = "summary.json" in names or status.get("status") == "finished"
-    summary = known("summary.json", read_json) if expected else {}
+    summary = known("summary.json", lambda path: read_summary(path.parent)) if expected else {}
     finished = (status or summary).get("status") == "finished"
     environment = {} if {"commit", "data_hash"} <= summary.keys() else known("environment.json", read_json)
     evaluations: dict[str, Any] = {}

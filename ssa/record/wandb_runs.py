@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssa.errors import UserError, first_line
-from ssa.record.run_files import State
+from ssa.record.run_files import State, renamed
 from ssa.record.run_rows import SECTIONS, FoundRun
 
 _SOURCE = re.compile(r"wandb:([^/\s:]+)/([^/\s:]+)")
@@ -115,6 +115,6 @@ def _values(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What summary.json has: without what W&B adds, and the last values of the rows."""
-    for name, value in summary.items():
-        if name != "step" and not name.startswith(("_", "train/", "eval/")):
+    for name, value in renamed(summary).items():
+        if name != "step" and not name.startswith(("_", "train/", "val/", "eval/")):
             yield name, value

@@ -27,9 +27,9 @@ def summarize(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: i
     """Evaluates the weights at hand on validation and test, whole, and puts the run's numbers together."""
     config = job.config
     trainer.validate(module, job.evaluation_loader("validation"), verbose=False)
-    measured = {f"val/{name}": value for name, value in module.evaluated.items()}
+    measured = {f"best/val/{name}": value for name, value in module.evaluated.items()}
     trainer.test(module, job.evaluation_loader("test"), verbose=False)
-    measured |= {f"test/{name}": value for name, value in module.evaluated.items()}
+    measured |= {f"best/test/{name}": value for name, value in module.evaluated.items()}
     return {
         "run_id": config.run_id,
         "status": "finished",
@@ -50,7 +50,7 @@ def summarize(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: i
         "tokens": config.trainer.steps * tokens_per_step(job),
         "best_step": best_step,
         **measured,
-        **{f"val/{name}_perplexity": value for name, value in job.references.items()},
+        **{f"reference/val/{name}_perplexity": value for name, value in job.references.items()},
         "device": device_name(job.device),
         "precision": job.precision,
         "attention_backend": job.attention_backend,
@@ -143,21 +143,22 @@ def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """A short table, with the other runs that it can be held against, then where everything is."""
     columns = ("", "loss", "perplexity", "bits/byte", "entropy", "spikiness", "tokens/s")
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_row("validation", *_cells(summary, "val"))
-    table.add_row("test", *_cells(summary, "test"))
+    table.add_row("validation", *_cells(summary, "best/val"))
+    table.add_row("test", *_cells(summary, "best/test"))
     for other in _comparable(summary, folder):
         table.add_row(
-            f"{other['model']} {other['temperature']} s{other['seed']} {other['run_id'][-4:]}", *_cells(other, "val")
+            f"{other['model']} {other['temperature']} s{other['seed']} {other['run_id'][-4:]}",
+            *_cells(other, "best/val"),
         )
     console.print(table)
     counts = (f"{summary[f'data.validation.{unit}']:,} {unit}" for unit in ("tokens", "words", "bytes"))
     memory = f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB"
     step = summary["best_step"]
     console.print(f"validation: {', '.join(counts)}; entropy in nats; weights of step {step}; {memory}")
-    reference = ", ".join(f"{name} {summary[f'val/{name}_perplexity']:.1f}" for name in ("unigram", "bigram"))
+    reference = ", ".join(f"{name} {summary[f'reference/val/{name}_perplexity']:.1f}" for name in ("unigram", "bigram"))
     console.print(
-        f"{summary['model']}: validation perplexity {summary['val/perplexity']:.2f} "
-        f"({reference} on the same tokens), attention entropy {summary['val/attention_entropy']:.3f} nats"
+        f"{summary['model']}: validation perplexity {summary['best/val/perplexity']:.2f} "
+        f"({reference} on the same tokens), attention entropy {summary['best/val/attention_entropy']:.3f} nats"
     )
     console.print(str(folder.resolve()))
 
@@ -165,7 +166,7 @@ def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
 def _cells(summary: dict[str, Any], split: str) -> list[str]:
     names = ("loss", "perplexity", "bits_per_byte", "attention_entropy", "attention_spikiness")
     values = [summary.get(f"{split}/{name}") for name in names]
-    speed = f"{summary['tokens_per_second']:,.0f}" if split == "val" else ""
+    speed = f"{summary['tokens_per_second']:,.0f}" if split == "best/val" else ""
     return [*("" if value is None else f"{value:.4g}" for value in values), speed]
 
 

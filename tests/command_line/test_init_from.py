@@ -177,6 +177,6 @@ def test_a_run_from_a_pretrained_model(option: str, folders: dict[str, Path], sm
     overrides = [f"model={option}", f"init_from={folders['gpt2']}", "scale=smoke", "data=text", "logger=none"]
     overrides += [f"data.train={small_text}", "data.tokenizer=bpe-512", f"output_dir={tmp_path}", "data.block_size=32"]
     config = configured(*overrides, "trainer.steps=3", "trainer.eval_every=3", "optim.warmup_steps=1")
-    assert train(config)["val/loss"] > 0
+    assert train(config)["best/val/loss"] > 0
     with pytest.raises(UserError, match=r"data\.tokenizer=bpe-700: 700 tokens; valid: up to model\.vocab_size=600"):
         train(configured(*overrides, "data.tokenizer=bpe-700"))

@@ -76,9 +76,9 @@ def test_perplexity_is_the_run_s_own(
     assert str(folder / "evaluation") in out
     summary, result = read_summary(folder), kept(folder, "perplexity")
     found = values(result)
-    assert found["loss"] == pytest.approx(summary[f"{split}/loss"], rel=1e-6)  # that one is summed in float32
+    assert found["loss"] == pytest.approx(summary[f"best/{split}/loss"], rel=1e-6)  # that one is summed in float32
     for metric in ("perplexity", "word_perplexity", "bits_per_byte"):
-        assert found[metric] == pytest.approx(summary[f"{split}/{metric}"], rel=1e-4)
+        assert found[metric] == pytest.approx(summary[f"best/{split}/{metric}"], rel=1e-4)
     data = {"test": "test", "val": "validation"}[split]
     counts = {kind: summary[f"data.{data}.{kind}"] for kind in ("documents", "tokens", "words", "bytes")}
     assert result["counts"] == {**counts, "tokens": counts["tokens"] - 1}  # the first follows nothing

@@ -40,7 +40,7 @@ def test_an_online_run_is_gone_on_with(wandb_config: Configured, tmp_path: Path)
     files, rows = received(tmp_path / "server", attempt["id"])
     assert {name: files["summary"][name] for name in metrics} == pytest.approx(metrics)
     assert rows == read_rows(record.folder), "nothing is doubled"
-    assert files["summary"]["val/loss"] > 0, "what was there stays"
+    assert files["summary"]["best/val/loss"] > 0, "what was there stays"
     assert files["meta"]["state"] == "finished"
 
 

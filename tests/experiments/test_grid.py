@@ -138,7 +138,7 @@ def made(settings: GridSettings) -> Made:
             assert run
             of_seed = {"vanilla": 3.0, "constant": 2.99, "SSA": 2.5}[cell.row] + cell.seed + numbers.gauss(0, 0.01)
             found = {"folder": f"out/{cell.row}-{cell.seed}", "status": "finished", "error": "", "damage": ""}
-            found |= {"commit": COMMIT, "data_hash": DATA_HASH, "val/loss": of_seed, "parameters.total": 12345}
+            found |= {"commit": COMMIT, "data_hash": DATA_HASH, "best/val/loss": of_seed, "parameters.total": 12345}
             found |= {"eval/passkey/accuracy": numbers.random()}
             change = (lost or {}).get((cell.row, cell.seed), {})
             if change is not None:
@@ -218,7 +218,7 @@ def test_p_values_are_scipys_corrected_over_the_column(made: Made) -> None:
         ({"status": "interrupted"}, "missing", "interrupted"),
         ({"status": "failed", "error": "the loss is not finite"}, "failed", "the loss is not finite"),
         ({"damage": "metrics.jsonl changed"}, "damaged", "left out, metrics.jsonl changed"),
-        ({"val/loss": math.nan}, "missing", "has no val/loss"),
+        ({"best/val/loss": math.nan}, "missing", "has no best/val/loss"),
     ],
 )
 def test_a_run_that_does_not_count(made: Made, change: dict[str, Any] | None, state: str, reason: str) -> None:
@@ -537,7 +537,7 @@ def test_an_override_that_would_be_lost_is_refused(
 
 def test_a_key_that_no_run_has_is_refused() -> None:
     grid = declared(find_experiment("ablation_strategies"))
-    misspelled = grid.model_copy(update={"metrics": [Metric(name="loss", key="val/los")]})
-    frame = pd.DataFrame({"status": ["finished"], "val/loss": [1.0]})
-    with pytest.raises(UserError, match="key=val/los: no run has it, did you mean val/loss"):
+    misspelled = grid.model_copy(update={"metrics": [Metric(name="loss", key="best/val/los")]})
+    frame = pd.DataFrame({"status": ["finished"], "best/val/loss": [1.0]})
+    with pytest.raises(UserError, match="key=best/val/los: no run has it, did you mean best/val/loss"):
         check_keys(misspelled, frame)

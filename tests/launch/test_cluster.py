@@ -69,12 +69,12 @@ def test_jobs_are_runs_and_one_that_fails_is_alone(run: Callable[..., Run], tmp_
     assert [one.is_finished() for one in (*good, lost)] == [True, True, False]
     assert "matches no file" in lost.log.read_text()
     assert read_environment(good[1].folder)["command"] == ["train.py", *good[1].overrides]
-    first = read_summary(good[0].folder)["val/loss"]
+    first = read_summary(good[0].folder)["best/val/loss"]
     launch(good, launcher, tmp_path / "outputs")
     assert [load_status(one.folder).attempt for one in good] == [1, 1]
     launch(good[:1], launcher, tmp_path / "outputs", rerun=True)
     assert good[0].folder.with_name(f"{good[0].folder.name}.replaced-1").exists()
-    assert read_summary(good[0].folder)["val/loss"] == first
+    assert read_summary(good[0].folder)["best/val/loss"] == first
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def run(smoke: Callable[..., Config]) -> Path:
         record.last_checkpoint.write_bytes(bytes(2**21))
         (record.folder / "wandb").mkdir()
         (record.folder / "wandb" / "log").write_text("of W&B")
-        record.finish({"val/loss": 2.5, "odd": float("nan"), "ratio": 1 / 3}, step=1)
+        record.finish({"best/val/loss": 2.5, "odd": float("nan"), "ratio": 1 / 3}, step=1)
     return record.folder
 
 
@@ -56,7 +56,7 @@ def test_each_file_removed_or_changed_is_found(run: Path, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("val/loss", 2.4), ("new", 1), ("sha256", "0" * 64), ("files", {"status.json": {}, "config.yaml": 5})],
+    [("best/val/loss", 2.4), ("new", 1), ("sha256", "0" * 64), ("files", {"status.json": {}, "config.yaml": 5})],
 )
 def test_an_edited_summary_is_found(run: Path, key: str, value: object) -> None:
     summary = json.loads((run / "summary.json").read_text())
@@ -103,12 +103,12 @@ def test_an_evaluation_is_taken_in_and_nothing_else(run: Path) -> None:
 
 def test_an_edited_summary_is_not_sealed_anew(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps({**summary, "val/loss": 2.4}))
+    (run / "summary.json").write_text(json.dumps({**summary, "best/val/loss": 2.4}))
     reseal(run, 0)
     assert damage(run) == ["summary.json changed"]
 
 
 def test_a_run_from_before_checksums_says_so(run: Path) -> None:
-    (run / "summary.json").write_text('{"val/loss": 2.5}')
+    (run / "summary.json").write_text('{"best/val/loss": 2.5}')
     reseal(run, 0)
     assert damage(run) == ["no checksums"]

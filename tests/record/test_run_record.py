@@ -43,14 +43,14 @@ def row(step: int, **metrics: Any) -> dict[str, Any]:
 def finish(config: Config) -> Path:
     with begun(config) as record:
         record.log(row(1, **{"train/loss": 2.0}))
-        record.finish({"val/loss": 2.0}, step=1)
+        record.finish({"best/val/loss": 2.0}, step=1)
     return record.folder
 
 
 def test_a_run_from_begin_to_end(config: Config) -> None:
     with begun(config, Environment({"host": "here"}, "+x\n"), data_hash="abc") as record:
         record.log({"val/loss": 2.5, "tokens": 80, "step": 10})
-        record.finish({"val/loss": 2.5}, step=10)
+        record.finish({"best/val/loss": 2.5}, step=10)
     folder = run_folder(config)
     assert folder == Path(config.output_dir) / config.experiment / config.run_id
     assert load_config(folder) == config
@@ -59,7 +59,7 @@ def test_a_run_from_begin_to_end(config: Config) -> None:
     assert (folder / "uncommitted.diff").read_text() == "+x\n"
     assert (folder / "metrics.jsonl").read_text() == '{"step": 10, "tokens": 80, "val/loss": 2.5}\n'
     summary = read_summary(folder)
-    assert summary["val/loss"] == 2.5
+    assert summary["best/val/loss"] == 2.5
     assert set(summary["files"]) == {path.name for path in folder.iterdir() if path.is_file()} - {"summary.json"}
     status = read_status(folder)
     assert (status.status, status.step, status.attempt, status.error) == ("finished", 10, 1, None)
@@ -80,7 +80,7 @@ def test_a_start_that_fails_leaves_nothing(config: Config, tmp_path: Path) -> No
 def test_values_that_json_has_not(config: Config) -> None:
     record = begun(config)
     record.log(row(1, loss=math.nan, up=math.inf, down=-math.inf, name="NaN-free", none=None, heads=[math.inf, 1.0]))
-    record.finish({"val/loss": math.nan}, step=1)
+    record.finish({"best/val/loss": math.nan}, step=1)
     text = (record.folder / "metrics.jsonl").read_text()
     strict = json.loads(text, parse_constant=pytest.fail)
     assert (strict["loss"], strict["up"], strict["down"]) == ("NaN", "Infinity", "-Infinity")
@@ -88,7 +88,7 @@ def test_values_that_json_has_not(config: Config) -> None:
     assert math.isnan(found["loss"])
     assert (found["up"], found["down"], found["name"], found["none"]) == (math.inf, -math.inf, "NaN-free", None)
     assert found["heads"] == [math.inf, 1.0]
-    assert math.isnan(read_summary(record.folder)["val/loss"])
+    assert math.isnan(read_summary(record.folder)["best/val/loss"])
 
 
 def test_floats_come_back_bit_for_bit(config: Config) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from conftest import ROOT
 
 from ssa.errors import UserError
 from ssa.files import write_json
+from ssa.record.checksums import KEYS, sealed
 from ssa.record.run_files import load_config, load_status, read_rows, read_summary
 from ssa.record.run_record import RunRecord
 from ssa.record.run_rows import FIXED, FoundRun, table
@@ -115,7 +117,7 @@ def test_the_documented_columns(made: list[Path]) -> None:
     text = (ROOT / "docs" / "runs.md").read_text()
     assert [name for name in FIXED if f"| `{name}` |" not in text] == []
     runs = load(made[0].parents[1])
-    named = ["config.seed", "config.model.temperature.query.token", "val/attention_entropy/layer_00/head_03"]
+    named = ["config.seed", "config.model.temperature.query.token", "best/val/attention_entropy/layer_00/head_03"]
     assert set(named) <= set(runs) & set(text.replace("`", " ").replace(",", " ").split())
 
 
@@ -162,10 +164,21 @@ def test_sections_that_a_run_has_not() -> None:
 
 def test_values_that_json_has_not(run: Path) -> None:
     summary = read_summary(run)
-    write_json(run / "summary.json", {**summary, "val/loss": math.nan, "test/loss": math.inf, "x": -math.inf})
+    write_json(run / "summary.json", {**summary, "best/val/loss": math.nan, "best/test/loss": math.inf, "x": -math.inf})
     row = found(run)
-    assert math.isnan(row["val/loss"])
-    assert (row["test/loss"], row["x"]) == (math.inf, -math.inf)
+    assert math.isnan(row["best/val/loss"])
+    assert (row["best/test/loss"], row["x"]) == (math.inf, -math.inf)
+
+
+def test_a_summary_of_an_older_version_has_the_names_of_this_one(run: Path) -> None:
+    """``val/loss`` was the name of two quantities: at a step in metrics.jsonl, of the best weights in summary.json."""
+    now, row = read_summary(run), found(run)
+    old = {name.removeprefix("best/").removeprefix("reference/"): value for name, value in now.items()}
+    assert {"val/loss", "test/perplexity", "val/unigram_perplexity", "val/bigram_perplexity"} <= set(old)
+    values = {name: value for name, value in old.items() if name not in KEYS}
+    write_json(run / "summary.json", sealed(run, values, {}))
+    assert read_summary(run).keys() == now.keys()
+    pd.testing.assert_series_equal(found(run), row)
 
 
 def test_curves(run: Path) -> None:
@@ -308,6 +321,13 @@ def test_runs_from_before_there_were_checksums(run: Path) -> None:
     assert row.drop("damage").equals(before.drop("damage")), "the commit is in environment.json"
 
 
+def _equal_json(one: bytes, other: bytes) -> bool:
+    """Whether two texts differ in white space alone, which is no damage to a summary."""
+    with suppress(ValueError):
+        return bool(json.loads(one) == json.loads(other))
+    return False
+
+
 def test_no_edit_stops_the_others(run: Path) -> None:
     numbers = random.Random(0)
     texts = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -317,7 +337,7 @@ def test_no_edit_stops_the_others(run: Path) -> None:
         for _ in range(numbers.choice((1, 3, 30))):
             content[numbers.randrange(len(content))] = numbers.choice(b'{}[]":,-0159eE.naN \n\x00\xff')
         path.write_bytes(content)
-        if bytes(content) != texts[path] and "metrics" not in path.name:
+        if bytes(content) != texts[path] and "metrics" not in path.name and not _equal_json(content, texts[path]):
             found = load(outputs(run))
             assert found["damage"].str.startswith(str(path.relative_to(run))).sum() == 1
         path.write_bytes(texts[path])

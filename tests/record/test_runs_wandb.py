@@ -121,23 +121,33 @@ def test_values_that_json_has_not_and_runs_that_failed(
 ) -> None:
     import wandb
 
-    monkeypatch.setattr("ssa.record.wandb_runs._PAGE", 2)  # of five W&B runs
-    values = {"val/loss": math.nan, "test/loss": math.inf, "x": -math.inf, "y": None, "n": 2**40, "whole": 3.0}
+    monkeypatch.setattr("ssa.record.wandb_runs._PAGE", 2)  # of six W&B runs
+    values = {
+        "best/val/loss": math.nan,
+        "best/test/loss": math.inf,
+        "x": -math.inf,
+        "y": None,
+        "n": 2**40,
+        "whole": 3.0,
+    }
     with server(tmp_path / "server"):
         logged(wandb_config("seed=0"), values)
         logged(wandb_config("seed=1"), None)
-        logged(wandb_config("seed=2"), {"val/loss": 1.5, "n": 1, "whole": 2.0})
-        logged(wandb_config("seed=2", "rerun=true"), {"val/loss": 2.5, "n": 1, "whole": 2.0})
+        logged(wandb_config("seed=2"), {"best/val/loss": 1.5, "n": 1, "whole": 2.0})
+        logged(wandb_config("seed=2", "rerun=true"), {"best/val/loss": 2.5, "n": 1, "whole": 2.0})
+        logged(wandb_config("seed=3"), {"val/loss": 4.5, "val/unigram_perplexity": 9.5})  # names of an older version
         with wandb.init(project="ssa", name="another program", config={"seed": 1}) as other:
             other.log({"val/loss": 1})
         there, here = load(source=SOURCE), load(wandb_config().output_dir)
     pd.testing.assert_frame_equal(there.drop(columns=NOT_THERE), here.drop(columns=NOT_THERE), check_exact=True)
     of_seed = {row["config.seed"]: row for row in there.to_dict("records")}
     assert [of_seed[seed]["status"] for seed in range(3)] == ["finished", "failed", "finished"]
-    assert math.isnan(of_seed[0]["val/loss"])
-    assert (of_seed[0]["test/loss"], of_seed[0]["x"], of_seed[0]["n"]) == (math.inf, -math.inf, 2**40)
-    assert math.isnan(of_seed[1]["val/loss"]), "a row's value is not the result of a run that failed"
-    assert of_seed[2]["val/loss"] == 2.5, "the newest"
+    assert math.isnan(of_seed[0]["best/val/loss"])
+    assert (of_seed[0]["best/test/loss"], of_seed[0]["x"], of_seed[0]["n"]) == (math.inf, -math.inf, 2**40)
+    assert math.isnan(of_seed[1]["best/val/loss"]), "a row's value is not the result of a run that failed"
+    assert of_seed[2]["best/val/loss"] == 2.5, "the newest"
+    assert (of_seed[3]["best/val/loss"], of_seed[3]["reference/val/unigram_perplexity"]) == (4.5, 9.5)
+    assert not [name for name in there.columns if name.startswith("val/")]
 
 
 # What can go wrong is one line, and no matter to local runs

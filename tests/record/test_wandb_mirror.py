@@ -51,7 +51,7 @@ def run(config: Config, rows: list[dict[str, Any]] = ROWS, exit_code: int = 0) -
         for row in rows:
             record.log(row)
             mirror.log(row)
-        mirror.summary({"val/loss": 2.5, "parameters.total": 1000})
+        mirror.summary({"best/val/loss": 2.5, "parameters.total": 1000})
         mirror.finish(exit_code)
     return record
 
@@ -284,7 +284,7 @@ def test_online(wandb_config: Configured, tmp_path: Path, capfd: pytest.CaptureF
     files, _ = received(tmp_path / "server", attempts(record)[0]["id"])
     assert files["meta"]["tags"] == ["a", "b"]
     assert files["summary"]["parameters.total"] == 1000
-    assert files["summary"]["val/loss"] == 2.5
+    assert files["summary"]["best/val/loss"] == 2.5
     assert files["summary"]["train/loss"] == ROWS[-1]["train/loss"]
     metrics = files["meta"]["_wandb"]["m"]
     named = [metric.get("1") or metric.get("2") for metric in metrics]

@@ -147,7 +147,7 @@ def test_a_changed_declaration_is_not_mixed_in(tmp_path: Path) -> None:
     sweep = Sweep.model_validate({"space": {"optim.lr": LR}})
     drawn(open_study(tmp_path, "it", sweep, ("seed=1",)), sweep, 2)
     for changed, common in [
-        (sweep.model_copy(update={"metric": "test/loss"}), ("seed=1",)),
+        (sweep.model_copy(update={"metric": "best/test/loss"}), ("seed=1",)),
         (Sweep.model_validate({"space": {"optim.lr": {**LR, "high": 0.1}}}), ("seed=1",)),
         (sweep, ("seed=2",)),
     ]:
@@ -156,6 +156,20 @@ def test_a_changed_declaration_is_not_mixed_in(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("no database" * 100)
     with pytest.raises(UserError, match=r"study\.db: cannot be used: "):
         open_study(tmp_path, "it", sweep, ("seed=1",))
+
+
+@pytest.mark.parametrize(("old", "new"), [("val/loss", "best/val/loss"), ("test/loss", "best/test/loss")])
+def test_an_old_metric_name_is_refused_with_the_new_one(declare: Callable[..., str], old: str, new: str) -> None:
+    with pytest.raises(UserError, match=f"metric={old}: called {new} in summary.json; write metric: {new}$"):
+        load(Path(declare(metric=old)))
+
+
+def test_a_study_with_the_old_metric_name_is_resumed(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate({"space": {"optim.lr": LR}})
+    study = open_study(tmp_path, "it", sweep, ())
+    drawn(study, sweep, 2)
+    study.set_user_attr("declared", {**study.user_attrs["declared"], "metric": "val/loss"})
+    assert len(open_study(tmp_path, "it", sweep, ()).trials) == 2
 
 
 @pytest.mark.slow
@@ -175,9 +189,9 @@ def test_equal_trials_are_one_run_and_one_that_fails_is_alone(
     rows = trials(tmp_path)
     assert [row["state"] for row in rows] == ["finished", "finished", "failed", "failed"]
     assert rows[1]["note"] == "the same run as trial 0"
-    assert rows[0]["val/loss"] == rows[1]["val/loss"]
+    assert rows[0]["best/val/loss"] == rows[1]["best/val/loss"]
     (folder,) = (tmp_path / "outputs" / "main").glob("*/summary.json")
-    assert float(rows[0]["val/loss"]) == read_summary(folder.parent)["val/loss"]
+    assert float(rows[0]["best/val/loss"]) == read_summary(folder.parent)["best/val/loss"]
     assert load_status(folder.parent).attempt == 1
     (best,) = [line for line in out.splitlines() if line.startswith("the best one: python train.py ")]
     assert best.endswith(f"data.train={small_text} data.workers=1")

@@ -39,7 +39,8 @@ def test_parameters_are_overrides_that_compose(file: Path) -> None:
             configured(*overrides(declared), f"{key}={value}")
     assert declared["command"][:3] == ["${env}", "${interpreter}", "${program}"]
     assert declared["command"][-1] == "${args_no_hyphens}"
-    assert (declared["project"], declared["metric"]["name"]) == (configured().logger.project, "val/loss")
+    metric = "val/loss" if "early_terminate" in declared else "best/val/loss"  # early_terminate reads rows
+    assert (declared["project"], declared["metric"]["name"]) == (configured().logger.project, metric)
 
 
 def wandb(*arguments: str, folder: Path) -> str:
@@ -89,7 +90,7 @@ def test_a_sweep(file: Path, small_text: Path, tmp_path: Path) -> None:
         assert load_status(folder).attempt == 1
         files, rows = received(tmp_path / "server", meta["id"])
         assert rows == read_rows(folder)
-        assert files["summary"]["val/loss"] == read_summary(folder)["val/loss"]
+        assert files["summary"]["best/val/loss"] == read_summary(folder)["best/val/loss"]
         tried = {key: files["config"][key] for key in declared["parameters"]}
         config: Config = load_config(folder)
         assert config.run_id == configured(*overrides(declared), *(f"{key}={tried[key]}" for key in tried)).run_id

@@ -138,7 +138,7 @@ def test_a_fine_tune_that_only_harms_keeps_the_pretrained_model(finetune, llama:
     train(config)
     summary = read_summary(run_folder(config))
     assert summary["best_step"] == 0
-    assert summary["val/loss"] == pytest.approx(summary["step_0/val/loss"], abs=1e-6)
+    assert summary["best/val/loss"] == pytest.approx(summary["step_0/val/loss"], abs=1e-6)
     start = from_pretrained(str(llama)).state_dict()
     assert all(torch.equal(tensor, weights(config)[name]) for name, tensor in start.items())
 

@@ -33,9 +33,9 @@ TINY = ["trainer.steps=8", "trainer.eval_every=4", "trainer.checkpoint_every=2",
 TINY += ["trainer.batch_size=4", "trainer.micro_batch_size=2", "optim.warmup_steps=2", "optim.lr=3e-3"]
 SUMMARY_KEYS = """
 run_id status model size temperature data seed parameters.total parameters.non_embedding parameters.temperature
-steps tokens val/loss val/perplexity val/bits_per_byte val/word_perplexity val/attention_entropy
-val/attention_entropy_normalized val/attention_spikiness test/perplexity tokens_per_second wall_seconds device
-peak_memory_bytes
+steps tokens best/val/loss best/val/perplexity best/val/bits_per_byte best/val/word_perplexity
+best/val/attention_entropy best/val/attention_entropy_normalized best/val/attention_spikiness best/test/perplexity
+reference/val/unigram_perplexity reference/val/bigram_perplexity tokens_per_second wall_seconds device peak_memory_bytes
 """
 BF16 = resolve_precision("auto", torch.device("cpu")) == "bf16-mixed"
 TIMINGS = ("tokens_per_second", "memory", "seconds")
@@ -87,7 +87,7 @@ def test_a_run_leaves_its_record_and_learns(tiny) -> None:
     assert "val/temperature/value/layer_00/std" in validations[0]
     best = min(validations, key=lambda row: row["val/loss"])
     assert summary["best_step"] == best["step"]
-    assert summary["val/loss"] == pytest.approx(best["val/loss"], rel=1e-6)
+    assert summary["best/val/loss"] == pytest.approx(best["val/loss"], rel=1e-6)
 
 
 def test_a_finished_run_is_not_run_again_unless_asked(tiny, capsys) -> None:
@@ -348,7 +348,7 @@ def test_documents_apart_are_documents_one_by_one(tiny, tmp_path) -> None:
     text.write_text("".join(json.dumps(document) + "\n" for document in documents))
     overrides = [f"data.train={text}", "data.block_size=48", "data.max_eval_tokens=2000"]
     together, apart = tiny(*overrides), tiny(*overrides, "data.document_mask=true")
-    assert train(together)["val/loss"] != train(apart)["val/loss"]
+    assert train(together)["best/val/loss"] != train(apart)["best/val/loss"]
     split = prepare(apart.data).split("validation").prefix(2000)
     model = Transformer(apart.model, split.tokenizer.vocab_size)
     model.load_state_dict(weights(apart, "best"))
@@ -357,7 +357,7 @@ def test_documents_apart_are_documents_one_by_one(tiny, tmp_path) -> None:
         starts = [0, *(i for i in range(1, inputs.size(1)) if inputs[0, i] == split.tokenizer.end_of_text)]
         for start, end in itertools.pairwise([*starts, inputs.size(1)]):
             losses.append(model(inputs[:, start:end], targets[:, start:end])[0])
-    got = json.loads((folder(apart) / "summary.json").read_text())["val/loss"]
+    got = json.loads((folder(apart) / "summary.json").read_text())["best/val/loss"]
     assert got == pytest.approx(torch.cat(losses).mean().item(), abs=2e-3 if BF16 else 1e-5)
 
 

@@ -35,9 +35,9 @@ SHOWN = (  # columns of the table of runs
     "config.model.size",
     "config.model.temperature.name",
     "config.seed",
-    "val/loss",
-    "val/perplexity",
-    "val/attention_entropy",
+    "best/val/loss",
+    "best/val/perplexity",
+    "best/val/attention_entropy",
 )
 BESIDE_CONFIG = ("commit", "data_hash")  # also shown as differences between runs
 _LAYER_MEAN = re.compile(r"(val/temperature/\w+)/layer_\d+/mean")
