@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model
 
 from ssa.command_line.settings import program
-from ssa.model.config import Section
+from ssa.config import Section
 
 Text = Annotated[str, Field(min_length=1)]
 Kind = Annotated[

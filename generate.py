@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ssa.command_line.settings import program
+from ssa.config import PositiveFloat, Section
 from ssa.errors import UserError
-from ssa.model.config import PositiveFloat, Section
 
 Text = Annotated[str, Field(min_length=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

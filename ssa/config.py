@@ -7,28 +7,31 @@ is imported, each in one line that names the field, the value and what is valid.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import Field, ValidationError, model_validator
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ssa.config_errors import one_line
+from ssa.config_errors import closest, one_line
 from ssa.errors import UserError
 from ssa.files import hash_of
-from ssa.model.config import (
-    Fraction,
-    ModelConfig,
-    Name,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    divisors,
-)
+from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig, TemperatureConfig, divisors
 
+PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Scale = Literal["smoke", "laptop", "gpu", "paper"]  # the files in conf/scale, from the smallest to the largest
 SCALES: tuple[Scale, ...] = get_args(Scale)
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+T = TypeVar("T")
+_RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
 
 _NOT_IDENTITY = (
     "logger",
@@ -46,6 +49,12 @@ _NOT_IDENTITY = (
     "trainer.log_every",
     "trainer.checkpoint_every",
 )
+
+
+class Section(BaseModel):
+    """Frozen settings, strict about types, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class PasskeyConfig(Section):
@@ -182,6 +191,7 @@ class Config(Section):
                 f"data.block_size={self.data.block_size}: over the model's positions; "
                 f"valid: up to model.max_positions={self.model.max_positions}"
             )
+        _check_terms(self.model.temperature)
         if self.optim.train == "temperature" and not self.model.temperature.scaled:
             raise ValueError(
                 f"optim.train=temperature: model.temperature={self.model.temperature.name} has none to train; "
@@ -232,7 +242,44 @@ def parse(values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: an unknown key, a missing one, a wrong type or a value out of range.
     """
+    config = validated(Config, values)
+    temperature = config.model.temperature.starting(pretrained=config.init_from is not None)
+    return config.model_copy(update={"model": replace(config.model, temperature=temperature)})
+
+
+def _jsonable(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def _check_terms(temperature: TemperatureConfig) -> None:
+    for projection, terms in temperature.scaled.items():
+        for slot, name in terms.chosen.items():
+            if name not in (valid := _term_names()[slot]):
+                raise ValueError(
+                    f"model.temperature.{projection}.{slot}={name}: not one of the choices{closest(name, valid)}; "
+                    f"valid: none, {', '.join(valid)}"
+                )
+
+
+@functools.cache
+def _term_names() -> dict[str, list[str]]:
+    """The terms of each slot, from the files of the rules: `ssa.model.temperature_rules` would import torch."""
+    names: dict[str, set[str]] = {slot: set() for slot in SLOTS}
+    for file in _RULES.glob("*.yaml"):
+        rule = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for slot, name in (item for key in PROJECTIONS for item in (rule.get(key) or {}).items()):
+            names[slot].add(name)
+    return {slot: sorted(found - {"none"}) for slot, found in names.items()}
+
+
+def validated(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Plain nested values -> a `Section`, or a dataclass of `ssa.model.config`.
+
+    Raises:
+        UserError: the first error, in one line.
+    """
     try:
-        return Config.model_validate(values)
+        # As JSON: from Python values, strict validation accepts no mapping for a dataclass.
+        return TypeAdapter(kind).validate_json(json.dumps(values, default=_jsonable))
     except ValidationError as error:
-        raise UserError(one_line(error, Config)) from None
+        raise UserError(one_line(error, kind)) from None

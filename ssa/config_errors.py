@@ -6,7 +6,8 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, get_args
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -35,21 +36,21 @@ RENAMED = {  # keys of version 0.1
 }
 
 
-def one_line(error: ValidationError, root: type[BaseModel]) -> str:
+def one_line(error: ValidationError, root: type[Any]) -> str:
     """The first error of a failed validation of `root`."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     field, kind = ".".join(path), first["type"]
     if kind == "value_error":
         return str(first["ctx"]["error"])
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return unknown_key(field, root)
     if kind == "missing":
         return f"{field}: not set; write {field}=VALUE"
     return f"{field}={shown(first['input'])}: {_validity(first, path, root)}"
 
 
-def unknown_key(key: str, root: type[BaseModel], also: Sequence[str] = ()) -> str:
+def unknown_key(key: str, root: type[Any], also: Sequence[str] = ()) -> str:
     """A line for `key` (dotted), which `root` does not have; `also`: valid top-level words besides its fields."""
     if key in RENAMED:
         return f"{key}: renamed; write {RENAMED[key]}"
@@ -59,10 +60,10 @@ def unknown_key(key: str, root: type[BaseModel], also: Sequence[str] = ()) -> st
     if section is None:
         return f"{key}: unknown key; {'.'.join(known)} is a value, it has no keys"
     prefix = "".join(f"{part}." for part in known)
-    valid = [prefix + name for name in section.model_fields]
+    valid = [prefix + name for name in field_types(section)]
     wrong = prefix + rest[0]
     if known:
-        return f"{wrong}: unknown key{closest(wrong, valid)}; valid: {', '.join(section.model_fields)}"
+        return f"{wrong}: unknown key{closest(wrong, valid)}; valid: {', '.join(field_types(section))}"
     namesakes = [leaf for leaf in (*leaves(root), *also) if re.split("[./]", leaf)[-1] == wrong]
     guess = f", did you mean {namesakes[0]}?" if namesakes else closest(wrong, [*valid, *also])
     return f"{wrong}: unknown key{guess}; valid: {', '.join(valid)}"
@@ -80,14 +81,22 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def field_types(section: type[Any]) -> dict[str, Any]:
+    """The type of each field of a section, which is a pydantic model or a dataclass."""
+    if issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    types = get_type_hints(section)
+    return {field.name: types[field.name] for field in fields(section)}
+
+
+def leaves(section: type[Any], prefix: str = "") -> Iterator[str]:
     """Every value below `section`, dotted."""
-    for name, field in section.model_fields.items():
-        inner = _section_of(field.annotation)
+    for name, field in field_types(section).items():
+        inner = _section_of(field)
         yield from leaves(inner, f"{prefix}{name}.") if inner else [prefix + name]
 
 
-def _validity(error: ErrorDetails, path: list[str], root: type[BaseModel]) -> str:
+def _validity(error: ErrorDetails, path: list[str], root: type[Any]) -> str:
     kind = error["type"]
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
@@ -98,8 +107,8 @@ def _validity(error: ErrorDetails, path: list[str], root: type[BaseModel]) -> st
         return f"expected {_EXPECTED[kind]}{_instead(kind, error['input'], '.'.join(path))}"
     section = _walk(path, root)[0]
     if section is not None:
-        group = f"; as a group: {'/'.join(path)}={shown(error['input'])}" if "name" in section.model_fields else ""
-        return f"expected the keys {', '.join(section.model_fields)}{group}"
+        group = f"; as a group: {'/'.join(path)}={shown(error['input'])}" if "name" in field_types(section) else ""
+        return f"expected the keys {', '.join(field_types(section))}{group}"
     return error["msg"]
 
 
@@ -110,7 +119,7 @@ def _instead(kind: str, value: Any, field: str) -> str:
     return ", not text" if kind in ("int_type", "float_type") and isinstance(value, str) else ""
 
 
-def _range(path: list[str], root: type[BaseModel]) -> str:
+def _range(path: list[str], root: type[Any]) -> str:
     if path[-1].isdecimal():  # an item of a list
         return _range(path[:-1], root)
     parent = _walk(path[:-1], root)[0]
@@ -132,16 +141,18 @@ def _constraints(items: Iterable[Any]) -> Iterator[Any]:
         yield from _constraints((*getattr(item, "metadata", ()), *get_args(item)))
 
 
-def _walk(path: list[str], root: type[BaseModel]) -> tuple[type[BaseModel] | None, list[str], list[str]]:
+def _walk(path: list[str], root: type[Any]) -> tuple[type[Any] | None, list[str], list[str]]:
     """As far down `path` as there are fields: the section there (none at a value), the path walked, and the rest."""
-    section: type[BaseModel] | None = root
+    section: type[Any] | None = root
     for depth, part in enumerate(path):
-        if section is None or part not in section.model_fields:
+        if section is None or part not in field_types(section):
             return section, path[:depth], path[depth:]
-        section = _section_of(section.model_fields[part].annotation)
+        section = _section_of(field_types(section)[part])
     return section, path, []
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def _section_of(annotation: Any) -> type[Any] | None:
     kinds = (annotation, *get_args(annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return next(
+        (kind for kind in kinds if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind))), None
+    )

@@ -69,12 +69,12 @@ def attention_backend(
         UserError: the requested backend does not support it.
     """
     dtype = torch.bfloat16 if resolve_precision(trainer.precision, device) == "bf16-mixed" else torch.float32
-    shape = (trainer.micro_batch_size, model.n_head, length, model.d_head)
+    shape = (trainer.micro_batch_size, model.n_head, length, model.head_dim)
     query = torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
-    key = query[:, : model.kv_heads]
+    key = query[:, : model.n_kv_head]
     mask = torch.empty((shape[0], 1, length, length), device=device, dtype=torch.bool) if masked else None
     how: dict[str, Any] = {"dropout_p": model.dropout, "is_causal": not masked}
-    how["enable_gqa"] = model.kv_heads != model.n_head
+    how["enable_gqa"] = model.n_kv_head != model.n_head
     choice = SDPBackend.ERROR.value
     if device.type == "mps":  # torch has only one backend there, and no query for it
         choice = SDPBackend.MATH.value

@@ -12,9 +12,9 @@ from filelock import Timeout
 from pydantic import Field
 
 from ssa.command_line.settings import program
+from ssa.config import PositiveInt, Section
 from ssa.errors import UserError
 from ssa.files import acquire, release
-from ssa.model.config import PositiveInt, Section
 from ssa.processes import interruptible
 from ssa.progress import ProgressBar
 from sweeps.declaration import Sweep, load

@@ -10,9 +10,9 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import Field, ValidationError, model_validator
 
 from ssa.command_line.compose import configured
+from ssa.config import PositiveInt, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
-from ssa.model.config import PositiveInt, Section
 from ssa.record.run_files import summary_name
 
 if TYPE_CHECKING:

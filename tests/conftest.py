@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 
 import ssa.command_line.cli  # noqa: F401  # the resolvers that the YAML files use
 from ssa.config import Config, parse
-from ssa.model.config import ModelConfig, ScalarTemperature, TemperatureConfig
+from ssa.model.config import ModelConfig, RopeScaling, TemperatureConfig, Terms
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the runs that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: faster, and equal in every process
 ROOT = Path(__file__).parent.parent
-BOTH = ScalarTemperature(token="shared", position="log")
+BOTH = Terms(token="shared", position="log")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,9 @@ def model_config() -> Callable[..., ModelConfig]:
     def make(*, ssa: bool = False, **fields: Any) -> ModelConfig:
         if ssa:
             fields |= {"query": BOTH, "value": BOTH}
-        temperature = {name: fields.pop(name) for name in TemperatureConfig.model_fields if name in fields}
+        temperature = {name: fields.pop(name) for name in TemperatureConfig.__dataclass_fields__ if name in fields}
+        if isinstance(scaling := fields.get("rope_scaling"), dict):
+            fields["rope_scaling"] = RopeScaling(**scaling)
         small = {"name": "test", "size": "test", "n_layer": 2, "n_head": 2, "d_model": 16, "max_positions": 64}
         return ModelConfig(**{**small, **fields}, temperature=TemperatureConfig(**{**temperature, "name": "test"}))
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssa.model.config import ModelConfig, ScalarTemperature, TemperatureConfig
+from ssa.model.config import ModelConfig, TemperatureConfig, Terms
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES
 
 VOCAB = 600
-BOTH = ScalarTemperature(token="shared", position="log")
+BOTH = Terms(token="shared", position="log")
 SSA = TemperatureConfig(name="ssa", query=BOTH, value=BOTH)
 _LLAMA = {"positions": "rotary", "norm": "rms", "activation": "silu", "gated_mlp": True, "n_kv_head": 2}
 _NO_BIAS = {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "tie_embeddings": False}
@@ -54,7 +54,7 @@ def write_export(folder: Path, config: ModelConfig, seed: int = 0) -> Transforme
             tensor.normal_(generator=generator)
     if config.tie_embeddings:
         del tensors["model.head.weight"]
-    described = {"model_type": "ssa", "vocab_size": VOCAB, "ssa": config.model_dump(mode="json")}
+    described = {"model_type": "ssa", "vocab_size": VOCAB, "ssa": config.plain()}
     write_files(folder, described, tensors)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_vanilla_has_no_temperature(default: Config) -> None:
     vanilla = configured("model=gpt2").model
     temperature = vanilla.temperature
     assert (temperature.query, temperature.key, temperature.value) == (None, None, None)
-    same = vanilla.model_copy(update={"name": default.model.name, "temperature": default.model.temperature})
+    same = replace(vanilla, name=default.model.name, temperature=default.model.temperature)
     assert same == default.model
 
 
@@ -167,9 +168,13 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("model.dropout", 1.0, ["model.dropout=1.0:", "valid: >= 0 and < 1"]),
     ("model.temperature", None, ["model.temperature=null:", "query, key, value"]),
     ("model.temperature.query", 5, ["model.temperature.query=5:", "token, position"]),
-    ("model.temperature.query.token", "own", ["model.temperature.query.token=own:", "valid: none, shared"]),
+    (
+        "model.temperature.query.token",
+        "own",
+        ["model.temperature.query.token=own:", "valid: none, frequency, gate, mlp, shared"],
+    ),
     ("model.temperature.query.scale", 1, ["model.temperature.query.scale:", "unknown key", "valid: token, position"]),
-    ("model.n_head", 3, ["model.n_head=3:", "model.d_model=160", "valid: 1, 2, 4, 5"]),
+    ("model.n_kv_head", 3, ["model.n_kv_head=3:", "model.n_head=5", "valid: 1, 5"]),
     ("data.block_size", 2048, ["data.block_size=2048:", "model.max_positions=1024"]),
     ("data.validation_fraction", 0.5, ["data.validation_fraction=0.5:", "valid: > 0 and <= 0.2"]),
     ("optim.warmup_steps", 10**6, ["optim.warmup_steps=1000000:", "trainer.steps="]),
@@ -187,6 +192,11 @@ def test_a_wrong_value_is_named(key: str, value: Any, expected: list[str], defau
     with pytest.raises(UserError) as refused:
         parse(values)
     assert [part for part in expected if part not in str(refused.value)] == [], str(refused.value)
+
+
+def test_heads_divide_the_model() -> None:
+    with pytest.raises(UserError, match=r"^model\.n_head=3: does not divide model\.d_model=160; valid: 1, 2, 4, 5,"):
+        configured("model.n_head=3")
 
 
 # Identity
@@ -213,6 +223,11 @@ def test_the_same_run(overrides: list[str], default: Config) -> None:
     config = configured(*overrides)
     assert config != default
     assert config.run_id == default.run_id
+
+
+@pytest.mark.parametrize("override", ["model.d_ff=640", "model.head_dim=32", "model.temperature.alpha_init=-4.5"])
+def test_a_default_spelled_out_is_the_same_run(override: str, default: Config) -> None:
+    assert configured(override) == default
 
 
 def test_the_identity_is_in_values_not_in_names(default: Config) -> None:

@@ -20,10 +20,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml  # type: ignore[import-untyped]
 from pydantic import AfterValidator, Field, model_validator
 
-from ssa.config import Scale
+from ssa.config import PositiveInt, Scale, Section
 from ssa.config_errors import closest
 from ssa.errors import UserError
-from ssa.model.config import PositiveInt, Section
 
 EXPERIMENTS = Path(__file__).parents[1]  # a folder for each
 SHARED = Path(__file__).parent  # settings of all

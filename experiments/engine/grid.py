@@ -13,10 +13,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from experiments.engine.experiment import Experiment, TrainingSettings
 from ssa.command_line.settings import parse
-from ssa.config import SCALES, Scale
+from ssa.config import SCALES, Scale, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
-from ssa.model.config import Section
 
 if TYPE_CHECKING:
     from ssa.launch.run import Run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, model_validator
 
 from experiments.engine.experiment import TheorySettings
-from ssa.model.config import PositiveFloat, PositiveInt
+from ssa.config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     pass

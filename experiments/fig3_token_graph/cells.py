@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from experiments.engine.experiment import TheorySettings
 from experiments.engine.tuning import best_setting
-from ssa.model.config import PositiveFloat, PositiveInt
+from ssa.config import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from experiments.engine.job_cache import CachedJob

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.experiment import Rules, TrainingSettings
-from ssa.model.config import PositiveFloat
+from ssa.config import PositiveFloat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import ValidationError
 
 from ssa.command_line import conf_groups
 from ssa.command_line.values import overridden
+from ssa.config import validated
 from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig
@@ -52,10 +51,13 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
         elif section == "model" and path.split(".")[0] in ARCHITECTURE:
             _check_field(model, path.split("."), pretrained)
     _check_backbone(model, str(choices["model"]), pretrained)
-    fields = pretrained.model.model_dump(mode="json", include={*ARCHITECTURE, "size"}) | extended
+    fields = architecture(pretrained.model) | {"size": pretrained.model.size} | extended
     values = {**values, "model": {**model, **fields}}
-    with contextlib.suppress(ValidationError):  # for `parse` to refuse
-        check_rule(ModelConfig.model_validate(values["model"]), pretrained)
+    try:
+        described = validated(ModelConfig, values["model"])
+    except UserError:
+        return values  # for `parse` to refuse
+    check_rule(described, pretrained)
     return values
 
 
@@ -110,10 +112,9 @@ def _check_backbone(model: dict[str, Any], option: str, pretrained: Pretrained) 
 
 def _agrees(model: dict[str, Any], field: str, pretrained: Pretrained) -> bool:
     """Whether the pretrained model with this one field of `model` would be the same."""
-    plain = pretrained.model.model_dump(mode="json")
     try:
-        changed = ModelConfig.model_validate({**plain, field: model.get(field)})
-    except ValidationError:
+        changed = validated(ModelConfig, {**pretrained.model.plain(), field: model.get(field)})
+    except UserError:
         return False
     return field in model and architecture(changed) == architecture(pretrained.model)
 

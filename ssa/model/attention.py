@@ -62,7 +62,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.d_head
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
         self.dropout = config.dropout
         inner = self.n_head * self.head_dim
         self.qkv = nn.Linear(config.d_model, inner + 2 * self.n_kv_head * self.head_dim, bias=config.qkv_bias)

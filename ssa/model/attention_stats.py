@@ -154,11 +154,11 @@ def query_key_norms(model: Transformer) -> Tensor:
     config, norms = model.config, list[Tensor]()
     for block in model.blocks:
         weight = block.get_parameter("attention.qkv.weight").detach().cpu().double()  # ((H + 2 K) d, D)
-        heads = weight.reshape(-1, config.d_head, config.d_model)
-        query, key = heads[: config.n_head], heads[config.n_head : config.n_head + config.kv_heads]
-        key = key.repeat_interleave(config.n_head // config.kv_heads, dim=0)  # (H, d, D)
+        heads = weight.reshape(-1, config.head_dim, config.d_model)
+        query, key = heads[: config.n_head], heads[config.n_head : config.n_head + config.n_kv_head]
+        key = key.repeat_interleave(config.n_head // config.n_kv_head, dim=0)  # (H, d, D)
         r, s = (torch.linalg.qr(part.mT, mode="r").R for part in (query, key))
-        norms.append(torch.linalg.matrix_norm(r @ s.mT, 2) * config.d_head**-0.5)
+        norms.append(torch.linalg.matrix_norm(r @ s.mT, 2) * config.head_dim**-0.5)
     return torch.stack(norms)
 
 

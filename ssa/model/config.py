@@ -1,149 +1,217 @@
-"""The typed description of a model: its architecture and its temperatures.  Plain values, no torch.
+"""The architecture and temperatures of a model, as plain values.
 
 GPT-2, Pythia (GPT-NeoX) and Llama are values of one `ModelConfig`; no code asks which of them it is.  Defaults are
-GPT-2's, and no temperature.
+GPT-2's, without temperatures.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+PROJECTIONS = ("query", "key", "value", "output")  # what a temperature can scale
+SLOTS = ("multiplier", "token", "position")  # the terms of a temperature, in the order of their evaluation
+ALPHA_INIT = -4.5  # a slope of 0.011, where the authors' released GPT-2 code starts
+FINE_TUNING_ALPHA = -10.0  # leaves a pretrained model as it is: tau - 1 is below 0.0004 up to 1,024 keys
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-# The words are the keys of BASE_PARTS, TOKEN_PARTS and POSITION_PARTS in ssa/model/temperature.py.
-BasePartName = Literal["none", "constant", "yarn", "rms_norm"]
-TokenPartName = Literal["none", "shared", "mlp", "frequency", "gate"]
-PositionPartName = Literal["none", "log", "released", "released_linear", "ssmax", "qwen_logn", "llama4"]
-
-
-_SETTINGS = {  # of parts
-    "log": ("alpha_init",),
-    "mlp": ("mlp_hidden",),
-    "released": ("beta_init",),
-    "released_linear": ("slope_init",),
-    "ssmax": ("ssmax_init",),
-    "yarn": ("yarn_factor",),
-    "qwen_logn": ("train_length",),
-    "llama4": ("floor_length", "floor_scale"),
+_TERM_SETTINGS = {
+    "log": "alpha_init",
+    "mlp": "mlp_hidden",
+    "released": "beta_init",
+    "released_linear": "slope_init",
+    "ssmax": "ssmax_init",
+    "yarn": "yarn_factor",
 }
-FINE_TUNING_ALPHA = -10.0  # alpha_init where a pretrained model is to be left as it is: tau - 1 is under 0.0004
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "> 0": lambda value: value > 0,
+    ">= 0 and < 1": lambda value: 0 <= value < 1,
+    "> 0 and <= 1": lambda value: 0 < value <= 1,
+    "a finite number": lambda value: True,
+}
+
+if TYPE_CHECKING:
+    IntOrNull: TypeAlias = int
+    FloatOrNull: TypeAlias = float
+else:  # null is replaced when the config is made
+    IntOrNull, FloatOrNull = int | None, float | None
+_NULL: Any = None
 
 
-class Section(BaseModel):
-    """Frozen, strict about types, and without unknown keys."""
+def divisors(number: int) -> str:
+    """All divisors, for an error message."""
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+def _check_name(path: str, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"{path}={name}: expected letters, digits, '.', '_' and '-'")
 
 
-class ScalarTemperature(Section):
-    """The inverse temperature of one of query, key, value, output: ``tau = base (1 + token + position)``.
+class _Values:
+    """Conversion from and to plain values, for JSON and YAML."""
 
-    A part that is ``none`` drops out, so that ``tau`` is 1 where all are.  In the paper (section 3) the base is 1.
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid"}  # where a run's config contains it
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `plain`.
+
+        Raises:
+            ValueError: a key is unknown or missing, or a value is out of range.
+        """
+        nested: dict[str, Any] = dict.fromkeys(PROJECTIONS, Terms)
+        nested |= {"temperature": TemperatureConfig, "rope_scaling": RopeScaling}
+        made = {
+            key: nested[key].from_plain(value) if key in nested and value is not None else value
+            for key, value in values.items()
+        }
+        try:
+            return cls(**made)
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from None
+
+    def plain(self) -> dict[str, Any]:
+        """All fields as nested plain values."""
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return values
+
+    def _fill(self, defaults: Mapping[str, Any]) -> None:
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check(self, path: str, **names: str) -> None:
+        """Raises ValueError for a field that is out of its range: ``range: "names of fields"``."""
+        for valid, listed in names.items():
+            for name in listed.split():
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and _RANGES[valid](value)):
+                    found = f"{path}.{name}={json.dumps(value)}"
+                    expected = f"out of range; valid: {valid}" if math.isfinite(value) else "expected a finite number"
+                    raise ValueError(f"{found}: {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms(_Values):
+    """The terms of one inverse temperature, by name: ``tau = multiplier (1 + token + position)``.
+
+    ``none`` leaves a term out; without terms, ``tau`` is 1.  The paper (section 3) has no multiplier.
     """
 
-    token: TokenPartName = "none"
-    position: PositionPartName = "none"
-    base: BasePartName = "none"
+    token: str = "none"
+    position: str = "none"
+    multiplier: str = "none"
 
     @property
-    def is_identity(self) -> bool:
-        """Whether nothing is scaled."""
-        return (self.token, self.position, self.base) == ("none", "none", "none")
+    def chosen(self) -> dict[str, str]:
+        """The terms other than ``none``, by slot."""
+        return {slot: name for slot in SLOTS if (name := getattr(self, slot)) != "none"}
 
 
-class TemperatureConfig(Section):
-    """Which of query, key, value and attention output are scaled, and by what.  Null: that one is not scaled.
+@dataclass(frozen=True, kw_only=True)
+class TemperatureConfig(_Values):
+    """The terms of the query's, key's, value's and attention output's temperature; null: not scaled.
 
-    ``per``: one temperature a head, or one for the whole layer.  The settings below it are each of one part, named in
-    ``conf/model/temperature/none.yaml``, and mean nothing to the others.
+    ``per``: one temperature for each head, or one for the whole layer.  Each setting below it belongs to one term, see
+    ``conf/model/temperature/none.yaml``; the other terms ignore it.  Null is the default, and for ``alpha_init`` what
+    `starting` says.
     """
 
-    name: Name = "none"
-    query: ScalarTemperature | None = None
-    key: ScalarTemperature | None = None
-    value: ScalarTemperature | None = None
-    output: ScalarTemperature | None = None
+    name: str = "none"
+    query: Terms | None = None
+    key: Terms | None = None
+    value: Terms | None = None
+    output: Terms | None = None
     per: Literal["head", "layer"] = "head"
-    alpha_init: FiniteFloat = -4.5
-    mlp_hidden: PositiveInt | None = None
-    beta_init: FiniteFloat = 1.5
-    slope_init: FiniteFloat = 1.0e-5
-    ssmax_init: FiniteFloat = 0.168
-    yarn_factor: PositiveFloat = 2.0
-    train_length: Annotated[int, Field(gt=1)] = 8192
-    floor_length: PositiveInt = 8192
-    floor_scale: FiniteFloat = 0.1
+    alpha_init: float | None = None
+    mlp_hidden: int | None = None
+    beta_init: FloatOrNull = 1.5
+    slope_init: FloatOrNull = 1.0e-5
+    ssmax_init: FloatOrNull = 0.168
+    yarn_factor: FloatOrNull = 2.0
+
+    def __post_init__(self) -> None:
+        _check_name("model.temperature.name", self.name)
+        self._fill({field.name: field.default for field in fields(self)})
+        finite = "alpha_init beta_init slope_init ssmax_init"
+        self._check("model.temperature", **{"a finite number": finite, "> 0": "mlp_hidden yarn_factor"})
+
+    def starting(self, pretrained: bool = False) -> Self:
+        """With the start value of alpha filled in, from scratch or in a pretrained model."""
+        if self.alpha_init is not None:
+            return self
+        return replace(self, alpha_init=FINE_TUNING_ALPHA if pretrained else ALPHA_INIT)
 
     @property
-    def scaled(self) -> dict[str, ScalarTemperature]:
-        """What is scaled, by its name: ``query``, ``key``, ``value``, ``output``."""
-        named = {"query": self.query, "key": self.key, "value": self.value, "output": self.output}
-        return {name: parts for name, parts in named.items() if parts is not None and not parts.is_identity}
+    def scaled(self) -> dict[str, Terms]:
+        """What is scaled, by `PROJECTIONS`."""
+        named = {name: getattr(self, name) for name in PROJECTIONS}
+        return {name: terms for name, terms in named.items() if terms is not None and terms.chosen}
 
     @property
     def unused_settings(self) -> set[str]:
-        """The settings that no part in use reads."""
-        parts = {name for chosen in self.scaled.values() for name in (chosen.token, chosen.position, chosen.base)}
-        return {setting for part, settings in _SETTINGS.items() if part not in parts for setting in settings}
+        """The settings that no term in use reads."""
+        used = {name for terms in self.scaled.values() for name in terms.chosen.values()}
+        return {setting for term, setting in _TERM_SETTINGS.items() if term not in used}
 
-    def d_mlp(self, d_model: int) -> int:
-        """Width of the first layer of the ``mlp`` part, in a model of this width."""
+    def hidden_width(self, d_model: int) -> int:
+        """Width of the first layer of the ``mlp`` term, in a model of this width."""
         return self.mlp_hidden or max(1, d_model // 2)
 
     @property
     def needs_frequencies(self) -> bool:
-        """Whether a part reads how often tokens occur in the training text."""
-        return any(parts.token == "frequency" for parts in self.scaled.values())
+        """Whether a term reads token frequencies of the training text."""
+        return any(terms.token == "frequency" for terms in self.scaled.values())
 
 
-class RopeScaling(Section):
-    """Llama-3's stretch of rotary frequencies beyond the context of pre-training (rope_type ``llama3``)."""
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling(_Values):
+    """Llama 3's scaling of rotary frequencies for contexts beyond pre-training (rope_type ``llama3``)."""
 
-    factor: PositiveFloat
-    low_freq_factor: PositiveFloat
-    high_freq_factor: PositiveFloat
-    original_max_positions: PositiveInt
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
 
-    @model_validator(mode="after")
-    def _bands_are_ordered(self) -> Self:
+    def __post_init__(self) -> None:
+        positive = "factor low_freq_factor high_freq_factor original_max_positions"
+        self._check("model.rope_scaling", **{"> 0": positive})
         if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"model.rope_scaling.low_freq_factor={self.low_freq_factor:g}: "
                 f"valid: below model.rope_scaling.high_freq_factor={self.high_freq_factor:g}"
             )
-        return self
 
 
-class ModelConfig(Section):
-    """A decoder-only transformer.  ``width``, ``n_layer``, ``n_head``: as in the published size tables.
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Values):
+    """A decoder-only transformer.  ``d_model``, ``n_layer``, ``n_head``: as in the published size tables.
 
-    Null means: ``n_kv_head``, as many as ``n_head``; ``head_dim``, ``width / n_head``; ``d_ff``, 4 x width (or, of
-    a gated MLP, 8/3 x width, down to a multiple of 8); ``vocab_size``, the tokenizer's.
+    Null means: ``n_kv_head``, as many as ``n_head``; ``head_dim``, ``d_model / n_head``; ``d_ff``, 4 d_model (with a
+    gated MLP, 8/3 d_model, rounded down to a multiple of 8); ``vocab_size``, the tokenizer's.  All but the last are
+    filled in when the config is made.
     """
 
-    name: Name
-    size: Name
-    n_layer: PositiveInt
-    n_head: PositiveInt
-    d_model: PositiveInt
-    n_kv_head: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
-    d_ff: PositiveInt | None = None
-    vocab_size: PositiveInt | None = None
-    max_positions: PositiveInt = 1024
+    name: str
+    size: str
+    n_layer: int
+    n_head: int
+    d_model: int
+    n_kv_head: IntOrNull = _NULL
+    head_dim: IntOrNull = _NULL
+    d_ff: IntOrNull = _NULL
+    vocab_size: int | None = None
+    max_positions: int = 1024
     positions: Literal["learned", "rotary"] = "learned"
-    rotary_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    rope_theta: PositiveFloat = 10000.0
+    rotary_fraction: float = 1.0
+    rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     norm: Literal["layer", "rms"] = "layer"
-    norm_eps: PositiveFloat = 1.0e-5
+    norm_eps: float = 1.0e-5
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu_tanh"
     gated_mlp: bool = False
     parallel_residual: bool = False
@@ -151,50 +219,37 @@ class ModelConfig(Section):
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
-    dropout: Fraction = 0.0
+    dropout: float = 0.0
     temperature: TemperatureConfig = TemperatureConfig()
 
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values; fewer than ``n_head`` is grouped-query attention."""
-        return self.n_kv_head or self.n_head
-
-    @property
-    def d_head(self) -> int:
-        """Features of a head."""
-        return self.head_dim or self.d_model // self.n_head
-
-    @property
-    def d_mlp(self) -> int:
-        """Width of the MLP's hidden layer."""
-        default = max(8, self.d_model * 8 // 3 // 8 * 8) if self.gated_mlp else 4 * self.d_model
-        return self.d_ff or default
-
-    @property
-    def d_rotary(self) -> int:
-        """Features of a head that are rotated; an even number, 0 with learned positions."""
-        return int(self.d_head * self.rotary_fraction) // 2 * 2 if self.positions == "rotary" else 0
-
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> Self:
+    def __post_init__(self) -> None:
+        _check_name("model.name", self.name)
+        _check_name("model.size", self.size)
+        positive = "n_layer n_head d_model n_kv_head head_dim d_ff vocab_size max_positions rope_theta norm_eps"
+        self._check("model", **{"> 0": positive, "> 0 and <= 1": "rotary_fraction", ">= 0 and < 1": "dropout"})
         if self.head_dim is None and self.d_model % self.n_head:
             valid = divisors(self.d_model)
             raise ValueError(
                 f"model.n_head={self.n_head}: does not divide model.d_model={self.d_model}; valid: {valid}"
             )
-        if self.n_head % self.kv_heads:
+        if self.n_head % (self.n_kv_head or 1):
             valid = divisors(self.n_head)
             raise ValueError(
                 f"model.n_kv_head={self.n_kv_head}: does not divide model.n_head={self.n_head}; valid: {valid}"
             )
+        derived = {
+            "n_kv_head": self.n_head,
+            "head_dim": self.d_model // self.n_head,
+            "d_ff": max(8, self.d_model * 8 // 3 // 8 * 8) if self.gated_mlp else 4 * self.d_model,
+        }
+        self._fill(derived)
         if self.positions == "rotary" and self.d_rotary == 0:
             raise ValueError(
-                f"model.rotary_fraction={self.rotary_fraction:g}: rotates less than 2 of a head's {self.d_head} "
-                f"features; valid: {min(1, 2 / self.d_head):g} to 1, of a model.head_dim of 2 or more"
+                f"model.rotary_fraction={self.rotary_fraction:g}: rotates less than 2 of a head's {self.head_dim} "
+                f"features; valid: {min(1, 2 / self.head_dim):g} to 1, of a model.head_dim of 2 or more"
             )
-        return self
 
-
-def divisors(number: int) -> str:
-    """All of them, for an error message."""
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+    @property
+    def d_rotary(self) -> int:
+        """The number of rotated features of each head, an even number; 0 with learned positions."""
+        return int(self.head_dim * self.rotary_fraction) // 2 * 2 if self.positions == "rotary" else 0

@@ -1,6 +1,6 @@
-"""The rules that SSA is compared with, as parts of a temperature: those in the paper, and those of its neighbors.
+"""The terms that temperature rules are made of: those of SSA, of the paper's comparisons, and of related work.
 
-Letters and contract: `ssa.model.temperature_terms`.
+`TERMS` is their table.  Letters: `ssa.model.temperature_terms`.
 """
 
 from __future__ import annotations
@@ -12,47 +12,102 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig
-from ssa.model.temperature_terms import AT_IDENTITY, INIT_STD, Part, Shape, Slope, Tokens, groups, over_heads, precise
+from ssa.model.temperature_terms import INIT_STD, LengthTerm, Shape, Term, Tokens, groups, over_heads
 
 RMS_EPS = 1e-6
 
 
-# Token-aware parts: deviations from 1 that depend on the token.
+# Token-aware terms: deviations from 1 that depend on the token.
 
 
-class Frequency(Part):
-    """``tanh(a z + b)``, z the log-frequency of the token in the training text, standardized over that text.
+class SharedProjection(Term):
+    """``tanh(w . gelu(W x))``, weight-shared: it reads ``W x``, the query, key or value itself.  The paper's tau_tok.
 
-    The paper's "feature-based" comparison; the form is ours.  ``a = b = 0`` at the start: the identity, exactly.
-    Parameters: ``a`` and ``b``, 2 G.
+    Start: ``w = 0``, exactly the identity, where the gradient of ``w`` is not zero.
+    Parameters: ``w``, H d (per layer, one dot product over all heads' features: also H d).
     """
+
+    slot = "token"
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.slope = nn.Parameter(torch.zeros(groups(shape, config)))
-        self.bias = nn.Parameter(torch.zeros(groups(shape, config)))
+        self.weight = nn.Parameter(torch.empty(shape.n_head, shape.head_dim))  # (H, d)
+        self.per_head = config.per == "head"
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        self.weight.zero_()
+
+    def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
+        """(B, H, T, d) -> (B, G, T, 1)."""
+        precise = features.to(self.weight.dtype)
+        score = F.gelu(precise) @ self.weight.unsqueeze(-1)  # (B, H, T, 1)
+        return torch.tanh(score if self.per_head else score.sum(dim=1, keepdim=True))
+
+
+class OwnMLP(Term):
+    """``tanh(w . gelu(U x))`` with its own first layer ``U``, ``mlp_hidden`` wide: tau_tok without weight sharing.
+
+    Start: ``w = 0``, ``U`` normal(0, 0.02).  No biases; ``mlp_hidden`` is half of D by default.
+    Parameters: ``U``, mlp_hidden D; ``w``, G mlp_hidden.
+    """
+
+    slot = "token"
+
+    def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
+        super().__init__(shape, config)
+        hidden = config.hidden_width(shape.d_model)
+        self.first = nn.Parameter(torch.empty(hidden, shape.d_model))  # (hidden, D)
+        self.weight = nn.Parameter(torch.empty(groups(shape, config), hidden))  # (G, hidden)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        self.first.normal_(0.0, INIT_STD, generator=generator)
+        self.weight.zero_()
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (B, G, T, 1)."""
-        assert tokens.log_frequency is not None, "the transformer provides it where a temperature reads it"
+        inner = F.gelu(F.linear(tokens.hidden.to(self.first.dtype), self.first))  # (B, T, hidden)
+        return torch.tanh(F.linear(inner, self.weight)).transpose(1, 2).unsqueeze(-1)
+
+
+class Frequency(Term):
+    """``tanh(a z + b)``, z the log-frequency of the token in the training text, standardized over that text.
+
+    The paper's "feature-based" comparison; the form is ours.  Start: ``a = b = 0``, exactly the identity.
+    Parameters: ``a`` and ``b``, 2 G.
+    """
+
+    slot = "token"
+
+    def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
+        super().__init__(shape, config)
+        self.slope = nn.Parameter(torch.empty(groups(shape, config)))
+        self.bias = nn.Parameter(torch.empty(groups(shape, config)))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        self.slope.zero_()
+        self.bias.zero_()
+
+    def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
+        """-> (B, G, T, 1)."""
+        assert tokens.log_frequency is not None, "the transformer provides it if a temperature reads it"
         z = over_heads(tokens.log_frequency.to(self.slope.dtype))
         return torch.tanh(self.slope[:, None, None] * z + self.bias[:, None, None])
 
 
-class Gate(Part):
-    """``sigmoid(w . x) - 1``: headwise gated attention (arXiv 2505.06708), where it scales the attention's output.
+class Gate(Term):
+    """``sigmoid(w . x) - 1``: headwise gated attention (arXiv 2505.06708) when it scales the attention output.
 
-    ``w`` is normal(0, 0.02) at the start: the gates are near 1/2, not at the identity.  Parameters: ``w``, G D.
+    Start: ``w`` normal(0, 0.02), so that the gates are near 1/2, not the identity.  Parameters: ``w``, G D.
     """
 
+    slot = "token"
     starts_at_identity = False
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
         self.weight = nn.Parameter(torch.empty(groups(shape, config), shape.d_model))  # (G, D)
 
-    def initialize(self, generator: torch.Generator) -> None:
-        """``w``."""
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         self.weight.normal_(0.0, INIT_STD, generator=generator)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
@@ -61,129 +116,87 @@ class Gate(Part):
         return gate.transpose(1, 2).unsqueeze(-1) - 1
 
 
-# Position-aware parts: deviations from 1 that depend on n, the number of visible keys.
+# Position-aware terms: deviations from 1 that depend on n, the number of visible keys.  Larger n, spikier maps.
 
 
-class Released(Slope):
-    """``exp(-exp(beta)) log(n)``, the authors' released code, where beta starts at 1.5 (GPT-2) or 2.0 (NeoX, Llama).
+class LogN(LengthTerm):
+    """``sigmoid(alpha) log(n)``: the paper's tau_pos, less 1.
 
-    It saturates: from about beta = 4.7 on, value and gradient are 0 in float32.
+    The identity is ``alpha = -inf``.  ``alpha_init = -4.5`` is a slope of 0.011, where the authors' released GPT-2
+    code starts (``exp(-exp(1.5)) = 0.0113``): tau is at most 1.077 at n = 1,024.
     """
 
-    name = "beta"
+    scalar, setting = "alpha", "alpha_init"
 
-    def start(self, config: TemperatureConfig) -> float:
-        """``beta_init``."""
-        return config.beta_init
-
-    def slope(self, raw: Tensor) -> Tensor:
-        """exp(-exp(beta))."""
-        return torch.exp(-torch.exp(raw))
+    def value(self, scalar: Tensor, n: Tensor) -> Tensor:
+        return torch.sigmoid(scalar) * n.log()
 
 
-class ReleasedLinear(Slope):
-    """``beta log(n)``, the second form in the authors' released code, where beta starts at 1e-5."""
+class Released(LengthTerm):
+    """``exp(-exp(beta)) log(n)``: the authors' released code, where beta starts at 1.5 (GPT-2) or 2.0 (NeoX, Llama).
 
-    name = "beta"
-
-    def start(self, config: TemperatureConfig) -> float:
-        """``slope_init``."""
-        return config.slope_init
-
-    def slope(self, raw: Tensor) -> Tensor:
-        """Beta itself."""
-        return raw
-
-
-class SSMax(Slope):
-    """``s log(n) - 1``, so that tau is ``s log(n)``: Scalable-Softmax (arXiv 2501.19399), one s a head.
-
-    ``ssmax_init = 0.168`` is 1 over the mean of log(n) for n up to 1,024 (ours; the paper's start is not known to us):
-    near vanilla on average, but no value of s is the identity.
+    It saturates: above about beta = 4.7, value and gradient are 0 in float32.
     """
 
-    name = "s"
+    scalar, setting = "beta", "beta_init"
 
-    def start(self, config: TemperatureConfig) -> float:
-        """``ssmax_init``."""
-        return config.ssmax_init
-
-    def slope(self, raw: Tensor) -> Tensor:
-        """The s itself."""
-        return raw
-
-    def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (1 or B, G, T, 1)."""
-        return super().forward(features, tokens) - 1
-
-    def deviation(self, raw: float, n: int) -> float:
-        """As `Slope` has it."""
-        return super().deviation(raw, n) - 1
+    def value(self, scalar: Tensor, n: Tensor) -> Tensor:
+        return torch.exp(-torch.exp(scalar)) * n.log()
 
 
-class QwenLogN(Part):
-    """``max(log(n) / log(train_length), 1) - 1``: the log-n scaling of Qwen-1 (``use_logn_attn`` in its code).
+class ReleasedLinear(LengthTerm):
+    """``beta log(n)``: the second form in the authors' released code, where beta starts at 1e-5."""
 
-    No parameters.  The identity as long as a query sees at most ``train_length`` keys.
+    scalar, setting = "beta", "slope_init"
+
+    def value(self, scalar: Tensor, n: Tensor) -> Tensor:
+        return scalar * n.log()
+
+
+class SSMax(LengthTerm):
+    """``s log(n) - 1``, so that tau is ``s log(n)``: Scalable-Softmax (arXiv 2501.19399).
+
+    ``ssmax_init = 0.168`` is 1 over the mean of log(n) for n up to 1,024 (ours; we do not know the paper's start): near
+    vanilla on average, but no value of s is the identity.
     """
+
+    scalar, setting = "s", "ssmax_init"
+
+    def value(self, scalar: Tensor, n: Tensor) -> Tensor:
+        return scalar * n.log() - 1
+
+
+# Multipliers: factors that do not depend on n.
+
+
+class Constant(Term):
+    """``c``, one learned scalar for each head or layer, 1 at the start.  The paper's "constant" comparison.
+
+    Parameters: G.
+    """
+
+    slot = "multiplier"
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.train_length = config.train_length
-        self.starts_at_identity = self.is_identity_up_to(AT_IDENTITY)
+        self.weight = nn.Parameter(torch.empty(groups(shape, config)))
 
-    def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (1 or B, 1, T, 1)."""
-        return (tokens.log_n(precise(features)) / math.log(self.train_length) - 1).clamp(min=0)
-
-    def is_identity_up_to(self, n: int) -> bool:
-        """Up to ``train_length`` keys."""
-        return n <= self.train_length
-
-
-class Llama4(Part):
-    """``floor_scale log(floor(n / floor_length) + 1)``: Llama-4's temperature tuning (``attn_scale`` 0.1 and
-    ``floor_scale`` 8192 in its code, which has it only in the layers without rotary embedding; here in all).
-
-    No parameters.  The identity as long as a query sees fewer than ``floor_length`` keys.
-    """
-
-    def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
-        super().__init__(shape, config)
-        self.floor_length, self.floor_scale = config.floor_length, config.floor_scale
-        self.starts_at_identity = self.is_identity_up_to(AT_IDENTITY)
-
-    def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (1 or B, 1, T, 1)."""
-        steps = (tokens.visible // self.floor_length).to(precise(features))
-        return self.floor_scale * over_heads(steps).log1p()
-
-    def is_identity_up_to(self, n: int) -> bool:
-        """Below ``floor_length`` keys."""
-        return n < self.floor_length or self.floor_scale == 0
-
-
-# Bases: factors that do not depend on n, 1 where absent.
-
-
-class Constant(Part):
-    """``c``, one learned scalar a head or layer, 1 at the start.  The paper's "constant" comparison.  Parameters: G."""
-
-    def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
-        super().__init__(shape, config)
-        self.weight = nn.Parameter(torch.ones(groups(shape, config)))
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        self.weight.fill_(1)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (1, G, 1, 1)."""
         return self.weight[None, :, None, None]
 
 
-class Yarn(Part):
+class Yarn(Term):
     """``0.1 ln(yarn_factor) + 1``, YaRN's attention factor (arXiv 2309.00071): yarn_factor is the new context over that
-    of pre-training.  On query and key, as there, logits are multiplied by its square.
+    of pre-training.  On query and key, as in YaRN, logits are multiplied by its square.
 
-    No parameters.  The identity where ``yarn_factor`` is at most 1.
+    No parameters.  The identity if ``yarn_factor`` is at most 1.
     """
+
+    slot = "multiplier"
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
@@ -192,23 +205,24 @@ class Yarn(Part):
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (1, 1, 1, 1)."""
-        return torch.full((1, 1, 1, 1), self.factor, dtype=precise(features), device=features.device)
-
-    def is_identity_up_to(self, n: int) -> bool:
-        """Where there is no extension."""
-        return self.factor == 1
+        precise = torch.promote_types(features.dtype, torch.float32)
+        return torch.full((1, 1, 1, 1), self.factor, dtype=precise, device=features.device)
 
 
-class RMSNorm(Part):
-    """``g / rms(q)``: qk-norm as in Qwen3, where it scales query and key: each head's features at root mean square 1,
-    then times a learned g, 1 at the start, the same for all heads.  Not the identity.  Parameters: d.
+class RMSNorm(Term):
+    """``g / rms(q)``: qk-norm as in Qwen3 when it scales query and key: each head's features at root mean square 1,
+    times a learned g shared by all heads, 1 at the start.  Not the identity.  Parameters: d.
     """
 
+    slot = "multiplier"
     starts_at_identity = False
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.weight = nn.Parameter(torch.ones(shape.head_dim))
+        self.weight = nn.Parameter(torch.empty(shape.head_dim))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        self.weight.fill_(1)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """(B, H, T, d) -> (B, H, T, d)."""
@@ -216,12 +230,16 @@ class RMSNorm(Part):
         return self.weight * torch.rsqrt(precise.square().mean(-1, keepdim=True) + RMS_EPS)
 
 
-TOKEN_RULES: dict[str, type[Part]] = {"frequency": Frequency, "gate": Gate}
-POSITION_RULES: dict[str, type[Part]] = {
+TERMS: dict[str, type[Term]] = {
+    "shared": SharedProjection,
+    "mlp": OwnMLP,
+    "frequency": Frequency,
+    "gate": Gate,
+    "log": LogN,
     "released": Released,
     "released_linear": ReleasedLinear,
     "ssmax": SSMax,
-    "qwen_logn": QwenLogN,
-    "llama4": Llama4,
+    "constant": Constant,
+    "yarn": Yarn,
+    "rms_norm": RMSNorm,
 }
-BASE_RULES: dict[str, type[Part]] = {"constant": Constant, "yarn": Yarn, "rms_norm": RMSNorm}

@@ -34,9 +34,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias) if config.gated_mlp else None
-        self.up = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias)
-        self.down = nn.Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.mlp_bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
     Args:
         config: the architecture and its temperatures.
         vocab_size: V; default: the config's.
-        seed: of the initialization, `initialize`; None leaves the weights to torch, to be loaded.
+        seed: of `reset_parameters`; with None, weights are to be loaded.
     """
 
     log_frequency: Tensor | None
@@ -95,7 +95,7 @@ class Transformer(nn.Module):
         frequencies = torch.zeros(vocab_size) if config.temperature.needs_frequencies else None
         self.register_buffer("log_frequency", frequencies)  # (V,), standardized
         if seed is not None:
-            self.initialize(seed)
+            self.reset_parameters(seed)
 
     def tie_head(self) -> None:
         """Makes the output matrix the token embedding itself, if the config says so."""
@@ -103,9 +103,9 @@ class Transformer(nn.Module):
             self.head.weight = self.token_embedding.weight
 
     @torch.no_grad()
-    def initialize(self, seed: int) -> None:
-        """GPT-2's, for every architecture: normal(0, 0.02), biases 0, norms the identity, the projections back into the
-        residual stream by sqrt(2 layers) less.  Temperatures: see `initialise_temperatures`.
+    def reset_parameters(self, seed: int) -> None:
+        """Draws new weights as GPT-2 does, for every architecture: normal(0, 0.02), biases 0, norms the identity,
+        projections back into the residual stream smaller by sqrt(2 layers).  Temperatures: `reset_temperatures`.
         """
         generator = torch.Generator().manual_seed(seed)
         residual_std = INIT_STD / (2 * self.config.n_layer) ** 0.5
@@ -116,15 +116,23 @@ class Transformer(nn.Module):
                 module.weight.normal_(0.0, std, generator=generator)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-        self.initialise_temperatures(seed)
+        self.reset_temperatures(seed)
 
-    def initialise_temperatures(self, seed: int) -> None:
-        """Draws what temperatures do not start at constants, from a generator of their own: at equal seed every variant
-        has the same backbone weights.
+    @torch.no_grad()
+    def reset_temperatures(self, seed: int) -> None:
+        """Sets temperatures to their start values, with a generator of their own: at equal seed every variant has the
+        same backbone weights.
         """
         generator = torch.Generator().manual_seed(seed)
         for temperature in self.temperatures():
-            temperature.initialize(generator)
+            temperature.reset_parameters(generator)
+        if self.log_frequency is not None:
+            self.log_frequency.zero_()
+
+    def temperature_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of all temperatures, by their names in the model."""
+        ours = {parameter for temperature in self.temperatures() for parameter in temperature.parameters()}
+        return {name: parameter for name, parameter in self.named_parameters() if parameter in ours}
 
     def temperatures(self) -> list[Temperature]:
         """All of them, first layer to last; none is vanilla attention."""
@@ -222,7 +230,7 @@ class Transformer(nn.Module):
         total = sum(parameter.numel() for parameter in self.parameters())
         embeddings = {self.token_embedding.weight, self.head.weight}
         embeddings |= {self.position_embedding.weight} if self.position_embedding is not None else set()
-        temperature = sum(p.numel() for module in self.temperatures() for p in module.parameters())
+        temperature = sum(parameter.numel() for parameter in self.temperature_parameters().values())
         non_embedding = total - sum(parameter.numel() for parameter in embeddings)
         return {"total": total, "non_embedding": non_embedding, "temperature": temperature}
 

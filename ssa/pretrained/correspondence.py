@@ -72,7 +72,7 @@ def _transposed(model: ModelConfig) -> Views:
 
 def _apart(model: ModelConfig) -> Views:
     """Llama's query, key and value projections are three tensors."""
-    query, key = model.n_head * model.d_head, model.kv_heads * model.d_head
+    query, key = model.n_head * model.head_dim, model.n_kv_head * model.head_dim
 
     def views(ours: Tensor) -> tuple[Tensor, ...]:
         return ours[:query], ours[query : query + key], ours[query + key :]

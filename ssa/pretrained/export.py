@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from ssa.pretrained.families import FAMILIES, Family
 from ssa.pretrained.model_card import model_card
 from ssa.pretrained.remote.aliases import aliases
 from ssa.pretrained.remote_code import ARCHITECTURE, AUTO_MAP, MODEL_TYPE, remote_code
-from ssa.pretrained.source import small_files
+from ssa.pretrained.source import architecture, small_files
 from ssa.record.run_model import load_run
 from ssa.text.tokenization import Tokenizer
 
@@ -121,7 +122,7 @@ def stock_family(config: ModelConfig, vocab_size: int) -> Family:
     lacking: dict[str, list[str]] = {}
     for family in FAMILIES:
         described = family.to_hf(config, vocab_size)
-        found = _architecture(config.model_copy(update=family.to_model(described)))
+        found = _architecture(replace(config, **family.to_model(described)))
         lacking[family.architecture] = [
             f"model.{name}={wanted[name]}" for name in wanted if found[name] != wanted[name]
         ]
@@ -151,7 +152,7 @@ def _own(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
         "auto_map": AUTO_MAP,
-        MODEL_TYPE: config.model_dump(mode="json"),
+        MODEL_TYPE: config.plain(),
         **aliases(config, model.token_embedding.num_embeddings),
     }
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -173,9 +174,8 @@ def _stock(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     """What decides the model's function, with defaults resolved, and what learned positions do not read left out."""
-    values = config.model_dump(exclude={"name", "size", "vocab_size", "dropout", "temperature"})
-    values |= {"n_kv_head": config.kv_heads, "head_dim": config.d_head, "d_ff": config.d_mlp}
-    values["rotary_fraction"] = config.d_rotary / config.d_head
+    values = architecture(config) | {"rotary_fraction": config.d_rotary / config.head_dim}
+    del values["vocab_size"]
     return values if config.positions == "rotary" else {**values, **_UNREAD}
 
 

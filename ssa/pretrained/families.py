@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ssa.config_errors import shown
@@ -22,7 +22,8 @@ from ssa.pretrained.correspondence import (
 from ssa.pretrained.hf_config import HF_ACTIVATIONS, HFConfig, write_rope
 
 # The fields of a ModelConfig that a pretrained model decides.
-ARCHITECTURE = tuple(f for f in ModelConfig.model_fields if f not in ("name", "size", "dropout", "temperature"))
+_LABELS = ("name", "size", "dropout", "temperature")
+ARCHITECTURE = tuple(field.name for field in fields(ModelConfig) if field.name not in _LABELS)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _write_gpt2(model: ModelConfig) -> dict[str, Any]:
         "n_layer": model.n_layer,
         "n_head": model.n_head,
         "n_embd": model.d_model,
-        "n_inner": model.d_mlp,
+        "n_inner": model.d_ff,
         "n_positions": model.max_positions,
         "layer_norm_epsilon": model.norm_eps,
         "activation_function": HF_ACTIVATIONS[model.activation],
@@ -155,7 +156,7 @@ def _write_rotary(model: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": model.n_layer,
         "num_attention_heads": model.n_head,
         "hidden_size": model.d_model,
-        "intermediate_size": model.d_mlp,
+        "intermediate_size": model.d_ff,
         "max_position_embeddings": model.max_positions,
         "hidden_act": HF_ACTIVATIONS[model.activation],
         "attention_bias": model.qkv_bias,
@@ -183,8 +184,8 @@ def _read_neox(hf: HFConfig) -> dict[str, Any]:
 
 def _write_neox(model: ModelConfig) -> dict[str, Any]:
     fraction = model.rotary_fraction
-    if int(model.d_head * fraction) % 2:  # of an odd number ours leaves one out
-        fraction = (model.d_rotary + 0.5) / model.d_head
+    if int(model.head_dim * fraction) % 2:  # of an odd number ours leaves one out
+        fraction = (model.d_rotary + 0.5) / model.head_dim
     return {
         **_write_rotary(model),
         **write_rope(model, {"partial_rotary_factor": fraction}),
@@ -218,8 +219,8 @@ def _write_llama(model: ModelConfig) -> dict[str, Any]:
     return {
         **_write_rotary(model),
         **write_rope(model, {}),
-        "num_key_value_heads": model.kv_heads,
-        "head_dim": model.d_head,
+        "num_key_value_heads": model.n_kv_head,
+        "head_dim": model.head_dim,
         "rms_norm_eps": model.norm_eps,
         "rope_theta": model.rope_theta,
         "mlp_bias": model.mlp_bias,

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
-from ssa.config_errors import one_line, shown
+from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig, RopeScaling
 
@@ -82,9 +80,9 @@ class HFConfig:
         name = "original_max_position_embeddings"
         original = rope.count(None, name) or self.count(max_positions, name)
         try:
-            return RopeScaling.model_validate({**bands, "original_max_positions": original})
-        except ValidationError as error:
-            raise UserError(f"config.json: {one_line(error, RopeScaling)}") from None
+            return RopeScaling(**bands, original_max_positions=original)
+        except ValueError as error:
+            raise UserError(f"config.json: {error}") from None
 
     def _read(self, default: Any, names: tuple[str, ...], valid: Callable[[Any], bool], expected: str) -> Any:
         for name in names:
@@ -105,7 +103,7 @@ def write_rope(model: ModelConfig, partial: Mapping[str, float]) -> dict[str, An
     """
     scaling: dict[str, Any] = {"rope_type": "default"}
     if model.rope_scaling is not None:
-        values = model.rope_scaling.model_dump()
+        values = model.rope_scaling.plain()
         original = values.pop("original_max_positions")
         scaling = {"rope_type": "llama3", **values, "original_max_position_embeddings": original}
     return {

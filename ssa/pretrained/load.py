@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from ssa.errors import UserError
-from ssa.model.config import FINE_TUNING_ALPHA, ModelConfig, TemperatureConfig
-from ssa.model.temperature import build_temperatures
-from ssa.model.temperature_terms import Shape
+from ssa.model.config import ModelConfig, TemperatureConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.correspondence import Correspondence
 from ssa.pretrained.source import Pretrained, check_architecture, check_rule, describe, weight_files
@@ -28,7 +27,7 @@ def from_pretrained(init_from: str, temperature: TemperatureConfig | None = None
 
     Args:
         init_from: a folder in Hugging Face's format, or an id of the Hub.
-        temperature: the rule, with `FINE_TUNING_ALPHA` unless it sets ``alpha_init``; default: the model's own if it
+        temperature: the rule, with the start values of fine-tuning; default: the model's own if it
             has one, else none.
         seed: of temperatures that do not start at constants.
 
@@ -37,9 +36,7 @@ def from_pretrained(init_from: str, temperature: TemperatureConfig | None = None
     """
     model = describe(init_from).model
     if temperature is not None:
-        if "alpha_init" not in temperature.model_fields_set:
-            temperature = temperature.model_copy(update={"alpha_init": FINE_TUNING_ALPHA})
-        model = model.model_copy(update={"temperature": temperature})
+        model = replace(model, temperature=temperature.starting(pretrained=True))
     return load_pretrained(model, init_from, seed)
 
 
@@ -65,7 +62,7 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
     stored = _match(transformer, expected, pretrained)
     transformer.to_empty(device="cpu")
     transformer.tie_head()
-    _renew_temperatures(transformer, seed)
+    transformer.reset_temperatures(seed)
     ours = transformer.state_dict()
     for correspondence in expected:
         views = correspondence.views(ours[correspondence.ours])
@@ -101,20 +98,9 @@ def _correspondences(transformer: Transformer, pretrained: Pretrained) -> list[C
     if transformer.config.tie_embeddings:
         names.remove("head.weight")
     if not pretrained.has_temperatures:
-        names = [name for name in names if ".temperature." not in name and name != "log_frequency"]
+        new = {*transformer.temperature_parameters(), "log_frequency"}
+        names = [name for name in names if name not in new]
     return [Correspondence(name, (f"model.{name}",)) for name in names]
-
-
-def _renew_temperatures(transformer: Transformer, seed: int) -> None:
-    """Gives temperatures, which hold no values after `to_empty`, those they start with."""
-    config = transformer.config
-    shape = Shape(config.n_head, config.d_head, config.d_model)
-    for block in transformer.blocks:
-        attention = block.get_submodule("attention")
-        attention.temperature = build_temperatures(config.temperature, shape, config.kv_heads)
-    transformer.initialise_temperatures(seed)
-    if transformer.log_frequency is not None:
-        transformer.log_frequency.zero_()
 
 
 def _match(

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from ssa.config_errors import one_line, shown
+from ssa.config import validated
+from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, hash_of_file, parse_json
-from ssa.model.config import ModelConfig
+from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, Family
 
 SSA_TYPE = "ssa"  # model_type of this project's own exports
@@ -86,12 +85,13 @@ def describe(init_from: str) -> Pretrained:
         )
     try:
         fields = family.to_model(config) if family else _exported(config)
-        model = ModelConfig.model_validate({"name": model_type, **fields, "size": size_label(init_from)})
-    except ValidationError as error:
-        what = "" if family else "ssa is damaged, or of another version: "
-        raise UserError(f"init_from={init_from}: config.json: {what}{one_line(error, ModelConfig)}") from None
     except UserError as error:
         raise UserError(f"init_from={init_from}: {error}") from None
+    try:
+        model = validated(ModelConfig, {"name": model_type, **fields, "size": size_label(init_from)})
+    except UserError as error:
+        what = "" if family else "ssa is damaged, or of another version: "
+        raise UserError(f"init_from={init_from}: config.json: {what}{error}") from None
     return Pretrained(init_from, str(model_type), family, model)
 
 
@@ -179,9 +179,9 @@ def _may_differ(field: str, wanted: Mapping[str, Any], found: Mapping[str, Any])
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
-    """What a pretrained model decides, as plain values, with defaults that follow from other fields filled in."""
-    plain = model.model_dump(mode="json", include=set(ARCHITECTURE))
-    return plain | {"n_kv_head": model.kv_heads, "head_dim": model.d_head, "d_ff": model.d_mlp}
+    """The fields that a pretrained model decides, as plain values."""
+    plain = model.plain()
+    return {field: plain[field] for field in ARCHITECTURE}
 
 
 def check_rule(model: ModelConfig, pretrained: Pretrained) -> None:
@@ -209,14 +209,15 @@ def check_rule(model: ModelConfig, pretrained: Pretrained) -> None:
 
 def _rule(model: ModelConfig) -> dict[str, Any]:
     """What shapes the temperatures' parameters or their function, by its path below ``model.temperature``."""
-    values = model.temperature.model_dump(exclude={"name", "alpha_init", "beta_init", "slope_init", "ssmax_init"})
-    parts = {key: values.pop(key) for key in ("query", "key", "value", "output")}
+    values = model.temperature.plain()
+    for label in ("name", "alpha_init", "beta_init", "slope_init", "ssmax_init", *PROJECTIONS):
+        del values[label]
     words = {
-        f"{key}.{part}": (chosen or {}).get(part, "none")
-        for key, chosen in parts.items()
-        for part in ("token", "position", "base")
+        f"{name}.{slot}": getattr(model.temperature.scaled.get(name), slot, "none")
+        for name in PROJECTIONS
+        for slot in SLOTS
     }
-    values["mlp_hidden"] = model.temperature.d_mlp(model.d_model)
+    values["mlp_hidden"] = model.temperature.hidden_width(model.d_model)
     return words | values
 
 

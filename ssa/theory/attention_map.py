@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.config import TemperatureConfig, Terms
 from ssa.model.temperature import build_temperatures, scale
 from ssa.model.temperature_terms import Shape, Tokens
 
 VANILLA = TemperatureConfig(name="none")
-QUERY = TemperatureConfig(name="ssa", query=ScalarTemperature(token="shared", position="log"))  # SSA, weight-shared
+QUERY = TemperatureConfig(name="ssa", query=Terms(token="shared", position="log"))  # SSA, weight-shared
 
 
 class AttentionMap(nn.Module):
@@ -44,8 +44,8 @@ class AttentionMap(nn.Module):
             values = torch.randn(shape, generator=weights, dtype=torch.float64) * width**-0.5
             self.register_parameter(name, nn.Parameter(values))  # (H d, D)
         self.temperature = build_temperatures(temperature, Shape(n_head, head_dim, width)).double()
-        for part in self.temperature.values():
-            part.initialize(temperatures)  # type: ignore[operator]
+        for tau in self.temperature.values():
+            tau.reset_parameters(temperatures)  # type: ignore[operator]
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """(B, Q, D), (B, K, D) -> (B, H, Q, K); their softmax over the last dimension is the map."""

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.config import TemperatureConfig, Terms
 from ssa.model.temperature import build_temperatures
 from ssa.model.temperature_terms import Shape, Tokens
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
 from ssa.theory.streams import generator
 
-VALUE = TemperatureConfig(name="value", value=ScalarTemperature(token="shared", position="log"))  # SSA, weight-shared
+VALUE = TemperatureConfig(name="value", value=Terms(token="shared", position="log"))  # SSA, weight-shared
 MODEL, DATA, TEST = range(3)  # first number of a `generator` key
 ROWS = 1000  # contexts per batch of estimates
 
@@ -199,6 +199,8 @@ class Denoiser(nn.Module):
         values = {name: torch.randn(n, width, generator=draws, dtype=torch.float64) for name, n in rows.items()}
         self.value, self.output = (nn.Parameter(values[name] * width**-0.5) for name in rows)
         self.temperature = build_temperatures(VALUE if method.value else VANILLA, Shape(1, width, width)).double()
+        for tau in self.temperature.values():
+            tau.reset_parameters()  # type: ignore[operator]
         self.register_buffer("read_out", torch.eye(width, dtype=torch.float64)[-1:])  # (1, D)
 
     def forward(self, tokens: Tensor, signal: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.config import TemperatureConfig, Terms
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
 from ssa.theory.ensemble import CHUNK, train
 from ssa.theory.streams import generator
@@ -26,7 +26,7 @@ from ssa.theory.streams import generator
 METHODS = {
     "vanilla": VANILLA,
     "ssa": QUERY,
-    "constant": TemperatureConfig(name="constant", query=ScalarTemperature(base="constant")),
+    "constant": TemperatureConfig(name="constant", query=Terms(multiplier="constant")),
 }
 _GRAPH, _EMBEDDINGS, _DATA = range(3)  # random streams
 

@@ -23,21 +23,22 @@ def freeze(model: Transformer, config: OptimConfig) -> None:
     if config.train == "all":
         return
     model.requires_grad_(False)
-    for temperature in model.temperatures():
-        temperature.requires_grad_(True)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    for parameter in model.temperature_parameters().values():
+        parameter.requires_grad_(True)
+    if not model.temperature_parameters():
         name = model.config.temperature.name
         raise UserError(f"optim.train=temperature: model/temperature={name} has no parameters; choose ssa, for example")
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: Transformer, config: OptimConfig) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one group: matrices decayed; norms and biases not; temperatures neither
     decayed nor at the common learning rate.  Empty groups are left out.
     """
     names: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "temperature": []}
-    for name, parameter in model.named_parameters():
+    temperatures = set(model.temperature_parameters().values())
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            kind = "temperature" if ".temperature." in name else "decay" if parameter.ndim >= 2 else "no_decay"
+            kind = "temperature" if parameter in temperatures else "decay" if parameter.ndim >= 2 else "no_decay"
             names[kind].append(parameter)
     settings = {
         "decay": {"lr": config.lr, "weight_decay": config.weight_decay},
@@ -47,7 +48,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return [{"name": kind, "params": names[kind], **settings[kind]} for kind in names if names[kind]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, steps: int) -> tuple[AdamW, LambdaLR]:
+def build_optimizer(model: Transformer, config: OptimConfig, steps: int) -> tuple[AdamW, LambdaLR]:
     """AdamW over `parameter_groups`, and its schedule, to be stepped once an optimizer step."""
     betas = (config.beta1, config.beta2)
     optimizer = AdamW(parameter_groups(model, config), betas=betas, eps=config.eps, fused=True)

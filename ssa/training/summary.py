@@ -124,13 +124,9 @@ def _notes(job: Job) -> list[str]:
     if config.optim.train == "temperature" and not config.init_from:
         notes.append("optim.train=temperature leaves the rest as it was drawn; it is meant for init_from=")
     for name, temperature in job.model.first_temperatures().items():
-        if temperature.is_identity_up_to(block_size):
-            notes.append(
-                f"the {name} temperature ({rule}) is 1 at every position of data.block_size={block_size}: a no-op here"
-            )
-        elif config.init_from and not temperature.starts_at_identity:
+        if config.init_from and not temperature.starts_at_identity:
             notes.append(f"the {name} temperature ({rule}) does not start at 1: step 0 is not the pretrained model")
-        reach = temperature.position_reach(_moved(config), block_size)
+        reach = temperature.largest_position_term(_moved(config), block_size)
         if reach is not None and reach < TOLERANCE:
             notes.append(
                 f"the {name} temperature ({rule}): in these steps its position-aware part gets at most {reach:.1g} "

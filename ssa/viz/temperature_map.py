@@ -219,4 +219,4 @@ def print_view(console: Console, view: TemperatureView) -> None:
 
 
 def _heads(model: ModelConfig, of: str) -> int:
-    return model.kv_heads if of in ("key", "value") else model.n_head
+    return model.n_kv_head if of in ("key", "value") else model.n_head

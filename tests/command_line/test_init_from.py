@@ -44,9 +44,9 @@ def test_the_architecture_is_the_pretrained_models(
         for field in (
             "n_layer",
             "d_model",
-            "kv_heads",
-            "d_head",
-            "d_mlp",
+            "n_kv_head",
+            "head_dim",
+            "d_ff",
             "d_rotary",
             "tie_embeddings",
             "max_positions",
@@ -127,7 +127,7 @@ def test_one_line_for_what_does_not_fit(case: str, folders: dict[str, Path]) -> 
 
 def test_an_export_with_its_rule(folders: dict[str, Path]) -> None:
     config = configured("model=ssa_llama", f"init_from={folders['ssa']}", "data.block_size=64")
-    assert config.model.kv_heads == 2
+    assert config.model.n_kv_head == 2
 
 
 def test_other_values_of_init_from() -> None:

@@ -11,8 +11,8 @@ import pytest
 from pydantic import Field, model_validator
 
 from ssa.command_line.settings import help_text, parse, program
+from ssa.config import PositiveInt, Section
 from ssa.errors import UserError
-from ssa.model.config import PositiveInt, Section
 
 
 class Example(Section):
@@ -191,7 +191,7 @@ def test_a_bug_keeps_its_traceback_and_is_1(run: Run) -> None:
 PROGRAM = """
 import sys
 from ssa.command_line.settings import program
-from ssa.model.config import Section
+from ssa.config import Section
 class Lines(Section):
     count: int = 1
 sys.exit(program(Lines, lambda s: [print("\\u00e9 \\u65e5") for _ in range(s.count)], name="x", purpose="y"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,6 @@ CONF = ROOT / "conf"
 RULES = sorted(file.stem for file in (CONF / "model" / "temperature").glob("*.yaml"))
 BACKBONES = ["gpt2", "pythia", "llama"]
 SMALL = ["model.n_layer=2", "model.n_head=4", "model.n_kv_head=2", "model.d_model=32"]
-SMALL += ["model.temperature.train_length=5", "model.temperature.floor_length=3"]  # so that none is a no-op
 VOCAB = 61
 
 
@@ -40,17 +40,13 @@ def build(config: Config) -> Transformer:
     return model
 
 
-def temperature_parameters(model: Transformer) -> list[torch.nn.Parameter]:
-    return [parameter for temperature in model.temperatures() for parameter in temperature.parameters()]
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("rule", RULES)
 def test_trains(rule: str, backbone: str) -> None:
     config = configured_rule(rule, backbone)
     model = build(config)
     optimizer, schedule = build_optimizer(model, config.optim, 5)
-    before = [parameter.detach().clone() for parameter in temperature_parameters(model)]
+    before = [parameter.detach().clone() for parameter in model.temperature_parameters().values()]
     losses = []
     for _ in range(5):
         loss = model(ids(4, 32), ids(4, 32, seed=1)).mean()
@@ -60,7 +56,7 @@ def test_trains(rule: str, backbone: str) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    moved = [not torch.equal(*pair) for pair in zip(before, temperature_parameters(model), strict=True)]
+    moved = [not torch.equal(*pair) for pair in zip(before, model.temperature_parameters().values(), strict=True)]
     assert all(moved)
 
 
@@ -68,14 +64,14 @@ def test_trains(rule: str, backbone: str) -> None:
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "none"])
 def test_changes_the_output_with_each_of_its_parameters(rule: str, backbone: str) -> None:
     model = build(configured_rule(rule, backbone))
-    vanilla = Transformer(model.config.model_copy(update={"temperature": TemperatureConfig()}), VOCAB, seed=None)
+    vanilla = Transformer(replace(model.config, temperature=TemperatureConfig()), VOCAB, seed=None)
     vanilla.load_state_dict({k: v for k, v in model.state_dict().items() if k in vanilla.state_dict()})
     generator = torch.Generator().manual_seed(1)
     before = vanilla(ids(1, 12))
-    for number, parameter in enumerate([None, *temperature_parameters(model)]):
+    for number, parameter in enumerate([None, *model.temperature_parameters().values()]):
         with torch.no_grad():
             # All at once at first, off a start where w = 0 hides the rest; then one by one.
-            for moved in temperature_parameters(model) if parameter is None else [parameter]:
+            for moved in model.temperature_parameters().values() if parameter is None else [parameter]:
                 moved.normal_(generator=generator)
         after = model(ids(1, 12))
         assert not torch.allclose(before, after, atol=1e-6), number
@@ -97,7 +93,7 @@ def test_is_measured(rule: str, backbone: str) -> None:
 def test_no_token_sees_a_later_one(rule: str, backbone: str) -> None:
     model = build(configured_rule(rule, backbone))
     with torch.no_grad():
-        for parameter in temperature_parameters(model):
+        for parameter in model.temperature_parameters().values():
             parameter.normal_(generator=torch.Generator().manual_seed(2))
     changed = ids(1, 20)
     changed[0, 12] = (changed[0, 12] + 1) % VOCAB
@@ -106,11 +102,24 @@ def test_no_token_sees_a_later_one(rule: str, backbone: str) -> None:
     assert not torch.allclose(before[:, 12:], after[:, 12:])
 
 
-def test_the_defaults_of_the_class_are_those_of_the_files() -> None:
-    settings = yaml.safe_load((CONF / "model" / "temperature" / "none.yaml").read_text())
-    assert settings.pop("alpha_init") == f"${{if_pretrained:-10.0,{TemperatureConfig().alpha_init}}}"
-    gpt2 = yaml.safe_load((CONF / "model" / "gpt2.yaml").read_text())["temperature"]
-    assert {**settings, **gpt2, "alpha_init": -4.5} == TemperatureConfig().model_dump()
+def test_start_values_stand_in_the_class_alone() -> None:
+    values = yaml.safe_load((CONF / "model" / "temperature" / "none.yaml").read_text())
+    assert {name: value for name, value in values.items() if value is not None} == {"name": "none", "per": "head"}
+    assert TemperatureConfig.from_plain(values) == TemperatureConfig()
+
+
+@pytest.mark.parametrize(("pretrained", "alpha"), [(False, -4.5), (True, -10.0)])
+def test_alpha_starts_where_it_was_trained_or_near_the_identity(pretrained: bool, alpha: float) -> None:
+    assert TemperatureConfig().starting(pretrained).alpha_init == alpha
+    assert TemperatureConfig(alpha_init=1.0).starting(pretrained).alpha_init == 1.0
+
+
+def test_parameters_of_temperatures_are_named() -> None:
+    model = build(configured_rule("ssa", "gpt2"))
+    others = Transformer(replace(model.config, temperature=TemperatureConfig()), VOCAB).state_dict()
+    named = model.temperature_parameters()
+    assert named.keys() == model.state_dict().keys() - others.keys() != set()
+    assert all(parameter is model.get_parameter(name) for name, parameter in named.items())
 
 
 def test_backbones_have_the_released_start_of_beta() -> None:

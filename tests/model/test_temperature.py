@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from conftest import ROOT
 from torch import Tensor
 
-from ssa.model import temperature as rules
-from ssa.model.config import BasePartName, PositionPartName, ScalarTemperature, TemperatureConfig, TokenPartName
+from ssa.model.config import PROJECTIONS, SLOTS, TemperatureConfig, Terms
 from ssa.model.temperature import Temperature, build_temperatures, scale
-from ssa.model.temperature_terms import Part, Shape, Tokens
+from ssa.model.temperature_rules import TERMS
+from ssa.model.temperature_terms import Shape, Tokens
 
 B, H, T, D, WIDTH = 2, 3, 7, 5, 11
 SHAPE = Shape(n_head=H, head_dim=D, d_model=WIDTH)
-PARTS = [
-    *(("token", name) for name in rules.TOKEN_PARTS),
-    *(("position", name) for name in rules.POSITION_PARTS),
-    *(("base", name) for name in rules.BASE_PARTS),
-]
-ACTIVE = {"train_length": 3, "floor_length": 2, "mlp_hidden": 4}  # so that every rule does something within T tokens
+every_term = pytest.mark.parametrize(("slot", "name"), [(term.slot, name) for name, term in TERMS.items()])
+every_per = pytest.mark.parametrize("per", ["head", "layer"])
 
 
-def build(per: str = "head", settings: dict | None = None, **parts: str) -> Temperature:
-    config = TemperatureConfig(per=per, **(ACTIVE if settings is None else settings))
-    built = Temperature(ScalarTemperature(**parts), SHAPE, config)
-    built.initialize(torch.Generator().manual_seed(0))
+def build(per: str = "head", settings: dict | None = None, **terms: str) -> Temperature:
+    config = TemperatureConfig(per=per, **({"mlp_hidden": 4} if settings is None else settings))
+    built = Temperature(Terms(**terms), SHAPE, config)
+    built.reset_parameters(torch.Generator().manual_seed(0))
     return built
 
 
@@ -50,7 +48,7 @@ def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tokens]:
     return features, Tokens(hidden, visible, torch.randn(B, T, generator=generator, dtype=dtype))
 
 
-# The equations again, one number at a time, from lists of Python floats.  Arguments: the part's parameters by name, the
+# The equations again, one number at a time, from lists of Python floats.  Arguments: the term's parameters by name, the
 # head (0 with one temperature a layer), the features of all heads at the token, its hidden state, n, its z.
 
 Numbers = list[float]
@@ -73,29 +71,40 @@ def shared(p, head, features, hidden, n, z, per) -> float:
     return math.tanh(sum(dot(p["weight"][h], gelu(features[h])) for h in heads))
 
 
-EQUATIONS: dict[str, Callable[..., float]] = {
-    "shared": shared,
-    "mlp": lambda p, h, f, x, n, z, per: math.tanh(dot(p["weight"][h], gelu([dot(row, x) for row in p["first"]]))),
-    "frequency": lambda p, h, f, x, n, z, per: math.tanh(p["slope"][h] * z + p["bias"][h]),
-    "gate": lambda p, h, f, x, n, z, per: sigmoid(dot(p["weight"][h], x)) - 1,
-    "log": lambda p, h, f, x, n, z, per: sigmoid(p["alpha"][h]) * math.log(n),
-    "released": lambda p, h, f, x, n, z, per: math.exp(-math.exp(p["beta"][h])) * math.log(n),
-    "released_linear": lambda p, h, f, x, n, z, per: p["beta"][h] * math.log(n),
-    "ssmax": lambda p, h, f, x, n, z, per: p["s"][h] * math.log(n) - 1,
-    "qwen_logn": lambda p, h, f, x, n, z, per: math.log(n) / math.log(3) - 1 if n > 3 else 0,
-    "llama4": lambda p, h, f, x, n, z, per: 0.1 * math.log(n // 2 + 1),
-    "constant": lambda p, h, f, x, n, z, per: p["weight"][h] - 1,
-    "yarn": lambda p, h, f, x, n, z, per: 0.1 * math.log(2),
-    "rms_norm": lambda p, h, f, x, n, z, per: None,  # a vector: below
+class Stated(NamedTuple):
+    """What is stated about a term: its equation, and how many parameters it has for each head and for each layer."""
+
+    equation: Callable[..., float] | None
+    counts: tuple[int, int] = (H, 1)
+
+
+STATED: dict[str, Stated] = {
+    "shared": Stated(shared, (H * D, H * D)),
+    "mlp": Stated(
+        lambda p, h, f, x, n, z, per: math.tanh(dot(p["weight"][h], gelu([dot(row, x) for row in p["first"]]))),
+        (4 * WIDTH + H * 4, 4 * WIDTH + 4),
+    ),
+    "frequency": Stated(lambda p, h, f, x, n, z, per: math.tanh(p["slope"][h] * z + p["bias"][h]), (2 * H, 2)),
+    "gate": Stated(lambda p, h, f, x, n, z, per: sigmoid(dot(p["weight"][h], x)) - 1, (H * WIDTH, WIDTH)),
+    "log": Stated(lambda p, h, f, x, n, z, per: sigmoid(p["alpha"][h]) * math.log(n)),
+    "released": Stated(lambda p, h, f, x, n, z, per: math.exp(-math.exp(p["beta"][h])) * math.log(n)),
+    "released_linear": Stated(lambda p, h, f, x, n, z, per: p["beta"][h] * math.log(n)),
+    "ssmax": Stated(lambda p, h, f, x, n, z, per: p["s"][h] * math.log(n) - 1),
+    "constant": Stated(lambda p, h, f, x, n, z, per: p["weight"][h] - 1),
+    "yarn": Stated(lambda p, h, f, x, n, z, per: 0.1 * math.log(2), (0, 0)),
+    "rms_norm": Stated(None, (D, D)),  # a vector: test_rms_norm_is_the_norm_of_each_head
 }
 
 
-@pytest.mark.parametrize("per", ["head", "layer"])
-@pytest.mark.parametrize(("slot", "name"), [part for part in PARTS if part[1] != "rms_norm"])
+@every_per
+@every_term
 def test_equals_the_equation_scalar_by_scalar(slot: str, name: str, per: str) -> None:
+    equation = STATED[name].equation
+    if equation is None:
+        pytest.skip("not a scalar")
     tau = randomized(build(per, **{slot: name}))
     features, tokens = batch()
-    parameters = {key: value.tolist() for key, value in tau.parts[slot].named_parameters()}
+    parameters = {key: value.tolist() for key, value in tau.terms[slot].named_parameters()}
     heads = H if per == "head" else 1
     got = tau(features, tokens).expand(B, heads, T, 1)
     assert got.dtype == torch.float32
@@ -104,34 +113,34 @@ def test_equals_the_equation_scalar_by_scalar(slot: str, name: str, per: str) ->
             for i in range(T):
                 at = (features[b, :, i].tolist(), tokens.hidden[b, i].tolist())
                 n, z = tokens.visible[b, i].item(), tokens.log_frequency[b, i].item()
-                want = 1 + EQUATIONS[name](parameters, h, *at, n, z, per)
+                want = 1 + equation(parameters, h, *at, n, z, per)
                 assert got[b, h, i, 0].item() == pytest.approx(want, abs=2e-6)
 
 
 def test_rms_norm_is_the_norm_of_each_head() -> None:
-    tau = randomized(build(base="rms_norm"))
+    tau = randomized(build(multiplier="rms_norm"))
     features, tokens = batch()
-    want = F.rms_norm(features, (D,), tau.parts["base"].weight, eps=1e-6)
+    want = F.rms_norm(features, (D,), tau.terms["multiplier"].weight, eps=1e-6)
     torch.testing.assert_close(scale(features, tau(features, tokens)), want)
 
 
 def test_the_sum_of_the_paper() -> None:
     both = randomized(build(token="shared", position="log"))
     features, tokens = batch()
-    parts = both.parts["token"](features, tokens) + both.parts["position"](features, tokens)
-    torch.testing.assert_close(both(features, tokens), 1 + parts)
+    terms = both.terms["token"](features, tokens) + both.terms["position"](features, tokens)
+    torch.testing.assert_close(both(features, tokens), 1 + terms)
 
 
-def test_a_base_multiplies_and_the_others_read_what_it_made() -> None:
-    tau = randomized(build(base="rms_norm", token="shared", position="log"))
+def test_a_multiplier_scales_what_the_other_terms_read() -> None:
+    tau = randomized(build(multiplier="rms_norm", token="shared", position="log"))
     features, tokens = batch()
-    base = tau.parts["base"](features, tokens)
-    inner = 1 + tau.parts["token"](features * base, tokens) + tau.parts["position"](features, tokens)
-    torch.testing.assert_close(tau(features, tokens), base * inner)
+    multiplier = tau.terms["multiplier"](features, tokens)
+    inner = 1 + tau.terms["token"](features * multiplier, tokens) + tau.terms["position"](features, tokens)
+    torch.testing.assert_close(tau(features, tokens), multiplier * inner)
 
 
-@pytest.mark.parametrize("per", ["head", "layer"])
-@pytest.mark.parametrize(("slot", "name"), PARTS)
+@every_per
+@every_term
 def test_gradients_are_right_in_float64(slot: str, name: str, per: str) -> None:
     tau = randomized(build(per, **{slot: name})).double()
     features, tokens = batch(torch.float64)
@@ -145,7 +154,7 @@ def test_gradients_are_right_in_float64(slot: str, name: str, per: str) -> None:
     assert torch.autograd.gradcheck(call, (features, tokens.hidden, *tau.parameters()))
 
 
-@pytest.mark.parametrize(("slot", "name"), PARTS)
+@every_term
 def test_its_value_moves_with_each_of_its_parameters(slot: str, name: str) -> None:
     tau = randomized(build(**{slot: name}))
     features, tokens = batch()
@@ -158,70 +167,49 @@ def test_its_value_moves_with_each_of_its_parameters(slot: str, name: str) -> No
         before = after
 
 
-COUNTS = {
-    "shared": (H * D, H * D),
-    "mlp": (4 * WIDTH + H * 4, 4 * WIDTH + 4),
-    "frequency": (2 * H, 2),
-    "gate": (H * WIDTH, WIDTH),
-    "constant": (H, 1),
-    "rms_norm": (D, D),
-    "yarn": (0, 0),
-    "qwen_logn": (0, 0),
-    "llama4": (0, 0),
-}
-
-
-@pytest.mark.parametrize(("slot", "name"), PARTS)
+@every_term
 def test_parameter_counts_are_those_stated(slot: str, name: str) -> None:
-    for per, want in zip(("head", "layer"), COUNTS.get(name, (H, 1)), strict=True):
+    for per, want in zip(("head", "layer"), STATED[name].counts, strict=True):
         assert sum(parameter.numel() for parameter in build(per, **{slot: name}).parameters()) == want
 
 
-@pytest.mark.parametrize(("slot", "name"), PARTS)
+@every_term
 def test_starts_at_the_identity_or_says_that_it_does_not(slot: str, name: str) -> None:
     tokens = Tokens(torch.randn(1, 1024, WIDTH), torch.arange(1, 1025), torch.randn(1, 1024))
     for settings in (
         {"alpha_init": -10.0, "beta_init": 3.0, "yarn_factor": 1.0},
         {"alpha_init": -4.5, "beta_init": 1.5, "yarn_factor": 2.0, "slope_init": 0.5},
-        {"train_length": 64, "floor_length": 100},
     ):
         tau = build(**{slot: name}, settings=settings)
         distance = (tau(torch.randn(1, H, 1024, D), tokens) - 1).abs().max().item()
         assert (distance < 1e-3) == tau.starts_at_identity
 
 
-def test_says_how_far_the_position_aware_part_can_get() -> None:
+def test_the_position_term_is_bounded() -> None:
     tau = build(position="log", settings={"alpha_init": -10.0})
-    assert tau.position_reach(2.0, 1024) == pytest.approx(sigmoid(-8.0) * math.log(1024))
-    assert build(token="shared").position_reach(2.0, 1024) is None
+    assert tau.largest_position_term(2.0, 1024) == pytest.approx(sigmoid(-8.0) * math.log(1024))
+    assert build(token="shared").largest_position_term(2.0, 1024) is None
 
 
-def test_every_setting_is_of_a_part() -> None:
+def test_every_setting_is_of_a_term() -> None:
     everything = TemperatureConfig().unused_settings
-    assert everything == set(TemperatureConfig.model_fields) - {"name", "query", "key", "value", "output", "per"}
-    used = TemperatureConfig(query=ScalarTemperature(token="mlp", position="llama4"))
-    assert everything - used.unused_settings == {"mlp_hidden", "floor_length", "floor_scale"}
+    assert everything == set(TemperatureConfig().plain()) - {"name", "query", "key", "value", "output", "per"}
+    used = TemperatureConfig(query=Terms(token="mlp", position="log"))
+    assert everything - used.unused_settings == {"mlp_hidden", "alpha_init"}
 
 
-@pytest.mark.parametrize(
-    ("slot", "name", "settings", "until"),
-    [
-        ("position", "qwen_logn", {"train_length": 3}, 3),
-        ("position", "llama4", {"floor_length": 5}, 4),
-        ("base", "yarn", {"yarn_factor": 1.0}, T),
-        ("base", "yarn", {"yarn_factor": 2.0}, 0),
-        ("position", "log", {}, 0),
-        ("token", "shared", {}, 0),
-    ],
-)
-def test_says_up_to_where_it_is_a_no_op(slot: str, name: str, settings: dict, until: int) -> None:
-    tau = randomized(build(**{slot: name}, settings=settings))
-    features, tokens = batch()
-    values = tau(features, tokens._replace(visible=torch.arange(1, T + 1))).expand(B, H, T, 1)
-    for n in range(1, T + 1):
-        assert tau.is_identity_up_to(n) == (n <= until)
-    assert values[:, :, :until].eq(1).all()
-    assert until == T or not values[:, :, until:].eq(1).all()
+@pytest.mark.parametrize("terms", [Terms(token="own"), Terms(token="log"), Terms(multiplier="shared")], ids=str)
+def test_a_term_that_the_slot_does_not_have_is_refused(terms: Terms) -> None:
+    with pytest.raises(ValueError, match=r"valid: none, (shared, mlp, frequency, gate|constant, yarn, rms_norm)$"):
+        Temperature(terms, SHAPE, TemperatureConfig())
+
+
+@every_term
+def test_every_parameter_is_reset(slot: str, name: str) -> None:
+    tau = build(**{slot: name})
+    start = {key: tensor.clone() for key, tensor in tau.state_dict().items()}
+    randomized(tau).reset_parameters(torch.Generator().manual_seed(0))
+    assert all(torch.equal(tensor, start[key]) for key, tensor in tau.state_dict().items())
 
 
 def test_the_paper_starts_at_the_identity_within_the_stated_tolerance() -> None:
@@ -237,12 +225,12 @@ def test_is_exactly_one_at_the_identity() -> None:
     assert tau(*batch()).eq(1).all()
 
 
-@pytest.mark.parametrize("per", ["head", "layer"])
+@every_per
 @pytest.mark.parametrize("name", ["shared", "mlp"])
-def test_token_parts_learn_from_their_start(name: str, per: str) -> None:
+def test_token_terms_learn_from_their_start(name: str, per: str) -> None:
     tau = build(per, token=name)
     tau(*batch()).sum().backward()
-    assert tau.parts["token"].weight.grad.abs().min() > 0
+    assert tau.terms["token"].weight.grad.abs().min() > 0
 
 
 def test_stays_float32_under_autocast_and_resolves_what_bf16_cannot() -> None:
@@ -256,8 +244,8 @@ def test_stays_float32_under_autocast_and_resolves_what_bf16_cannot() -> None:
     assert scale(features, values).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("slot", "name"), PARTS)
-def test_every_part_is_float32_under_autocast(slot: str, name: str) -> None:
+@every_term
+def test_every_term_is_float32_under_autocast(slot: str, name: str) -> None:
     features, tokens = batch()
     with torch.autocast("cpu", torch.bfloat16):
         values = build(**{slot: name})(features.bfloat16(), tokens._replace(hidden=tokens.hidden.bfloat16()))
@@ -272,15 +260,15 @@ def test_scaling_multiplies_in_float32() -> None:
 
 def test_only_what_is_asked_for_is_built() -> None:
     assert not build_temperatures(TemperatureConfig(), SHAPE)
-    one = build_temperatures(TemperatureConfig(key=ScalarTemperature(position="log")), SHAPE)
+    one = build_temperatures(TemperatureConfig(key=Terms(position="log")), SHAPE)
     assert list(one) == ["key"]
     assert [tuple(p.shape) for p in one.parameters()] == [(H,)]
-    assert not build_temperatures(TemperatureConfig(query=ScalarTemperature()), SHAPE)
+    assert not build_temperatures(TemperatureConfig(query=Terms()), SHAPE)
 
 
 def test_keys_and_values_have_their_own_number_of_heads() -> None:
-    log = ScalarTemperature(position="log")
-    built = build_temperatures(TemperatureConfig(query=log, key=log, value=log, output=log), SHAPE, kv_heads=1)
+    log = Terms(position="log")
+    built = build_temperatures(TemperatureConfig(query=log, key=log, value=log, output=log), SHAPE, n_kv_head=1)
     assert {name: sum(p.numel() for p in tau.parameters()) for name, tau in built.items()} == {
         "query": H,
         "key": 1,
@@ -289,13 +277,9 @@ def test_keys_and_values_have_their_own_number_of_heads() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("names", "parts"),
-    [
-        (TokenPartName, rules.TOKEN_PARTS),
-        (PositionPartName, rules.POSITION_PARTS),
-        (BasePartName, rules.BASE_PARTS),
-    ],
-)
-def test_every_name_of_the_config_is_a_part(names: object, parts: dict[str, type[Part]]) -> None:
-    assert set(get_args(names)) == {"none", *parts}
+@every_term
+def test_every_term_has_a_rule(slot: str, name: str) -> None:
+    """The command line refuses terms that no file of a rule has."""
+    rules = [yaml.safe_load(file.read_text()) for file in (ROOT / "conf" / "model" / "temperature").glob("*.yaml")]
+    assert slot in SLOTS
+    assert any((rule.get(projection) or {}).get(slot) == name for rule in rules for projection in PROJECTIONS)

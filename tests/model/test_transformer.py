@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from ssa.model.attention import CausalSelfAttention, Layout, causal_mask
-from ssa.model.config import ScalarTemperature
+from ssa.model.config import Terms
 from ssa.model.temperature_terms import Tokens
 from ssa.model.transformer import Transformer
 
 VOCAB = 61
-BOTH = ScalarTemperature(token="shared", position="log")
-OWN_LAYER = ScalarTemperature(token="mlp")
+BOTH = Terms(token="shared", position="log")
+OWN_LAYER = Terms(token="mlp")
 BACKBONES = {
     "gpt2": {},
     "pythia": {"positions": "rotary", "rotary_fraction": 0.5, "parallel_residual": True, "tie_embeddings": False},
@@ -42,7 +42,7 @@ def test_at_the_identity_ssa_is_vanilla_bit_for_bit(model_config, backbone: str)
     assert torch.equal(vanilla(ids(2, 40)), ssa(ids(2, 40)))
 
 
-@pytest.mark.parametrize("rule", [{"ssa": True}, {"query": OWN_LAYER}, {"output": ScalarTemperature(token="gate")}])
+@pytest.mark.parametrize("rule", [{"ssa": True}, {"query": OWN_LAYER}, {"output": Terms(token="gate")}])
 def test_variants_share_the_backbone_at_equal_seed(model_config, rule: dict) -> None:
     vanilla = Transformer(model_config(), VOCAB, seed=5).state_dict()
     ssa = Transformer(model_config(**rule), VOCAB, seed=5).state_dict()
@@ -95,9 +95,9 @@ def test_attention_equals_the_score_matrix_written_out(model_config, projection:
 @pytest.mark.parametrize("beta", [-1.0, 0.3, 1.5, 2.0])
 @pytest.mark.parametrize("form", ["released", "released_linear"])
 def test_released_equals_the_authors_formula_on_the_logits(model_config, form: str, beta: float) -> None:
-    attention = attention_of(model_config(query=ScalarTemperature(position=form), per="layer"))
+    attention = attention_of(model_config(query=Terms(position=form), per="layer"))
     with torch.no_grad():
-        attention.temperature["query"].parts["position"].beta.fill_(beta)
+        attention.temperature["query"].terms["position"].beta.fill_(beta)
     x, n = torch.randn(2, 30, 16), torch.arange(1.0, 31.0)
     q, k, v = (part.view(2, 30, 2, 8).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
     factor = math.exp(-math.exp(beta)) if form == "released" else beta

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pretrained_folders import SSA, ids, small, tensors_of, write_export, write_
 from safetensors.torch import save_file
 
 from ssa.errors import UserError
-from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.config import TemperatureConfig, Terms
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES
 from ssa.pretrained.load import from_pretrained, load_pretrained
@@ -30,7 +31,8 @@ def rule(name: str) -> TemperatureConfig:
     values: dict[str, Any] = {}
     for option in ("none", name):
         values |= yaml.safe_load((ROOT / "conf" / "model" / "temperature" / f"{option}.yaml").read_text())
-    return TemperatureConfig(**{key: value for key, value in values.items() if key not in ("defaults", "alpha_init")})
+    values.pop("defaults", None)
+    return TemperatureConfig.from_plain(values)
 
 
 # What is loaded
@@ -136,7 +138,7 @@ def test_memory_is_little_more_than_the_weights(tmp_path: Path) -> None:
 def test_an_export_comes_back_with_its_temperatures(name: str, tmp_path: Path) -> None:
     config = small("llama", rule(name))
     written = write_export(tmp_path, config, seed=5)
-    restarted = config.temperature.model_copy(update={"name": "mine", "alpha_init": -1.0, "beta_init": 0.5})
+    restarted = replace(config.temperature, name="mine", alpha_init=-1.0, beta_init=0.5)
     for loaded in (from_pretrained(str(tmp_path)), from_pretrained(str(tmp_path), restarted)):
         assert all(torch.equal(tensor, written.state_dict()[key]) for key, tensor in loaded.state_dict().items())
 
@@ -152,7 +154,7 @@ OTHER_RULES: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({"query": None, "value": None, "name": "none"}, "model.temperature=none: init_from=X has temperatures"),
     "less": ({"value": None}, "model.temperature.value.token=none: init_from=X has shared"),
     "another part": (
-        {"query": ScalarTemperature(token="gate", position="log")},
+        {"query": Terms(token="gate", position="log")},
         "model.temperature.query.token=gate: init_from=X has shared",
     ),
     "per": ({"per": "layer"}, "model.temperature.per=layer: init_from=X has head"),
@@ -165,6 +167,6 @@ def test_an_export_needs_its_rule(case: str, tmp_path: Path) -> None:
     change, expected = OTHER_RULES[case]
     write_export(tmp_path, small("gpt2", SSA))
     with pytest.raises(UserError) as error:
-        from_pretrained(str(tmp_path), SSA.model_copy(update=change))
+        from_pretrained(str(tmp_path), replace(SSA, **change))
     assert str(error.value).replace(str(tmp_path), "X").startswith(expected)
     assert "model/temperature=ssa" in str(error.value)

@@ -16,7 +16,7 @@ def test_counts_are_the_published_models_and_ssas(size: str) -> None:
     model = model_of(size, "ssa")
     count, config = model.count_parameters(), model.config
     assert count["total"] - count["temperature"] == PUBLISHED[size]
-    per_layer = (config.n_head + config.kv_heads) * (config.d_head + 1)  # w and alpha, on query and value
+    per_layer = (config.n_head + config.n_kv_head) * (config.head_dim + 1)  # w and alpha, on query and value
     assert count["temperature"] == config.n_layer * per_layer
     assert count["temperature"] / PUBLISHED[size] < 0.005
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.config import TemperatureConfig, Terms
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, spikiness
 from ssa.theory.ensemble import train
 
-CONSTANT = TemperatureConfig(name="constant", query=ScalarTemperature(base="constant"))
+CONSTANT = TemperatureConfig(name="constant", query=Terms(multiplier="constant"))
 
 
 def random_map(temperature: TemperatureConfig, *, width: int = 5, head_dim: int = 3, n_head: int = 2) -> AttentionMap:

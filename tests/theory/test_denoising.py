@@ -125,7 +125,7 @@ def mute(model: Denoiser, gain: float) -> None:
         model.value[m, m] = -8  # a feature of gelu 8 on noise, about 0 on the others
         model.output.zero_()
         model.output[:, :m] = gain * torch.eye(m)
-        token, position = (model.get_parameter(f"temperature.value.parts.{name}") for name in PARTS)
+        token, position = (model.get_parameter(f"temperature.value.terms.{name}") for name in PARTS)
         token[0, m] = -5
         position.fill_(-math.inf)
 
@@ -176,7 +176,7 @@ def trained(method: str, steps: int, frozen: bool = False) -> list[Denoiser]:
     models = [Denoiser(TASK, METHODS[method], seed) for seed in range(2)]
     if frozen:
         for model in models:
-            model.get_parameter("temperature.value.parts.position.alpha").data.fill_(-math.inf)
+            model.get_parameter("temperature.value.terms.position.alpha").data.fill_(-math.inf)
             for values in model.temperature.parameters():
                 values.requires_grad_(False)
 

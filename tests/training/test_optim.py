@@ -9,7 +9,7 @@ import torch
 
 from ssa.config import OptimConfig
 from ssa.errors import UserError
-from ssa.model.config import ScalarTemperature
+from ssa.model.config import Terms
 from ssa.model.transformer import Transformer
 from ssa.training.optim import build_optimizer, freeze, lr_factor, parameter_groups
 
@@ -36,8 +36,8 @@ def test_groups_decay_matrices_and_speed_up_temperatures(model_config) -> None:
     assert of["blocks.0.attention.qkv.weight"] == (1e-2, 0.1)
     assert of["blocks.0.attention.qkv.bias"] == (1e-2, 0.0)
     assert of["final_norm.weight"] == (1e-2, 0.0)
-    assert of["blocks.1.attention.temperature.query.parts.token.weight"] == (pytest.approx(3e-2), 0.0)
-    assert of["blocks.1.attention.temperature.value.parts.position.alpha"] == (pytest.approx(3e-2), 0.0)
+    assert of["blocks.1.attention.temperature.query.terms.token.weight"] == (pytest.approx(3e-2), 0.0)
+    assert of["blocks.1.attention.temperature.value.terms.position.alpha"] == (pytest.approx(3e-2), 0.0)
 
 
 def test_vanilla_has_no_temperature_group_and_frozen_parameters_none(model_config) -> None:
@@ -59,7 +59,7 @@ def test_temperatures_alone_are_trained_where_asked(model_config) -> None:
 
 
 def test_a_rule_without_parameters_cannot_be_trained_alone(model_config) -> None:
-    model = Transformer(model_config(query=ScalarTemperature(position="qwen_logn")), 61)
+    model = Transformer(model_config(query=Terms(multiplier="yarn")), 61)
     with pytest.raises(UserError, match="has no parameters"):
         freeze(model, optim(train="temperature"))
 
@@ -98,4 +98,4 @@ def test_the_first_step_has_a_rate_and_temperatures_move(model_config) -> None:
     schedule.step()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert any(name.endswith("alpha") for name in moved)
-    assert any("parts.token.weight" in name for name in moved)
+    assert any("terms.token.weight" in name for name in moved)

@@ -371,8 +371,3 @@ def test_token_frequencies_are_counted_and_kept(tiny) -> None:
     assert of_text.mean().item() == pytest.approx(0, abs=1e-3)
     assert of_text.std().item() == pytest.approx(1, abs=1e-3)
     assert np.all(np.diff(kept.numpy()[np.argsort(counts)]) >= 0)
-
-
-def test_a_no_op_is_named(tiny, capsys) -> None:
-    train(tiny("model/temperature=llama4"))
-    assert "the query temperature (llama4) is 1 at every position of data.block_size=64" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ssa.errors import UserError
 from ssa.model.attention import AttentionInputs
-from ssa.model.config import ModelConfig, ScalarTemperature
+from ssa.model.config import ModelConfig, Terms
 from ssa.model.transformer import Transformer
 from ssa.viz.temperature_map import (
     CONTROLS,
@@ -35,11 +35,11 @@ from ssa.viz.temperature_map_files import _cells, check_files, write_html, write
 
 IDS = [3, 1, 4, 1, 5, 9, 2]
 PARTS = {
-    "token and position": ScalarTemperature(token="shared", position="log"),
-    "of hidden states": ScalarTemperature(token="gate"),
-    "constant": ScalarTemperature(base="constant"),
-    "scalar": ScalarTemperature(base="yarn"),
-    "a number a feature": ScalarTemperature(base="rms_norm"),
+    "token and position": Terms(token="shared", position="log"),
+    "of hidden states": Terms(token="gate"),
+    "constant": Terms(multiplier="constant"),
+    "scalar": Terms(multiplier="yarn"),
+    "a number a feature": Terms(multiplier="rms_norm"),
 }
 
 
@@ -68,7 +68,7 @@ def test_temperatures_are_the_models(model: Callable[..., Transformer], parts: s
     with torch.no_grad():
         made(torch.tensor([IDS]), observe=seen.append)
     heads = 2 if of in ("key", "value") else 4
-    shape = (1, heads, len(IDS), made.config.d_head if parts == "a number a feature" else 1)
+    shape = (1, heads, len(IDS), made.config.head_dim if parts == "a number a feature" else 1)
     layers = [inputs.temperatures[of].broadcast_to(shape) for inputs in seen]
     expected = torch.stack([layer[0].mean(dim=-1) for layer in layers])  # (layers, H, T)
     torch.testing.assert_close(torch.tensor(token_temperatures(made, IDS, of)), expected.mean(dim=(0, 1)))
@@ -78,8 +78,8 @@ def test_temperatures_are_the_models(model: Callable[..., Transformer], parts: s
 
 
 def test_the_position_rule_by_hand(model: Callable[..., Transformer]) -> None:
-    made = model(query=ScalarTemperature(position="log"))
-    alpha = made.get_parameter("blocks.1.attention.temperature.query.parts.position.alpha")[3].item()
+    made = model(query=Terms(position="log"))
+    alpha = made.get_parameter("blocks.1.attention.temperature.query.terms.position.alpha")[3].item()
     expected = [1 + math.log(n) / (1 + math.exp(-alpha)) for n in range(1, len(IDS) + 1)]
     assert token_temperatures(made, IDS, "query", layer=1, head=3) == pytest.approx(expected, rel=1e-5)
 

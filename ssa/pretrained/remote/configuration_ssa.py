@@ -19,7 +19,7 @@ class SSAConfig(PretrainedConfig):
         kwargs: as of any config; what follows from the model cannot be set.
 
     Raises:
-        ValueError: ``ssa`` is no model (also as pydantic's ValidationError), or no vocabulary size is known.
+        ValueError: ``ssa`` describes no model, or no vocabulary size is known.
     """
 
     model_type = "ssa"
@@ -29,10 +29,10 @@ class SSAConfig(PretrainedConfig):
     def __init__(self, ssa: dict[str, Any] | None = None, vocab_size: int | None = None, **kwargs: Any) -> None:
         if ssa is None:
             raise ValueError("config.json: no key `ssa`, which describes the model")
-        model = ModelConfig.model_validate(ssa)
+        model = ModelConfig.from_plain(ssa)
         vocab_size = vocab_size or model.vocab_size
         if vocab_size is None:
             raise ValueError("config.json: no vocab_size")
-        self.ssa = model.model_dump(mode="json")
+        self.ssa = model.plain()
         self.use_cache = kwargs.pop("use_cache", True)
         super().__init__(**{**kwargs, **aliases(model, vocab_size)})

@@ -49,11 +49,11 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SSAConfig) -> None:
         super().__init__(config)
-        self.model = Transformer(ModelConfig.model_validate(config.ssa), config.vocab_size, seed=None)
+        self.model = Transformer(ModelConfig.from_plain(config.ssa), config.vocab_size, seed=None)
         self.post_init()
         self._keep_in_fp32_modules_strict = {"temperature", "log_frequency"}  # as in training, also in a bf16 model
         if self.model.token_embedding.weight.device.type != "meta":  # there, weights are yet to be loaded
-            self.model.initialize(int(torch.randint(2**31, ())))
+            self.model.reset_parameters(int(torch.randint(2**31, ())))
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ssa.model.config import Section
+from ssa.config import Section
 
 Name = Annotated[str, Field(min_length=1)]
 

@@ -25,7 +25,7 @@ from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.model.attention import AttentionInputs
 from ssa.model.attention_stats import query_key_norms
-from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.config import TemperatureConfig, Terms
 from ssa.model.transformer import Transformer
 from ssa.record.run_files import read_rows, read_summary
 from ssa.record.run_record import run_folder
@@ -112,9 +112,9 @@ def test_norms_are_those_of_the_matrix(model_type: str) -> None:
     norms, config = query_key_norms(made), made.config
     for layer, block in enumerate(made.blocks):
         weight = block.attention.qkv.weight.detach().double()
-        query, key, _ = weight.split([32, config.kv_heads * 8, config.kv_heads * 8])
+        query, key, _ = weight.split([32, config.n_kv_head * 8, config.n_kv_head * 8])
         for head in range(4):
-            group = head // (4 // config.kv_heads)
+            group = head // (4 // config.n_kv_head)
             matrix = query[8 * head : 8 * head + 8].T @ key[8 * group : 8 * group + 8] / math.sqrt(8)  # (D, D)
             assert norms[layer, head].item() == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-10)
 
@@ -179,7 +179,7 @@ def test_each_scaled_thing_has_its_own_heads() -> None:
 
 
 def test_a_temperature_that_differs_by_feature_scales_no_norm() -> None:
-    measured = measure(model("gpt2", TemperatureConfig(query=ScalarTemperature(base="rms_norm"))), batch())
+    measured = measure(model("gpt2", TemperatureConfig(query=Terms(multiplier="rms_norm"))), batch())
     found = tables(measured)
     assert measured.tau_norms is None
     assert "norms" not in found
@@ -188,9 +188,7 @@ def test_a_temperature_that_differs_by_feature_scales_no_norm() -> None:
 
 
 def test_correlations_with_position_and_frequency() -> None:
-    made = model(
-        "gpt2", TemperatureConfig(query=ScalarTemperature(position="log"), value=ScalarTemperature(base="yarn"))
-    )
+    made = model("gpt2", TemperatureConfig(query=Terms(position="log"), value=Terms(multiplier="yarn")))
     summary = summary_of(measure(made, batch()))
     assert summary["temperature/query/correlation_log_n"] == pytest.approx(1)
     assert abs(summary["temperature/query/correlation_log_count"]) < 0.9
@@ -202,7 +200,7 @@ def test_correlations_with_position_and_frequency() -> None:
 
 
 def test_tokens_are_listed_with_counts_and_texts() -> None:
-    made = model("gpt2", TemperatureConfig(query=ScalarTemperature(token="shared")))
+    made = model("gpt2", TemperatureConfig(query=Terms(token="shared")))
     repeated = torch.tensor([[1, 2, 3, 4] * 6, [4, 3, 2, 1] * 5 + [9] * 4])
     measured = measure(made, Batch(repeated, None, np.arange(VOCAB) * 7))
     found = tables(measured)

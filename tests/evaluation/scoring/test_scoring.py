@@ -16,11 +16,11 @@ from ssa.evaluation.scoring import batching, scoring
 from ssa.evaluation.scoring.batching import in_batches
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.scoring import Request, Score, score_requests
-from ssa.model.config import ScalarTemperature, TemperatureConfig
+from ssa.model.config import TemperatureConfig, Terms
 from ssa.model.generation import generate
 
 CONTEXT = 64  # all learned positions
-RULES = TemperatureConfig(name="rules", query=ScalarTemperature(token="frequency", position="ssmax"))
+RULES = TemperatureConfig(name="rules", query=Terms(token="frequency", position="ssmax"))
 MODELS = {
     "gpt2": ("gpt2", VANILLA),
     "gpt2, everything scaled": ("gpt2", EVERYTHING),

@@ -309,7 +309,7 @@ def folder(tmp_path: Path) -> Path:
 
 def write(model: Transformer, folder: Path) -> Path:
     described = {"model_type": "ssa", "vocab_size": tokenizer().vocab_size}
-    described["ssa"] = model.config.model_dump(mode="json")
+    described["ssa"] = model.config.plain()
     write_files(folder, described, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
     (folder / "tokenizer.json").write_text(tokenizer().definition, encoding="utf-8")
     return folder
