@@ -15,6 +15,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 TableRow = Mapping[str, Any]
 _NOTHING = ("", "-")
+UNKNOWN = "The paper's values are not known."
 _NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*%?( (\[.*\]|\+- .*))?")
 
 
@@ -124,11 +126,14 @@ class ExperimentContext:
             rows: as they are to be read; a cell is text or a number.
             notes: units, scale, seeds, what the interval is.
         """
-        columns = [_cells_of(name, [_cell(row[name]) for row in rows]) for name in rows[0]]
-        self.show(tables.Table(title, notes, tuple(rows[0]), tuple(zip(*columns, strict=True))))
+        names = [name for name in rows[0] if name != "paper" or any(row[name] not in _NOTHING for row in rows)]
+        columns = [_cells_of(name, [_cell(row[name]) for row in rows]) for name in names]
+        self.show(tables.Table(title, notes, tuple(names), tuple(zip(*columns, strict=True))))
 
     def show(self, table: tables.Table) -> None:
         """Writes a table as ``<scale>_summary`` in all its forms, and prints it."""
+        if all(cell["value"] == "-" for cell in references(self.experiment.name)):
+            table = replace(table, caption=f"{table.caption} {UNKNOWN}")
         plain = to_json(table.plain())
         forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html(), "json": plain}
         for ending, text in forms.items():

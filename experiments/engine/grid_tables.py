@@ -59,7 +59,8 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
     """
     grid, several = results.grid, len(results.grid.groups) > 1
     papers = {(cell["quantity"], cell["method"]): cell for cell in references}
-    with_paper = {metric.name for metric in grid.metrics if any(key[0].endswith(f": {metric.name}") for key in papers)}
+    known = [cell["quantity"] for cell in references if cell["value"] != "-"]
+    with_paper = {metric.name for metric in grid.metrics if any(key.endswith(f": {metric.name}") for key in known)}
     columns = ["model", "temperature"] if several else ["temperature"]
     for metric in grid.metrics:
         columns += [metric.name, *(["difference", "p (Holm)"] if metric.compared else [])]

@@ -208,7 +208,7 @@ def _compare(
     }
     context.summary(
         "Figure 1.",
-        [{"quantity": name, "ours": shown(estimate), "paper": "-"} for name, estimate in estimates.items()],
+        [{"quantity": name, "mean": shown(estimate)} for name, estimate in estimates.items()],
         f"Inverse temperatures of the {settings.of}, means over layers and heads, of a text of {own.shape[1]} tokens; "
         f" 95 % intervals (Student's t, {len(own)} seeds); correlations are Spearman's, over tokens, of what log n "
         f"does not explain; scale={settings.scale}.",

@@ -22,7 +22,7 @@ def run(settings: NormSettings, context: ExperimentContext) -> None:
         f"Mean [95 % interval] over {settings.seeds} seeds; ratios: geometric mean, paired at equal seed. "
         "norm: mean over tokens (and heads) of the operator norm of tau_i W. Fit: at equal KL to the target. Lookup: "
         "at the learning rate that suits vanilla best. Spikiness: share of the keys attended to, lower is spikier. "
-        f"Paper: no number of this figure is known. scale={settings.scale}.",
+        f"scale={settings.scale}.",
     )
     for panel in panels:
         for conclusion in panel.conclusions:

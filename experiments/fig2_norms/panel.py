@@ -46,7 +46,7 @@ def summary_row(
         if method != baseline:
             estimate = ratio(values[method], values[baseline]) if method in values else _NONE
             row[f"{label} / {LABELS[baseline]}"] = shown(estimate)
-    return {**row, "paper": "-"}
+    return row
 
 
 def _mean(values: Sequence[float]) -> str:

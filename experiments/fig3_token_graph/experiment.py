@@ -30,7 +30,7 @@ def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
         f"Mean [95 % interval] over {settings.seeds} seeds (default) or {settings.grid_seeds} (other cells), which "
         "differ from the default in what they are called by; each method at its best learning rate of those tried. "
         "Cross-entropy less the graph's entropy, nats a token. L1: sum over tokens of |P - P*|, mean under pi. "
-        "Less vanilla: paired at equal seed. Paper: no number of this figure is known.",
+        "Less vanilla: paired at equal seed.",
     )
     figures.matrices(context, settings, found[0])
     figures.grid(context, settings, found)

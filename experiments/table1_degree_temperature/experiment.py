@@ -37,8 +37,8 @@ def run(settings: TokenGraphSettings, context: ExperimentContext) -> None:
         f"learning rate {best['ssa']:g} by cross-entropy. Logits' spread: standard deviation over the vocabulary, "
         f"before the temperature and after it, and vanilla's at its best learning rate {best['vanilla']:g}. Last "
         "columns: the temperature at the other learning rates. eta squared: share of the variance of the temperature "
-        "over nodes that the degree explains. -: not known of the paper, or undefined because all temperatures of a "
-        "run are equal.",
+        "over nodes that the degree explains. -: undefined because all temperatures of a run "
+        "are equal.",
     )
     _draw(settings, context, found["ssa"][best["ssa"]], best["ssa"])
     measured = [association(run["temperature"], run["degree"]) for run in found["ssa"][best["ssa"]]]

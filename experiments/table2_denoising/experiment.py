@@ -32,8 +32,7 @@ def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
         "contexts, in per cent. Not trained: Monte Carlo on all of them, +- one standard error. Closed form: the risk "
         "itself; of a trained row, the least that a marker-only map and temperature of its kind can have. "
         "Checks (no run beats Bayes beyond noise; Monte Carlo agrees with closed forms): "
-        f"{'all passed' if not failed else '; '.join(row['check'] for row in failed) + ' FAILED'}. "
-        "Paper: its numbers are not known to us.",
+        f"{'all passed' if not failed else '; '.join(row['check'] for row in failed) + ' FAILED'}.",
     )
     figures.draw(context, settings, found)
     for conclusion in _conclusions(found):
