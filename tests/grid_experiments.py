@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.engine import context as context_module
 from experiments.engine import experiment as experiment_module
 from ssa.config import SCALES
 
@@ -24,17 +23,17 @@ GRID: dict[str, Any] = {
         {"name": "parameters", "key": "parameters.total", "digits": 0},
     ],
     "claims": [{"group": "GPT-2", "row": "SSA", "against": "vanilla", "metric": "loss"}],
-    "notes": "Loss in nats a token.",
+    "notes": "Loss in nats per token.",
 }
 TINY = ("scale=smoke", "trainer.steps=4", "optim.warmup_steps=1", "trainer.eval_every=2", "data.max_eval_tokens=1024")
 # The command line of `python -m experiments`, whose experiments are in the folder that is its first argument
 PROGRAM = """
 import sys
 from pathlib import Path
-from experiments.engine import experiment, context
+from experiments.engine import experiment
 from experiments.__main__ import main
 if __name__ == "__main__":
-    experiment.EXPERIMENTS = experiment.SHARED = context.EXPERIMENTS = Path(sys.argv[1])
+    experiment.EXPERIMENTS = experiment.SHARED = Path(sys.argv[1])
     sys.exit(main(sys.argv[2:]))
 """
 
@@ -63,4 +62,3 @@ def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Replaces the experiments of this package by those in a folder."""
     patch.setattr(experiment_module, "EXPERIMENTS", folder)
     patch.setattr(experiment_module, "SHARED", folder)
-    patch.setattr(context_module, "EXPERIMENTS", folder)

@@ -55,7 +55,7 @@ def run(settings: DilutionSettings, context: ExperimentContext) -> None:
         "Attention dilution.",
         [_row(runs, rule, base) for rule in settings.rules],
         "Slope of entropy in log n, entropies and loss in nats; tau norm: operator norm of the query-key matrix times "
-        "the query's temperature (figure 2, here of language models); means over layers, heads and tokens; 95 % "
+        "the query's temperature (figure 2, here of language models); means over layers, heads and tokens; 95% "
         f"intervals (Student's t, {settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed; "
         f"scale={settings.scale}.",
     )
@@ -118,7 +118,7 @@ def _draw(context: ExperimentContext, positions: list[dict[str, Any]], settings:
     caption = (
         "Entropy of attention in nats against the number n of tokens in sight, mean over layers, heads and tokens. "
         f"Left: by temperature. Right: difference to {NAMES.get(base, base)} at equal seed. "
-        f"Bands: 95 % intervals (Student's t, {settings.seeds} seeds)."
+        f"Bands: 95% intervals (Student's t, {settings.seeds} seeds)."
     )
     with context.figure("dilution", 7, 3.6, caption) as figure:
         left, right = figure.subplots(1, 2)

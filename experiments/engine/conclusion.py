@@ -1,4 +1,4 @@
-"""What an experiment comes to, in one sentence that its interval supports."""
+"""Conclusions: claims decided by a confidence interval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Verdict = Literal["holds", "does not hold", "undecided"]
 
 
 def shown(estimate: Estimate, digits: int = 3) -> str:
-    """``1.23 [1.1, 1.36]``: the mean and its interval, for a table; a dash for what has no mean."""
+    """``1.23 [1.10, 1.36]``: the mean and its interval; a dash if there is none."""
     if math.isnan(estimate.mean):
         return "-"
     mean, low, high = (f"{value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
@@ -21,14 +21,14 @@ def shown(estimate: Estimate, digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """A claim and the number that decides it.
+    """A claim and the estimate that decides it.
 
     Attributes:
-        claim: what would be true, as a clause: "a query temperature fits the same maps with a smaller norm".
-        quantity: what was estimated, with its unit: "difference of the norms, SSA - vanilla".
-        estimate: of the quantity, over seeds.
-        expected: on which side of ``threshold`` the claim puts it.
-        threshold: for a difference 0, for a ratio 1.
+        claim: a clause: "a query temperature fits the same maps with a smaller norm".
+        quantity: what is estimated, with its unit: "difference of the norms, SSA - vanilla".
+        estimate: the quantity over seeds.
+        expected: the side of ``threshold`` that the claim predicts.
+        threshold: 0 for a difference, 1 for a ratio.
     """
 
     claim: str
@@ -39,7 +39,7 @@ class Conclusion:
 
     @property
     def verdict(self) -> Verdict:
-        """Holds where the whole interval is on the claim's side, does not hold where it is on the other."""
+        """Decided if the whole interval is on one side of the threshold."""
         above, below = self.estimate.low > self.threshold, self.estimate.high < self.threshold
         if not above and not below:
             return "undecided"
@@ -47,15 +47,14 @@ class Conclusion:
 
     @property
     def sentence(self) -> str:
-        """For a reader."""
         mean, low, high = map(self._digits, (self.estimate.mean, self.estimate.low, self.estimate.high))
         return (
-            f"{self.verdict.capitalize()}: {self.claim} ({self.quantity}: {mean}, 95 % interval {low} to {high}, "
+            f"{self.verdict.capitalize()}: {self.claim} ({self.quantity}: {mean}, 95% interval {low} to {high}, "
             f"{self.estimate.n} seeds)."
         )
 
     def _digits(self, value: float) -> str:
-        """Three, or as many as tell the number from the threshold."""
+        """At least three digits, and enough to distinguish the value from the threshold."""
         for digits in range(3, 17):
             text = f"{value:.{digits}g}"
             if float(text) != self.threshold or value == self.threshold:
@@ -63,7 +62,6 @@ class Conclusion:
         return text
 
     def row(self) -> dict[str, Any]:
-        """For a table."""
         return {
             "claim": self.claim,
             "verdict": self.verdict,

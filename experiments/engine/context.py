@@ -28,7 +28,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from experiments.engine.conclusion import Conclusion
-from experiments.engine.experiment import BOOKKEEPING, EXPERIMENTS, Experiment, ExperimentSettings
+from experiments.engine.experiment import BOOKKEEPING, Experiment, ExperimentSettings
 from experiments.engine.job_cache import CachedJob, JobCache
 from ssa.errors import UserError
 from ssa.files import hash_of, to_json, write_atomic, write_json
@@ -52,13 +52,13 @@ class ExperimentContext:
     """Computes jobs, trains runs and writes results for an experiment's ``run``.
 
     Raises:
-        UserError: results cannot be written where they are to go.
+        UserError: a folder cannot be written.
     """
 
     def __init__(self, experiment: Experiment, settings: ExperimentSettings, console: Console) -> None:
         self.experiment, self.settings, self.console = experiment, settings, console
         self.folder = Path(settings.to) if settings.to else self._default_folder
-        self._staging = self.folder / f".{settings.scale}.{os.getpid()}.partial"  # another launcher has its own
+        self._staging = self.folder / f".{settings.scale}.{os.getpid()}.partial"  # one for each process
         kept = Path(settings.output_dir) / "experiments" / "cached_jobs"
         try:
             for left in self.folder.glob(f".{settings.scale}.*.partial"):
@@ -79,7 +79,7 @@ class ExperimentContext:
 
     @cached_property
     def _default_folder(self) -> Path:
-        if self.experiment.is_as_scaled(self.settings):
+        if self.experiment.has_default_settings(self.settings):
             return self.experiment.folder / "results"
         digest = hash_of(self.settings.model_dump(exclude=BOOKKEEPING))[:8]
         return Path(self.settings.output_dir) / "experiments" / self.experiment.name / digest
@@ -119,12 +119,12 @@ class ExperimentContext:
         self.text(f"{name}.csv", text.getvalue())
 
     def summary(self, title: str, rows: Sequence[TableRow], notes: str = "") -> None:
-        """`show`, of plain rows.
+        """Shows rows of text or numbers as a table, without ``paper`` if none of its values is known.
 
         Args:
-            title: what it shows.
-            rows: as they are to be read; a cell is text or a number.
-            notes: units, scale, seeds, what the interval is.
+            title: a few words.
+            rows: cells by column.
+            notes: the caption: units, scale, seeds, kind of interval.
         """
         names = [name for name in rows[0] if name != "paper" or any(row[name] not in _NOTHING for row in rows)]
         columns = [_cells_of(name, [_cell(row[name]) for row in rows]) for name in names]
@@ -132,7 +132,7 @@ class ExperimentContext:
 
     def show(self, table: tables.Table) -> None:
         """Writes a table as ``<scale>_summary`` in all its forms, and prints it."""
-        if all(cell["value"] == "-" for cell in references(self.experiment.name)):
+        if all(cell["value"] == "-" for cell in self.experiment.references()):
             table = replace(table, caption=f"{table.caption} {UNKNOWN}")
         plain = to_json(table.plain())
         forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html(), "json": plain}
@@ -142,15 +142,17 @@ class ExperimentContext:
         printed = Table(*(Column(name, no_wrap=True) for name in table.columns), box=box.SIMPLE_HEAD)
         for row in table.rows:
             texts = [f"{cell.shown} [{marks[cell.note]}]" if cell.note else cell.shown for cell in row]
-            printed.add_row(*map(Text, texts))  # what is in brackets is not Rich's markup
+            printed.add_row(*map(Text, texts))  # brackets are not Rich markup
         width = Measurement.get(self.console, self.console.options.update(max_width=1000), printed).maximum
-        Console(width=max(width, self.console.width)).print(printed)  # a narrow terminal wraps it: no number is cut
+        Console(width=max(width, self.console.width)).print(
+            printed
+        )  # on a narrow terminal lines wrap, but no number is cut
         for note, mark in marks.items():
             self.console.print(f"[{mark}] {note}", markup=False)
         self.console.print(table.caption, markup=False)
 
     def text(self, name: str, text: str) -> None:
-        """Writes ``<scale>_<name>``, whose name has its ending."""
+        """Writes ``<scale>_<name>``, where the name includes its suffix."""
         write_atomic(self.path(name), text)
 
     @contextmanager
@@ -158,9 +160,9 @@ class ExperimentContext:
         """A figure to draw into, written as ``<scale>_<name>.png`` and ``.svg`` when the block ends.
 
         Args:
-            name: of the files.
-            width, height: in inches.
-            caption: what is drawn, in which units, and of how many seeds; goes below.  The scale is added.
+            name: name of the files.
+            width, height: size in inches.
+            caption: quantities, units and seeds, drawn below the axes with the scale.
         """
         with plot_style.figure(width, height) as drawing:
             yield drawing
@@ -169,24 +171,24 @@ class ExperimentContext:
             plot_style.save(drawing, self.path(name))
 
     def conclude(self, conclusion: Conclusion) -> None:
-        """Takes down what the experiment comes to; the first is its main one."""
+        """Adds a conclusion; the first is the main one."""
         self.conclusions.append(conclusion)
 
     def path(self, name: str) -> Path:
-        """Where a file is written that will be among the results as ``<scale>_<name>``."""
+        """Where to write a file that becomes the result ``<scale>_<name>``."""
         return self._staging / f"{self.settings.scale}_{name}"
 
     def finish(self, seconds: float) -> None:
-        """Writes the conclusions and what they were computed with, and puts everything in its place.
+        """Writes conclusions and provenance, and moves all results into place.
 
         Args:
-            seconds: that this took, without what was kept from before.
+            seconds: wall time of this process.
         """
         if self.conclusions:
             self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
         commits, seconds_of_runs = {self._commit, *self._jobs.commits}, 0.0
         for run in self._runs:
-            with suppress(UserError, KeyError):  # a damaged one, which the table names
+            with suppress(UserError, KeyError):  # a damaged run, which the table names
                 seconds_of_runs += read_summary(run)["wall_seconds"]
                 commits.add(_commit_of(run))
         write_json(
@@ -209,14 +211,14 @@ class ExperimentContext:
             path.replace(self.folder / path.name)
         for path in self.folder.glob(f"{self.settings.scale}_*"):
             if path.name not in written:
-                path.unlink(missing_ok=True)  # of an earlier time
+                path.unlink(missing_ok=True)  # from an earlier version
         self._staging.rmdir()
 
     def discard(self) -> None:
-        """Leaves the earlier results as they are."""
+        """Drops unfinished results; earlier ones stay."""
         shutil.rmtree(self._staging, ignore_errors=True)
         with suppress(OSError):
-            self.folder.rmdir()  # only where it is empty
+            self.folder.rmdir()  # only if empty
 
 
 def _commit_of(run: Path) -> str:
@@ -230,13 +232,7 @@ def _cell(value: Any) -> str:
 
 
 def _cells_of(name: str, column: Sequence[str]) -> list[tables.TableCell]:
-    """Of a column of plain texts: numbers, with or without an interval, are values where the whole column is."""
+    """Cells of a column of text; they are values if all of them are numbers, with or without an interval."""
     paper, is_number = name.startswith("paper"), all(_NUMBER.fullmatch(text) for text in column if text not in _NOTHING)
     state: tables.State = "reference" if paper else "value" if is_number else "text"
     return [tables.TableCell(text, "none" if text == "-" else state if text else "text") for text in column]
-
-
-def references(experiment: str) -> list[dict[str, str]]:
-    """The paper's cells of an experiment, of its ``reference.csv``."""
-    with (EXPERIMENTS / experiment / "reference.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

@@ -1,17 +1,18 @@
 """An experiment: a folder of this package with ``config.yaml``, ``reference.csv``, README and results.
 
-``config.yaml`` has a one-line purpose and the values of the settings at each scale.  ``experiment.py`` has
-``run(settings, context)``, where the annotation of ``settings`` names a subclass of `ExperimentSettings`; without
-``experiment.py``, ``config.yaml`` declares a grid of runs, for `experiments.engine.grid_experiment`.  Top-level imports
-of ``experiment.py`` are light: torch and matplotlib are imported where they are used, so that a mistyped key is refused
-at once.
+``config.yaml`` has a one-line purpose and the settings: ``all``, then each scale's own.  ``extends:`` names a file of
+`experiments/engine` with defaults.  ``experiment.py`` has ``run(settings, context)``, where the annotation of
+``settings`` names a subclass of `ExperimentSettings`; without ``experiment.py``, ``config.yaml`` declares a grid of
+runs, for `experiments.engine.grid_experiment`.  ``experiment.py`` imports torch and matplotlib only inside functions,
+so that a mistyped key is refused at once.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,8 @@ from ssa.config import PositiveInt, Scale, Section
 from ssa.config_errors import closest
 from ssa.errors import UserError
 
-EXPERIMENTS = Path(__file__).parents[1]  # a folder for each
-SHARED = Path(__file__).parent  # settings of all
+EXPERIMENTS = Path(__file__).parents[1]
+SHARED = Path(__file__).parent  # defaults shared by several experiments
 
 
 class ExperimentSettings(Section):
@@ -34,18 +35,18 @@ class ExperimentSettings(Section):
     scale: Scale = Field(
         "laptop", description="smoke: seconds; laptop: minutes on two cores; gpu; paper: as large as makes sense"
     )
-    seeds: Annotated[int, Field(ge=2)] = Field(description="how many, from 0")
-    jobs: PositiveInt = Field(2, description="processes at once, of one thread each; no number depends on it")
+    seeds: Annotated[int, Field(ge=2)] = Field(description="number of seeds, counted from 0")
+    jobs: PositiveInt = Field(2, description="parallel processes, one thread each; does not change any number")
     to: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="folder for tables and figures; null: results/ of the experiment, or a folder under output_dir "
         "where settings differ from the scale's",
     )
     output_dir: Annotated[str, Field(min_length=1)] = Field("outputs", description="folder for runs and cached jobs")
-    rerun: bool = Field(False, description="compute again what is kept")
+    rerun: bool = Field(False, description="recompute finished runs and cached jobs")
 
 
-# Settings that decide no number
+# Settings that do not change any number
 BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun", "logger", "plan", "fail_fast", "launcher"}
 BOOKKEEPING |= {"launcher_overrides"}
 _OCCASIONAL = {"scale", "jobs", "rerun", "plan", "fail_fast", "source"}
@@ -55,8 +56,7 @@ class TheorySettings(ExperimentSettings):
     """Settings of experiments whose seeds are trained together."""
 
     vectorized: bool = Field(
-        True,
-        description="false: one seed after another, for comparing the time; numbers differ by what rounding grows to",
+        True, description="false: train seeds one by one, to compare the time; results differ by accumulated rounding"
     )
 
 
@@ -73,42 +73,41 @@ class TrainingSettings(ExperimentSettings):
     """Settings of experiments made of training runs.  Equal runs are shared between experiments."""
 
     train: list[str] = Field(
-        description="overrides of train.py for every run, between commas, in place of all of the scale's: with scale="
+        description="comma-separated overrides of train.py for every run, including scale=; replaces the scale's list"
     )
-    logger: Literal["none", "wandb"] = Field("none", description="where the runs' metrics go besides their folders")
+    logger: Literal["none", "wandb"] = Field("none", description="log the runs' metrics there too")
 
     @model_validator(mode="after")
-    def _scale_is_said_once(self) -> Self:
+    def _train_names_the_scale(self) -> Self:
         if f"scale={self.scale}" not in self.train:
             raise ValueError(
-                f"train={','.join(self.train)}: without scale={self.scale}; it takes the place of all of the scale's "
-                "overrides, which --help shows"
+                f"train={','.join(self.train)}: without scale={self.scale}; train= replaces all of the "
+                "scale's overrides, which --help shows"
             )
         return self
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of the paper, by the name of its folder."""
+    """A table or figure of the paper, identified by the name of its folder."""
 
     name: str
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
         return EXPERIMENTS / self.name
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        return _load(self.folder / "config.yaml")
+        own = _load(self.folder / "config.yaml")
+        return _merged(_load(SHARED / own["extends"]), own) if "extends" in own else own
 
     @property
     def purpose(self) -> str:
-        """In one line."""
         return str(self._config["purpose"])
 
     def values(self, scale: str) -> dict[str, Any]:
-        """The settings at a scale: those under ``all``, then the scale's own; of runs, those of ``runs.yaml`` first."""
+        """The settings at a scale: ``runs.yaml`` or ``grids.yaml``, then ``all``, then the scale's own."""
         shared = {}
         if issubclass(self.settings, TrainingSettings):
             shared["train"] = _load(SHARED / ("grids.yaml" if self.grid else "runs.yaml"))[scale]
@@ -116,13 +115,13 @@ class Experiment:
 
     @property
     def grid(self) -> dict[str, Any] | None:
-        """What ``config.yaml`` declares, of an experiment that is one; see `experiments.engine.grid.Grid`."""
+        """The declaration of a grid, if this is one; see `experiments.engine.grid.Grid`."""
         found: dict[str, Any] | None = self._config.get("grid")
         return found
 
     @property
     def settings(self) -> type[ExperimentSettings]:
-        """What its command line sets."""
+        """The class of the settings."""
         found: type[ExperimentSettings] = getattr(self._module, self.run.__annotations__["settings"])
         return found
 
@@ -134,21 +133,24 @@ class Experiment:
 
     @property
     def _module(self) -> Any:
-        return importlib.import_module(
-            "experiments.engine.grid_experiment" if self.grid else f"experiments.{self.name}.experiment"
-        )
+        name = "experiments.engine.grid_experiment" if self.grid else f"experiments.{self.name}.experiment"
+        return importlib.import_module(name)
 
-    def is_as_scaled(self, settings: ExperimentSettings) -> bool:
-        """Whether the settings are those of the scale, but for what decides no number."""
-        plain: Mapping[str, Any] = settings.model_dump(exclude=BOOKKEEPING)
-        scaled = self.settings(**{**self.values(settings.scale), "scale": settings.scale}).model_dump(
-            exclude=BOOKKEEPING
-        )
-        return plain == scaled
+    def references(self) -> list[dict[str, str]]:
+        """The paper's values, from ``reference.csv``; ``value`` is "-" where it is not known."""
+        with (self.folder / "reference.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _scaled(self, scale: str) -> ExperimentSettings:
+        return self.settings(**{**self.values(scale), "scale": scale})
+
+    def has_default_settings(self, settings: ExperimentSettings) -> bool:
+        """Whether the settings give the scale's own numbers."""
+        return settings.model_dump(exclude=BOOKKEEPING) == self._scaled(settings.scale).model_dump(exclude=BOOKKEEPING)
 
     def command(self, settings: ExperimentSettings) -> str:
-        """What is typed for these settings, but for what belongs to one occasion."""
-        scaled = self.settings(**{**self.values(settings.scale), "scale": settings.scale}).model_dump()
+        """The command line for these settings, without those of a single occasion."""
+        scaled = self._scaled(settings.scale).model_dump()
         plain = settings.model_dump(exclude=_OCCASIONAL)
         own = [f"{key}={_typed(value)}" for key, value in plain.items() if value != scaled[key]]
         return shlex.join(["python", "-m", "experiments", self.name, f"scale={settings.scale}", *own])
@@ -159,12 +161,12 @@ def _typed(value: Any) -> str:
 
 
 def all_experiments() -> list[Experiment]:
-    """All of them, by name."""
+    """Sorted by name."""
     return [Experiment(path.parent.name) for path in sorted(EXPERIMENTS.glob("*/config.yaml"))]
 
 
 def find_experiment(name: str) -> Experiment:
-    """One by its name.
+    """The experiment of this name.
 
     Raises:
         UserError: there is none.
@@ -178,3 +180,9 @@ def find_experiment(name: str) -> Experiment:
 def _load(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return loaded
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """``own`` over ``base``, dictionary by dictionary; lists are replaced."""
+    both = {key: _merged(base[key], value) for key, value in own.items() if isinstance(base.get(key), dict)}
+    return {**base, **own, **both}

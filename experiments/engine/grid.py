@@ -1,7 +1,6 @@
-"""Items that are grids of training runs: every row of settings in every group, with every seed.
+"""Grids of training runs: every row of settings in every group, with every seed.
 
-Such an experiment has no ``experiment.py``: its ``config.yaml`` declares the grid under ``grid:``, and
-`experiments.engine.grid_experiment` runs it.
+``config.yaml`` declares the grid under ``grid:``; `experiments.engine.grid_experiment` runs it.
 """
 
 from __future__ import annotations
@@ -24,23 +23,25 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class GridRow(Section):
-    """What is compared: a variant of the model."""
+    """A variant of the model."""
 
     name: Name
-    overrides: list[str] = Field(description="of train.py")
+    overrides: list[str] = Field(description="overrides of train.py")
 
 
 class GridGroup(Section):
-    """What is compared in: a backbone and a way of training it."""
+    """A backbone and a way of training it, within which rows are compared."""
 
     name: Name
-    overrides: list[str] = Field([], description="of train.py")
+    overrides: list[str] = Field([], description="overrides of train.py")
     at: dict[Scale, list[str]] = Field(
-        {scale: [] for scale in SCALES}, min_length=1, description="the scales it is run at, each with more overrides"
+        {scale: [] for scale in SCALES},
+        min_length=1,
+        description="scales at which it is run, each with further overrides",
     )
     start: dict[Scale, str] = Field(
         {},
-        description="the group that it fine-tunes: of each seed the run of the first row; other scales set init_from",
+        description="group whose first row's run of equal seed is fine-tuned; other scales set init_from",
     )
 
 
@@ -48,10 +49,10 @@ class Metric(Section):
     """A column of the table."""
 
     name: Name
-    key: Name = Field(description="a column of `ssa.record.runs.load`")
-    task: str | None = Field(None, description="of evaluate.py, which fills it; null: training does")
-    digits: int = Field(3, description="after the point")
-    compared: bool = Field(False, description="whether the difference to the first row is shown, with its p-value")
+    key: Name = Field(description="column of `ssa.record.runs.load`")
+    task: str | None = Field(None, description="task of evaluate.py that measures it; null: training does")
+    digits: int = Field(3, description="digits after the point")
+    compared: bool = Field(False, description="show the difference to the first row and its p-value")
 
 
 class Claim(Section):
@@ -65,13 +66,13 @@ class Claim(Section):
 
 
 class Grid(Section):
-    """All of it."""
+    """The declaration of a grid."""
 
     groups: list[GridGroup] = Field(min_length=1)
     rows: list[GridRow] = Field(min_length=2, description="the first is the baseline")
     metrics: list[Metric] = Field(min_length=1)
     claims: list[Claim] = Field(min_length=1)
-    notes: str = Field("", description="what a reader of the table must know")
+    notes: str = Field("", description="part of the caption")
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Grid:
@@ -98,10 +99,10 @@ class Grid(Section):
 
 
 def declared(experiment: Experiment) -> Grid:
-    """An experiment's grid.
+    """The grid of an experiment.
 
     Raises:
-        UserError: its ``config.yaml`` does not declare one.
+        UserError: its ``config.yaml`` declares no valid one.
     """
     try:
         return Grid.model_validate(experiment.grid)
@@ -110,24 +111,20 @@ def declared(experiment: Experiment) -> Grid:
 
 
 class GridSettings(TrainingSettings):
-    """What the command line of a grid sets."""
+    """Command-line settings of a grid."""
 
     evaluate: list[str] = Field(
-        [], description="arguments of evaluate.py for each finished run, between commas: tasks=passkey,trials=5"
+        [], description="comma-separated arguments of evaluate.py for each finished run: tasks=passkey,trials=5"
     )
-    plan: bool = Field(False, description="only print what would be run: runs, tokens, time, disk")
-    fail_fast: bool = Field(False, description="stop at the first run that fails; the others save where they are")
-    launcher: Name = Field(
-        "processes", description="who runs the runs: processes of this machine, or an option of hydra/launcher"
-    )
-    launcher_overrides: list[str] = Field([], description="hydra.launcher.KEY=VALUE of that launcher, between commas")
-    source: Name | None = Field(
-        None, description="wandb:ENTITY/PROJECT: nothing is run, the table is made of the runs that W&B has"
-    )
+    plan: bool = Field(False, description="only print the runs, tokens, time and disk space needed")
+    fail_fast: bool = Field(False, description="stop at the first failed run; the others save a checkpoint")
+    launcher: Name = Field("processes", description="processes: of this machine; or an option of hydra/launcher")
+    launcher_overrides: list[str] = Field([], description="comma-separated hydra.launcher.KEY=VALUE")
+    source: Name | None = Field(None, description="wandb:ENTITY/PROJECT: make the table from runs on W&B, run nothing")
 
     @field_validator("evaluate")
     @classmethod
-    def _commas_are_of_values(cls, arguments: list[str]) -> list[str]:
+    def _join_values(cls, arguments: list[str]) -> list[str]:
         """``tasks=a,b`` is one argument."""
         joined: list[str] = []
         for argument in arguments:
@@ -138,10 +135,10 @@ class GridSettings(TrainingSettings):
         return joined
 
     def tasks(self) -> list[str]:
-        """What each finished run is evaluated on.
+        """Tasks of evaluate.py for each finished run.
 
         Raises:
-            UserError: evaluate.py would refuse its arguments.
+            UserError: invalid arguments of evaluate.py.
         """
         from ssa.evaluation.catalog import names
         from ssa.evaluation.settings import EvaluateSettings
@@ -150,7 +147,7 @@ class GridSettings(TrainingSettings):
 
 
 class GridCell(NamedTuple):
-    """One run's place in a grid: names of its group and row, and its seed."""
+    """A run's place in a grid."""
 
     group: str
     row: str
@@ -158,10 +155,10 @@ class GridCell(NamedTuple):
 
 
 def check_train(experiment: Experiment, grid: Grid, settings: GridSettings) -> None:
-    """Refuses an override in ``train=`` that every run would lose to what the grid sets.
+    """Checks that ``train=`` sets nothing that the grid overrides.
 
     Raises:
-        UserError: naming it.
+        UserError: it does.
     """
     usual = experiment.values(settings.scale)["train"]
     rows = [override for row in grid.rows for override in row.overrides]
@@ -178,7 +175,7 @@ def check_train(experiment: Experiment, grid: Grid, settings: GridSettings) -> N
 
 
 def runs(grid: Grid, settings: GridSettings) -> dict[GridCell, Run | None]:
-    """The runs at the scale, in the order of the table; None where the run that it goes on from has not finished."""
+    """The runs at the scale, in the order of the table; None where the run to fine-tune has not finished."""
     found: dict[GridCell, Run | None] = {}
     groups = [group for group in grid.groups if settings.scale in group.at]
     for group in sorted(groups, key=lambda group: settings.scale in group.start):  # starts come first
@@ -203,7 +200,7 @@ def _run(settings: GridSettings, group: GridGroup, row: GridRow, cell: GridCell,
 def _start(
     grid: Grid, group: GridGroup, seed: int, settings: GridSettings, known: Mapping[GridCell, Run | None]
 ) -> Sequence[str] | None:
-    """Overrides that say what is fine-tuned; None where it is not there yet."""
+    """Overrides that name the model to fine-tune; None where it does not exist yet."""
     if settings.scale not in group.start:
         return ()
     from experiments.engine.shared_runs import start_of

@@ -1,4 +1,4 @@
-"""What stands in for the ``experiment.py`` of a grid."""
+"""Training, evaluation and results of a grid, whose settings and declaration are in `experiments.engine.grid`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ if TYPE_CHECKING:
     from experiments.engine.context import ExperimentContext
     from ssa.launch.run import Run
 
-__all__ = ["GridSettings", "run"]
-
 
 def run(settings: GridSettings, context: ExperimentContext) -> None:
-    """Trains and evaluates what is missing, and writes the table.
+    """Trains and evaluates the missing runs, then writes the results.
 
     Raises:
-        UserError: what is declared or asked for cannot be; a run failed and ``fail_fast`` is set; or W&B does not
-            answer.
+        UserError: invalid declaration or settings; a run failed and ``fail_fast`` is set; or W&B does not answer.
     """
-    from experiments.engine.context import references
     from experiments.engine.grid_results import Results
     from experiments.engine.grid_tables import write
     from ssa.launch.pool import refused
@@ -51,11 +47,7 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
         context.take([], failed)
     frame = load(Path(settings.output_dir) / "experiments", settings.source)
     check_keys(grid, frame)
-    write(
-        Results(context.experiment.name, grid, settings, runs(grid, settings), failed, unevaluated, frame),
-        references(context.experiment.name),
-        context,
-    )
+    write(Results(context.experiment, grid, settings, runs(grid, settings), failed, unevaluated, frame), context)
 
 
 def _train(wanted: Sequence[Run], settings: GridSettings, context: ExperimentContext) -> dict[Run, str]:
@@ -85,10 +77,10 @@ def _taken(
 
 
 def check_keys(grid: Grid, frame: pd.DataFrame) -> None:
-    """Refuses a metric that training itself measures and no finished run has.
+    """Checks that finished runs have the metrics that training measures.
 
     Raises:
-        UserError: naming it.
+        UserError: a metric is in none of them.
     """
     for metric in grid.metrics:
         if metric.task is None and (frame["status"] == "finished").any() and metric.key not in frame.columns:

@@ -1,4 +1,4 @@
-"""What the runs of a grid came to: numbers, gaps with their reasons, and statistics over seeds."""
+"""Results of a grid: metrics of its runs, gaps with their reasons, and statistics over seeds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Grid, GridCell, GridSettings, Metric
 from ssa.launch.run import Run
 from ssa.record.checksums import NO_CHECKSUMS
@@ -20,22 +21,22 @@ ABSENT = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
 
 class Gap(NamedTuple):
-    """Why a run has no number: a state of `ssa.report.table_cells`, and the reason in words."""
+    """Why a run has no number: a state of `ssa.report.table_cells` and the reason in words."""
 
     state: State
     reason: str
 
 
 class Statistic(NamedTuple):
-    """A metric of one row in one group, over seeds; n = 0 where there is no run.
+    """A metric of one row in one group over seeds; n = 0 where there is no run.
 
     Attributes:
-        mean: of the runs that count, with Student's 95 % interval.
-        difference: to the grid's first row at equal seed, paired.
-        p: of the paired t-test that the difference is 0.
-        p_holm: corrected for all differences of this metric in the experiment (Holm 1979).
-        runs: ids of the runs behind ``mean``.
-        base_runs: ids of the first row's runs behind ``difference``.
+        mean: mean over valid runs with Student's 95% interval.
+        difference: paired difference to the grid's first row at equal seed.
+        p: paired t-test of a zero difference.
+        p_holm: Holm-corrected over all differences of this metric in the grid (Holm 1979).
+        runs: ids of the runs in ``mean``.
+        base_runs: ids of the first row's runs in ``difference``.
     """
 
     group: str
@@ -51,19 +52,16 @@ class Statistic(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """Of a grid.
+    """Results of a grid.
 
     Attributes:
-        experiment: its name.
-        grid: what was declared.
-        settings: of the command line.
-        runs: `experiments.engine.grid.runs`.
-        failed: why runs failed just now.
-        unevaluated: why evaluations of finished runs did.
-        frame: `ssa.record.runs.load`.
+        runs: from `experiments.engine.grid.runs`.
+        failed: reasons of the runs that failed just now.
+        unevaluated: reasons of the finished runs whose evaluation failed.
+        frame: from `ssa.record.runs.load`.
     """
 
-    experiment: str
+    experiment: Experiment
     grid: Grid
     settings: GridSettings
     runs: Mapping[GridCell, Run | None]
@@ -73,15 +71,15 @@ class Results:
 
     @property
     def groups(self) -> list[str]:
-        """Those that are run at the scale."""
+        """Names of the groups that run at the scale."""
         return list(dict.fromkeys(cell.group for cell in self.runs))
 
     def is_measured(self, metric: Metric) -> bool:
-        """Whether the settings ask for what fills the column."""
+        """Whether training or the requested tasks measure it."""
         return metric.task is None or metric.task in self._tasks
 
     def run_id(self, cell: GridCell) -> str | None:
-        """None where the run cannot be told: refused overrides, or no start to go on from."""
+        """None if the overrides are refused, or the run to fine-tune has not finished."""
         run = self.runs[cell]
         return run.config.run_id if run is not None and run not in self._refused else None
 
@@ -94,15 +92,15 @@ class Results:
         return {run for run in self.failed if run.refusal}
 
     def gap(self, cell: GridCell, metric: Metric) -> Gap | None:
-        """What is wrong with a run's metric, if anything is."""
+        """Why a run has no valid value of a metric, if so."""
         run, run_id = self.runs[cell], self.run_id(cell)
         found = self.frame.loc[run_id] if run_id in self.frame.index else None
-        if found is not None and found["damage"] not in ("", NO_CHECKSUMS):  # also of a run that fails for it
+        if found is not None and found["damage"] not in ("", NO_CHECKSUMS):  # first, as it may be why the run failed
             return Gap("damaged", f"left out, {found['damage']}")
         if run is not None and run in self.failed:
             return Gap("failed", self.failed[run])
         if run_id is None:
-            return Gap("missing", "what it goes on from has not finished, or is damaged")
+            return Gap("missing", "the run to fine-tune has not finished, or is damaged")
         if found is None:
             return Gap("missing", f"not in {self.settings.source}" if self.settings.source else "not run")
         if found["status"] != "finished":
@@ -115,7 +113,7 @@ class Results:
         return None
 
     def numbers(self, group: str, row: str, metric: Metric) -> dict[int, float]:
-        """The metric of each run that counts, by seed."""
+        """The metric of each valid run, by seed."""
         found = {}
         for seed in range(self.settings.seeds):
             cell = GridCell(group, row, seed)
@@ -124,14 +122,14 @@ class Results:
         return found
 
     def pairs(self, group: str, row: str, against: str, metric: Metric) -> tuple[list[float], list[float]]:
-        """The metric of two rows, at the seeds that both have."""
+        """The metric of two rows at their common seeds."""
         first, second = self.numbers(group, row, metric), self.numbers(group, against, metric)
         seeds = sorted(first.keys() & second.keys())
         return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
 
     @cached_property
     def statistics(self) -> list[Statistic]:
-        """Of each metric that is measured, in each group, of each row."""
+        """One for each measured metric, group and row."""
         found: list[Statistic] = []
         for metric in filter(self.is_measured, self.grid.metrics):
             of_metric = [self._statistic(group, row.name, metric) for group in self.groups for row in self.grid.rows]
@@ -156,7 +154,7 @@ class Results:
         )
 
     def run_rows(self) -> list[dict[str, Any]]:
-        """For a CSV: every run and its metrics."""
+        """Table rows: every run and its metrics."""
         rows = []
         for cell in self.runs:
             numbers = {
@@ -168,7 +166,7 @@ class Results:
         return rows
 
     def statistic_rows(self) -> list[dict[str, Any]]:
-        """For a CSV: every statistic with all its digits."""
+        """Table rows: every statistic."""
         return [
             {
                 "group": one.group,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments.engine.conclusion import Conclusion, shown
-from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Metric
 from experiments.engine.grid_results import ABSENT, Results, Statistic
 from ssa.evaluation import catalog
@@ -26,20 +25,18 @@ _NONE = tables.TableCell("", "none")
 _GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
 
 
-def write(results: Results, references: Sequence[dict[str, str]], context: ExperimentContext) -> None:
-    """All that the context's folder is to hold."""
+def write(results: Results, context: ExperimentContext) -> None:
+    """Writes tables, figure and conclusions."""
     context.table("runs", results.run_rows())
     context.table("statistics", results.statistic_rows())
-    context.show(table(results, references))
+    context.show(table(results, results.experiment.references()))
     compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
     for metric in compared[:1]:
         _draw(results, metric, context)
     metrics = {metric.name: metric for metric in results.grid.metrics}
     for claim in results.grid.claims:
         pairs = results.pairs(claim.group, claim.row, claim.against, metrics[claim.metric])
-        if (
-            claim.group in results.groups
-        ):  # without a pair it is undecided, and still the experiment's main one if it is
+        if claim.group in results.groups:  # undecided without a pair
             context.conclude(
                 Conclusion(
                     f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}",
@@ -51,11 +48,11 @@ def write(results: Results, references: Sequence[dict[str, str]], context: Exper
 
 
 def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Table:
-    """Groups and rows downwards; to the right of each metric what it is compared with.
+    """One row for each group and row; next to each metric its difference, p-value and the paper's value.
 
     Args:
-        results: of the grid.
-        references: the paper's cells: ``quantity`` is "<group>: <metric>", ``method`` the row.
+        results: results of the grid.
+        references: the paper's values: ``quantity`` is "<group>: <metric>", ``method`` the row.
     """
     grid, several = results.grid, len(results.grid.groups) > 1
     papers = {(cell["quantity"], cell["method"]): cell for cell in references}
@@ -76,11 +73,10 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
                 if metric.name in with_paper:
                     cells.append(_paper(papers.get((f"{group.name}: {metric.name}", row.name))))
             rows.append(tuple(cells))
-    return tables.Table(results.experiment, _caption(results), tuple(columns), tuple(rows))
+    return tables.Table(results.experiment.name, _caption(results), tuple(columns), tuple(rows))
 
 
 def _measured(results: Results, one: Statistic) -> list[tables.TableCell]:
-    """The value, and where the metric is compared, its difference to the first row and the p-value."""
     state, note = _trouble(results, one)
     cells = [tables.TableCell(_text(one.mean, one.metric.digits) if one.mean.n else "", state, one.runs, note)]
     if one.metric.compared and one.row == results.grid.rows[0].name:
@@ -88,7 +84,7 @@ def _measured(results: Results, one: Statistic) -> list[tables.TableCell]:
     elif one.metric.compared:
         ids = one.runs + one.base_runs
         difference, pairs = _text(one.difference, one.metric.digits), one.difference.n
-        lacking = f"At {pairs} of {results.settings.seeds} seeds: the others lack a run of the two rows."
+        lacking = f"At {pairs} of {results.settings.seeds} seeds: the other seeds lack a run of one of the two rows."
         note = lacking if pairs < results.settings.seeds else ""
         cells.append(
             tables.TableCell(difference, "value", ids, note) if pairs else tables.TableCell("", "missing", (), note)
@@ -98,14 +94,14 @@ def _measured(results: Results, one: Statistic) -> list[tables.TableCell]:
 
 
 def _text(estimate: Estimate, digits: int) -> str:
-    """With an interval, where it has one that says something."""
+    """The mean, and the interval unless n = 1 or all values are equal."""
     if estimate.sd == 0 or estimate.n == 1:
         return f"{estimate.mean:,.0f}" if digits == 0 else f"{estimate.mean:.{digits}f}"
     return shown(estimate, digits)
 
 
 def _trouble(results: Results, one: Statistic) -> tuple[State, str]:
-    """The state of a cell, and its runs that do not count, with the command that runs them."""
+    """The state of a cell, and a note on its invalid runs with the command that repeats them."""
     cells = [cell for cell in results.runs if (cell.group, cell.row) == (one.group, one.row)]
     gaps = {cell.seed: gap for cell in cells if (gap := results.gap(cell, one.metric))}
     if not gaps:
@@ -127,9 +123,8 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Tab
     scale = results.settings.scale
     if group not in results.groups:
         (at,) = (one.at for one in results.grid.groups if one.name == group)
-        note = (
-            f"Not part of scale={scale}. To fill it: python -m experiments {results.experiment} scale={next(iter(at))}"
-        )
+        command = f"python -m experiments {results.experiment.name} scale={next(iter(at))}"
+        note = f"Not part of scale={scale}. To fill it: {command}"
     else:
         task = next((name for name, of in catalog.GROUPS.items() if metric.task in of), metric.task)
         evaluate = [f"tasks={','.join([*results.settings.tasks(), str(task)])}"]
@@ -139,7 +134,7 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Tab
 
 
 def _command(results: Results, **changes: object) -> str:
-    return Experiment(results.experiment).command(results.settings.model_copy(update=changes))
+    return results.experiment.command(results.settings.model_copy(update=changes))
 
 
 def _paper(cell: dict[str, str] | None) -> tables.TableCell:
@@ -155,10 +150,10 @@ def _caption(results: Results) -> str:
     frame = results.frame.loc[sorted(ids, key=str)]
     commits = sorted({commit[:7] for commit in frame["commit"] if commit})
     data = sorted({data_hash[:8] for data_hash in frame["data_hash"] if data_hash})
-    parts = [f"Mean and 95 % interval (Student's t) over {settings.seeds} seeds."]
+    parts = [f"Mean and 95% interval (Student's t) over {settings.seeds} seeds."]
     if any(metric.compared for metric in grid.metrics):
         parts.append(
-            f"Difference: to {grid.rows[0].name} at equal seed, paired; p: paired t-test, by Holm's correction for all "
+            f"Difference: to {grid.rows[0].name} at equal seed, paired; p: paired t-test, Holm-corrected over the "
             "differences of the column."
         )
     parts += [grid.notes] if grid.notes else []
@@ -167,11 +162,11 @@ def _caption(results: Results) -> str:
 
 
 def _draw(results: Results, metric: Metric, context: ExperimentContext) -> None:
-    """Differences to the first row: a small mark a seed, a large one and a line their mean and its interval."""
+    """Differences to the first row: one circle per seed, a square with a line for the mean and its interval."""
     rows = [row.name for row in results.grid.rows[1:]]
     caption = (
-        f"Difference of the {metric.name} to {results.grid.rows[0].name} at equal seed: circles are seeds, squares "
-        f"their means with 95 % intervals (Student's t, {results.settings.seeds} seeds). Left of the line is lower."
+        f"Difference in {metric.name} to {results.grid.rows[0].name} at equal seed. Circles: seeds. Squares: means "
+        f"with 95% intervals (Student's t, {results.settings.seeds} seeds). Left of the line: lower."
     )
     groups = results.groups
     columns = min(3, len(groups))
@@ -181,7 +176,7 @@ def _draw(results: Results, metric: Metric, context: ExperimentContext) -> None:
         panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
         for axes, group in zip(panels.flat, groups, strict=False):
             _panel(axes, results, metric, group)
-            axes.set(title=group, xlabel=f"difference of the {metric.name}")
+            axes.set(title=group, xlabel=f"difference in {metric.name}")
         for axes in panels.flat[len(groups) :]:
             axes.set_visible(False)
         panels[0, 0].set_yticks(range(len(rows)), rows)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 @functools.cache
 def source_hash(module: str) -> str:
-    """Of a module's source and of all of `ssa` that it imports, directly or not, and of torch's version.
+    """Hash of torch's version, a module's source and all of `ssa` that it imports, directly or indirectly.
 
-    Args:
-        module: its name, which may be one of `experiments`; what it imports of these is not followed.
+    Imports from `experiments` are not followed.
     """
     found = _sources(module)
     digest = hashlib.sha256(version("torch").encode())
@@ -25,7 +24,6 @@ def source_hash(module: str) -> str:
 
 
 def _sources(module: str) -> dict[str, Path]:
-    """By module's name."""
     found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -38,7 +36,7 @@ def _sources(module: str) -> dict[str, Path]:
 
 
 def _imported(path: Path) -> set[str]:
-    """Names of modules, and of what may be one."""
+    """Imported names, which are modules or attributes of modules."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -51,6 +49,6 @@ def _imported(path: Path) -> set[str]:
 def _source(module: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # a name in a module
+    except ModuleNotFoundError:  # an attribute, not a module
         return None
     return Path(spec.origin) if spec and spec.origin else None

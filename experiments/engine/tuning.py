@@ -10,10 +10,10 @@ K = TypeVar("K")
 
 
 def best_setting(losses: Mapping[K, Sequence[float]]) -> K:
-    """The setting, such as a learning rate, whose runs have the least mean; one that diverged is infinitely bad.
+    """The setting, such as a learning rate, with the lowest mean loss; a run that diverged counts as infinite.
 
     Args:
-        losses: of each setting, one a seed, as many for each.
+        losses: for each setting one loss per seed, with equally many seeds.
     """
 
     def total(setting: K) -> float:

@@ -210,7 +210,7 @@ def _compare(
         "Figure 1.",
         [{"quantity": name, "mean": shown(estimate)} for name, estimate in estimates.items()],
         f"Inverse temperatures of the {settings.of}, means over layers and heads, of a text of {own.shape[1]} tokens; "
-        f" 95 % intervals (Student's t, {len(own)} seeds); correlations are Spearman's, over tokens, of what log n "
+        f" 95% intervals (Student's t, {len(own)} seeds); correlations are Spearman's, over tokens, of what log n "
         f"does not explain; scale={settings.scale}.",
     )
     context.conclude(

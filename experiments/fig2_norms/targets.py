@@ -173,7 +173,7 @@ def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> N
         f"mean over tokens of the norm of tau_i W, one point a decay, spread {settings.spread:g}. Right: ratio of the "
         f"norms to vanilla's where both explain {100 * share:g} % of what vanilla can; filled: {FAMILIES['scaled']}, "
         f"open: {FAMILIES['groups']}. Points: means over {settings.seeds} seeds, of ratios geometric and paired; bars: "
-        "95 % intervals (Student's t). free: one learned temperature a query."
+        "95% intervals (Student's t). free: one learned temperature a query."
     )
     with context.figure("fit", 7, 3.6, caption) as figure:
         *curves, ratios = figure.subplots(1, 3)

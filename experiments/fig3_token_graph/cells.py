@@ -1,4 +1,4 @@
-"""What figure 3 is told, and what was found in its cells."""
+"""Settings of figure 3, and the results of its cells."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from experiments.engine.experiment import TheorySettings
 from experiments.engine.tuning import best_setting
 from ssa.config import PositiveFloat, PositiveInt
+from ssa.statistics import Estimate, paired_interval
 
 if TYPE_CHECKING:
     from experiments.engine.job_cache import CachedJob
-    from ssa.statistics import Estimate
 
 Spread = Literal["equal", "narrow", "wide", "widest"]
-DEGREES: dict[Spread, list[int]] = {  # of about equal geometric mean, 5.7, so of about equal floor
+DEGREES: dict[Spread, list[int]] = {  # about equal geometric means, 5.7, hence about equal entropy
     "equal": [6],
     "narrow": [4, 8],
     "wide": [2, 4, 8, 16],
@@ -26,16 +26,16 @@ LABELS = {"vanilla": "vanilla", "ssa": "SSA", "wider": "vanilla, wider", "consta
 
 
 class TokenGraphSettings(TheorySettings):
-    """Of the default cell, which table 1 is of too."""
+    """The default cell, which table 1 uses too."""
 
     vocabulary: Annotated[int, Field(ge=2)] = Field(description="nodes of the graph")
     spread: Spread = Field(description=f"out-degrees of the nodes, in equal shares: {DEGREES}")
-    width: PositiveInt = Field(description="of the embeddings, and head_dim")
+    width: PositiveInt = Field(description="width of the embeddings, and head_dim")
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
-        description="Adam's, at the start of a cosine; all of them are tried for each method"
+        description="Adam's initial learning rates, with cosine decay; each method tries all"
     )
     steps: PositiveInt = Field(description="optimizer steps")
-    sequences: PositiveInt = Field(description="in a minibatch, all fresh")
+    sequences: PositiveInt = Field(description="sequences in a minibatch, all fresh")
     length: PositiveInt = Field(description="predictions in a sequence")
 
     @model_validator(mode="after")
@@ -45,10 +45,12 @@ class TokenGraphSettings(TheorySettings):
 
 
 class TokenGraphGridSettings(TokenGraphSettings):
-    """The default cell, and a grid in which one thing at a time is another."""
+    """The default cell and a grid of cells that differ from it in one setting."""
 
-    grid_seeds: Annotated[int, Field(ge=2)] = Field(description="of the other cells")
-    grid_learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(description="of the other cells")
+    grid_seeds: Annotated[int, Field(ge=2)] = Field(description="seeds of the other cells")
+    grid_learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        description="learning rates of the other cells"
+    )
     vocabularies: list[Annotated[int, Field(ge=2)]] = Field(description="other cells")
     spreads: list[Spread] = Field(description="other cells")
     widths: list[PositiveInt] = Field(description="other cells")
@@ -73,24 +75,23 @@ def _check(key: str, value: object, spread: Spread, vocabulary: int) -> None:
 
 
 def cached_job(settings: TokenGraphSettings, method: str, lr: float, seeds: int, **changes: Any) -> CachedJob:
-    """One method at one rate in one cell, all seeds: of the default cell, but for the changes."""
+    """One method at one learning rate with all seeds, in the default cell with ``changes``."""
     from ssa.theory.token_graph import learn, parameters
 
     spread: Spread = changes.pop("spread", settings.spread)
     same = settings.model_dump(include={"vocabulary", "width", "steps", "sequences", "length", "vectorized"})
     cell = {**same, "normalized": False, **changes, "degrees": DEGREES[spread], "lr": lr, "seeds": seeds}
-    if method == "wider":  # vanilla, at the least width that has SSA's number of parameters
+    if method == "wider":  # vanilla at the smallest width with at least SSA's number of parameters
         method, vocabulary = "vanilla", cell["vocabulary"]
-        while parameters(vocabulary, cell["width"], "vanilla") < parameters(
-            vocabulary, changes.get("width", settings.width), "ssa"
-        ):
+        needed = parameters(vocabulary, cell["width"], "ssa")
+        while parameters(vocabulary, cell["width"], "vanilla") < needed:
             cell["width"] += 1
     return learn, {"method": method, **cell}
 
 
 @dataclass
 class TokenGraphCell:
-    """What was found in one: for each method and learning rate, what `learn` returns."""
+    """A cell and its results: what `ssa.theory.token_graph.learn` returns for each method and learning rate."""
 
     label: str
     changes: dict[str, Any]
@@ -101,24 +102,22 @@ class TokenGraphCell:
     widths: dict[str, int] = field(default_factory=dict)
 
     def values(self, method: str, lr: float, quantity: str) -> list[float]:
-        """One a seed."""
+        """One value per seed."""
         return [run[quantity] for run in self.found[method, lr]["runs"]]
 
     def best(self, method: str) -> float:
-        """The rate of the least mean cross-entropy over the seeds."""
+        """The learning rate with the lowest mean cross-entropy over seeds."""
         return best_setting({lr: self.values(method, lr, "excess") for lr in self.rates})
 
     def difference(self, baseline: str, quantity: str, *, tuned: bool) -> Estimate:
-        """SSA less a baseline, at equal seeds: both at the rate that is best for the baseline, or each at its own."""
-        from ssa.statistics import paired_interval
-
+        """SSA less a baseline at equal seed: both at the baseline's best learning rate, or each at its own (tuned)."""
         lr = self.best(baseline)
         rate = self.best("ssa") if tuned else lr
         return paired_interval(self.values("ssa", rate, quantity), self.values(baseline, lr, quantity))
 
 
 def cells(settings: TokenGraphGridSettings) -> list[TokenGraphCell]:
-    """The default one first."""
+    """All cells, the default one first."""
     grid: list[tuple[str, dict[str, Any]]] = [
         *((f"vocabulary {value}", {"vocabulary": value}) for value in settings.vocabularies),
         *((f"degrees {'/'.join(map(str, DEGREES[value]))}", {"spread": value}) for value in settings.spreads),

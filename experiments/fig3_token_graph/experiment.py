@@ -1,19 +1,20 @@
-"""Figure 3: the transition matrix of a token graph, as SSA and as vanilla learn it."""
+"""Figure 3: the transition matrix of a token graph as SSA and vanilla attention learn it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.fig3_token_graph.cells import LABELS, TokenGraphCell, TokenGraphGridSettings, cached_job, cells
+from ssa.statistics import mean_interval, paired_interval
 
 if TYPE_CHECKING:
     from experiments.engine.context import ExperimentContext, TableRow
 
 
 def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
-    """Trains every method at every rate in every cell."""
+    """Trains every method at every learning rate in every cell."""
     from experiments.fig3_token_graph import figures
 
     found = cells(settings)
@@ -22,15 +23,15 @@ def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
     for (cell, method, lr), (_, arguments), value in zip(keys, jobs, context.compute(jobs), strict=True):
         cell.found[method, lr] = value
         cell.widths[method] = arguments["width"]
+    paper = {row["method"]: row["value"] for row in context.experiment.references() if row["quantity"] == "excess"}
     context.table("runs", list(_runs(found)))
     context.table("differences", list(_differences(found)))
     context.summary(
-        "Token graph: how far the learned transition matrix is from P*.",
-        list(_summary(found)),
-        f"Mean [95 % interval] over {settings.seeds} seeds (default) or {settings.grid_seeds} (other cells), which "
-        "differ from the default in what they are called by; each method at its best learning rate of those tried. "
-        "Cross-entropy less the graph's entropy, nats a token. L1: sum over tokens of |P - P*|, mean under pi. "
-        "Less vanilla: paired at equal seed.",
+        "Token graph: distance of the learned transition matrix from P*.",
+        list(_summary(found, paper)),
+        f"Mean [95% interval] over {settings.seeds} seeds (default) or {settings.grid_seeds} (others, named by their "
+        "difference to the default); each method at its best learning rate. Cross-entropy less the graph's entropy, "
+        "nats per token. L1: sum over tokens of |P - P*|, mean under pi. Less vanilla: paired at equal seed.",
     )
     figures.matrices(context, settings, found[0])
     figures.grid(context, settings, found)
@@ -42,33 +43,27 @@ def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
 def _runs(found: list[TokenGraphCell]) -> Iterator[TableRow]:
     for cell in found:
         for (method, lr), value in cell.found.items():
-            for seed, one in enumerate(value["runs"]):
+            for seed, run in enumerate(value["runs"]):
                 where = {"cell": cell.label, "method": LABELS[method], "width": cell.widths[method], "lr": lr}
-                measured = {name: one[name] for name in ("floor", "excess", "l1", "l1_nodes", "norm")}
+                measured = {name: run[name] for name in ("floor", "excess", "l1", "l1_nodes", "norm")}
                 yield {**where, "seed": seed, "parameters": value["parameters"], **measured}
 
 
 def _differences(found: list[TokenGraphCell]) -> Iterator[TableRow]:
     for cell in found:
-        for baseline in cell.methods:
-            for quantity in ("excess", "l1", "l1_nodes") if baseline != "ssa" else ():
-                for tuned in (False, True):
-                    rates = "each its own best" if tuned else "the baseline's best"
+        for baseline in (method for method in cell.methods if method != "ssa"):
+            for quantity in ("excess", "l1", "l1_nodes"):
+                for tuned, rates in ((False, "the baseline's best"), (True, "each its own best")):
                     where = {"cell": cell.label, "baseline": LABELS[baseline], "quantity": quantity, "lr": rates}
                     yield {**where, **cell.difference(baseline, quantity, tuned=tuned)._asdict()}
 
 
-def _summary(found: list[TokenGraphCell]) -> Iterator[TableRow]:
-    from experiments.engine.context import references
-    from ssa.statistics import mean_interval, paired_interval
-
-    paper = {row["method"]: row["value"] for row in references("fig3_token_graph") if row["quantity"] == "excess"}
+def _summary(found: list[TokenGraphCell], paper: Mapping[str, str]) -> Iterator[TableRow]:
+    columns = {"cross-entropy": "excess", "L1": "l1", "norm of W": "norm"}
     for cell in found:
         base = cell.values("vanilla", cell.best("vanilla"), "excess")
         for method in cell.methods:
             lr = cell.best(method)
-            columns = {"cross-entropy": "excess", "L1": "l1", "norm of W": "norm"}
-            means = {name: shown(mean_interval(cell.values(method, lr, key))) for name, key in columns.items()}
             less = "" if method == "vanilla" else shown(paired_interval(cell.values(method, lr, "excess"), base))
             yield {
                 "cell": cell.label,
@@ -76,7 +71,7 @@ def _summary(found: list[TokenGraphCell]) -> Iterator[TableRow]:
                 "parameters": cell.found[method, lr]["parameters"],
                 "lr": lr,
                 "paper": paper.get(method, "-") if cell is found[0] else "",
-                **means,
+                **{name: shown(mean_interval(cell.values(method, lr, key))) for name, key in columns.items()},
                 "cross-entropy less vanilla": less,
             }
 
@@ -84,23 +79,28 @@ def _summary(found: list[TokenGraphCell]) -> Iterator[TableRow]:
 def _conclusions(cell: TokenGraphCell) -> Iterator[Conclusion]:
     more = cell.found["wider", cell.rates[0]]["parameters"] - cell.found["ssa", cell.rates[0]]["parameters"]
     wider = f"the wider vanilla's, which has {more} more parameters than SSA"
-    closer = "SSA's transition matrix is closer to P* in"
+    equal = "vanilla's at equal width, data and steps"
     compared = (
-        ("vanilla", "excess", False, "cross-entropy than vanilla's at equal width, data and steps"),
-        ("vanilla", "l1", False, "L1 than vanilla's at equal width, data and steps"),
-        ("wider", "excess", False, f"cross-entropy than {wider}"),
-        ("vanilla", "excess", True, "cross-entropy than vanilla's at equal width, data and steps"),
-        ("vanilla", "l1", True, "L1 than vanilla's at equal width, data and steps"),
-        ("wider", "excess", True, f"cross-entropy than {wider}"),
-        ("constant", "excess", True, "cross-entropy than that of one learned temperature for all tokens"),
+        ("vanilla", "excess", False, equal),
+        ("vanilla", "l1", False, equal),
+        ("wider", "excess", False, wider),
+        ("vanilla", "excess", True, equal),
+        ("vanilla", "l1", True, equal),
+        ("wider", "excess", True, wider),
+        ("constant", "excess", True, "that of one learned temperature for all tokens"),
     )
-    for baseline, quantity, tuned, claim in compared:
+    for baseline, quantity, tuned, other in compared:
+        name, unit = (
+            ("cross-entropy", "cross-entropy, nats per token") if quantity == "excess" else ("L1", "L1 under pi")
+        )
         rates = (
             f"each at its own best learning rate, {cell.best('ssa'):g} and {cell.best(baseline):g}"
             if tuned
             else f"both at the learning rate that suits {LABELS[baseline]} best, {cell.best(baseline):g}"
         )
-        unit = "cross-entropy, nats a token" if quantity == "excess" else "L1 under pi"
-        measured = f"difference of the {unit}, SSA - {LABELS[baseline]}"
-        estimate = cell.difference(baseline, quantity, tuned=tuned)
-        yield Conclusion(f"{closer} {claim}, {rates}", measured, estimate, "lower")
+        yield Conclusion(
+            f"SSA's transition matrix is closer to P* in {name} than {other}, {rates}",
+            f"difference of the {unit}, SSA - {LABELS[baseline]}",
+            cell.difference(baseline, quantity, tuned=tuned),
+            "lower",
+        )

@@ -53,7 +53,7 @@ class Regime(NamedTuple):
         return [speed_up(*pair) for pair in zip(base, other, strict=True)]
 
     def final(self, rule: str) -> list[float]:
-        """The lowest validation loss of each seed, nats a token."""
+        """The lowest validation loss of each seed, nats per token."""
         return [min(curve.losses) for curve in self.curves[rule]]
 
 
@@ -90,8 +90,8 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
         "Figure 4.",
         rows,
         "Speed-up: tokens vanilla needs over tokens SSA needs for the lowest validation loss that both reach, mean of "
-        f"logarithms; 95 % intervals over {settings.seeds} seeds, by bootstrap (too narrow of so few) and Student's.  "
-        "Perplexity: best validation, geometric mean.  Loss in nats a token, SSA - vanilla, paired at equal seed.  "
+        f"logarithms; 95% intervals over {settings.seeds} seeds, by bootstrap (too narrow of so few) and Student's.  "
+        "Perplexity: best validation, geometric mean.  Loss in nats per token, SSA - vanilla, paired at equal seed.  "
         f"The paper's figure is of other models and text.  scale={settings.scale}.",
     )
     _draw(context, settings, regimes)

@@ -1,4 +1,4 @@
-"""What is computed for a cell of the grid: fixed estimators, and denoisers trained for all seeds at once."""
+"""Cached jobs of a cell: fixed estimators, and denoisers trained for all seeds at once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ssa.theory.streams import generator
 
 
 def fixed(*, task: dict[str, Any], contexts: int, seeds: int) -> dict[str, dict[str, float]]:
-    """The estimators that nobody trains, by name: ``closed`` risk, Monte-Carlo ``mean`` and its standard ``error``.
+    """Closed-form risk (``closed``), Monte Carlo ``mean`` and its standard ``error`` of each fixed estimator.
 
     Args:
-        task: the values of a `Task`.
-        contexts, seeds: all contexts that `learn` tests with.
+        task: arguments of `Task`.
+        contexts, seeds: as for `learn`, which tests on the same contexts.
     """
     process = Task(**task)
     estimators = {name: build(process) for name, build in FIXED.items()}
@@ -31,24 +31,24 @@ def fixed(*, task: dict[str, Any], contexts: int, seeds: int) -> dict[str, dict[
 def learn(
     *, task: dict[str, Any], method: str, lr: float, steps: int, batch: int, contexts: int, seeds: int, vectorized: bool
 ) -> dict[str, Any]:
-    """Trains a method for seeds 0, 1, ..., and tests it beside Bayes.
+    """Trains a method with seeds 0, 1, ..., and tests it against the Bayes estimator.
 
-    A seed's test is of its own, and the same for all methods: an interval over seeds then holds the luck of the test
-    too, and at equal seed most of that luck cancels.
+    Each seed has its own test contexts, equal for all methods: intervals over seeds include the randomness of the test,
+    most of which cancels at equal seed.
 
     Args:
-        task: the values of a `Task`.
-        method: one of `METHODS`; data and initial matrices of a seed are the same for all of them.
-        lr, steps, vectorized: of `train`.
-        batch: contexts of a step, all of them fresh.
-        contexts: of the test of a seed.
-        seeds: how many.
+        task: arguments of `Task`.
+        method: one of `METHODS`; training data and initial matrices of a seed are equal for all of them.
+        lr, steps, vectorized: as for `train`.
+        batch: contexts per step, all fresh.
+        contexts: test contexts of a seed.
+        seeds: number of seeds.
 
     Returns:
-        ``parameters`` of the model; ``limit``, the closed risk of the method's limit; ``runs``, for each seed: the
-        test's ``mse``, its ``excess`` over Bayes with that one's standard ``error`` over contexts, ``noise_weight``,
-        the weight p that noise tokens get in all, and the mean value temperature of clean and of noise tokens,
-        ``tau_clean`` and ``tau_noise`` (nan where there are no such tokens).
+        ``parameters`` of the model; ``limit``, the closed-form risk of the method's limit; and ``runs``, for each seed:
+        test ``mse``, its ``excess`` over Bayes with standard ``error`` over contexts, ``noise_weight``, the total
+        weight of noise tokens, and the mean value temperatures of clean and noise tokens, ``tau_clean`` and
+        ``tau_noise`` (nan where there are no such tokens).
     """
     process, chosen = Task(**task), METHODS[method]
     models = [Denoiser(process, chosen, seed) for seed in range(seeds)]
@@ -63,7 +63,7 @@ def learn(
         optimal, error = simulate(process, [bayes(process), model.denoise], contexts, seed)
         excess = _mean(error - optimal)
         run = {"mse": float(error.mean()), "excess": excess["mean"], "error": excess["error"]}
-        tokens, _ = process.draw(ROWS, generator(TEST, seed))  # of so many, means are sure enough
+        tokens, _ = process.draw(ROWS, generator(TEST, seed))  # enough tokens for precise means
         runs.append({**run, **_selection(model, tokens)})
     return {
         "parameters": sum(values.numel() for values in models[0].parameters()),
@@ -78,7 +78,7 @@ def _mean(errors: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _selection(model: Denoiser, tokens: Tensor) -> dict[str, float]:
-    """How a model tells noise from signal."""
+    """Weights and temperatures of clean and noise tokens."""
     clean, weights = tokens[..., -2] > 0, model.map(tokens)
     tau = model.value_temperatures(tokens).expand_as(weights)
     return {

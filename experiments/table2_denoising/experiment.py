@@ -1,4 +1,4 @@
-"""Table 2: denoising, by vanilla attention, by value-selective attention, by averages and by the Bayes estimator."""
+"""Table 2: denoising by vanilla and value-selective attention, by averaging and by the Bayes estimator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from experiments.engine.conclusion import Conclusion
-from experiments.table2_denoising.cells import DenoisingCell, DenoisingResults, DenoisingSettings, difference, methods
+from experiments.table2_denoising.cells import DenoisingCell, DenoisingResults, DenoisingSettings, methods
+from ssa.statistics import paired_interval
 
 if TYPE_CHECKING:
     from experiments.engine.context import ExperimentContext
@@ -18,6 +19,7 @@ def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
     from experiments.table2_denoising import figures, tables
 
     found = compute(settings, context)
+    paper = {row["method"]: row["value"] for row in context.experiment.references()}
     context.table("runs", list(tables.runs(found)))
     context.table("fixed", list(tables.fixed(found)))
     context.table("differences", list(tables.differences(found)))
@@ -26,11 +28,11 @@ def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
     failed = [row for row in checked if not row["passed"]]
     context.summary(
         f"Denoising: mean squared error per dimension, noise rate {settings.noise_rate:g}, L = {settings.length}.",
-        list(tables.summary(found)),
-        f"m = {settings.dimension}, sigma = {settings.sigma:g}. Trained: mean [95 % interval] over {settings.seeds} "
+        list(tables.summary(found, paper)),
+        f"m = {settings.dimension}, sigma = {settings.sigma:g}. Trained: mean [95% interval] over {settings.seeds} "
         f"seeds, each on {settings.contexts} test contexts, the same for every row; excess over Bayes: on the same "
-        "contexts, in per cent. Not trained: Monte Carlo on all of them, +- one standard error. Closed form: the risk "
-        "itself; of a trained row, the least that a marker-only map and temperature of its kind can have. "
+        "contexts. Not trained: Monte Carlo on all of them, +- one standard error. Closed form: exact risk; for "
+        "trained rows, the lowest risk of a map and temperature of their kind that use only the marker. "
         "Checks (no run beats Bayes beyond noise; Monte Carlo agrees with closed forms): "
         f"{'all passed' if not failed else '; '.join(row['check'] for row in failed) + ' FAILED'}.",
     )
@@ -40,7 +42,7 @@ def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
 
 
 def compute(settings: DenoisingSettings, context: ExperimentContext) -> DenoisingResults:
-    """The default cell first, then the others."""
+    """Computes all cells, the default one first."""
     from experiments.table2_denoising.estimators import fixed, learn
 
     rate, length, lr = default = DenoisingCell(settings.noise_rate, settings.length, settings.lr)
@@ -70,8 +72,6 @@ def compute(settings: DenoisingSettings, context: ExperimentContext) -> Denoisin
 
 
 def _conclusions(found: DenoisingResults) -> Iterator[Conclusion]:
-    from ssa.statistics import paired_interval
-
     where = f"noise rate {found.default.noise_rate:g}, L = {found.default.length}"
     learned = "with a learned map, value-selective attention denoises better than vanilla attention"
     compared = (
@@ -90,14 +90,14 @@ def _conclusions(found: DenoisingResults) -> Iterator[Conclusion]:
     )
     for method, baseline, claim in compared:
         quantity = f"difference of the MSE per dimension, {method} - {baseline}"
-        yield Conclusion(claim, quantity, difference(found, found.default, method, baseline), "lower")
+        yield Conclusion(claim, quantity, found.difference(found.default, method, baseline), "lower")
     apart = max((cell for cell in found.cells if cell.lr == found.default.lr), key=found.gap)
     yield Conclusion(
         f"exploratory, as lengths were added after a trial: {learned} where its limit in closed form is lowest below "
         f"vanilla's, by {found.gap(apart):.3g} per cent of the Bayes risk (noise rate {apart.noise_rate:g}, "
         f"L = {apart.length})",
         "difference of the MSE per dimension, value-selective - vanilla",
-        difference(found, apart, "value-selective", "vanilla"),
+        found.difference(apart, "value-selective", "vanilla"),
         "lower",
     )
     value, vanilla = (found.best(method) for method in ("value-selective", "vanilla"))

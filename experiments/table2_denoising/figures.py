@@ -1,12 +1,12 @@
-"""What is drawn for table 2."""
+"""The figure of table 2."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from experiments.engine.drawing import band
 from experiments.table2_denoising.cells import LEARNED, UNIFORM, DenoisingCell, DenoisingResults, DenoisingSettings
-from ssa.statistics import mean_interval
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from experiments.engine.context import ExperimentContext
 
-STYLES = {  # label, marker and its size, line; markers that fall on one another are of different sizes
+STYLES = {  # label, marker and its size, line; markers that overlap differ in size
     "vanilla": ("vanilla, learned map", "s", 8, "-"),
     "value-selective": ("value-selective, learned map", "o", 4.5, "-"),
     "uniform vanilla": ("vanilla, uniform map", "D", 5, "--"),
@@ -23,17 +23,17 @@ STYLES = {  # label, marker and its size, line; markers that fall on one another
 
 
 def draw(context: ExperimentContext, settings: DenoisingSettings, found: DenoisingResults) -> None:
-    """Risk, and excess over Bayes, against the noise rate and against the length."""
+    """Risk and excess over Bayes against the noise rate and the length."""
     caption = (
-        f"Above: mean squared error per dimension on {settings.contexts} test contexts a seed; naive averaging and "
-        "Bayes are lines in closed form, dots by Monte Carlo. Below: how far above the Bayes estimator's on the same "
-        "contexts; dotted: closed-form limit of the method, where above 0. Bands: 95 % interval of the mean over "
+        f"Top: mean squared error per dimension on {settings.contexts} test contexts per seed; naive averaging and "
+        "Bayes: lines closed-form, dots Monte Carlo. Bottom: excess over the Bayes estimator on the same contexts; "
+        "dotted: closed-form limit of the method, where above 0. Bands: 95% interval of the mean over "
         f"{settings.seeds} seeds. Left: L = {settings.length}. Right: noise rate {settings.noise_rate:g}. "
         f"m = {settings.dimension}, sigma = {settings.sigma:g}."
     )
     sweeps = (
         ("noise rate", 0, [cell for cell in found.cells if cell[1:] == found.default[1:]]),
-        ("length of the context L, tokens", 1, [cell for cell in found.cells if cell[::2] == found.default[::2]]),
+        ("context length L, tokens", 1, [cell for cell in found.cells if cell[::2] == found.default[::2]]),
     )
     with context.figure("figure", 7, 5.2, caption) as drawing:
         panels = drawing.subplots(2, 2, sharex="col", sharey="row")
@@ -79,20 +79,9 @@ def _excess(axes: Axes, found: DenoisingResults, cells: list[DenoisingCell], pla
 
 
 def _band(axes: Axes, places: list[float], values: list[list[float]], method: str) -> None:
-    means, color = [mean_interval(seeds) for seeds in values], _colors()[method]
     label, marker, size, line = STYLES[method]
-    axes.plot(
-        places,
-        [one.mean for one in means],
-        color=color,
-        label=label,
-        linestyle=line,
-        marker=marker,
-        markersize=size,
-        markerfacecolor="none",
-    )
-    ends = [one.low for one in means], [one.high for one in means]
-    axes.fill_between(places, *ends, color=color, alpha=0.3, linewidth=0)
+    look = {"color": _colors()[method], "label": label, "linestyle": line, "marker": marker, "markersize": size}
+    band(axes, places, values, alpha=0.3, markerfacecolor="none", **look)
 
 
 def _logarithmic(axes: Axes, digits: tuple[int, ...]) -> None:

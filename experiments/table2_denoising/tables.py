@@ -1,31 +1,30 @@
-"""The rows of table 2's tables."""
+"""Rows of table 2's result files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from experiments.engine.context import references
-from experiments.table2_denoising.cells import LEARNED, METHODS, UNIFORM, DenoisingResults, difference
+from experiments.table2_denoising.cells import LEARNED, METHODS, UNIFORM, DenoisingResults
 from ssa.statistics import mean_interval
 
 if TYPE_CHECKING:
     from experiments.engine.context import TableRow
 
-LIMIT_OF_NOISE = 4.0  # standard errors; by chance one of ten thousand is farther out
+NOISE_LIMIT = 4.0  # standard errors; exceeded by chance once in 16,000
 
 
 def runs(found: DenoisingResults) -> Iterator[TableRow]:
-    """Every run."""
+    """Every trained run."""
     for (cell, method), value in found.learned.items():
-        for seed, one in enumerate(value["runs"]):
-            measured = dict(one)
+        for seed, run in enumerate(value["runs"]):
+            measured = dict(run)
             measured["excess_error"] = measured.pop("error")
             yield {**cell._asdict(), "method": method, "seed": seed, "parameters": value["parameters"], **measured}
 
 
 def fixed(found: DenoisingResults) -> Iterator[TableRow]:
-    """Closed forms and Monte Carlo."""
+    """Closed forms and Monte Carlo estimates."""
     for (rate, length), estimators in found.fixed.items():
         for name, one in estimators.items():
             measured = {"closed_form": one["closed"], "monte_carlo": one["mean"], "standard_error": one["error"]}
@@ -33,16 +32,16 @@ def fixed(found: DenoisingResults) -> Iterator[TableRow]:
 
 
 def differences(found: DenoisingResults) -> Iterator[TableRow]:
-    """In every cell, so that no choice of a cell decides a comparison."""
+    """Value-selective less vanilla in every cell, so that no choice of a cell decides a comparison."""
     for cell in found.cells:
         for value, vanilla in ((LEARNED[1], LEARNED[0]), UNIFORM[::-1]):
             limits = [found.learned[cell, method]["limit"] for method in (value, vanilla)]
-            compared = {"of": value, "less": vanilla, **difference(found, cell, value, vanilla)._asdict()}
+            compared = {"of": value, "less": vanilla, **found.difference(cell, value, vanilla)._asdict()}
             yield {**cell._asdict(), **compared, "difference_of_limits": limits[0] - limits[1]}
 
 
 def checks(found: DenoisingResults) -> Iterator[TableRow]:
-    """Numbers of standard errors, and what they may be."""
+    """Checks of the simulation, in standard errors."""
     distances = [
         abs(one["mean"] - one["closed"]) / one["error"]
         for estimators in found.fixed.values()
@@ -57,21 +56,25 @@ def checks(found: DenoisingResults) -> Iterator[TableRow]:
         "check": "Monte Carlo agrees with the closed forms",
         "quantity": f"largest distance of {len(distances)}, standard errors",
         "value": max(distances),
-        "passed": all(distance < LIMIT_OF_NOISE for distance in distances),
+        "passed": all(distance < NOISE_LIMIT for distance in distances),
     }
     yield {
         "check": "no run beats Bayes beyond noise",
         "quantity": f"least excess of {len(excesses)}, standard errors",
         "value": min(excesses),
-        "passed": all(excess > -LIMIT_OF_NOISE for excess in excesses),  # nan, of a run that diverged, is not
+        "passed": all(excess > -NOISE_LIMIT for excess in excesses),  # false for nan, from a run that diverged
     }
 
 
-def summary(found: DenoisingResults) -> Iterator[TableRow]:
-    """The default cell, as the paper's table has it."""
+def summary(found: DenoisingResults, paper: Mapping[str, str]) -> Iterator[TableRow]:
+    """The default cell.
+
+    Args:
+        found: all results.
+        paper: the paper's value of each method.
+    """
     cell = found.default
     optimal = found.optimal(cell)
-    paper = {row["method"]: row["value"] for row in references("table2_denoising")}
     names = {"naive": "naive averaging", "Bayes": "Bayes-optimal", "clean average": "average of the clean tokens"}
     for method in METHODS:
         error, excess = (mean_interval(found.values(cell, method, name)) for name in ("mse", "excess"))

@@ -18,7 +18,7 @@ from experiments.__main__ import main
 from experiments.engine import job_cache
 from experiments.engine import source_hash as source_hash_module
 from experiments.engine.conclusion import Conclusion, shown
-from experiments.engine.context import ExperimentContext, references
+from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import (
     EXPERIMENTS,
     SHARED,
@@ -87,7 +87,7 @@ def test_the_papers_tables_and_figures_are_there() -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_has_valid_settings(experiment: Experiment, scale: str) -> None:
     settings = experiment.settings(scale=scale, **experiment.values(scale))
-    assert experiment.is_as_scaled(settings)
+    assert experiment.has_default_settings(settings)
     assert settings.seeds >= fewest_seeds(experiment, scale)
 
 
@@ -106,7 +106,7 @@ def test_a_mistake_is_refused_before_torch_is_imported(experiment: Experiment) -
 
 @every_experiment
 def test_the_papers_cells_have_a_grade(experiment: Experiment) -> None:
-    cells = references(experiment.name)
+    cells = experiment.references()
     assert cells
     for cell in cells:
         assert {"quantity", "method", "value", "grade", "note"} <= set(cell)
@@ -128,7 +128,7 @@ def test_the_readme_says_what_the_committed_results_say(experiment: Experiment) 
 @every_result
 def test_the_committed_results_are_of_the_settings_at_hand(experiment: Experiment) -> None:
     done = json.loads((experiment.folder / "results" / "laptop_provenance.json").read_text(encoding="utf-8"))
-    assert experiment.is_as_scaled(experiment.settings(**done["settings"]))
+    assert experiment.has_default_settings(experiment.settings(**done["settings"]))
     assert done["seconds_of_cached_jobs"] / done["settings"]["jobs"] < 30 * 60  # runs may have shared the machine
     seeds = {row["seed"] for row in committed(experiment, "runs")}
     assert len(seeds) == done["settings"]["seeds"] >= fewest_seeds(experiment, "laptop")
@@ -268,6 +268,29 @@ def test_tables_are_plain_and_short(context: ExperimentContext) -> None:
     assert (context.folder / "smoke_runs.csv").read_text() == 'seed,loss,text,absent\n0,0.333333,"a, ""b""",-\n'
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_paper_column_is_shown_if_a_value_is_known(
+    context: ExperimentContext, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = "1.5" if known else "-"
+    monkeypatch.setattr(Experiment, "references", lambda self: [{"value": "-"}, {"value": value}])
+    context.summary("Losses.", [{"seed": 0, "paper": "-"}, {"seed": 1, "paper": value}], "In nats.")
+    table = Table.of(json.loads(context.path("summary.json").read_text()))
+    assert table.columns == (("seed", "paper") if known else ("seed",))
+    assert table.caption == ("In nats." if known else "In nats. The paper's values are not known.")
+
+
+def test_settings_extend_the_defaults_that_a_config_names() -> None:
+    graph, table1 = find_experiment("fig3_token_graph"), find_experiment("table1_degree_temperature")
+    for scale in SCALES:
+        values = graph.values(scale)
+        assert values.items() >= table1.values(scale).items()
+        assert "grid_seeds" in values
+    parameters = declared(find_experiment("ablation_parameters"))
+    assert [group.name for group in parameters.groups] == ["GPT-2", "Pythia"]
+    assert "parameters" in [metric.name for metric in parameters.metrics], "a list is replaced"
+
+
 def test_results_take_the_place_of_the_earlier_ones_together(context: ExperimentContext) -> None:
     old = [context.folder / name for name in ("smoke_conclusions.csv", "smoke_runs.csv", "laptop_runs.csv")]
     for path in old:
@@ -306,7 +329,7 @@ def test_a_file_in_place_of_a_folder_is_one_line(key: str, tmp_path: Path, capsy
     [
         ("attention_dilution", "rules=none", 'rules=["none"]: '),
         ("fig4_convergence", "rules=none,none", "rules=none,none: one twice; valid: each of them once"),
-        ("fig1_temperature_map", "rule=none", "model/temperature=none: this run is vanilla attention"),
+        ("fig1_temperature_map", "rule=none", "model/temperature=none: vanilla attention has no temperatures"),
         ("fig1_temperature_map", "layer=99", "layer=99: no such layer of query; valid: 0 to 2"),
         ("fig1_temperature_map", "run=nowhere", "nowhere is not a run folder"),
         ("attention_dilution", "seeds=1", "seeds=1: "),
@@ -366,12 +389,12 @@ def test_a_verdict_is_what_the_interval_supports(low: float, high: float, expect
 
 def test_a_ratio_is_judged_against_one() -> None:
     conclusion = Conclusion("it is so", "ratio", Estimate(0.5, 0.2, 0.9, 0.1, 5), "higher", 1.0)
-    assert conclusion.sentence == "Does not hold: it is so (ratio: 0.5, 95 % interval 0.2 to 0.9, 5 seeds)."
+    assert conclusion.sentence == "Does not hold: it is so (ratio: 0.5, 95% interval 0.2 to 0.9, 5 seeds)."
 
 
 def test_a_bound_near_the_threshold_is_not_rounded_to_it() -> None:
     conclusion = Conclusion("it is so", "ratio", Estimate(1.1, 1.0004, 1.2, 0.1, 5), "higher", 1.0)
-    assert conclusion.sentence == "Holds: it is so (ratio: 1.1, 95 % interval 1.0004 to 1.2, 5 seeds)."
+    assert conclusion.sentence == "Holds: it is so (ratio: 1.1, 95% interval 1.0004 to 1.2, 5 seeds)."
 
 
 def test_an_estimate_is_shown_with_its_interval() -> None:

@@ -24,7 +24,6 @@ from run_folders import COMMIT, DATA_HASH, FAILED, INTERRUPTED, write
 from scipy.stats import ttest_rel
 
 from experiments.__main__ import main
-from experiments.engine.context import references
 from experiments.engine.experiment import Experiment, all_experiments, find_experiment
 from experiments.engine.grid import Grid, GridCell, GridSettings, Metric, declared, runs
 from experiments.engine.grid_experiment import check_keys
@@ -60,7 +59,7 @@ def test_every_run_is_one_that_train_takes(experiment: Experiment) -> None:
 def test_the_papers_cells_have_a_place(experiment: Experiment) -> None:
     declaration = declared(experiment)
     quantities = {f"{group.name}: {metric.name}" for group in declaration.groups for metric in declaration.metrics}
-    for cell in references(experiment.name):
+    for cell in experiment.references():
         assert cell["quantity"] in quantities
         assert cell["method"] in {row.name for row in declaration.rows}
 
@@ -149,7 +148,7 @@ def made(settings: GridSettings) -> Made:
             planned[GridCell("GPT-2", *where)]: reason for where, reason in changes.pop("unevaluated", {}).items()
         }
         assert not changes
-        return Results("ablation_strategies", declaration, asked, planned, failed, unevaluated, frame)  # type: ignore[arg-type]
+        return Results(find_experiment("ablation_strategies"), declaration, asked, planned, failed, unevaluated, frame)  # type: ignore[arg-type]
 
     return make
 
@@ -195,7 +194,11 @@ def test_a_whole_grid(made: Made) -> None:
     assert "over 3 seeds" in shown.caption
     assert f"commit {COMMIT[:7]}; data {DATA_HASH[:8]}" in shown.caption
     assert "Holm" in shown.caption
-    assert "Loss in nats a token." in shown.caption
+    assert "Loss in nats per token." in shown.caption
+
+
+def test_a_paper_column_without_a_known_value_is_left_out(made: Made) -> None:
+    assert "paper" not in table(made(), [{**cell, "value": "-"} for cell in PAPER]).columns
 
 
 def test_p_values_are_scipys_corrected_over_the_column(made: Made) -> None:
@@ -282,7 +285,7 @@ def test_a_run_whose_start_has_not_finished(made: Made) -> None:
     results = made()
     lost = replace(results, runs={**results.runs, GridCell("GPT-2", "SSA", 0): None})
     note = cells(lost, "SSA")["loss"].note
-    assert note.startswith("seed 0 missing (what it goes on from has not finished, or is damaged). To fill it: ")
+    assert note.startswith("seed 0 missing (the run to fine-tune has not finished, or is damaged). To fill it: ")
     assert ids(lost, "SSA", 0) == ("None",)
     assert cells(lost, "SSA")["loss"].runs == ids(results, "SSA", 1, 2)
 
@@ -524,7 +527,7 @@ def test_how_runs_that_failed_before_are_shown(made: Made) -> None:
         ("scale=smoke,seed=4", "train=seed=4: the seed= is a setting of the experiment"),
         ("scale=smoke,model=llama", "train=model=llama: the groups set model; valid: another key"),
         ("scale=smoke,model/temperature=token", "train=model/temperature=token: the rows set model/temperature"),
-        ("trainer.steps=2", "train=trainer.steps=2: without scale=smoke; it takes the place of all"),
+        ("trainer.steps=2", "train=trainer.steps=2: without scale=smoke; train= replaces all"),
     ],
 )
 def test_an_override_that_would_be_lost_is_refused(
