@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from ssa.command_line import preflight
 from ssa.command_line.settings import program
 from ssa.evaluation.settings import EvaluateSettings
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Import what is heavy only now: a mistyped key is refused at once."""
-    from ssa.evaluation.evaluate import evaluate
+    """Evaluate, once the settings are known to be usable."""
+    preflight.check_evaluate(settings)
+    from ssa.evaluation.evaluate import evaluate  # imports torch, which takes seconds
 
     evaluate(settings)
 

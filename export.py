@@ -10,6 +10,8 @@ from pydantic import Field, create_model
 
 from ssa.command_line.settings import program
 from ssa.config import Section
+from ssa.files import check_new_folder
+from ssa.record.run_model import load_run_config
 
 Text = Annotated[str, Field(min_length=1)]
 Kind = Annotated[
@@ -32,10 +34,9 @@ ExportSettings = create_model("ExportSettings", __base__=_Folders, **fields)
 
 def export(settings: _Folders) -> None:
     """Write the folder; say how large it is and how it is loaded."""
-    from ssa.record.run_model import load_run_config
-
     load_run_config(settings.run)
-    from ssa.pretrained import export as writer  # only now: importing torch takes seconds, and a mistake must not
+    check_new_folder(Path(settings.to).expanduser().resolve(), f"to={settings.to}")
+    from ssa.pretrained import export as writer  # imports torch, which takes seconds
     from ssa.pretrained.model_card import loading
 
     folder, own = writer.export(settings.run, settings.to, getattr(settings, "as"))

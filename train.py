@@ -5,13 +5,14 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from ssa.command_line import cli
+from ssa.command_line import cli, preflight
 from ssa.config import Config
 
 
 def train(config: Config, command: list[str]) -> float:
     """Train as `config` says; returns the validation loss, the number a sweeper minimizes."""
-    from ssa.training import train as job  # only now: importing torch takes seconds, and a mistyped option must not
+    preflight.check_train(config)
+    from ssa.training import train as job  # imports torch, which takes seconds
 
     return float(job.train(config, command)["best/val/loss"])
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -231,6 +232,50 @@ def writing_cache(folder: Path) -> Iterator[None]:
             f"cache: cannot write to {error.filename or folder} ({reason}); "
             "set data.cache_dir or SSA_CACHE_DIR to a writable folder with free space"
         ) from error
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Refuse a folder that cannot be made, or that nothing can be written to, and leave nothing behind.
+
+    Args:
+        folder: it may not exist yet.
+        name: of it in the error message, ``KEY=VALUE``.
+
+    Raises:
+        UserError: naming the reason.
+    """
+    with _refusing(name):
+        os.rmdir(tempfile.mkdtemp(dir=_nearest(folder.absolute())))
+
+
+def check_new_folder(folder: Path, name: str) -> None:
+    """The same for a folder that must not exist yet, or be empty.
+
+    Raises:
+        UserError: it has content, is a file, or cannot be written.
+    """
+    with _refusing(name):
+        used = any(folder.iterdir()) if folder.is_dir() else folder.exists()
+    if used:
+        raise UserError(f"{name}: exists; valid: a new folder, or an empty one")
+    check_writable(folder, name)
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{name}: cannot be written ({error.strerror})") from None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _nearest(folder.parent)
+    return folder
 
 
 def _read_and_hash(path: Path) -> str:

@@ -11,6 +11,7 @@ from ssa.config import PositiveInt, Section
 Text = Annotated[str, Field(min_length=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Depth = Annotated[float, Field(ge=0, le=1)]
+NAMED_TEXTS = ("test", "validation", "wikitext")  # values of ``text`` that are not files
 
 
 class EvaluateSettings(Section):

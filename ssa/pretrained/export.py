@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssa.config import Config
 from ssa.errors import UserError
-from ssa.files import replacing
+from ssa.files import check_new_folder, replacing
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES, Family
@@ -54,7 +54,7 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, 
             class for it.
     """
     target = Path(to).expanduser().resolve()
-    _check_free(target)
+    check_new_folder(target, f"to={target}")
     config, model, tokenizer = load_run(run)
     own = kind == "ssa" or bool(config.model.temperature.scaled)
     end = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
@@ -133,16 +133,6 @@ def stock_family(config: ModelConfig, vocab_size: int) -> Family:
         f"transformers has no class for this model: the closest, {closest}, lacks {', '.join(lacking[closest])}; "
         "as=ssa writes it with this project's own class"
     )
-
-
-def _check_free(target: Path) -> None:
-    """Nothing is overwritten."""
-    try:
-        free = not any(target.iterdir()) if target.is_dir() else not target.exists()
-    except OSError as error:
-        raise UserError(f"to={target}: cannot be written ({error.strerror})") from None
-    if not free:
-        raise UserError(f"to={target}: exists; valid: a new folder, or an empty one")
 
 
 def _own(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -243,19 +243,31 @@ def _json_of(init_from: str, filename: str) -> dict[str, Any]:
 
 def _file(init_from: str, filename: str) -> Path | None:
     """A file of the model, None where there is none."""
-    folder = Path(init_from).expanduser()
-    if folder.is_dir():
+    folder = local_folder(init_from)
+    if folder is not None:
         return folder / filename if (folder / filename).is_file() else None
-    if folder.exists():
-        raise UserError(f"init_from={init_from}: a file; valid: the folder that it is in, or an id of the Hub")
-    if init_from.startswith((".", "/", "~")) or init_from.count("/") > 1:
-        raise UserError(f"init_from={init_from}: no such folder")
     from ssa.hub_client import NotInRepository, download
 
     try:
         return download(init_from, filename, "model", field="init_from")
     except NotInRepository:
         return None
+
+
+def local_folder(init_from: str) -> Path | None:
+    """The folder that it is; None for an id of the Hub.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder = Path(init_from).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"init_from={init_from}: a file; valid: the folder that it is in, or an id of the Hub")
+    if init_from.startswith((".", "/", "~")) or init_from.count("/") > 1:
+        raise UserError(f"init_from={init_from}: no such folder")
+    return None
 
 
 def _why_absent(init_from: str, filename: str) -> str:

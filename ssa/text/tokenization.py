@@ -112,16 +112,26 @@ def published_tokenizer(name: str, cache_dir: str | None = None, field: str = "d
     Raises:
         UserError: as `load_tokenizer`; ``field`` is what it calls ``name``.
     """
+    definition = local_definition(name, field)
+    return _from_hub(name, cache_dir) if definition is None else Tokenizer(name, definition)
+
+
+def local_definition(name: str, field: str = "data.tokenizer") -> str | None:
+    """The content of the tokenizer.json that ``name`` means; None if it means an id of the Hub, or ``bpe-N``.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         path = path / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"{field}={name}: the folder has no tokenizer.json; {_VALID}")
     if path.suffix == ".json":
-        return Tokenizer(name, _read(name, path))
+        return _read(name, path, field)
     if name.startswith((".", "/", "~")):
         raise UserError(f"{field}={name}: no such folder or file; {_VALID}")
-    return _from_hub(name, cache_dir)
+    return None
 
 
 def train_bpe(texts: Iterator[str], entries: int) -> str:
@@ -173,12 +183,12 @@ def _entries(name: str) -> int:
     return int(match[1])
 
 
-def _read(name: str, path: Path) -> str:
+def _read(name: str, path: Path, field: str = "data.tokenizer") -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"data.tokenizer={name}: cannot be read ({reason}); {_VALID}") from None
+        raise UserError(f"{field}={name}: cannot be read ({reason}); {_VALID}") from None
 
 
 def _first(texts: Iterator[str], characters: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len, chop_cells
 
 from ssa.errors import UserError
-from ssa.files import write_atomic
+from ssa.files import check_writable, write_atomic
 from ssa.viz import plot_style
 from ssa.viz.temperature_map import RGB, TemperatureView, color
 
@@ -61,6 +61,8 @@ def check_files(**files: str | None) -> None:
             raise UserError(f"{key}={name}: valid: a name ending in .{key}")
         if name is not None and key in plot_style.FORMATS and not plot_style.available():
             raise UserError(f"{key}={name}: matplotlib is not installed; run {plot_style.INSTALL}")
+        if name is not None:
+            check_writable(Path(name).parent, f"{key}={name}")
 
 
 def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureView] = ()) -> None:

@@ -146,8 +146,8 @@ WRONG = {
     "max_new_tokens=-1": ["max_new_tokens=-1:", "valid: >= 0"],
     "device=gpu": ["device=gpu:", "valid: auto, cuda, mps, cpu"],
     "show=temperatures": ["show=temperatures:", "did you mean temperature?"],
-    "html=nowhere/x.html": ["html=nowhere/x.html:", "folder that exists"],
-    "png=nowhere/x.png": ["png=nowhere/x.png:", "folder that exists"],
+    "html=nowhere/x.html": ["html=nowhere/x.html:", "existing folder"],
+    "png=nowhere/x.png": ["png=nowhere/x.png:", "existing folder"],
     "png=x.jpg": ["png=x.jpg:", "ending in .png"],
     "layer=1": ["layer=1:", "needs show=temperature"],
 }

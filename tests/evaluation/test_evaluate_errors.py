@@ -232,6 +232,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "tokenizer=gpt2: a run has its own tokenizer; valid with init_from",
     ),
     "no run": (["run=nowhere"], "nowhere is not a run folder"),
+    "no files": (["init_from=x", "text=nowhere/*.txt"], "text=nowhere/*.txt: matches no file (from "),
     "depth": (["run=x", "depths=0,2"], "depths.1=2: "),
 }
 
@@ -246,14 +247,13 @@ def test_one_line_for_wrong_arguments(case: str, launch: Launch) -> None:
 
 FAILING: dict[str, tuple[list[str], str]] = {
     "text=test": (["text=test"], "text=test: a split of a run; valid for a pretrained model: wikitext, or files"),
-    "no files": (["text=nowhere/*.txt"], "text=nowhere/*.txt: matches no file; valid: "),
-    "stride": (["text=x", "stride=65"], "stride=65: would skip tokens; valid: up to context=64"),
-    "detokenize": (["text=x", "detokenize=wikitext"], "detokenize=wikitext: valid for tasks=perplexity_lm_eval"),
+    "stride": (["text=x.txt", "stride=65"], "stride=65: would skip tokens; valid: up to context=64"),
+    "detokenize": (["text=x.txt", "detokenize=wikitext"], "detokenize=wikitext: valid for tasks=perplexity_lm_eval"),
     "lengths": (
-        ["tasks=length", "text=x", "lengths=32,65"],
+        ["tasks=length", "text=x.txt", "lengths=32,65"],
         "lengths=65: exceeds the model's learned positions",
     ),
-    "short lengths": (["tasks=length", "text=x", "lengths=3"], "lengths=3: valid: at least 4"),
+    "short lengths": (["tasks=length", "text=x.txt", "lengths=3"], "lengths=3: valid: at least 4"),
 }
 
 
@@ -261,6 +261,7 @@ FAILING: dict[str, tuple[list[str], str]] = {
 def test_one_line_for_what_a_task_cannot_do(case: str, pretrained: Path, launch: Launch) -> None:
     arguments, message = FAILING[case]
     tasks = [] if "tasks=length" in arguments else ["tasks=perplexity"]
+    Path("x.txt").write_text("words")
     (line,) = failures(launch(f"init_from={pretrained}", *tasks, *arguments))
     assert line.startswith(f"error: {message}"), line
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from ssa.hub_client import faults_as_user_errors
 from ssa.record.run_files import read_environment
 from ssa.record.run_model import with_own_tokenizer
 from ssa.text.corpus import readers
+from ssa.text.corpus.local import find_files
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit, prepare
 from ssa.text.tokenization import Tokenizer
 
@@ -81,7 +80,7 @@ def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict
                 f"text={name}: a split of a run; valid for a pretrained model: wikitext, or files, 'books/*.txt'"
             )
         return {**chosen, "data_hash": _data_hash(evaluated)}
-    content = hash_of([[hash_of_file(path, cache_root(None)) for path in _files(name)]])
+    content = hash_of([[hash_of_file(path, cache_root(None)) for path in find_files("text", name)]])
     return {**chosen, "text_column": settings.text_column, "data_hash": content}
 
 
@@ -147,15 +146,8 @@ def _data_hash(evaluated: EvaluatedModel) -> str | None:
     return read_environment(evaluated.folder).get("data_hash")
 
 
-def _files(pattern: str) -> list[Path]:
-    paths = [path for path in map(Path, sorted(glob.glob(str(Path(pattern).expanduser())))) if path.is_file()]
-    if not paths:
-        raise UserError(f"text={pattern}: matches no file; valid: test, validation, wikitext, or files, 'books/*.txt'")
-    return paths
-
-
 def _read_files(pattern: str, column: str) -> Iterator[str]:
-    for path in _files(pattern):
+    for path in find_files("text", pattern):
         try:
             yield from (text for text in readers.documents(path, column) if text and not text.isspace())
         except UserError as error:  # names a setting of train.py

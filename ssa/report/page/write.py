@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ssa.errors import UserError
-from ssa.files import write_atomic
+from ssa.files import check_writable, write_atomic
 from ssa.record import runs as run_store
 from ssa.report.page.results import ExperimentResults, read_results
 from ssa.report.page.run_data import POINTS, environments, page_data
@@ -30,6 +30,7 @@ def write(settings: ReportSettings) -> Path:
     for field in sorted({"runs", "experiments"} & settings.model_fields_set):
         if not Path(getattr(settings, field)).is_dir():
             raise UserError(f"{field}={getattr(settings, field)}: no such folder")
+    check_writable(Path(settings.to), f"to={settings.to}")
     results = read_results(Path(settings.experiments))
     text = page(_load(settings), results, source=settings.source or settings.runs, experiments=settings.experiments)
     path = Path(settings.to) / "index.html"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ssa.config import DataConfig
@@ -20,8 +20,7 @@ class LocalFiles:
     """
 
     def __init__(self, data: DataConfig) -> None:
-        globs = {"train": data.train, "validation": data.validation, "test": data.test}
-        self.files = {split: _matching(f"data.{split}", pattern) for split, pattern in globs.items() if pattern}
+        self.files = split_files(data)
         self.splits = frozenset(self.files)
         self._column = data.text_column
         root = cache_root(data.cache_dir)
@@ -51,12 +50,29 @@ class LocalFiles:
                     raise UserError(f"data.{split}: {path} is also in data.{owner} ({other}); a text has one split")
 
 
-def _matching(field: str, pattern: str) -> list[Path]:
+def split_files(data: DataConfig) -> dict[str, list[Path]]:
+    """The files of each split, as `find_files`."""
+    globs = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {split: find_files(f"data.{split}", pattern) for split, pattern in globs.items() if pattern}
+
+
+def find_files(field: str, pattern: str, names: Sequence[str] = ()) -> list[Path]:
+    """The text files that a glob matches, sorted; they are not read.
+
+    Args:
+        field: what the error message calls ``pattern``.
+        pattern: a file or a glob.
+        names: what else is valid, for the error message.
+
+    Raises:
+        UserError: the glob matches no file, or one that is empty or of an unknown kind.
+    """
     found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
     files = [path for path in map(Path, found) if path.is_file()]
     if not files:
         hint = "a folder" if found else "matches no file"
-        raise UserError(f"{field}={pattern}: {hint} (from {Path.cwd()}); give a file or a glob: {field}='texts/*.txt'")
+        valid = ", ".join([*names, f"a file or a glob, {field}='texts/*.txt'"])
+        raise UserError(f"{field}={pattern}: {hint} (from {Path.cwd()}); valid: {valid}")
     for path in files:
         readers.kind_of(path)
         if path.stat().st_size == 0:

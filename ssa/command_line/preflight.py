@@ -1,0 +1,51 @@
+"""Checks of files and folders before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssa.config import Config
+from ssa.evaluation.settings import NAMED_TEXTS, EvaluateSettings
+from ssa.files import cache_root, check_writable
+from ssa.pretrained.source import describe, local_folder
+from ssa.record.run_model import load_run_config, with_own_tokenizer
+from ssa.record.run_record import RunRecord
+from ssa.text.corpus.local import find_files, split_files
+from ssa.text.tokenization import local_definition
+
+
+def check_train(config: Config) -> None:
+    """Refuse a run whose folder, text, tokenizer or cache is not usable; a finished run needs none of the last three.
+
+    Raises:
+        UserError: the first of them.
+    """
+    with RunRecord.open(config) as record:
+        if record.finished:
+            return
+        data = with_own_tokenizer(config.data, record.folder) if record.resume_checkpoint else config.data
+    if data.source == "text":
+        split_files(data)
+    local_definition(data.tokenizer)
+    cache = cache_root(data.cache_dir)
+    if not (cache.is_dir() and any(cache.iterdir())):  # tokens in a read-only cache are read
+        check_writable(cache, f"data.cache_dir={cache}")
+
+
+def check_evaluate(settings: EvaluateSettings) -> None:
+    """Refuse a model, tokenizer or text that is not there, or a folder for results that cannot be written.
+
+    Raises:
+        UserError: the first of them.
+    """
+    if settings.run is not None:
+        load_run_config(settings.run)
+    elif settings.init_from is not None and local_folder(settings.init_from) is not None:
+        describe(settings.init_from)
+    if settings.tokenizer is not None:
+        local_definition(settings.tokenizer, "tokenizer")
+    if settings.text not in (None, *NAMED_TEXTS):
+        find_files("text", settings.text, NAMED_TEXTS)
+    results = Path(settings.output_dir, "pretrained")
+    if settings.run is None and not results.is_dir():  # finished results in a read-only folder are read
+        check_writable(results, f"output_dir={settings.output_dir}")
