@@ -144,7 +144,7 @@ P_VALUES = st.floats(0, 1) | st.just(math.nan) | st.sampled_from([0.0, 0.01, 0.0
 
 @given(st.lists(P_VALUES, max_size=8))
 def test_holm_is_the_closed_bonferroni_test(p_values: list[float]) -> None:
-    """The equivalent closed test: a null is rejected with every intersection of nulls that contains it (Marcus, Peritz, Gabriel 1976).
+    """The equivalent closed test (Marcus, Peritz, Gabriel 1976): a null is rejected with all intersections it is in.
 
     Bonferroni's p-value of an intersection is its smallest p-value times their number; the adjusted one is the largest.
     """
