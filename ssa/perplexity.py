@@ -1,21 +1,50 @@
-"""Perplexities from a summed loss, each with the count that it divides by."""
+"""Perplexity: the windows of a text, and the usual measures from a summed loss."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """Tokens ``begin`` to ``end`` (excluded) of a text; those from ``scored`` on are predicted."""
+
+    begin: int
+    scored: int
+    end: int
+
+
+def windows(n_tokens: int, length: int, stride: int) -> Iterator[Window]:
+    """Windows over a text; each predicts the tokens that no window before it did, but never its own first.
+
+    Args:
+        n_tokens: tokens of the text.
+        length: tokens per window, at most; one more than the model's inputs.
+        stride: tokens from the start of one window to the next; below ``length``, so that only the first token of the
+            text is not predicted.
+    """
+    done = 0
+    for begin in range(0, n_tokens, stride):
+        end = min(begin + length, n_tokens)
+        if (scored := max(begin + 1, done)) < end:
+            yield Window(begin, scored, end)
+        if end == n_tokens:
+            return
+        done = end
 
 
 def perplexities(nll: float, *, tokens: int, words: int, n_bytes: int) -> dict[str, float]:
-    """The usual measures of one evaluation.
+    """Loss, perplexity and related measures of a text.
 
     Args:
-        nll: negative log-likelihood in nats, summed over all predicted tokens, end-of-text tokens among them.
+        nll: negative log-likelihood in nats, summed over all predicted tokens, including end-of-text.
         tokens: predicted tokens.
-        words: words of the text, split at white space (the convention of WikiText's word perplexity).
+        words: words of the text, split at white space, as for WikiText's word perplexity.
         n_bytes: UTF-8 bytes of the text.
 
     Returns:
-        ``loss`` (nats a token), ``perplexity`` (a token), ``word_perplexity``, ``bits_per_byte``.
+        ``loss`` (nats per token), ``perplexity`` (per token), ``word_perplexity``, ``bits_per_byte``.
     """
     return {
         "loss": nll / tokens,
@@ -28,5 +57,5 @@ def perplexities(nll: float, *, tokens: int, words: int, n_bytes: int) -> dict[s
 def _exp(x: float) -> float:
     try:
         return math.exp(x)
-    except OverflowError:  # an untrained model's word perplexity can be
+    except OverflowError:  # such as the word perplexity of an untrained model
         return math.inf

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ssa.perplexity import windows
 from ssa.text.token_cache import TokenSplit
 
 
@@ -45,7 +46,7 @@ class TrainingBatches:
     def micro_batch(self, m: int, micro_size: int) -> tuple[Tensor, Tensor]:
         """The same sequence of samples ``micro_size`` at a time: batch k is its micro-batches in order."""
         blocks = [self.block_of(sample) for sample in range(m * micro_size, (m + 1) * micro_size)]
-        return _windows(self.tokens, [block * self.block_size for block in blocks], self.block_size)
+        return _blocks(self.tokens, [block * self.block_size for block in blocks], self.block_size)
 
     def block_of(self, sample: int) -> int:
         """The block that a sample of the whole training is."""
@@ -56,19 +57,32 @@ class TrainingBatches:
         return np.random.default_rng((self.seed, epoch)).permutation(self.n_blocks)
 
 
-def evaluation_windows(split: TokenSplit, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The whole split in consecutive windows that do not overlap; every token but the first is a target once.
+class EvaluationBatches:
+    """A whole split in consecutive windows that do not overlap: every token but the first is a target once.
 
-    Yields:
-        Inputs and targets, each (batch_size or fewer, block_size), int64; where tokens are left over, a last pair of
-        one shorter window, (1, rest).
+    Iterates over inputs and targets, (batch_size or fewer, block_size) each, int64.  Left-over tokens are a last pair
+    of one shorter window, (1, rest).
+
+    Args:
+        split: the tokens, (n_tokens,).
+        block_size: inputs per window.
+        batch_size: windows in a batch.
     """
-    n_full, rest = divmod(split.n_tokens - 1, block_size)
-    for first in range(0, n_full, batch_size):
-        windows = range(first, min(first + batch_size, n_full))
-        yield _windows(split.tokens, [window * block_size for window in windows], block_size)
-    if rest:
-        yield _windows(split.tokens, [n_full * block_size], rest)
+
+    def __init__(self, split: TokenSplit, block_size: int, batch_size: int) -> None:
+        self.tokens = split.tokens
+        found = list(windows(split.n_tokens, block_size + 1, block_size))
+        full = [window for window in found if window.end - window.begin > block_size]
+        self._batches = [full[first : first + batch_size] for first in range(0, len(full), batch_size)]
+        self._batches += [[window] for window in found[len(full) :]]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self._batches:
+            length = batch[0].end - batch[0].begin - 1
+            yield _blocks(self.tokens, [window.begin for window in batch], length)
 
 
 def probe_windows(tokens: npt.NDArray[Any], block_size: int, sequences: int) -> Tensor:
@@ -99,8 +113,8 @@ def visible_in_documents(ids: Tensor, end_of_text: int) -> Tensor:
     return slots - starts + 1
 
 
-def _windows(tokens: npt.NDArray[Any], starts: list[int], length: int) -> tuple[Tensor, Tensor]:
+def _blocks(tokens: npt.NDArray[Any], starts: list[int], length: int) -> tuple[Tensor, Tensor]:
     """``length`` inputs from each start, and the token after each of them as its target."""
     stacked = np.stack([tokens[start : start + length + 1] for start in starts])
-    windows = torch.from_numpy(stacked.astype(np.int64))
-    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+    blocks = torch.from_numpy(stacked.astype(np.int64))
+    return blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous()

@@ -19,10 +19,9 @@ from ssa.config import TrainerConfig
 from ssa.device import peak_memory_bytes
 from ssa.errors import EXIT_INTERRUPTED, TrainingDiverged
 from ssa.files import replacing
-from ssa.progress import ProgressBar, duration
+from ssa.progress import ProgressBar
 from ssa.training.lit_module import LanguageModule
 
-_TIMED = 3  # steps whose duration is that of the others; the first one warms up, or compiles
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -195,10 +194,7 @@ class Checkpoints(Callback):
 
 
 class TrainingProgress(Callback):
-    """Optimizer steps, loss, tokens/s and time left: a live bar on a terminal, a line now and then elsewhere.
-
-    After the first steps of an attempt a line estimates the duration of training.
-    """
+    """Optimizer steps, loss, tokens/s and time left: a live bar on a terminal, a line at intervals elsewhere."""
 
     def __init__(self, console: Console, config: TrainerConfig, rows: TrainingRows) -> None:
         self.console, self.config, self.rows = console, config, rows
@@ -208,7 +204,7 @@ class TrainingProgress(Callback):
         """Starts where the run is."""
         self.bar = ProgressBar("step", self.config.steps, completed=trainer.global_step, console=self.console)
         self.bar.start()
-        self._first = (trainer.global_step + 1, math.nan)
+        self.began = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
         """Moves on an optimizer step."""
@@ -217,15 +213,10 @@ class TrainingProgress(Callback):
         if (index + 1) % self.config.accumulate:
             return
         step = trainer.global_step
-        first, seconds = self._first
-        if step == first:
-            self._first = (first, self.rows.seconds)
-        elif step == first + _TIMED:
-            whole = (self.config.steps - first + 1) * (self.rows.seconds - seconds) / _TIMED
-            self.console.print(f"time     about {duration(whole)} of training", highlight=False)
         speed = self.rows.tokens_per_second
         text = f"{step}/{self.config.steps}  loss {module.trained['train/loss']:.3f}  {speed:,.0f} tokens/s"
-        self.bar.update(step, text, line=step % (10 * self.config.log_every) == 0)
+        early = step - self.began == self.config.log_every  # for a first estimate of the time left
+        self.bar.update(step, text, line=early or step % (10 * self.config.log_every) == 0)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """A line for each validation during training, and for that of step 0."""

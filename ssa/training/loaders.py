@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssa.text.token_blocks import TrainingBatches, evaluation_windows
-from ssa.text.token_cache import TokenSplit
+from ssa.text.token_blocks import TrainingBatches
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) each
 
@@ -41,17 +40,3 @@ class TrainingLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on after the micro-batches that a checkpoint has seen."""
         self.position = state["position"]
-
-
-class EvaluationLoader:
-    """A whole split in consecutive windows; the last one may be shorter."""
-
-    def __init__(self, split: TokenSplit, block_size: int, batch_size: int) -> None:
-        self.split, self.block_size, self.batch_size = split, block_size, batch_size
-
-    def __len__(self) -> int:
-        full, rest = divmod(self.split.n_tokens - 1, self.block_size)
-        return -(-full // self.batch_size) + (rest > 0)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(evaluation_windows(self.split, self.block_size, self.batch_size))

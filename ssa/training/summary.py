@@ -16,19 +16,19 @@ from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.model.temperature_terms import TOLERANCE
 from ssa.record.run_files import read_summary
-from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor
+from ssa.training.prepared_run import PreparedRun
 
 _SHOWN = 10  # other runs in the closing table
 
 
-def summarize(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
+def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
     """Evaluates the weights at hand on validation and test, whole, and puts the run's numbers together."""
-    config = job.config
-    trainer.validate(module, job.evaluation_loader("validation"), verbose=False)
+    config = run.config
+    trainer.validate(module, run.evaluation_batches("validation"), verbose=False)
     measured = {f"best/val/{name}": value for name, value in module.evaluated.items()}
-    trainer.test(module, job.evaluation_loader("test"), verbose=False)
+    trainer.test(module, run.evaluation_batches("test"), verbose=False)
     measured |= {f"best/test/{name}": value for name, value in module.evaluated.items()}
     return {
         "run_id": config.run_id,
@@ -41,72 +41,72 @@ def summarize(job: Job, trainer: L.Trainer, module: LanguageModule, best_step: i
         "init_from": config.init_from,
         "train": config.optim.train,
         "data": config.data.name,
-        "data_hash": job.corpus.fingerprint,
+        "data_hash": run.corpus.fingerprint,
         "seed": config.seed,
-        **{f"parameters.{kind}": number for kind, number in job.model.count_parameters().items()},
+        **{f"parameters.{kind}": number for kind, number in run.model.count_parameters().items()},
         "steps": config.trainer.steps,
         "block_size": config.data.block_size,
         "document_mask": config.data.document_mask,
-        "tokens": config.trainer.steps * tokens_per_step(job),
+        "tokens": config.trainer.steps * tokens_per_step(run),
         "best_step": best_step,
         **measured,
-        **{f"reference/val/{name}_perplexity": value for name, value in job.references.items()},
-        "device": device_name(job.device),
-        "precision": job.precision,
-        "attention_backend": job.attention_backend,
-        "peak_memory_bytes": peak_memory_bytes(job.device),
-        **_counts(job),
+        **{f"reference/val/{name}_perplexity": value for name, value in run.references.items()},
+        "device": device_name(run.device),
+        "precision": run.precision,
+        "attention_backend": run.attention_backend,
+        "peak_memory_bytes": peak_memory_bytes(run.device),
+        **_counts(run),
     }
 
 
-def tokens_per_step(job: Job) -> int:
+def tokens_per_step(run: PreparedRun) -> int:
     """Tokens in an optimizer step."""
-    return job.config.trainer.batch_size * job.config.data.block_size
+    return run.config.trainer.batch_size * run.config.data.block_size
 
 
-def _counts(job: Job) -> dict[str, int]:
+def _counts(run: PreparedRun) -> dict[str, int]:
     """What the perplexities divide by, and how much text there is to train on."""
-    splits = {"train": job.corpus.split("train"), **job.splits}
+    splits = {"train": run.corpus.split("train"), **run.splits}
     units = ("documents", "tokens", "words", "bytes")
     return {f"data.{name}.{unit}": getattr(split, f"n_{unit}") for name, split in splits.items() for unit in units}
 
 
-def print_start(console: Console, job: Job, folder: Path) -> None:
+def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
     """Prints what the run is: size, tokens, device, and the reference perplexities."""
-    config, count = job.config, job.model.count_parameters()
-    per_step, steps = tokens_per_step(job), config.trainer.steps
+    config, count = run.config, run.model.count_parameters()
+    per_step, steps = tokens_per_step(run), config.trainer.steps
     share = count["temperature"] / count["total"]
     accumulate = f", {config.trainer.accumulate} micro-batches" if config.trainer.accumulate > 1 else ""
-    epochs = steps * per_step / job.corpus.split("train").n_tokens
-    corpus = "  ".join(f"{name} {job.corpus.split(name).n_tokens:,}" for name in ("train", "validation", "test"))
+    epochs = steps * per_step / run.corpus.split("train").n_tokens
+    corpus = "  ".join(f"{name} {run.corpus.split(name).n_tokens:,}" for name in ("train", "validation", "test"))
     limit = config.data.max_documents
     subset = f", at most the first {limit:,} documents (data.max_documents)" if limit else ""
-    reference = ", ".join(f"{name} {value:.1f}" for name, value in job.references.items())
+    reference = ", ".join(f"{name} {value:.1f}" for name, value in run.references.items())
     lines = {
         "run": str(folder),
         "scale": f"{config.scale} (another: scale={'|'.join(SCALES)}; any value: --cfg job shows them)",
         "model": f"{config.model.name} {config.model.size}: {count['total']:,} parameters, {count['non_embedding']:,} "
         f"without embeddings, {count['temperature']:,} of temperatures ({share:.3%})",
-        "data": f"{config.data.name}{subset}, tokenizer {job.corpus.tokenizer.name}; tokens: {corpus}",
+        "data": f"{config.data.name}{subset}, tokenizer {run.corpus.tokenizer.name}; tokens: {corpus}",
         "steps": f"{steps:,} of {per_step:,} tokens ({config.trainer.batch_size} x {config.data.block_size}"
         f"{accumulate}) = {steps * per_step:,} tokens, {epochs:.2f} epochs",
-        "device": f"{device_name(job.device)}, {job.precision}, attention backend {job.attention_backend}"
+        "device": f"{device_name(run.device)}, {run.precision}, attention backend {run.attention_backend}"
         + (", compiled" if config.trainer.compile else ""),
         **({"from": f"{config.init_from}"} if config.init_from else {}),
-        "trains": _trained(job),
+        "trains": _trained(run),
         "to beat": f"{reference} (validation perplexity of n-gram models on the same tokens)",
     }
-    if job.checkpoint_step is not None:
-        lines["resumed"] = f"at step {job.checkpoint_step:,}"
+    if run.checkpoint_step is not None:
+        lines["resumed"] = f"at step {run.checkpoint_step:,}"
     for name, text in lines.items():
         console.print(f"{name:<8} {text}")
-    for note in _notes(job):
+    for note in _notes(run):
         console.print(f"note     {note}")
 
 
-def _trained(job: Job) -> str:
-    trained = sum(parameter.numel() for parameter in job.model.parameters() if parameter.requires_grad)
-    return f"{trained:,} parameters (optim.train={job.config.optim.train})"
+def _trained(run: PreparedRun) -> str:
+    trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
+    return f"{trained:,} parameters (optim.train={run.config.optim.train})"
 
 
 def _moved(config: Config) -> float:
@@ -115,15 +115,15 @@ def _moved(config: Config) -> float:
     return optim.lr * optim.temperature_lr_multiplier * sum(lr_factor(step, optim, steps) for step in range(steps))
 
 
-def _notes(job: Job) -> list[str]:
+def _notes(run: PreparedRun) -> list[str]:
     """What of the temperatures will be without effect, or changes a pretrained model from the start."""
-    config, notes = job.config, []
+    config, notes = run.config, []
     block_size, rule = config.data.block_size, config.model.temperature.name
     if config.init_from and config.data.tokenizer != config.init_from:
         notes.append(f"data.tokenizer={config.data.tokenizer} is not that of {config.init_from}: its ids may differ")
     if config.optim.train == "temperature" and not config.init_from:
         notes.append("optim.train=temperature leaves the rest as it was drawn; it is meant for init_from=")
-    for name, temperature in job.model.first_temperatures().items():
+    for name, temperature in run.model.first_temperatures().items():
         if config.init_from and not temperature.starts_at_identity:
             notes.append(f"the {name} temperature ({rule}) does not start at 1: step 0 is not the pretrained model")
         reach = temperature.largest_position_term(_moved(config), block_size)

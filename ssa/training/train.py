@@ -36,10 +36,10 @@ from ssa.text.ngram import reference_perplexities
 from ssa.text.token_blocks import TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, prepare
 from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, TrainingProgress, TrainingRows
-from ssa.training.job import Job
 from ssa.training.lit_module import LanguageModule
 from ssa.training.loaders import TrainingLoader
 from ssa.training.optim import freeze
+from ssa.training.prepared_run import PreparedRun
 from ssa.training.summary import print_end, print_start, summarize
 
 Row = dict[str, Any]
@@ -70,11 +70,11 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
             wandb_mirror.mirror_finished(config, record.folder, summary)
         else:
             wandb_mirror.check(config.logger)
-            job = _prepare(config, record)
+            run = _prepare(config, record)
             try:
-                summary = _run(job, record, command, console, began)
+                summary = _execute(run, record, command, console, began)
             except torch.OutOfMemoryError:
-                size, device = config.trainer.micro_batch_size, device_name(job.device)
+                size, device = config.trainer.micro_batch_size, device_name(run.device)
                 raise UserError(
                     f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one"
                 ) from None
@@ -82,7 +82,7 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
     return summary
 
 
-def _prepare(config: Config, record: RunRecord) -> Job:
+def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     device, resuming = resolve_device(config.trainer.device), record.resume_checkpoint is not None
     if config.init_from and not resuming:
         weight_files(config.init_from)  # before text is tokenized for a model that is not there
@@ -94,7 +94,7 @@ def _prepare(config: Config, record: RunRecord) -> Job:
     train_split = corpus.split("train")
     batches = TrainingBatches(train_split, config.data.block_size, config.trainer.batch_size, config.seed)
     vocab_size = corpus.tokenizer.vocab_size
-    return Job(
+    return PreparedRun(
         config=config,
         device=device,
         precision=resolve_precision(config.trainer.precision, device),
@@ -124,38 +124,38 @@ def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transform
     return model
 
 
-def _run(job: Job, record: RunRecord, command: Sequence[str], console: Console, began: float) -> dict[str, Any]:
-    config, resume_from = job.config, record.resume_checkpoint
+def _execute(run: PreparedRun, record: RunRecord, command: Sequence[str], console: Console, began: float) -> dict[str, Any]:
+    config, resume_from = run.config, record.resume_checkpoint
     facts = environment.describe(
-        command, device=device_name(job.device), precision=job.precision, attention_backend=job.attention_backend
+        command, device=device_name(run.device), precision=run.precision, attention_backend=run.attention_backend
     )
     if config.trainer.compile:
         torch._dynamo.reset()  # the limit on recompilations counts those of earlier jobs in this process
-        job.model.compile()
-    reset_peak_memory(job.device)
-    record.begin(facts, step=job.checkpoint_step, data_hash=job.corpus.fingerprint, weights_hash=job.weights_hash)
-    write_atomic(record.folder / "tokenizer.json", job.corpus.tokenizer.definition)
-    print_start(console, job, record.folder)
+        run.model.compile()
+    reset_peak_memory(run.device)
+    record.begin(facts, step=run.checkpoint_step, data_hash=run.corpus.fingerprint, weights_hash=run.weights_hash)
+    write_atomic(record.folder / "tokenizer.json", run.corpus.tokenizer.definition)
+    print_start(console, run, record.folder)
     with WandbMirror.open(config, record) as mirror, _quiet_lightning():
 
         def log_row(row: Row) -> None:
             record.log(row)
             mirror.log(row)
 
-        module = LanguageModule(config, job.model, job.splits, log_row)
+        module = LanguageModule(config, run.model, run.splits, log_row)
         module.last_checkpoint = str(resume_from or "none")
         interruption, rows = Interruption(), TrainingRows(config.trainer)
         checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer, interruption)
-        trainer = _trainer(job, [interruption, rows, checkpoints, TrainingProgress(console, config.trainer, rows)])
-        validation = job.evaluation_loader("validation")
+        trainer = _trainer(run, [interruption, rows, checkpoints, TrainingProgress(console, config.trainer, rows)])
+        validation = run.evaluation_batches("validation")
         try:
             with interruption.watch():
                 if config.init_from and not resume_from:
                     with module.before_training():
                         trainer.validate(module, validation, verbose=False)
-                trainer.fit(module, job.loader, validation, ckpt_path=resume_from, weights_only=True)
-                best_step = load_weights(job.model, record.best_checkpoint)
-                summary = summarize(job, trainer, module, best_step)
+                trainer.fit(module, run.loader, validation, ckpt_path=resume_from, weights_only=True)
+                best_step = load_weights(run.model, record.best_checkpoint)
+                summary = summarize(run, trainer, module, best_step)
         except Interrupted:
             record.set_status("interrupted", step=trainer.global_step)
             resume = f"python train.py resume={record.folder}"
@@ -180,12 +180,12 @@ def _before(record: RunRecord) -> dict[str, Any]:
     return {f"step_0/{name}": first[name] for name in names if name in first}
 
 
-def _trainer(job: Job, callbacks: list[L.Callback]) -> L.Trainer:
-    settings = job.config.trainer
+def _trainer(run: PreparedRun, callbacks: list[L.Callback]) -> L.Trainer:
+    settings = run.config.trainer
     return L.Trainer(
-        accelerator={"cuda": "gpu"}.get(job.device.type, job.device.type),
+        accelerator={"cuda": "gpu"}.get(run.device.type, run.device.type),
         devices=1,
-        precision=job.precision,
+        precision=run.precision,
         max_steps=settings.steps,
         accumulate_grad_batches=settings.accumulate,
         val_check_interval=settings.eval_every * settings.accumulate,  # counted in micro-batches

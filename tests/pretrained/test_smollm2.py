@@ -17,7 +17,7 @@ from ssa.command_line.compose import configured
 from ssa.model.generation import generate
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import from_pretrained
-from ssa.text.token_blocks import evaluation_windows
+from ssa.text.token_blocks import EvaluationBatches
 from ssa.text.token_cache import prepare
 
 FOLDER = os.environ.get("SSA_SMOLLM2", "")
@@ -48,7 +48,7 @@ def tokenizer() -> Any:
 def test_the_same_logits_and_loss_on_wikitext(ours: Transformer, theirs: Any) -> None:
     config = configured("model=llama", f"init_from={FOLDER}", "data=wikitext", f"data.block_size={LENGTH}")
     losses = []
-    for inputs, targets in islice(evaluation_windows(prepare(config.data).split("test"), LENGTH, 1), WINDOWS):
+    for inputs, targets in islice(EvaluationBatches(prepare(config.data).split("test"), LENGTH, 1), WINDOWS):
         found, wanted = ours(inputs), theirs(inputs).logits
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
         losses.append([F.cross_entropy(logits[0], targets[0]).item() for logits in (found, wanted)])

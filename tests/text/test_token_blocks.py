@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ssa.errors import UserError
-from ssa.text.token_blocks import TrainingBatches, evaluation_windows, visible_in_documents
+from ssa.text.token_blocks import EvaluationBatches, TrainingBatches, visible_in_documents
 from ssa.text.token_cache import TokenSplit
 from ssa.text.tokenization import Tokenizer, train_bpe
 
@@ -78,7 +78,7 @@ def test_a_split_shorter_than_a_block() -> None:
 @pytest.mark.parametrize("n_tokens", [2, 9, 10, 11, 12, 40, 41, 42, 95])
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
 def test_evaluation_predicts_every_token_but_the_first_once(n_tokens: int, batch_size: int) -> None:
-    windows = list(evaluation_windows(split_of(n_tokens), 10, batch_size))
+    windows = list(EvaluationBatches(split_of(n_tokens), 10, batch_size))
     assert torch.cat([targets.flatten() for _, targets in windows]).tolist() == list(range(1, n_tokens))
     assert torch.cat([inputs.flatten() for inputs, _ in windows]).tolist() == list(range(n_tokens - 1))
     assert all(inputs.shape[1] == 10 and len(inputs) <= batch_size for inputs, _ in windows[:-1])

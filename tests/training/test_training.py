@@ -24,7 +24,7 @@ from ssa.device import resolve_precision
 from ssa.errors import UserError
 from ssa.model.transformer import Transformer
 from ssa.record.checksums import damage
-from ssa.text.token_blocks import evaluation_windows
+from ssa.text.token_blocks import EvaluationBatches
 from ssa.text.token_cache import prepare
 from ssa.training.lit_module import LanguageModule
 from ssa.training.train import train
@@ -112,7 +112,7 @@ def test_every_backward_pass_is_of_a_step(tiny, monkeypatch, capsys) -> None:
     monkeypatch.setattr(Transformer, "forward", counted)
     train(tiny())
     assert sum(passes) == 8 * 2, "two micro-batches a step"
-    assert re.search(r"^time     about \d+:\d\d of training$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^step 1/8  .* ETA \d+:\d\d$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_two_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
@@ -353,7 +353,7 @@ def test_documents_apart_are_documents_one_by_one(tiny, tmp_path) -> None:
     model = Transformer(apart.model, split.tokenizer.vocab_size)
     model.load_state_dict(weights(apart, "best"))
     losses = []
-    for inputs, targets in evaluation_windows(split, 48, 1):
+    for inputs, targets in EvaluationBatches(split, 48, 1):
         starts = [0, *(i for i in range(1, inputs.size(1)) if inputs[0, i] == split.tokenizer.end_of_text)]
         for start, end in itertools.pairwise([*starts, inputs.size(1)]):
             losses.append(model(inputs[:, start:end], targets[:, start:end])[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ssa.evaluation.scoring.scoring import Request
+from ssa.perplexity import windows
 
 
 def stream_windows(
@@ -24,15 +25,8 @@ def stream_windows(
 
 def strided_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[Request]:
     """Windows of ``window`` tokens, ``stride`` apart; each scores its new tokens, but never its first."""
-    done = 0
-    for begin in range(0, len(ids), stride):
-        end = min(begin + window, len(ids))
-        start = max(begin + 1, done)
-        if start < end:
-            yield Request(list(ids[begin:start]), list(ids[start:end]))
-        if end == len(ids):
-            return
-        done = end
+    for begin, scored, end in windows(len(ids), window, stride):
+        yield Request(list(ids[begin:scored]), list(ids[scored:end]))
 
 
 def rolling_windows(ids: Sequence[int], prefix: int, max_length: int) -> Iterator[Request]:

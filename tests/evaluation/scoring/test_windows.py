@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.scoring import Request, Score, score_requests
 from ssa.evaluation.scoring.windows import rolling_windows, stream_windows, strided_windows
 from ssa.model.transformer import Transformer
-from ssa.text.token_blocks import visible_in_documents
+from ssa.text.token_blocks import EvaluationBatches, visible_in_documents
+from ssa.text.token_cache import TokenSplit
 
 END = 0
 sizes = st.integers(0, 70)
@@ -55,6 +57,19 @@ def test_a_stream_is_scored_once_but_for_its_first(size: int, context: int, data
     assert all(end - begin - 1 == context for begin, _, end in places[:-1])
     if stride < context:
         assert all(first - begin == context + 1 - stride for begin, first, _ in places[1:])
+
+
+@given(size=st.integers(2, 70), context=contexts, batch_size=st.integers(1, 5))
+@settings(deadline=None)
+def test_training_evaluates_the_same_windows(size: int, context: int, batch_size: int) -> None:
+    split = TokenSplit("validation", np.arange(size, dtype=np.uint16), 1, 1, 1, tokenizer=None)  # type: ignore[arg-type]
+    batches = EvaluationBatches(split, context, batch_size)
+    trained = [
+        (*row, last) for ids, targets in batches for row, (*_, last) in zip(ids.tolist(), targets.tolist(), strict=True)
+    ]
+    evaluated = [(*window.context, *window.continuation) for (window,) in stream_windows(range(size), context, context)]
+    assert trained == evaluated
+    assert len(batches) == len(list(batches))
 
 
 @given(size=sizes, window=st.integers(2, 20), data=st.data())
