@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ssa.config_errors import closest, one_line
+from ssa.config_errors import REMOVED, RENAMED, closest, one_line
 from ssa.errors import UserError
 from ssa.files import hash_of
 from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig, TemperatureConfig, divisors
@@ -270,6 +270,22 @@ def _term_names() -> dict[str, list[str]]:
         for slot, name in (item for key in PROJECTIONS for item in (rule.get(key) or {}).items()):
             names[slot].add(name)
     return {slot: sorted(found - {"none"}) for slot, found in names.items()}
+
+
+def upgraded(values: Any, path: str = "") -> Any:
+    """A recorded config of version 0.1 with today's keys; a config of this version as it is.
+
+    Args:
+        values: as read; anything but a mapping is returned as it is.
+        path: where the values stand in the config, such as ``model.``.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    return {
+        RENAMED.get(path + str(key), f"{path}{key}").rpartition(".")[2]: upgraded(value, f"{path}{key}.")
+        for key, value in values.items()
+        if f"{path}{key}" not in REMOVED
+    }
 
 
 def validated(kind: type[T], values: Mapping[str, Any]) -> T:

@@ -35,6 +35,8 @@ RENAMED = {  # keys of version 0.1
     },
 }
 
+REMOVED = [f"model.temperature.{setting}" for setting in ("train_length", "floor_length", "floor_scale")]  # of 0.1
+
 
 def one_line(error: ValidationError, root: type[Any]) -> str:
     """The first error of a failed validation of `root`."""

@@ -206,6 +206,19 @@ def test_plain_values_come_back_the_same(default: Config) -> None:
     assert parse(yaml.safe_load(yaml.safe_dump(default.plain()))) == default
 
 
+def test_a_config_of_this_version_is_not_upgraded(default: Config) -> None:
+    assert upgraded(default.plain()) == default.plain()
+
+
+def test_a_config_of_version_0_1_is_upgraded() -> None:
+    query = {"token": "shared", "position": "log", "base": "yarn"}
+    old = {"model": {"width": 8, "tied_head": True, "temperature": {"query": query, "train_length": 3}}, "seed": 1}
+    terms = {"token": "shared", "position": "log", "multiplier": "yarn"}
+    new = {"d_model": 8, "tie_embeddings": True, "temperature": {"query": terms}}
+    assert upgraded(old) == {"model": new, "seed": 1}
+    assert upgraded(old["model"], "model.") == new
+
+
 SAME_RUN = [
     ["logger=none"],
     ["logger.project=other", "logger.tags=[a,b]"],

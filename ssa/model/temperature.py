@@ -24,12 +24,19 @@ has only a few values over 2,048 positions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig, Terms
 from ssa.model.temperature_rules import TERMS
 from ssa.model.temperature_terms import LengthTerm, Shape, Term, Tokens
+
+
+def upgraded_name(name: str) -> str:
+    """The name of a parameter or tensor that version 0.1 called ``name``."""
+    return name.replace(".parts.base.", ".terms.multiplier.").replace(".parts.", ".terms.")
 
 
 class Temperature(nn.Module):
@@ -47,6 +54,7 @@ class Temperature(nn.Module):
                 valid = ", ".join(["none", *(name for name, term in TERMS.items() if term.slot == slot)])
                 raise ValueError(f"{slot}={name}: not a {slot} term of a temperature; valid: {valid}")
             self.terms[slot] = TERMS[name](shape, config.starting())
+        self.register_load_state_dict_pre_hook(_upgrade)  # type: ignore[no-untyped-call]
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """The temperatures of a batch.
@@ -93,6 +101,12 @@ class Temperature(nn.Module):
 
     def _terms(self) -> list[Term]:
         return [term for term in self.terms.values() if isinstance(term, Term)]
+
+
+def _upgrade(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Renames the tensors in a checkpoint of version 0.1."""
+    for name in [name for name in state if name.startswith(f"{prefix}parts.")]:
+        state[upgraded_name(name)] = state.pop(name)
 
 
 def build_temperatures(config: TemperatureConfig, shape: Shape, n_kv_head: int | None = None) -> nn.ModuleDict:

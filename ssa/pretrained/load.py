@@ -11,6 +11,7 @@ import torch
 
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig, TemperatureConfig
+from ssa.model.temperature import upgraded_name
 from ssa.model.transformer import Transformer
 from ssa.pretrained.correspondence import Correspondence
 from ssa.pretrained.source import Pretrained, check_architecture, check_rule, describe, weight_files
@@ -124,7 +125,7 @@ def _match(
     stored: dict[str, StoredTensor] = {}
     left_over: list[str] = []
     for tensor in contents(pretrained.init_from, files):
-        name = pretrained.renamed.get(tensor.name, tensor.name)
+        name = upgraded_name(pretrained.renamed.get(tensor.name, tensor.name))
         name = name if name in known else pretrained.prefix + name
         if name in stored:
             left_over.append(f"{tensor.name} a second time")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssa.config import validated
+from ssa.config import upgraded, validated
 from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, hash_of_file, parse_json
@@ -228,7 +228,7 @@ def _exported(config: dict[str, Any]) -> dict[str, Any]:
     vocab_size = config["ssa"].get("vocab_size") or config.get("vocab_size")
     if vocab_size is None:
         raise UserError("config.json: vocab_size: not set")
-    return {**config["ssa"], "vocab_size": vocab_size}
+    return {**upgraded(config["ssa"], "model."), "vocab_size": vocab_size}
 
 
 def _json_of(init_from: str, filename: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import yaml  # type: ignore[import-untyped]
 
-from ssa.config import Config, parse
+from ssa.config import Config, parse, upgraded
 from ssa.errors import UserError
 from ssa.files import parse_json, read_json, to_json
 
@@ -48,7 +48,7 @@ def load_config(folder: str | Path) -> Config:
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml")
     try:
-        return parse(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return parse(upgraded(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"{path} is damaged, or of another version: {error}") from None
 

@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
 
+from ssa.config import upgraded
 from ssa.errors import UserError
 from ssa.files import read_json
 from ssa.record.checksums import KEYS, damage
@@ -126,7 +127,7 @@ def _commit(environment: dict[str, Any]) -> str:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    values = yaml.load(path.read_bytes(), _LOADER)
+    values = upgraded(yaml.load(path.read_bytes(), _LOADER))
     if not isinstance(values, dict) or not set(values) >= SECTIONS:
         raise UserError(f"{path} is damaged: it has not all sections of a config")
     return values

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ssa.config import upgraded
 from ssa.errors import UserError, first_line
 from ssa.record.run_files import State, renamed
 from ssa.record.run_rows import SECTIONS, FoundRun
@@ -90,7 +91,7 @@ def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
         run_id=run_id,
         folder=run.url,
         status=said or _STATES.get(run.state, "interrupted"),
-        config={**dict(_sections(run.config)), **_OF_THE_COMMAND},
+        config={**upgraded(dict(_sections(run.config))), **_OF_THE_COMMAND},
         summary=dict(_results(summary)) if finished else {},
         evaluations=evaluations,
         experiment=run.config["experiment"],
