@@ -98,17 +98,17 @@ class ExperimentContext:
         self._runs |= set(folders)
         return folders
 
-    def take(self, runs: Iterable[Run], failed: Mapping[Run, str]) -> None:
-        """Takes down runs that were brought as far as they come, and what failed of them, and why."""
+    def add_runs(self, runs: Iterable[Run], failed: Mapping[Run, str]) -> None:
+        """Records the runs behind the results, and the failed ones with their reasons."""
         self._runs |= {run.folder for run in runs if run not in failed and run.is_finished()}
         self.failed |= failed
 
     @property
     def failures(self) -> str:
-        """In a line: the first, and how many more, which were named as they failed."""
+        """One line: the first failure, and the number of others, which were printed as they failed."""
         run, reason = next(iter(self.failed.items()))
         more = f"; and {len(self.failed) - 1} more, named above" if len(self.failed) > 1 else ""
-        return f"{len(self.failed)} runs failed: {run.label}: {reason}{more}; the same command runs them again"
+        return f"{len(self.failed)} runs failed: {run.label}: {reason}{more}; rerun the command to retry"
 
     def table(self, name: str, rows: Sequence[TableRow]) -> None:
         """Writes ``<scale>_<name>.csv``; numbers have 6 significant digits."""

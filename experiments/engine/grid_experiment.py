@@ -44,7 +44,7 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
         unevaluated |= _evaluate([*began, *others], settings, context)
     else:
         failed |= refused(run for run in runs(grid, settings).values() if run)
-        context.take([], failed)
+        context.add_runs([], failed)
     frame = load(Path(settings.output_dir) / "experiments", settings.source)
     check_keys(grid, frame)
     write(Results(context.experiment, grid, settings, runs(grid, settings), failed, unevaluated, frame), context)
@@ -70,7 +70,7 @@ def _train(wanted: Sequence[Run], settings: GridSettings, context: ExperimentCon
 def _taken(
     wanted: Sequence[Run], failed: dict[Run, str], settings: GridSettings, context: ExperimentContext
 ) -> dict[Run, str]:
-    context.take(wanted, failed)
+    context.add_runs(wanted, failed)
     if failed and settings.fail_fast:
         raise UserError(f"fail_fast=true: stopped; {context.failures}")
     return failed

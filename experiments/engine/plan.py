@@ -1,4 +1,4 @@
-"""What a grid will take, before anything is run: runs, tokens, time and disk."""
+"""Plan of a grid, printed before anything is run: runs, tokens, time and disk."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, check_train, declared, runs
 from ssa.config import Config
 from ssa.launch.run import Run
+from ssa.progress import duration
 from ssa.record.runs import load
 
-_PROBED = 50e6  # parameters; a larger model's time is computed, not measured
-_BYTES = 4 * 3 * 2  # a parameter in float32 with AdamW's two moments, in two checkpoints
-_START = 4.0  # seconds that a run takes before and after training, on two cores
-_KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.block_size"]  # of runs of one speed
+_TIMED = 50e6  # parameters; the time of a larger model is computed, not measured
+_BYTES = 4 * 3 * 2  # per parameter: float32 with AdamW's two moments, in two checkpoints
+_START = 4.0  # seconds of a run before and after training, on two cores
+_KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.block_size"]  # decide the speed
 
 
 def show(experiment: Experiment, settings: GridSettings, console: Console) -> None:
@@ -35,15 +36,16 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
     known = [run for run in planned.values() if run and run not in refused]
     unique = list({run.folder: run for run in known}.values())
     waiting = [run for run in unique if settings.rerun or not run.is_finished()]
-    table = Table("runs", "finished", "to go on with", "to run", "tokens to train", box=box.SIMPLE_HEAD)
+    table = Table("runs", "finished", "interrupted", "not started", "tokens to train", box=box.SIMPLE_HEAD)
     counts: dict[str, Counter[str]] = {}
     for run in unique:
-        state = "finished" if run not in waiting else "begun" if run.tokens_done() else "new"
+        state = "finished" if run not in waiting else "interrupted" if run.tokens_done() else "new"
         count = counts.setdefault(run.group_label, Counter())
         count[state] += 1
         count["tokens"] += _tokens_left(run, settings.rerun) if run in waiting else 0
     for label, count in counts.items():
-        table.add_row(label, *(str(count[state]) for state in ("finished", "begun", "new")), f"{count['tokens']:,}")
+        states = [str(count[state]) for state in ("finished", "interrupted", "new")]
+        table.add_row(label, *states, f"{count['tokens']:,}")
     console.print(table)
     later = sum(run is None for run in planned.values())
     if later:
@@ -52,7 +54,7 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
     seconds, how = _seconds(waiting, settings)
     disk = sum(_parameters(run.config) * _BYTES for run in waiting)
     console.print(
-        f"{len(waiting)} of {len(unique)} runs to do, {tokens:,} tokens, about {_time(seconds)} with "
+        f"{len(waiting)} of {len(unique)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
         f"jobs={settings.jobs} ({how}), {disk / 1e9:.2g} GB of disk"
     )
 
@@ -62,28 +64,27 @@ def _tokens_left(run: Run, rerun: bool) -> int:
 
 
 def _seconds(waiting: Sequence[Run], settings: GridSettings) -> tuple[float, str]:
-    """Of all runs, by the speed of finished ones of their kind, else by that of a step of each kind; and by which."""
+    """Estimated duration of all runs, and what the estimate is based on.
+
+    A run is as fast as finished ones of the same kind, or as a training step that is timed here.
+    """
     folder = Path(settings.output_dir) / "experiments"
-    speeds: dict[tuple[object, ...], float] = {}
+    speeds: dict[tuple[object, ...], float] = {}  # tokens per second by kind
     if folder.is_dir():
         frame = load(folder, checked=False)
         finished = frame[frame["status"] == "finished"]
         if len(finished):
-            speeds = (
-                (finished["tokens"] / finished["wall_seconds"])
-                .groupby([finished[key] for key in _KIND])
-                .median()
-                .to_dict()
-            )
-    probed: dict[tuple[object, ...], float] = {}
+            tokens_per_second = finished["tokens"] / finished["wall_seconds"]
+            speeds = tokens_per_second.groupby([finished[key] for key in _KIND]).median().to_dict()
+    timed: set[tuple[object, ...]] = set()
     total = 0.0
     for run in waiting:
         kind = _kind(run.config)
-        if kind not in speeds and kind not in probed:
-            probed[kind] = _probe(run.config)
-        total += _tokens_left(run, settings.rerun) / (speeds.get(kind) or probed[kind])
-    total += _START * sum(_kind(run.config) in probed for run in waiting)
-    how = "by a step on this machine, evaluation not counted" if probed else "as fast as the finished ones"
+        if kind not in speeds:
+            speeds[kind] = _speed(run.config)
+            timed.add(kind)
+        total += _tokens_left(run, settings.rerun) / speeds[kind] + (_START if kind in timed else 0)
+    how = "from a training step on this machine, without evaluation" if timed else "from finished runs"
     return total / settings.jobs, how
 
 
@@ -104,12 +105,12 @@ def _model(config: Config, device: str):  # type: ignore[no-untyped-def]
         return Transformer(config.model, config.model.vocab_size or 2048, None if device == "meta" else 0)
 
 
-def _probe(config: Config) -> float:
-    """Tokens a second of training on one thread: measured, of a large model from 6 operations a parameter and token."""
+def _speed(config: Config) -> float:
+    """Tokens per second of training on one thread: measured; of a large model, 6 FLOPs per parameter and token."""
     import torch
 
     torch.set_num_threads(1)
-    if _parameters(config) > _PROBED:
+    if _parameters(config) > _TIMED:
         factor, began = torch.randn(512, 512), time.perf_counter()
         for _ in range(20):
             factor @ factor
@@ -121,9 +122,3 @@ def _probe(config: Config) -> float:
         model(tokens, tokens).mean().backward()
         seconds = time.perf_counter() - began
     return size[0] * size[1] / seconds
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -29,7 +29,7 @@ def train(runs: Sequence[Run], *, jobs: int, console: Console, rerun: bool = Fal
     failed = run_all(runs, jobs=jobs, console=console, rerun=rerun)
     if failed:
         names = ", ".join(f"{run.label} ({run.log})" for run in failed)
-        raise UserError(f"{len(failed)} of {len(set(folders))} runs failed: {names}; the same command runs them again")
+        raise UserError(f"{len(failed)} of {len(set(folders))} runs failed: {names}; rerun the command to retry")
     return folders
 
 

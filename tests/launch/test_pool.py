@@ -186,7 +186,7 @@ def test_runs_that_fail_are_alone(
             )
         logs = set(re.findall(r"\((\S+\.log)\)", printed))
         assert len(logs) == 4
-        assert "; and 5 more, named above; the same command runs them again" in error
+        assert "; and 5 more, named above; rerun the command to retry" in error
         assert all("error: " in Path(log).read_text() for log in logs)
         assert cells["vanilla"]["state"] == cells["SSA"]["state"] == "value"
         assert len(cells["SSA"]["runs"]) == 2
