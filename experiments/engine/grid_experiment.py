@@ -34,14 +34,14 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     failed: dict[Run, str] = {}
     unevaluated: dict[Run, str] = {}
     if settings.source is None:
-        began = [run for run in runs(grid, settings).values() if run]
-        mistakes = refused(began)
-        if mistakes and len(mistakes) == len(began):  # as of a mistake in train=
+        first = [run for run in runs(grid, settings).values() if run]
+        mistakes = refused(first)
+        if mistakes and len(mistakes) == len(first):  # such as a mistake in train=
             raise UserError(next(iter(mistakes.values())))
-        failed |= _train(began, settings, context)
-        others = [run for run in runs(grid, settings).values() if run and run not in began]  # fine-tune these
+        failed |= _train(first, settings, context)
+        others = [run for run in runs(grid, settings).values() if run and run not in first]  # fine-tune those
         failed |= _train(others, settings, context)
-        unevaluated |= _evaluate([*began, *others], settings, context)
+        unevaluated |= _evaluate([*first, *others], settings, context)
     else:
         failed |= refused(run for run in runs(grid, settings).values() if run)
         context.add_runs([], failed)
@@ -89,7 +89,7 @@ def check_keys(grid: Grid, frame: pd.DataFrame) -> None:
 
 
 def _evaluate(trained: Sequence[Run], settings: GridSettings, context: ExperimentContext) -> dict[Run, str]:
-    """Runs evaluate.py's tasks on each finished run, but for those that it has finished before."""
+    """Runs evaluate.py on each finished run; finished tasks are skipped."""
     from experiments.engine.evaluations import evaluate
 
     if not settings.evaluate:

@@ -41,7 +41,7 @@ def run_of(
 
 
 def weights_of(run: Path) -> str:
-    """A hash of a run's best weights: what tells one state of a run folder from another."""
+    """A hash of a run's best weights, which identifies the state of its folder."""
     return hash_of_weights(run)[:10]
 
 
@@ -49,12 +49,12 @@ def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
     """Overrides that fine-tune a run's best weights, on the source code of Python's standard library.
 
     Args:
-        run: its folder.
-        output_dir: where its export and the text go; their names are hashes of what is in them.
-        write: false: only say where they are.
+        run: the run folder.
+        output_dir: the folder for its export and the text, whose names are hashes of their content.
+        write: false: write nothing, only return where they are.
 
     Raises:
-        UserError: the run has no weights; or nothing may be written, and they are not there.
+        UserError: the run has no weights; or ``write`` is false and they do not exist.
     """
     from ssa.pretrained.export import export
 
@@ -62,7 +62,7 @@ def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
     model = folder / f"{run.name}-{weights_of(run)}"
     if not (model / "config.json").is_file():
         if not write:
-            raise UserError(f"{model}: not there yet")
+            raise UserError(f"{model}: does not exist yet")
         export(run, model)
     return [
         f"init_from={model}",
@@ -73,7 +73,7 @@ def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
 
 
 def _source_code(folder: Path, write: bool) -> Path:
-    """The modules that are one file, a document each, as JSON lines."""
+    """The library's single-file modules as JSON lines, one document each."""
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
@@ -84,16 +84,16 @@ def _source_code(folder: Path, write: bool) -> Path:
 
 
 def attention_of(run: str, weights: str) -> dict[str, Any]:
-    """The attention report of a run, as ``python evaluate.py run=RUN tasks=attention`` leaves it in the run's folder.
+    """The attention report of a run, as ``python evaluate.py run=RUN tasks=attention`` computes it.
 
     Args:
-        run: its folder.
-        weights: `weights_of` it, so that a cached job is of this state of it.
+        run: the run folder.
+        weights: `weights_of` the run, so that other weights are another cached job.
 
     Returns:
-        ``metrics`` by name, see `ssa.evaluation.attention.report`; ``positions``: of each number n of visible keys, the
-        mean over layers, heads and sequences of ``entropy`` (nats), ``entropy_normalized`` and ``spikiness``;
-        ``heads``: a row a layer and head, with ``norm`` and ``tau_norm``; ``norms``: the percentiles of ``tau_norm``
+        ``metrics`` by name, see `ssa.evaluation.attention.report`; ``positions``: for each number n of visible keys,
+        the mean over layers, heads and sequences of ``entropy`` (nats), ``entropy_normalized`` and ``spikiness``;
+        ``heads``: one row per layer and head, with ``norm`` and ``tau_norm``; ``norms``: percentiles of ``tau_norm``
         over tokens.
     """
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""A grid's runs, and ``train.py -m``, as jobs of Hydra's launchers: Slurm's by its local executor."""
+"""Runs of a grid and of ``train.py -m`` as jobs of Hydra's launchers; Slurm's uses its local executor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(overrides: tuple[str, ...]) -> Callable[..., Run]:
     return lambda *more: Run((*overrides, *more), setting=" ".join(more))
 
 
-def test_a_launcher_that_is_not_there(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_launcher_that_is_not_installed(run: Callable[..., Run], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^launcher=slurm: no such launcher is installed; valid: .*submitit_slurm"):
         launch([run()], "slurm", tmp_path)
     with pytest.raises(UserError, match=r"^launcher=joblib: not installed; pip install hydra-joblib-launcher; valid:"):
@@ -45,14 +45,14 @@ def test_a_launcher_that_is_not_there(run: Callable[..., Run], tmp_path: Path) -
         ("seed=3", "launcher_overrides=seed=3: valid: hydra.launcher.SETTING=VALUE"),
     ],
 )
-def test_a_setting_that_is_not_the_launchers(run: Callable[..., Run], tmp_path: Path, setting: str, line: str) -> None:
+def test_an_unknown_setting_of_the_launcher(run: Callable[..., Run], tmp_path: Path, setting: str, line: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     with pytest.raises(UserError, match=line):
         launch([run()], "submitit_slurm", tmp_path, [setting])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_slurm_where_there_is_none(run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm(run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"^launcher=submitit_slurm: .*slurm"):
@@ -61,7 +61,7 @@ def test_slurm_where_there_is_none(run: Callable[..., Run], tmp_path: Path, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
-def test_jobs_are_runs_and_one_that_fails_is_alone(run: Callable[..., Run], tmp_path: Path, launcher: str) -> None:
+def test_a_failed_job_does_not_affect_others(run: Callable[..., Run], tmp_path: Path, launcher: str) -> None:
     if launcher != "basic":
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     lost, good = run("data.train=nowhere/*.txt"), [run("seed=0"), run("seed=1")]
@@ -78,8 +78,8 @@ def test_jobs_are_runs_and_one_that_fails_is_alone(run: Callable[..., Run], tmp_
 
 
 @pytest.mark.slow
-def test_multirun_by_a_launcher(overrides: tuple[str, ...], run: Callable[..., Run], tmp_path: Path) -> None:
-    """The exit code and the lines of what failed come back from the jobs' processes, and so do their logs."""
+def test_multirun_with_a_launcher(overrides: tuple[str, ...], run: Callable[..., Run], tmp_path: Path) -> None:
+    """Exit code, error lines and logs come back from the jobs' processes."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     command = [sys.executable, "train.py", "-m", "hydra/launcher=submitit_local", *overrides, "optim.lr=1e-3,-1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -97,7 +97,7 @@ def test_multirun_by_a_launcher(overrides: tuple[str, ...], run: Callable[..., R
 
 
 @pytest.mark.parametrize("more", [(), ("hydra.sweep.dir=jobs",)])
-def test_multirun_by_slurm_where_there_is_none(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_multirun_without_slurm(tmp_path: Path, more: tuple[str, ...]) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=submitit_slurm", *SMALL, *more, "seed=0,1"]
     environment = {**os.environ, "PATH": ""}
@@ -110,13 +110,13 @@ def test_multirun_by_slurm_where_there_is_none(tmp_path: Path, more: tuple[str, 
 
 
 def commands() -> list[str]:
-    """Of sweeps/README.md."""
+    """Commands of sweeps/README.md."""
     lines = (ROOT / "sweeps" / "README.md").read_text().splitlines()
     return [line.strip() for line in lines if line.startswith("    ")]
 
 
-def test_the_readmes_slurm_command_is_composed(tmp_path: Path) -> None:
-    """Without Slurm: its jobs' overrides, and the launcher's settings."""
+def test_the_readmes_slurm_command_composes(tmp_path: Path) -> None:
+    """Composes the jobs' overrides and the launcher's settings, without Slurm."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     (command,) = [command for command in commands() if "submitit_slurm" in command]
     overrides = [word for word in command.split()[3:] if not word.startswith(("model=", "seed="))]

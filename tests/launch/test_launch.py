@@ -1,4 +1,4 @@
-"""Training runs as processes of their own: skipped where finished, named where they fail, resumed where interrupted."""
+"""Training runs in their own processes: finished ones skipped, failed ones named, interrupted ones resumed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def console(tmp_path: Path) -> Console:
     return Console(file=(tmp_path / "printed").open("w"), soft_wrap=True)
 
 
-def test_runs_finish_and_are_not_run_again(run: Callable[..., Run], console: Console, tmp_path: Path) -> None:
+def test_finished_runs_are_not_run_again(run: Callable[..., Run], console: Console, tmp_path: Path) -> None:
     runs = [run("seed=0"), run("seed=1"), run("seed=0")]
     folders = train(runs, jobs=2, console=console)
     assert folders[0] == folders[2] != folders[1]
@@ -68,9 +68,7 @@ def test_runs_finish_and_are_not_run_again(run: Callable[..., Run], console: Con
     ]
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(
-    run: Callable[..., Run], console: Console, tmp_path: Path
-) -> None:
+def test_a_failed_run_is_named_and_the_others_finish(run: Callable[..., Run], console: Console, tmp_path: Path) -> None:
     lost = run("data.train=nowhere/*.txt")
     with pytest.raises(UserError, match=r"1 of 2 runs failed: data\.train=nowhere.*\.log\)"):
         train([lost, run("seed=0")], jobs=2, console=console)
@@ -79,14 +77,14 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert load_status(run("seed=0").folder).status == "finished"
 
 
-def test_overrides_that_are_refused_stop_everything_at_once(run: Callable[..., Run], console: Console) -> None:
+def test_refused_overrides_stop_everything_at_once(run: Callable[..., Run], console: Console) -> None:
     with pytest.raises(UserError, match=r"trainer\.stepz: unknown key"):
         train([run("seed=0"), run("+trainer.stepz=3")], jobs=1, console=console)
     assert not run("seed=0").folder.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_launcher_that_is_stopped_goes_on(run: Callable[..., Run], console: Console, number: signal.Signals) -> None:
+def test_runs_of_a_stopped_launcher_resume(run: Callable[..., Run], console: Console, number: signal.Signals) -> None:
     longer = run("trainer.steps=60", "trainer.checkpoint_every=5").overrides
     runs = [Run((*longer, f"seed={seed}"), seed=seed) for seed in (0, 1)]
     command = [sys.executable, "-c", LAUNCH, *longer]

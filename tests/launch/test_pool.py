@@ -1,4 +1,4 @@
-"""Real grids of tiny runs: killed and started again, with runs that fail, with files that were changed since."""
+"""Grids of tiny training runs: killed and resumed, with failing runs, with damaged files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Whole(NamedTuple):
 
 
 def command(experiments: Path, folder: Path, *arguments: str) -> list[str]:
-    """What computes the experiment in a process of its own."""
+    """Command that computes the experiment in its own process."""
     (experiments / "program.py").write_text(PROGRAM)
     where = [f"output_dir={folder}/out", f"to={folder}/to"]
     return [
@@ -85,14 +85,14 @@ def runs(out: Path) -> list[Path]:
 
 
 def await_new_log(launcher: subprocess.Popen[str], out: Path, seconds: float) -> None:
-    """Until a run's process begins, which is before it has its lock; at most so long."""
+    """Waits until a run's process starts, which is before it has its lock; at most ``seconds``."""
     before, until = set(out.rglob("*.log")), time.perf_counter() + seconds
     while set(out.rglob("*.log")) == before and launcher.poll() is None and time.perf_counter() < until:
         time.sleep(0.002)
 
 
-def test_a_launcher_that_is_killed_ten_times(whole: Whole, tmp_path: Path) -> None:
-    """The same table as that of the undisturbed grid, byte by byte; no run is begun twice, and none is lost."""
+def test_a_launcher_killed_ten_times(whole: Whole, tmp_path: Path) -> None:
+    """The same table as that of the undisturbed grid, byte by byte; no run starts twice, and none is lost."""
     seed = int(os.environ.get("SSA_KILL_SEED", random.SystemRandom().randrange(10**6)))
     numbers, killed = random.Random(seed), 0
     processes: list[psutil.Process] = []
@@ -130,12 +130,12 @@ def test_a_launcher_that_is_killed_ten_times(whole: Whole, tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "to").iterdir()} == {
         path.name for path in (whole.out.parent / "to").iterdir()
     }
-    assert not psutil.wait_procs(processes, timeout=10)[1], "processes that nobody waits for"
+    assert not psutil.wait_procs(processes, timeout=10)[1], "orphaned processes"
     print(*said, sep="; ")
 
 
 def test_two_launchers_at_once(whole: Whole, tmp_path: Path) -> None:
-    """Each run is one's, and both end with the same table."""
+    """Each run is trained once, and both launchers write the same table."""
     with launched(whole.experiments, tmp_path) as first, launched(whole.experiments, tmp_path) as second:
         codes = [launcher.wait(timeout=300) for launcher in (first, second)]
     assert codes == [0, 0], (tmp_path / "printed").read_text()
@@ -154,7 +154,7 @@ def summary(folder: Path) -> dict[str, dict[str, Any]]:
     return {row[0]["text"]: row[1] for row in plain["rows"]}
 
 
-def test_runs_that_fail_are_alone(
+def test_failed_runs_do_not_affect_others(
     small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails = {
@@ -204,7 +204,7 @@ def test_runs_that_fail_are_alone(
     assert [load_status(run).attempt for run in good] == 4 * [1]
 
 
-def test_the_first_failure_stops_all_if_that_is_asked_for(
+def test_fail_fast_stops_all_runs(
     small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = ["trainer.steps=5000", "trainer.checkpoint_every=1000", "trainer.eval_every=1000"]
@@ -220,8 +220,8 @@ def test_the_first_failure_stops_all_if_that_is_asked_for(
     states = {load_status(run).status for run in runs(tmp_path / "out")}
     assert states <= {"failed", "interrupted"}
     assert "failed" in states
-    begun = [run for run in runs(tmp_path / "out") if load_status(run).status == "interrupted"]
-    assert all((run / "checkpoints" / "last.ckpt").exists() or load_status(run).step == 0 for run in begun)
+    interrupted = [run for run in runs(tmp_path / "out") if load_status(run).status == "interrupted"]
+    assert all((run / "checkpoints" / "last.ckpt").exists() or load_status(run).step == 0 for run in interrupted)
 
 
 def edit(path: Path) -> None:
@@ -230,7 +230,7 @@ def edit(path: Path) -> None:
     assert path.read_text() != text
 
 
-def test_files_that_were_changed_are_found_and_mended_as_the_table_says(
+def test_damaged_files_are_found_and_the_advice_of_the_table_repairs_them(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(whole.out, tmp_path / "out")
@@ -268,7 +268,7 @@ def test_files_that_were_changed_are_found_and_mended_as_the_table_says(
     assert tables(tmp_path) == whole.tables
 
 
-def test_runs_that_fine_tune_others_come_after_them(
+def test_fine_tuning_runs_come_after_those_that_they_start_from(
     small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A plan writes nothing, not even what they would start from; the command runs both, and each once."""

@@ -1,4 +1,4 @@
-"""Optuna over training runs: declarations that are refused, what a trial depends on, kills, pruning, failures."""
+"""Optuna sweeps: invalid declarations, reproducible trials, kills, pruning, failures."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def trials(tmp_path: Path) -> list[dict[str, str]]:
         ({"space": {}}, "space={}"),
     ],
 )
-def test_what_is_refused_before_the_first_trial(
+def test_invalid_declarations_are_refused_before_the_first_trial(
     declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path, fields: Any, line: str
 ) -> None:
     file = declare(**fields)
@@ -87,7 +87,7 @@ def test_what_is_refused_before_the_first_trial(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_file_that_is_not_there(search: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_missing_file(search: Callable[..., tuple[int, str, str]]) -> None:
     assert search("nowhere.yaml")[2].startswith("error: nowhere.yaml: no such file")
 
 
@@ -100,7 +100,7 @@ def test_a_file_that_declares_nothing(
     assert search(str(file))[2].startswith(f"error: {file}: not a sweep; expected the keys metric, ")
 
 
-def test_a_place_that_cannot_be_written(
+def test_a_folder_that_cannot_be_written(
     declare: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").touch()
@@ -123,7 +123,7 @@ def drawn(study: Any, sweep: Sweep, count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["tpe", "random"])
-def test_a_search_that_starts_again_draws_what_it_would_have_drawn(tmp_path: Path, name: str) -> None:
+def test_a_resumed_search_draws_the_same_values(tmp_path: Path, name: str) -> None:
     values = {"space": {"optim.lr": LR}, "sampler": {"name": name, "startup_trials": 3}}
     sweep = Sweep.model_validate(values)
     whole = drawn(open_study(tmp_path / "whole", "it", sweep, ()), sweep, 6)
@@ -143,7 +143,7 @@ def test_a_grid_is_every_point_once(tmp_path: Path) -> None:
     assert found == [{"optim.lr": lr, "seed": seed} for lr in (1e-3, 1e-2) for seed in (0, 1, 2)]
 
 
-def test_a_changed_declaration_is_not_mixed_in(tmp_path: Path) -> None:
+def test_a_changed_declaration_is_refused(tmp_path: Path) -> None:
     sweep = Sweep.model_validate({"space": {"optim.lr": LR}})
     drawn(open_study(tmp_path, "it", sweep, ("seed=1",)), sweep, 2)
     for changed, common in [
@@ -173,7 +173,7 @@ def test_a_study_with_the_old_metric_name_is_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_equal_trials_are_one_run_and_one_that_fails_is_alone(
+def test_equal_trials_share_a_run_and_a_failed_one_does_not_affect_others(
     declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path, small_text: Path
 ) -> None:
     space = {
@@ -203,7 +203,7 @@ def test_equal_trials_are_one_run_and_one_that_fails_is_alone(
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_behind_is_stopped_and_one_that_diverges_counts_as_behind(
+def test_a_bad_trial_is_pruned_and_one_that_diverges_counts_as_pruned(
     declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     file = declare(
@@ -224,7 +224,7 @@ def test_a_trial_that_is_behind_is_stopped_and_one_that_diverges_counts_as_behin
     assert "best of 1 finished, 2 stopped early" in out
 
 
-def test_a_trial_is_not_gone_on_with_where_the_pruner_had_decided(
+def test_a_pruned_trial_is_not_resumed(
     declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     """Killed between the decision and the end of the run."""
@@ -244,7 +244,7 @@ def test_a_trial_is_not_gone_on_with_where_the_pruner_had_decided(
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_goes_on(declare: Callable[..., str], tmp_path: Path, small_text: Path) -> None:
+def test_a_killed_search_resumes(declare: Callable[..., str], tmp_path: Path, small_text: Path) -> None:
     """No trial is lost or run twice, and the trials are those of a search that nobody killed."""
     file = declare(sampler={"name": "random"}, more=["trainer.steps=40", "trainer.checkpoint_every=2"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -255,7 +255,7 @@ def test_a_search_that_is_killed_goes_on(declare: Callable[..., str], tmp_path: 
 
     runs = tmp_path / "outputs" / "main"
 
-    def going_on() -> list[Path]:
+    def in_progress() -> list[Path]:
         found = []
         for path in runs.glob("*/metrics.jsonl"):
             with suppress(UserError, OSError, IndexError):
@@ -264,10 +264,10 @@ def test_a_search_that_is_killed_goes_on(declare: Callable[..., str], tmp_path: 
         return found
 
     with begin("outputs") as killed:
-        while killed.poll() is None and not going_on():
+        while killed.poll() is None and not in_progress():
             time.sleep(0.02)
         killed.kill()
-    lost = going_on()[0]  # killed as well; what else is running is left to it
+    lost = in_progress()[0]  # killed as well; what else is running is left to it
     os.kill(load_status(lost).pid, signal.SIGKILL)
     with begin("outputs") as asked:
         assert asked.stdout
