@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and what is printed for them."""
+"""Errors that the user can fix, and exit codes."""
 
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
@@ -6,19 +6,19 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Bad input: one line naming the field, the value and what is valid.  The process prints it and exits with 2."""
+    """Bad input: one line naming the field, the value and what is valid.  Programs print it and exit with 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """The first line of another library's error message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
 class TrainingDiverged(UserError):
-    """The loss or its gradient is no longer finite: most often the learning rate is too high."""
+    """The loss or its gradient is no longer finite, most often because the learning rate is too high."""
 
     def __init__(self, step: int, loss: float, lr: float, grad_norm: float, checkpoint: str) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub through its own client, with every fault as one line that says what to do."""
+"""Hugging Face Hub client with every failure as a one-line error that says what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssa.errors import UserError, first_line
 from ssa.files import read_checked, write_checked
 
 RepoKind = Literal["dataset", "model"]
-Field = Literal["data.path", "data.tokenizer", "init_from", "text"]  # of the config, that named the repository
+Field = Literal["data.path", "data.tokenizer", "init_from", "text"]  # the setting that names the repository
 _FIELDS: dict[RepoKind, Field] = {"dataset": "data.path", "model": "data.tokenizer"}
 _INSTEAD: dict[Field, str] = {
     "data.path": "data=text or data=pydocs",
@@ -22,11 +22,11 @@ _INSTEAD: dict[Field, str] = {
 }
 
 for _library, _level in (("httpx", "WARNING"), ("httpx2", "WARNING"), ("huggingface_hub.utils._http", "ERROR")):
-    logging.getLogger(_library).setLevel(_level)  # else a line for every request or retry, once anybody logs
+    logging.getLogger(_library).setLevel(_level)  # else they log every request and retry
 
 
 class HubUnreachable(UserError):
-    """No answer, or a refusal that may pass: what was fetched earlier can still be used."""
+    """No answer, or a temporary refusal: cached answers can still be used."""
 
 
 class NotInRepository(UserError):
@@ -36,53 +36,59 @@ class NotInRepository(UserError):
 def download(
     repo: str, filename: str, kind: RepoKind, revision: str | None = None, *, field: Field | None = None
 ) -> Path:
-    """A file of a repository, from the Hub or from the client's cache of earlier downloads.
+    """A file of a repository, from the Hub or the cache of its client.
 
     Raises:
-        HubUnreachable: it could not be fetched, and is not in the cache.
-        NotInRepository: there is no such file.
-        UserError: it may not be read.
+        HubUnreachable: the file cannot be fetched and is not in the cache.
+        NotInRepository: no such file.
+        UserError: no such repository, or no access to it.
     """
     from huggingface_hub import hf_hub_download
 
-    with faults_as_user_errors(repo, kind, field):
+    with hub_errors(repo, kind, field):
         return Path(hf_hub_download(repo, filename, repo_type=kind, revision=revision))
 
 
 def current_commit(repo: str, revision: str | None) -> str:
-    """The commit that a dataset's revision (default: its main branch) stands for now.
+    """The current commit of a dataset's revision (default: its main branch).
 
     Raises:
-        HubUnreachable: the Hub cannot be asked.
-        UserError: there is no such dataset or revision.
+        HubUnreachable: no answer from the Hub.
+        UserError: no such dataset or revision.
     """
     from huggingface_hub import HfApi
 
-    with faults_as_user_errors(repo, "dataset"):
+    with hub_errors(repo, "dataset"):
         return str(HfApi().dataset_info(repo, revision=revision, timeout=10).sha)
 
 
-def ask_or_recall(record: Path, what: str, ask: Callable[[dict[str, Any] | None], dict[str, Any]]) -> dict[str, Any]:
-    """The Hub's answer, kept in the file ``record``; where the Hub cannot be reached, the kept one, and a line says so.
+def ask_or_cached(cache: Path, what: str, ask: Callable[[dict[str, Any] | None], dict[str, Any]]) -> dict[str, Any]:
+    """The answer of the Hub, cached in a file; if the Hub is unreachable, the cached answer, with a printed notice.
 
-    ``ask`` gets the kept answer, None where there is none.
+    Args:
+        cache: the file.
+        what: name of the resource, for the notice.
+        ask: asks the Hub, given the cached answer or None.
+
+    Raises:
+        HubUnreachable: there is no cached answer either.
     """
-    kept = read_checked(record)
+    cached = read_checked(cache)
     try:
-        answer = ask(kept)
+        answer = ask(cached)
     except HubUnreachable:
-        if kept is None:
+        if cached is None:
             raise
-        print(f"{what}: the Hub does not answer; going by what it answered last time", flush=True)
-        return kept
-    if answer != kept:
-        write_checked(record, answer)
+        print(f"{what}: the Hub does not answer; using its last known answer", flush=True)
+        return cached
+    if answer != cached:
+        write_checked(cache, answer)
     return answer
 
 
 @contextlib.contextmanager
-def faults_as_user_errors(repo: str, kind: RepoKind, field: Field | None = None) -> Iterator[None]:
-    """Turn whatever the Hub's clients raise into a `UserError` that names ``field``, by default the usual one."""
+def hub_errors(repo: str, kind: RepoKind, field: Field | None = None) -> Iterator[None]:
+    """Turns every error of the Hub's client into a `UserError` that names ``field``."""
     from huggingface_hub import errors
 
     field = field or _FIELDS[kind]
@@ -90,7 +96,7 @@ def faults_as_user_errors(repo: str, kind: RepoKind, field: Field | None = None)
         yield
     except errors.GatedRepoError:
         raise UserError(
-            f"{field}={repo}: this {kind} wants its terms accepted: do so on its page, then log in: hf auth login"
+            f"{field}={repo}: this {kind} is gated: accept its terms on the Hub, then log in: hf auth login"
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
@@ -100,26 +106,26 @@ def faults_as_user_errors(repo: str, kind: RepoKind, field: Field | None = None)
     except errors.RevisionNotFoundError:
         raise UserError(f"data.revision: {kind} {repo} has no such branch, tag or commit") from None
     except errors.HFValidationError:
-        raise UserError(f"{field}={repo}: not an id of the Hub; an id looks like ORG/NAME") from None
+        raise UserError(f"{field}={repo}: not a Hub id; an id looks like ORG/NAME") from None
     except errors.RemoteEntryNotFoundError as error:
         raise NotInRepository(f"{field}={repo}: {first_line(error)}") from None
     except (_transport_error(), OSError) as error:  # refused, cut off, no route, offline mode, nothing cached
         raise HubUnreachable(
             f"{field}={repo}: cannot be fetched from the Hugging Face Hub ({_reason(error)}); try again, or set "
-            "HF_ENDPOINT to a mirror, or run once where there is network (the download is kept in HF_HOME), "
+            "HF_ENDPOINT to a mirror, or run once with network access (downloads are cached in HF_HOME), "
             f"or use {_INSTEAD[field]}"
         ) from error
 
 
 def _transport_error() -> type[Exception]:
-    """The base of what the HTTP library raises; which library it is depends on the client's version."""
+    """Base class of the HTTP library's errors; the library depends on the client's version."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException"))
 
 
 def _reason(error: BaseException) -> str:
-    """The line of the first cause: the client wraps what the network said in advice of its own."""
+    """First line of the root cause, which the client wraps in advice of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)

@@ -1,1 +1,1 @@
-"""Text in, batches out: corpora, tokenizers, the token cache, blocks."""
+"""Corpora, tokenizers, the token cache and batches."""

@@ -1,4 +1,4 @@
-"""Tokens as blocks: which tokens are in batch k, as a pure function of the data, the seed and k."""
+"""Batches of token blocks: batch k is a pure function of the data, the seed and k."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ssa.text.token_cache import TokenSplit
 
 
 class TrainingBatches:
-    """Random batches of a split's blocks; every block once in each epoch, in an order of its own.
+    """Random batches of blocks; each epoch visits every block once, in its own order.
 
     Block i is ``tokens[i T : i T + T + 1]``.  Sample s, counted from the start of training, is block
-    ``permutation(seed, s // n_blocks)[s % n_blocks]``: its place depends on the seed alone, so that runs with other
-    batch sizes, other models or other logging see the same samples in the same order.
+    ``permutation(seed, s // n_blocks)[s % n_blocks]``.  It depends on the seed alone: runs with other batch sizes,
+    models or logging see the same samples in the same order.
 
     Args:
         split: the tokens, (n_tokens,).
         block_size: T, in tokens.
-        batch_size: samples in a batch.
-        seed: of the order.
+        batch_size: samples per batch.
+        seed: determines the order.
 
     Raises:
-        UserError: the split is shorter than one block.
+        UserError: the split is shorter than a block.
     """
 
     def __init__(self, split: TokenSplit, block_size: int, batch_size: int, seed: int) -> None:
@@ -44,29 +44,29 @@ class TrainingBatches:
         return self.micro_batch(k, self.batch_size)
 
     def micro_batch(self, m: int, micro_size: int) -> tuple[Tensor, Tensor]:
-        """The same sequence of samples ``micro_size`` at a time: batch k is its micro-batches in order."""
+        """The same sequence of samples, ``micro_size`` at a time; batch k is the concatenation of its micro-batches."""
         blocks = [self.block_of(sample) for sample in range(m * micro_size, (m + 1) * micro_size)]
         return _blocks(self.tokens, [block * self.block_size for block in blocks], self.block_size)
 
     def block_of(self, sample: int) -> int:
-        """The block that a sample of the whole training is."""
-        epoch, place = divmod(sample, self.n_blocks)
-        return int(self._permutation(epoch)[place])
+        """Index of the block of a sample, counted from the start of training."""
+        epoch, position = divmod(sample, self.n_blocks)
+        return int(self._permutation(epoch)[position])
 
     def _make_permutation(self, epoch: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng((self.seed, epoch)).permutation(self.n_blocks)
 
 
 class EvaluationBatches:
-    """A whole split in consecutive windows that do not overlap: every token but the first is a target once.
+    """Consecutive windows of a split without overlap; every token but the first is a target exactly once.
 
-    Iterates over inputs and targets, (batch_size or fewer, block_size) each, int64.  Left-over tokens are a last pair
-    of one shorter window, (1, rest).
+    Iterates over inputs and targets, each (batch_size or fewer, block_size), int64.  Leftover tokens form a last,
+    shorter window, (1, rest).
 
     Args:
         split: the tokens, (n_tokens,).
         block_size: inputs per window.
-        batch_size: windows in a batch.
+        batch_size: windows per batch.
     """
 
     def __init__(self, split: TokenSplit, block_size: int, batch_size: int) -> None:
@@ -86,10 +86,10 @@ class EvaluationBatches:
 
 
 def probe_windows(tokens: npt.NDArray[Any], block_size: int, sequences: int) -> Tensor:
-    """The first windows of a stream of tokens, (n_tokens,): the fixed batch that attention is measured on.
+    """The first windows of a token stream, (n_tokens,): the fixed batch for attention statistics.
 
     Returns:
-        (sequences or fewer, block_size), int64; of a stream shorter than a block, all of it, (1, n_tokens).
+        (sequences or fewer, block_size), int64; (1, n_tokens) if the stream is shorter than a block.
     """
     first = torch.from_numpy(tokens[: sequences * block_size].astype(np.int64))
     rows = max(1, len(first) // block_size)
@@ -97,16 +97,16 @@ def probe_windows(tokens: npt.NDArray[Any], block_size: int, sequences: int) -> 
 
 
 def visible_in_documents(ids: Tensor, end_of_text: int) -> Tensor:
-    """How many tokens each token sees when attention restarts at each document, itself among them.
+    """Number of visible keys of each query, itself included, if attention restarts at each document.
 
-    A document begins with the end-of-text token before it, as the first one of a split does.
+    A document begins with the end-of-text token before it.
 
     Args:
-        ids: (B, T); what precedes the first end-of-text of a row is a document cut off on the left.
+        ids: (B, T); tokens before the first end-of-text of a row belong to a document truncated on the left.
         end_of_text: the id between documents.
 
     Returns:
-        (B, T), from 1 at the start of each document on.
+        (B, T), int64, counting from 1 at the start of each document.
     """
     slots = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
     starts = torch.where(ids == end_of_text, slots, 0).cummax(dim=1).values

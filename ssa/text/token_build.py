@@ -1,8 +1,7 @@
-"""From documents to files of tokens: in restartable chunks, by several processes, a chunk of text in memory each.
+"""Tokenization of a split in worker processes, in chunks, so that an interrupted build resumes.
 
-This process reads the documents and deals them out, the others tokenize: Parquet was read at 150 MB/s where one core
-tokenized 1.5 MB/s.  A chunk is complete when its ``.json`` is there, a split when its own is; after an interruption
-what is complete is kept.
+This process reads documents, workers tokenize them: one core reads Parquet at 150 MB/s and tokenizes 1.5 MB/s.  Each
+process holds one chunk of text in memory.  A chunk, or a split, is complete once its ``.json`` exists.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from ssa.processes import call_each
 from ssa.text.corpus import Corpus
 from ssa.text.tokenization import Tokenizer
 
-CHUNK = 8_000_000  # characters of text in a chunk file
-_BATCH = 500_000  # characters tokenized at once: what bounds the tokenizer's memory
+CHUNK = 8_000_000  # characters of text per chunk
+_BATCH = 500_000  # characters tokenized at once; bounds the memory of the tokenizer
 _COUNTS = ("tokens", "documents", "words", "bytes")
-Record: TypeAlias = dict[str, Any]  # the counts and the sha256 of a token file
+Record: TypeAlias = dict[str, Any]  # counts and sha256 of a token file
 OnChunk: TypeAlias = Callable[[Record], None]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive documents and the file (without suffix) that their tokens go to."""
+    """Consecutive documents, and the output file (without suffix) for their tokens."""
 
     path: Path
     texts: list[str]
@@ -41,17 +40,17 @@ class Chunk:
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """The smallest of uint16 and uint32 that holds every id; little-endian on every machine."""
+    """uint16 or uint32, the smallest that holds every id; always little-endian."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
 def build_split(
     corpus: Corpus, split: str, tokenizer: Tokenizer, folder: Path, workers: int, on_chunk: OnChunk
 ) -> Record:
-    """Write ``split.bin`` into ``folder``: end-of-text, then each document followed by end-of-text.
+    """Writes ``split.bin`` into ``folder``: end-of-text, then each document followed by end-of-text.
 
     Raises:
-        UserError: the split has no text, a source cannot be read, a process was killed.
+        UserError: the split has no text, a source cannot be read, or a worker was killed.
     """
     done = _completed(folder / split)
     if done is not None:
@@ -63,8 +62,8 @@ def build_split(
         records.append(record)
     if not records:
         raise UserError(
-            f"data.{split}: no text in the {split} split; give it more text, "
-            "or where it is held out of the train split, raise data.validation_fraction"
+            f"data.{split}: no text in the {split} split; add text, "
+            "or if it is held out from the training split, raise data.validation_fraction"
         )
     return _assemble(folder, split, records, tokenizer)
 
@@ -110,7 +109,7 @@ _tokenizer = functools.lru_cache(maxsize=1)(Tokenizer)
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray[Any, Any]]:
-    """The ids of each text and end-of-text after it."""
+    """The ids of each text, followed by end-of-text."""
     dtype = token_dtype(tokenizer)
     batch: list[str] = []
     for index, text in enumerate(texts):
@@ -122,7 +121,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray[Any, 
 
 
 def _completed(path: Path) -> Record | None:
-    """The record of ``path.bin`` if it was written to its end and still is what was written."""
+    """The record of ``path.bin`` if the file is complete and unchanged."""
     record, content = read_json_or_none(path.with_suffix(".json")), path.with_suffix(".bin")
     if record is None or not content.exists():
         return None

@@ -1,4 +1,4 @@
-"""Tokens on disk, memory-mapped: made once from a corpus and a tokenizer, checked whenever they are opened."""
+"""Token cache: a corpus is tokenized once into memory-mapped files, whose checksums are verified when opened."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ssa.text.corpus import SPLITS, Corpus, open_corpus
 from ssa.text.token_build import OnChunk, build_split, token_dtype
 from ssa.text.tokenization import Tokenizer, load_tokenizer
 
-FORMAT = 1  # raise it when the files, or the tokens made of a text, change
+FORMAT = 1  # increment when the files, or the tokens of a given text, change
 _MANIFEST = "manifest.json"
 _COUNTED_AT_ONCE = 10_000_000  # tokens
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """One split as a stream of tokens: end-of-text, then each document followed by end-of-text.
+    """One split as a token stream: end-of-text, then each document followed by end-of-text.
 
     Attributes:
-        tokens: (n_tokens,), of dtype uint16 or uint32; all but the first are predicted.
-        n_documents, n_words, n_bytes: of the text; words are split at white space, bytes are UTF-8.
+        tokens: (n_tokens,), uint16 or uint32; all but the first are targets.
+        n_documents, n_words, n_bytes: counts of the text; words are separated by white space, bytes are UTF-8.
     """
 
     name: str
@@ -43,11 +43,11 @@ class TokenSplit:
 
     @property
     def n_tokens(self) -> int:
-        """Length of the stream, end-of-text tokens among them."""
+        """Length of the stream, including end-of-text tokens."""
         return len(self.tokens)
 
     def require(self, n_tokens: int) -> None:
-        """See that the split is long enough.
+        """Checks that the split is long enough.
 
         Raises:
             UserError: it has fewer tokens.
@@ -55,17 +55,17 @@ class TokenSplit:
         if self.n_tokens < n_tokens:
             raise UserError(
                 f"data.{self.name}: the {self.name} split has {self.n_tokens} tokens, a block needs {n_tokens}; "
-                "give more text or set a smaller data.block_size"
+                "add text or reduce data.block_size"
             )
 
     def prefix(self, n_tokens: int) -> TokenSplit:
-        """The first ``n_tokens`` (or all there are), with the counts of their text alone.
+        """The first ``n_tokens`` (or all there are), with counts of their text only.
 
         Raises:
-            UserError: fewer than two tokens, of which none is predicted.
+            UserError: fewer than two tokens, so that there is no target.
         """
         if n_tokens < 2:
-            raise UserError(f"data.max_eval_tokens={n_tokens}: expected at least 2, the first is not predicted")
+            raise UserError(f"data.max_eval_tokens={n_tokens}: valid: at least 2, since the first token is no target")
         if n_tokens >= self.n_tokens:
             return self
         tokens = self.tokens[:n_tokens]
@@ -75,14 +75,14 @@ class TokenSplit:
         return TokenSplit(self.name, tokens, len(texts), n_words, n_bytes, self.tokenizer)
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
-        """How often each token occurs, (vocab_size,)."""
+        """Number of occurrences of each token, (vocab_size,)."""
         counts = np.zeros(vocab_size, np.int64)
         for start in range(0, self.n_tokens, _COUNTED_AT_ONCE):
             counts += np.bincount(self.tokens[start : start + _COUNTED_AT_ONCE], minlength=vocab_size)
         return counts
 
     def texts(self) -> Iterator[str]:
-        """Each document's text; the last may be cut off, a character of which only some bytes are there left out."""
+        """The text of each document; the last may be truncated, without the bytes of an incomplete character."""
         ends = np.flatnonzero(self.tokens == self.tokenizer.end_of_text)
         for start, end in zip(ends, [*ends[1:], self.n_tokens], strict=True):
             if end > start + 1:
@@ -92,7 +92,7 @@ class TokenSplit:
 
 @dataclass(frozen=True)
 class TokenizedCorpus:
-    """The three splits of a corpus.  ``fingerprint`` is a hash of all that decides their tokens."""
+    """The three splits of a corpus.  ``fingerprint`` is a hash of everything that determines their tokens."""
 
     fingerprint: str
     tokenizer: Tokenizer
@@ -103,24 +103,24 @@ class TokenizedCorpus:
         return self.splits[name]
 
     def check_block_size(self, block_size: int) -> None:
-        """See that there is something to train on and to evaluate on.
+        """Checks that every split is long enough.
 
         Raises:
-            UserError: the train split is shorter than one block, or another has nothing to predict.
+            UserError: the training split is shorter than a block, or another has no target.
         """
         for name, needed in (("train", block_size + 1), ("validation", 2), ("test", 2)):
             self.split(name).require(needed)
 
 
 def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpus:
-    """The tokens that a config names, from the cache or tokenized now.
+    """The tokens of a data config, from the cache or tokenized now.
 
     Args:
-        data: what text, which tokenizer, where the cache is.
-        progress: called with the counts of each chunk that is done; default: a progress bar, or now and then a line.
+        data: corpus, tokenizer and cache folder.
+        progress: called with the counts of each finished chunk; default: a progress bar.
 
     Raises:
-        UserError: the text or the tokenizer cannot be had, or the cache cannot be written.
+        UserError: the text or the tokenizer is not available, or the cache cannot be written.
     """
     corpus = open_corpus(data)
     tokenizer = load_tokenizer(data, corpus)
@@ -140,14 +140,14 @@ def _open_split(folder: Path, name: str, counts: dict[str, Any], tokenizer: Toke
 
 
 def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
-    """The manifest of a cache that is whole, or what is wrong with it (nothing, where there is none)."""
+    """The manifest of an intact cache, else why it is unusable; an empty string if it does not exist."""
     if not folder.exists():
         return ""
     manifest = read_json_or_none(folder / _MANIFEST)
     if manifest is None:
         return "the manifest is damaged"
     if manifest.get("key") != key:
-        return "the manifest is of other data"
+        return "the manifest belongs to other data"
     for name in SPLITS:
         path = folder / f"{name}.bin"
         recorded = (manifest.get("splits") or {}).get(name) or {}
@@ -159,16 +159,16 @@ def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
 def _build(
     data: DataConfig, corpus: Corpus, tokenizer: Tokenizer, folder: Path, key: str, progress: OnChunk | None
 ) -> dict[str, Any]:
-    """Tokenize into ``folder.building`` and rename that, so that a folder of the final name is always complete."""
+    """Tokenizes into ``folder.building`` and renames it, so that ``folder`` is always complete."""
     building = folder.with_name(f"{folder.name}.building")
     root = cache_root(data.cache_dir)
     lock, waiting = folder.with_name(f"{folder.name}.lock"), f"{folder}: another process is building it; waiting"
     with writing_cache(building.parent), locked(lock, waiting=waiting):
-        manifest = _read_manifest(folder, key, root)  # another process may have built it meanwhile
+        manifest = _read_manifest(folder, key, root)  # another process may have built it by now
         if not isinstance(manifest, str):
             return manifest
         if manifest:
-            print(f"{folder}: {manifest}; building it again", flush=True)
+            print(f"{folder}: {manifest}; rebuilding", flush=True)
             shutil.rmtree(folder)
         manifest = {"format": FORMAT, "key": key, "corpus": corpus.fingerprint, "dtype": str(token_dtype(tokenizer))}
         manifest |= {"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": _description(data)}
@@ -197,5 +197,5 @@ def _shown_on(bar: ProgressBar) -> OnChunk:
 
 
 def _description(data: DataConfig) -> dict[str, Any]:
-    """For a reader of the manifest."""
+    """The data config, for human readers of the manifest."""
     return data.model_dump(mode="json", exclude={"cache_dir", "workers", "block_size", "max_eval_tokens"})

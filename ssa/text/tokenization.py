@@ -1,4 +1,4 @@
-"""Tokenizers: from the Hub, from a file, or trained on the train split."""
+"""Tokenizers from the Hub, from a file, or trained on the training split."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any
 from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, read_checked, write_checked
-from ssa.hub_client import ask_or_recall, download
+from ssa.hub_client import ask_or_cached, download
 from ssa.text.corpus import Corpus
 
 END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]")
-_SMALLEST, _LARGEST = 257, 200_000  # 256 bytes and the end of text; an embedding one would still train
-_TRAINED_ON = 64_000_000  # characters of the train split, from its start
-_VALID = "valid: bpe-N (trained on the train split), an id of the Hub such as gpt2, a tokenizer.json, a folder with one"
+_SMALLEST, _LARGEST = 257, 200_000  # 256 bytes and end-of-text; a vocabulary of trainable size
+_TRAINED_ON = 64_000_000  # characters at the start of the training split
+_VALID = "valid: bpe-N (trained on the training split), a Hub id such as gpt2, a tokenizer.json, a folder with one"
 
 
 class Tokenizer:
-    """Text to token ids and back.  Nothing is added to a text, nothing cut off, and no text becomes end-of-text.
+    """Text to token ids and back, without special tokens and truncation; no text encodes to end-of-text.
 
     Attributes:
         name: as in ``data.tokenizer``.
-        vocab_size: the largest id + 1, which an embedding needs.
-        end_of_text: the id that stands between documents.
+        vocab_size: the largest id + 1, as an embedding needs.
+        end_of_text: the id between documents.
 
     Raises:
-        UserError: there is no token for the end of a text.
+        UserError: not a tokenizer, or it has no end-of-text token.
     """
 
     def __init__(self, name: str, definition: str) -> None:
@@ -39,16 +39,16 @@ class Tokenizer:
 
         try:
             inner = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises plain Exception
             raise UserError(f"data.tokenizer={name}: not a tokenizer.json ({error})") from None
         ends = {token: inner.token_to_id(token) for token in _ENDS}
         end, end_id = next(((token, token_id) for token, token_id in ends.items() if token_id is not None), ("", None))
         if end_id is None:
-            raise UserError(f"data.tokenizer={name}: has no end-of-text token; known ones: {' '.join(_ENDS)}")
+            raise UserError(f"data.tokenizer={name}: has no end-of-text token; valid: {' '.join(_ENDS)}")
         inner.no_truncation()
         inner.no_padding()
         inner.add_special_tokens([end])
-        inner.encode_special_tokens = True  # "<|endoftext|>" inside a text is ordinary tokens
+        inner.encode_special_tokens = True  # "<|endoftext|>" inside a text becomes ordinary tokens
         self._inner = inner
         self.name = name
         self.end_of_text = end_id
@@ -56,12 +56,12 @@ class Tokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """The sha256 of its definition."""
+        """SHA-256 of the definition."""
         return hash_of([json.loads(self.definition)])
 
     @property
     def definition(self) -> str:
-        """The content of its tokenizer.json."""
+        """The content of tokenizer.json."""
         return str(self._inner.to_str())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -69,11 +69,11 @@ class Tokenizer:
         return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_as_published(self, text: str, begin: bool = True) -> list[int]:
-        """The ids of a text as other tools have them: special tokens written in it are those tokens.
+        """The ids of a text as in other tools: special tokens in the text are parsed as such.
 
         Args:
             text: any.
-            begin: with what the tokenizer's file puts around a text, such as ``<s>`` before it.
+            begin: add the special tokens of the tokenizer's template, such as a leading ``<s>``.
         """
         ids: list[int] = self._published.encode(text, add_special_tokens=begin).ids
         return ids
@@ -82,23 +82,23 @@ class Tokenizer:
     def _published(self) -> Any:
         import tokenizers
 
-        return tokenizers.Tokenizer.from_str(self.definition)  # its file does not hold `encode_special_tokens`
+        return tokenizers.Tokenizer.from_str(self.definition)  # the definition lacks `encode_special_tokens`
 
     def token_id(self, token: str) -> int | None:
-        """The id of an entry of the vocabulary, None where it is none."""
+        """The id of a vocabulary entry, or None."""
         found: int | None = self._inner.token_to_id(token)
         return found
 
     def decode(self, ids: Sequence[int], specials: bool = True) -> str:
-        """The text of some ids, special tokens written out, or left out."""
+        """The text of ids, with or without special tokens."""
         return str(self._inner.decode(ids, skip_special_tokens=not specials))
 
 
 def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that ``data.tokenizer`` names.
+    """The tokenizer of ``data.tokenizer``.
 
     Raises:
-        UserError: there is none of this name, it cannot be had, or it has no end-of-text token.
+        UserError: no such tokenizer, not available, or without an end-of-text token.
     """
     name = data.tokenizer
     if name.startswith("bpe") and "/" not in name:
@@ -107,10 +107,10 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
 
 
 def published_tokenizer(name: str, cache_dir: str | None = None, field: str = "data.tokenizer") -> Tokenizer:
-    """A tokenizer by the id of its model on the Hub, its tokenizer.json or the folder of that.
+    """A tokenizer by the Hub id of its model, its tokenizer.json, or a folder with one.
 
     Raises:
-        UserError: as `load_tokenizer`; ``field`` is what it calls ``name``.
+        UserError: as `load_tokenizer`; ``field`` is the setting named in the message.
     """
     definition = local_definition(name, field)
     return _from_hub(name, cache_dir) if definition is None else Tokenizer(name, definition)
@@ -135,9 +135,9 @@ def local_definition(name: str, field: str = "data.tokenizer") -> str | None:
 
 
 def train_bpe(texts: Iterator[str], entries: int) -> str:
-    """A byte-level BPE in GPT-2's manner, as the content of a tokenizer.json.  It has fewer entries if texts are few.
+    """A byte-level BPE as in GPT-2, as the content of a tokenizer.json; fewer entries if there is little text.
 
-    Every byte is an entry, so that any text can be encoded.  The same texts give the same tokenizer.
+    Every byte is an entry, so that any text can be encoded.  Training is deterministic.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -155,13 +155,13 @@ def train_bpe(texts: Iterator[str], entries: int) -> str:
 
 
 def _trained(entries: int, data: DataConfig, corpus: Corpus) -> Tokenizer:
-    """From the cache, or trained now."""
+    """From the cache, else trained now."""
     key = hash_of(["bpe", entries, _TRAINED_ON, corpus.fingerprint])
     path = cache_root(data.cache_dir) / "tokenizers" / f"{data.tokenizer}-{key[:16]}.json"
     kept = read_checked(path)
     if kept is None:
         if path.exists():
-            print(f"{path}: damaged; training the tokenizer again", flush=True)
+            print(f"{path}: damaged; retraining the tokenizer", flush=True)
         kept = {"definition": train_bpe(corpus.documents("train"), entries)}
         write_checked(path, kept)
     return Tokenizer(data.tokenizer, kept["definition"])
@@ -173,7 +173,7 @@ def _from_hub(name: str, cache_dir: str | None) -> Tokenizer:
     def ask(_: dict[str, Any] | None) -> dict[str, Any]:
         return {"definition": _read(name, download(name, "tokenizer.json", "model"))}
 
-    return Tokenizer(name, ask_or_recall(record, name, ask)["definition"])
+    return Tokenizer(name, ask_or_cached(record, name, ask)["definition"])
 
 
 def _entries(name: str) -> int:

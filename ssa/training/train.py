@@ -124,7 +124,9 @@ def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transform
     return model
 
 
-def _execute(run: PreparedRun, record: RunRecord, command: Sequence[str], console: Console, began: float) -> dict[str, Any]:
+def _execute(
+    run: PreparedRun, record: RunRecord, command: Sequence[str], console: Console, began: float
+) -> dict[str, Any]:
     config, resume_from = run.config, record.resume_checkpoint
     facts = environment.describe(
         command, device=device_name(run.device), precision=run.precision, attention_backend=run.attention_backend

@@ -129,11 +129,11 @@ def test_max_documents_downloads_only_what_it_reads() -> None:
     [
         ({"path": "no/such-set"}, r"data\.path=no/such-set: the Hub has no such dataset"),
         ({"path": "wikitext-without-owner"}, r"data\.path=wikitext-without-owner: .*an id looks like ORG/NAME"),
-        ({"path": "not an id"}, r"data\.path=not an id: not an id of the Hub"),
+        ({"path": "not an id"}, r"data\.path=not an id: not a Hub id"),
         ({"path": "Salesforce/wikitext", "revision": "nope"}, r"data\.revision: .* no such branch"),
         ({"path": "Salesforce/wikitext", "config": "nope"}, r"data\.config=nope: .*wikitext-103-raw-v1"),
         ({"path": "Salesforce/wikitext"}, r"data\.config=None: .*pick one.*wikitext-103-raw-v1"),
-        ({"path": "EleutherAI/lambada_openai"}, "no split called train to learn from; it has: test"),
+        ({"path": "EleutherAI/lambada_openai"}, "no split named train; it has: test"),
     ],
 )
 def test_bad_sets(fields: dict[str, str], message: str) -> None:
@@ -223,7 +223,7 @@ def test_without_network_what_was_fetched_is_enough(machine: Machine) -> None:
     for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         code, said, result = machine.run(server=False, **environment)
         assert (code, result) == (0, expected), said
-        assert "Salesforce/wikitext: the Hub does not answer; going by what it answered last time" in said
+        assert "Salesforce/wikitext: the Hub does not answer; using its last known answer" in said
     code, said, result = machine.run(server=False, HF_HUB_OFFLINE="1", HF_HOME=str(machine.folder / "empty"))
     assert (code, result) == (0, expected), said  # tokens alone are enough
 

@@ -34,7 +34,7 @@ def naive(train: list[int], evaluated: list[int]) -> dict[str, float]:
 
 
 def test_equals_the_naive_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngram, "_AT_ONCE", 100)
+    monkeypatch.setattr(ngram, "_BLOCK", 100)
     train, evaluated = zipf(2000, 0, highest=V - 3), zipf(555, 1)  # three tokens are never seen in training
     expected = naive(train.tolist(), evaluated.tolist())
     assert reference_perplexities(train, evaluated, V) == pytest.approx(expected, rel=1e-12)

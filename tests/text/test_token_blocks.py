@@ -70,7 +70,7 @@ def test_first_batches_of_a_seed_stay_what_they_are() -> None:
 
 
 def test_a_split_shorter_than_a_block() -> None:
-    with pytest.raises(UserError, match="train split has 10 tokens, a block needs 11; give more text or"):
+    with pytest.raises(UserError, match="train split has 10 tokens, a block needs 11; add text or"):
         TrainingBatches(split_of(10), block_size=10, batch_size=1, seed=0)
     assert TrainingBatches(split_of(11), block_size=10, batch_size=2, seed=0).n_blocks == 1
 

@@ -115,7 +115,7 @@ def test_prefix_counts_its_own_text(data: DataConfig) -> None:
     assert split.prefix(split.n_tokens) is split.prefix(10**9) is split
     nearly = split.prefix(split.n_tokens - 1)  # all but the last end-of-text
     assert (nearly.n_documents, nearly.n_words, nearly.n_bytes) == (split.n_documents, split.n_words, split.n_bytes)
-    with pytest.raises(UserError, match=r"data\.max_eval_tokens=1: expected at least 2"):
+    with pytest.raises(UserError, match=r"data\.max_eval_tokens=1: valid: at least 2"):
         split.prefix(1)
 
 
@@ -129,7 +129,7 @@ def test_check_block_size(data: DataConfig) -> None:
     corpus = prepare(data)
     n = corpus.split("train").n_tokens
     corpus.check_block_size(n - 1)
-    with pytest.raises(UserError, match=f"the train split has {n} tokens, a block needs {n + 1}; give more text"):
+    with pytest.raises(UserError, match=f"the train split has {n} tokens, a block needs {n + 1}; add text"):
         corpus.check_block_size(n)
 
 
@@ -194,7 +194,7 @@ def take_anothers_manifest(folder: Path) -> None:
         (flip_a_bit, "validation.bin is damaged"),
         (lose_a_file, "test.bin is damaged"),
         (damage_the_manifest, "the manifest is damaged"),
-        (take_anothers_manifest, "the manifest is of other data"),
+        (take_anothers_manifest, "the manifest belongs to other data"),
     ],
 )
 def test_what_is_damaged_is_built_again(
@@ -204,7 +204,7 @@ def test_what_is_damaged_is_built_again(
     damage(folder_of(data))
     capsys.readouterr()
     assert tokens_of(prepare(data)) == first
-    assert f"{reason}; building it again" in capsys.readouterr().out
+    assert f"{reason}; rebuilding" in capsys.readouterr().out
     prepare(data)
     assert capsys.readouterr().out == ""
 

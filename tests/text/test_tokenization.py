@@ -106,7 +106,7 @@ def test_trained_tokenizer_is_kept_and_trained_again_when_damaged(
         assert damage != content
         kept.write_text(damage)
         assert load(data).hash == first
-        assert "damaged; training the tokenizer again" in capsys.readouterr().out
+        assert "damaged; retraining the tokenizer" in capsys.readouterr().out
         assert kept.read_text() == content
 
 
@@ -123,7 +123,7 @@ def test_bpe_of_a_wrong_size(data: DataConfig, name: str) -> None:
         (b"\xff", "cannot be read"),
         (b"{}", "not a tokenizer.json"),
         (b"", "not a tokenizer.json"),
-        (word_level("<unk>", "a").to_str().encode(), "has no end-of-text token; known ones: <.endoftext.> </s>"),
+        (word_level("<unk>", "a").to_str().encode(), "has no end-of-text token; valid: <.endoftext.> </s>"),
     ],
 )
 def test_bad_tokenizer_files(data: DataConfig, tmp_path: Path, content: bytes | None, message: str) -> None:

@@ -13,7 +13,7 @@ from ssa.errors import UserError, first_line
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.files import cache_root, hash_of, hash_of_file
-from ssa.hub_client import faults_as_user_errors
+from ssa.hub_client import hub_errors
 from ssa.record.run_files import read_environment
 from ssa.record.run_model import with_own_tokenizer
 from ssa.text.corpus import readers
@@ -117,7 +117,7 @@ def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
     import datasets
 
     datasets.disable_progress_bars()  # tasks have their own
-    with faults_as_user_errors(repo, "dataset", field="text"):
+    with hub_errors(repo, "dataset", field="text"):
         try:
             rows = datasets.load_dataset(repo, config, split="test")
         except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -1,7 +1,7 @@
-"""Text: where it comes from, and which document is in which split.
+"""Corpora: documents of a source, divided into splits.
 
-A *source* (`pydocs`, `hub`, `local`, `passkey`) knows its documents and the splits it has; `Corpus` takes the first
-``max_documents`` of its train set and cuts from that the splits which the source lacks.
+A source (`pydocs`, `hub`, `local`, `passkey`) yields documents of the splits that it has; `Corpus` limits the training
+split to ``max_documents`` and holds out missing splits from it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ SPLITS = ("train", "validation", "test")
 
 
 class Source(Protocol):
-    """Documents as they come, by split; ``splits`` has ``train`` and may have ``validation`` and ``test``."""
+    """Documents by split; ``splits`` contains ``train`` and may contain ``validation`` and ``test``."""
 
     splits: frozenset[str]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what text it is."""
+        """A hash of the text."""
         ...
 
     def documents(self, split: str) -> Iterator[str]:
-        """The documents of one of `splits`, always in the same order."""
+        """The documents of a split in `splits`, always in the same order."""
         ...
 
 
 class Corpus:
-    """The documents of train, validation and test, streamed: memory stays flat however many there are.
+    """Documents of train, validation and test, streamed in constant memory.
 
     Splits that the source lacks are held out of its train set by position: of every 1/``validation_fraction``
     documents one is validation and one is test.  With fewer documents than that, they are first cut into passages at
@@ -49,12 +49,12 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the text and of what is in which split."""
+        """A hash of the text and of its division into splits."""
         period = self._period if self._missing else None
         return hash_of([self._source.fingerprint, sorted(self._missing), period, self._max_documents])
 
     def documents(self, split: str) -> Iterator[str]:
-        """The documents of ``train``, ``validation`` or ``test``, those of nothing but white space left out."""
+        """The documents of ``train``, ``validation`` or ``test`` that are not blank."""
         return (text for text in self._all_documents(split) if not text.isspace() and text)
 
     def _all_documents(self, split: str) -> Iterator[str]:
@@ -70,16 +70,16 @@ class Corpus:
         return islice(self._source.documents("train"), self._max_documents)
 
     def _owner(self, index: int) -> str:
-        place = index % self._period
-        if place == self._period - 1 and "test" in self._missing:
+        position = index % self._period
+        if position == self._period - 1 and "test" in self._missing:
             return "test"
-        if place == self._period // 2 and "validation" in self._missing:
+        if position == self._period // 2 and "validation" in self._missing:
             return "validation"
         return "train"
 
     @functools.cached_property
     def _passage_size(self) -> int | None:
-        """In characters; None where there are documents enough to hold out whole ones."""
+        """In characters; None if there are enough documents to hold out whole ones."""
         lengths = [len(text) for text in islice(self._train_source(), self._period)]
         return max(sum(lengths) // (4 * self._period), 1) if len(lengths) < self._period else None
 
@@ -93,10 +93,10 @@ class Corpus:
 
 
 def open_corpus(data: DataConfig) -> Corpus:
-    """The corpus that a config names.
+    """The corpus of a data config.
 
     Raises:
-        UserError: there is no such text, or it cannot be had.
+        UserError: no such text, or not available.
     """
     return Corpus(_source(data), data.validation_fraction, data.max_documents)
 

@@ -1,4 +1,4 @@
-"""A text set of the Hugging Face Hub, read straight from its Parquet files, one file and one row at a time."""
+"""Text datasets from the Hugging Face Hub, streamed from their Parquet files."""
 
 from __future__ import annotations
 
@@ -12,60 +12,60 @@ from typing import Any
 from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of
-from ssa.hub_client import ask_or_recall, current_commit, download, faults_as_user_errors
+from ssa.hub_client import ask_or_cached, current_commit, download, hub_errors
 from ssa.text.corpus import readers
 
-PARQUET_BRANCH = "refs/convert/parquet"  # where the Hub keeps a Parquet copy of most sets
+PARQUET_BRANCH = "refs/convert/parquet"  # the Hub's Parquet copy of most datasets
 _NAMES = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-_ROWS_ARE_LINES = {"Salesforce/wikitext"}  # sets that have a row for each line of an article
+_ROWS_ARE_LINES = {"Salesforce/wikitext"}  # datasets with one row per line of an article
 _TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n")
 
 
 @dataclasses.dataclass(frozen=True)
-class Resolved:
-    """What a repository id, a config and a revision stand for: a commit, and each split's Parquet files in order."""
+class HubFiles:
+    """Commit and Parquet files by split that a repository, a config and a revision resolve to."""
 
     commit: str
     files: dict[str, list[str]]
 
 
 class HubDataset:
-    """The splits of ``data.path`` as `datasets` finds them.  Files are downloaded when their first row is asked for.
+    """The splits of ``data.path`` as found by `datasets`.  A file is downloaded when its first row is read.
 
     Raises:
-        UserError: no such set, config or revision; not Parquet; no network and never used before.
+        UserError: no such dataset, config or revision; not Parquet; no network and not in the cache.
     """
 
     def __init__(self, data: DataConfig) -> None:
-        assert data.path is not None, "DataConfig refuses source=hub without a path"
+        assert data.path is not None, "ensured by DataConfig"
         self.repo = data.path
         self._config, self._column = data.config, data.text_column
-        self.resolved = _resolve(data)
-        self.splits = frozenset(self.resolved.files)
+        self.hub_files = _resolve(data)
+        self.splits = frozenset(self.hub_files.files)
 
     @property
     def fingerprint(self) -> str:
-        """Of the commit, not of the branch that led to it."""
-        return hash_of(["hub", self.repo, self._config, self.resolved.commit, self._column])
+        """Depends on the commit, not on the branch that resolves to it."""
+        return hash_of(["hub", self.repo, self._config, self.hub_files.commit, self._column])
 
     def documents(self, split: str) -> Iterator[str]:
-        """Rows; of WikiText, whose rows are lines, articles."""
+        """One per row, except for WikiText, whose rows are lines of articles."""
         rows = self._rows(split)
         return articles(rows) if self.repo in _ROWS_ARE_LINES else rows
 
     def _rows(self, split: str) -> Iterator[str]:
-        for name in self.resolved.files[split]:
-            yield from readers.documents(download(self.repo, name, "dataset", self.resolved.commit), self._column)
+        for name in self.hub_files.files[split]:
+            yield from readers.documents(download(self.repo, name, "dataset", self.hub_files.commit), self._column)
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
-    """WikiText's articles as in its raw file: blank lines (empty rows) put back, each from its title line on.
+    """Articles of WikiText as in its raw file, with blank lines (empty rows) restored, each from its title line on.
 
-    A title stands between blank lines; a line of an article may look like one, as " = 1 henry and capacitance C = ".
+    A title is surrounded by blank lines; other lines may look like one, such as " = 1 henry and capacitance C = ".
     """
     article: list[str] = []
     before = ""
@@ -79,26 +79,28 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
     yield "".join(article)
 
 
-def _resolve(data: DataConfig) -> Resolved:
-    """Ask the Hub; what was found for the same commit is not looked for again."""
+def _resolve(data: DataConfig) -> HubFiles:
+    """Asks the Hub; the files of a known commit come from the cache."""
     asked = (data.path, data.config, data.revision)
     record = cache_root(data.cache_dir) / "hub" / f"{hash_of(asked)[:16]}.json"
-    return Resolved(**ask_or_recall(record, str(data.path), functools.partial(_look_up, data)))
+    return HubFiles(**ask_or_cached(record, str(data.path), functools.partial(_look_up, data)))
 
 
-def _look_up(data: DataConfig, kept: dict[str, Any] | None) -> dict[str, Any]:
-    if kept and kept["commit"] == data.revision:
-        return kept
+def _look_up(data: DataConfig, cached: dict[str, Any] | None) -> dict[str, Any]:
+    if cached and cached["commit"] == data.revision:
+        return cached
     commit = current_commit(str(data.path), data.revision)
-    return kept if kept and kept["commit"] == commit else {"commit": commit, "files": _parquet_files(data, commit)}
+    return (
+        cached if cached and cached["commit"] == commit else {"commit": commit, "files": _parquet_files(data, commit)}
+    )
 
 
 def _parquet_files(data: DataConfig, commit: str) -> dict[str, list[str]]:
-    """The files of each split of a config, found by the `datasets` library from the set's card or its file names."""
+    """Files of each split, as found by `datasets` from the dataset card or the file names."""
     import datasets
 
     repo = str(data.path)
-    with faults_as_user_errors(repo, "dataset"):
+    with hub_errors(repo, "dataset"):
         try:
             builder = datasets.load_dataset_builder(repo, name=data.config, revision=commit)
         except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -116,7 +118,7 @@ def _parquet_files(data: DataConfig, commit: str) -> dict[str, list[str]]:
 def _by_our_names(repo: str, files: dict[str, list[str]]) -> dict[str, list[str]]:
     found = {split: files[name] for split, names in _NAMES.items() for name in [n for n in names if n in files][:1]}
     if "train" not in found:
-        raise UserError(f"data.path={repo}: no split called train to learn from; it has: {', '.join(files)}")
+        raise UserError(f"data.path={repo}: no split named train; it has: {', '.join(files)}")
     return found
 
 

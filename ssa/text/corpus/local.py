@@ -1,4 +1,4 @@
-"""Text in local files, named by a glob for each split."""
+"""Local text files, one glob per split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LocalFiles:
     """The files of ``data.train``, ``data.validation`` and ``data.test``, in the order of their paths.
 
     Raises:
-        UserError: a glob without files, a file that is empty or of an unknown kind, one file in two splits.
+        UserError: a glob matches no file, a file is empty or of unknown type, or one file is in two splits.
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -29,7 +29,7 @@ class LocalFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Of contents, not of names: files may move."""
+        """Depends on contents only, so that files may move."""
         contents = {
             split: [(readers.kind_of(path), self._hashes[path]) for path in paths]
             for split, paths in self.files.items()
@@ -37,7 +37,7 @@ class LocalFiles:
         return hash_of(["text", self._column, readers.LONGEST_TEXT, contents])
 
     def documents(self, split: str) -> Iterator[str]:
-        """Of every file of a split, one file after the other."""
+        """The documents of all files of a split, in order."""
         for path in self.files[split]:
             yield from readers.documents(path, self._column)
 

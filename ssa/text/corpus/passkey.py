@@ -1,11 +1,11 @@
-"""Pass keys: a five-digit number hidden in filler text, asked for at the end.  The one generator of such texts.
+"""Pass-key retrieval: a five-digit number hidden in filler text and asked for at the end (table 4 of the paper).
 
-The task of the paper's table 4.  Its texts are not known to us; these, and how training texts are drawn, are ours::
+The texts of the paper are not published; wording and sampling are ours::
 
     A pass key is hidden in the text below. [filler] The pass key is 58213. Do not forget 58213. [filler]
     What is the pass key? The pass key is 58213.
 
-A text is a pure function of its split and its number there: no two splits draw from the same random numbers.
+A text is a pure function of its split and its index; splits use different random numbers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from ssa.config import DataConfig
 from ssa.files import hash_of
 
-DOCUMENTS = 100_000  # in the train split, where data.max_documents does not say
-VERSION = 1  # raise it when a text is drawn or put together in another way
+DOCUMENTS = 100_000  # in the training split, if data.max_documents is null
+VERSION = 1  # increment when texts are drawn or worded differently
 KEYS = range(10_000, 100_000)
 INTRODUCTION = "A pass key is hidden in the text below."
 KEY_SENTENCE = "The pass key is {key}. Do not forget {key}."
@@ -37,7 +37,7 @@ FILLER = (
     "She waters the plants.",
     "Birds sing at dawn.",
 )
-_TOKENS_AROUND, _TOKENS_A_SENTENCE = 60, 10  # roughly, with most tokenizers
+_TOKENS_AROUND, _TOKENS_A_SENTENCE = 60, 10  # approximately, for most tokenizers
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class PassKeyText:
 
     Attributes:
         key: five digits.
-        filler: its other sentences.
-        place: how many of them are before the key.
+        filler: all other sentences.
+        place: number of filler sentences before the key.
     """
 
     key: str
@@ -56,52 +56,52 @@ class PassKeyText:
 
     @property
     def prompt(self) -> str:
-        """All of it up to the answer."""
+        """The text up to the answer."""
         before, after = self.filler[: self.place], self.filler[self.place :]
         return " ".join((INTRODUCTION, *before, KEY_SENTENCE.format(key=self.key), *after, QUESTION))
 
     @property
     def answer(self) -> str:
-        """What follows the prompt."""
+        """The key, after a space."""
         return f" {self.key}"
 
     @property
     def whole(self) -> str:
-        """What is trained on."""
+        """The training text."""
         return f"{self.prompt}{self.answer}."
 
 
 class PassKeys:
-    """Training texts: key, first sentence of the filler and place of the key drawn uniformly, the number of sentences
-    log-uniformly, so that most are short.  The filler goes round in one order: what is left to learn is the key.
+    """Training texts: key, first filler sentence and place of the key are uniform, the number of sentences is
+    log-uniform, so that most texts are short.  Filler sentences have a fixed cyclic order, so only the key is random.
 
-    The train split has ``data.max_documents`` texts (null: `DOCUMENTS`), each other split ``data.validation_fraction``
-    times as many.
+    The training split has ``data.max_documents`` texts (null: `DOCUMENTS`), validation and test each
+    ``data.validation_fraction`` times as many.
     """
 
     splits = frozenset({"train", "validation", "test"})
 
     def __init__(self, data: DataConfig) -> None:
-        assert data.passkey is not None, "the config has it with this source"
+        assert data.passkey is not None, "ensured by DataConfig"
         documents = data.max_documents or DOCUMENTS
-        validation_fraction = max(1, round(data.validation_fraction * documents))
-        self._counts = {"train": documents, "validation": validation_fraction, "test": validation_fraction}
+        held_out = max(1, round(data.validation_fraction * documents))
+        self._counts = {"train": documents, "validation": held_out, "test": held_out}
         fewest, most = data.passkey.min_sentences, data.passkey.max_sentences
         fitting = (data.block_size - _TOKENS_AROUND) // _TOKENS_A_SENTENCE
         self.sentences = range(fewest, (max(fewest, fitting) if most is None else most) + 1)
 
     @property
     def fingerprint(self) -> str:
-        """Of the words and of how they are drawn."""
+        """A hash of wording and sampling."""
         words = (INTRODUCTION, KEY_SENTENCE, QUESTION, FILLER)
         return hash_of(["passkey", VERSION, words, self.sentences.start, self.sentences.stop, self._counts])
 
     def documents(self, split: str) -> Iterator[str]:
-        """Of one split."""
+        """The texts of a split."""
         return (self.text(split, number).whole for number in range(self._counts[split]))
 
     def text(self, split: str, number: int) -> PassKeyText:
-        """A text of a split by its number, from 0 on."""
+        """A text of a split by its index."""
         draw = random.Random(f"passkey {split} {number}")
         key, start = str(draw.choice(KEYS)), draw.randrange(len(FILLER))
         low, high = math.log(self.sentences.start + 1), math.log(self.sentences.stop + 1)
@@ -114,10 +114,10 @@ class PassKeyPrompts:
     """Texts of a given length in tokens, with the key at a given depth.
 
     Args:
-        count: the number of tokens of a text, as a model is given it: with what stands before every text.
+        count: number of tokens of a text, including special tokens that the model gets.
 
     Attributes:
-        shortest: tokens without filler, of keys of many tokens.
+        shortest: number of tokens without filler, at most over keys.
     """
 
     def __init__(self, count: Callable[[str], int]) -> None:
@@ -127,12 +127,12 @@ class PassKeyPrompts:
         self.shortest = max(self._tokens(PassKeyText(str(key), (), 0)) for key in KEYS[::500])
 
     def text(self, length: int, depth: float, trial: str) -> PassKeyText:
-        """The longest text whose prompt and answer have at most ``length`` tokens together, or one without filler.
+        """The longest text whose prompt and answer have at most ``length`` tokens, or one without filler.
 
         Args:
             length: in tokens.
-            depth: of the key among the filler, 0 first, 1 last.
-            trial: which one; it names random numbers that no training text is drawn from.
+            depth: position of the key in the filler, from 0 (first) to 1 (last).
+            trial: seeds the random numbers, which no training text shares.
         """
         draw = random.Random(f"passkey evaluation {length} {depth} {trial}")
         key = str(draw.choice(KEYS))
@@ -147,13 +147,13 @@ class PassKeyPrompts:
             text = PassKeyText(key, tuple(filler), round(depth * len(filler)))
             if not filler or self._tokens(text) <= length:
                 return text
-            filler.pop()  # a tokenizer by which sentences do not add up
+            filler.pop()  # token counts of sentences need not add up
 
     def _tokens(self, text: PassKeyText) -> int:
         return self._count(text.prompt + text.answer)
 
     def _filling(self, room: int) -> list[str]:
-        """Sentences that leave the least of the room."""
+        """Sentences whose total cost is as close to ``room`` as possible."""
         reached: dict[int, list[str]] = {0: []}
         for total in range(1, room + 1):
             for sentence, cost in self._costs.items():

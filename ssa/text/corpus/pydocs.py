@@ -1,7 +1,7 @@
-"""The documentation that ships inside every Python: pydoc's topics and the standard library's docstrings.
+"""Documentation that ships with Python: pydoc topics and docstrings of the standard library.
 
-Real English that needs no network.  Sources are parsed, never imported.  A document is one module's docstrings, or
-one topic; every docstring occurs once, so that none is in two splits.
+English prose that needs no network.  Sources are parsed, never imported.  A document holds the docstrings of a module,
+or a topic; repeated docstrings are dropped, so that none is in two splits.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from typing import TypeAlias
 from ssa.errors import UserError
 from ssa.files import hash_of, hash_of_bytes
 
-PROSE_VERSION = 1  # raise it when a document is put together in another way
+PROSE_VERSION = 1  # increment when documents are composed differently
 TOPICS = "pydoc_data.topics"
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _Definition: TypeAlias = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class PyDocs:
-    """Modules are dealt to the splits by a hash of their names; the topics, which quote one another, all train."""
+    """Modules are assigned to splits by a hash of their names; topics, which quote each other, are all in train."""
 
     splits = frozenset({"train", "validation", "test"})
 
     def __init__(self, validation_fraction: float, stdlib: Path | None = None) -> None:
-        self._held_out = validation_fraction
+        self._fraction = validation_fraction
         self._stdlib = stdlib or Path(sysconfig.get_path("stdlib"))
         self._sources = dict(_sources(self._stdlib))
         self._documents: list[tuple[str, str]] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Of the Python version, the sources and the way they are read."""
+        """A hash of the Python version, the sources and the composition of documents."""
         contents = [(name, hash_of_bytes(source)) for name, source in self._sources.items()]
-        return hash_of(["pydocs", PROSE_VERSION, sys.version_info[:3], self._held_out, contents])
+        return hash_of(["pydocs", PROSE_VERSION, sys.version_info[:3], self._fraction, contents])
 
     def documents(self, split: str) -> Iterator[str]:
-        """Parsed once and kept (about 2 MB).
+        """The documents of a split, parsed once and kept in memory (about 2 MB).
 
         Raises:
-            UserError: this Python was stripped of its documentation.
+            UserError: this Python has no documentation.
         """
         if self._documents is None:
             self._documents = list(_without_repeats(self._sources))
@@ -60,30 +60,30 @@ class PyDocs:
     def _split_of(self, module: str) -> str:
         if module == TOPICS:
             return "train"
-        place = int(hash_of_bytes(module.encode())[:16], 16) / 2**64
-        return "test" if place < self._held_out else "validation" if place < 2 * self._held_out else "train"
+        position = int(hash_of_bytes(module.encode())[:16], 16) / 2**64
+        return "test" if position < self._fraction else "validation" if position < 2 * self._fraction else "train"
 
 
 def _sources(stdlib: Path) -> Iterator[tuple[str, bytes]]:
-    """(module name, source), sorted by path, tests and installed packages left out."""
+    """(module name, source), sorted by path, without tests and installed packages."""
     for folder, subfolders, names in os.walk(stdlib):
-        subfolders[:] = sorted(name for name in subfolders if name not in _LEFT_OUT and name.isidentifier())
+        subfolders[:] = sorted(name for name in subfolders if name not in _EXCLUDED and name.isidentifier())
         for path in (Path(folder, name) for name in sorted(names) if name.endswith(".py")):
             parts = path.relative_to(stdlib).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path.read_bytes()
 
 
 def _without_repeats(sources: dict[str, bytes]) -> Iterator[tuple[str, str]]:
-    """(module name, document) for every module or topic that says something no earlier one has said."""
-    said: set[str] = set()
+    """(module name, document) of every module or topic, without text that occurred before."""
+    seen: set[str] = set()
     for module, source in sources.items():
         tree = _parse(source)
         if tree is None:
             continue
         pages = _topics(tree) if module == TOPICS else [_docstrings(module, tree)]
         for title, entries in pages:
-            new = [(heading, text) for heading, text in entries if text not in said]
-            said.update(text for _, text in new)
+            new = [(heading, text) for heading, text in entries if text not in seen]
+            seen.update(text for _, text in new)
             if new:
                 yield module, "\n\n".join([title, *(f"{heading}\n\n{text}".strip() for heading, text in new)]) + "\n"
 
@@ -97,7 +97,7 @@ def _docstrings(module: str, tree: ast.Module) -> _Page:
 
 
 def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, str | None]]:
-    """(heading, docstring) of every class and function below ``node``, in the order of the source."""
+    """(heading, docstring) of every class and function below ``node``, in source order."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _Definition):
             name = prefix + child.name
@@ -119,7 +119,7 @@ def _heading(name: str, definition: _Definition) -> str:
 
 
 def _topics(tree: ast.Module) -> Iterator[_Page]:
-    """Every entry of the dictionary ``topics``, whose keys and values are string literals."""
+    """Entries of the dictionary ``topics`` of string literals."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):

@@ -1,4 +1,4 @@
-"""Documents out of one file: plain text, JSON lines or Parquet, each also compressed; a piece of the file at a time."""
+"""Streaming readers of text files: plain text, JSON Lines and Parquet, each optionally compressed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import IO, Any
 from ssa.config_errors import closest
 from ssa.errors import UserError
 
-LONGEST_TEXT = 4_000_000  # characters; a longer .txt file is read as several documents, cut at blank lines
+LONGEST_TEXT = 4_000_000  # characters; a longer .txt file is split into several documents at blank lines
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_READ = 1 << 20  # bytes
-_ROWS = 64  # of a Parquet file at a time
+_READ = 1 << 20  # bytes read at once
+_ROWS = 64  # Parquet rows read at once
 
 
 def documents(path: Path, column: str) -> Iterator[str]:
-    """Every document of a file, in order, as its suffix says; empty ones too.
+    """The documents of a file, in order, including empty ones; the format follows from the suffix.
 
     Raises:
-        UserError: an unknown suffix, a damaged file, text that is not UTF-8, a line that is not JSON, no such column.
+        UserError: unknown suffix, damaged file, text that is not UTF-8, line that is not JSON, or no such column.
     """
     kind = kind_of(path)
-    with _no_damage(path):
+    with _read_errors(path):
         if kind == ".txt":
             yield from cut(_text(path), LONGEST_TEXT)
         elif kind == ".jsonl":
@@ -41,42 +41,42 @@ def kind_of(path: Path) -> str:
     """``.txt``, ``.jsonl`` or ``.parquet``.
 
     Raises:
-        UserError: another suffix.
+        UserError: unknown suffix.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSIONS:
         suffixes.pop()
     kind = suffixes[-1] if suffixes else ""
     if kind not in (".txt", ".jsonl", ".parquet"):
-        raise UserError(f"{path}: unknown suffix; valid: .txt, .jsonl, .parquet, each also with .gz or .zst after it")
+        raise UserError(f"{path}: unknown suffix; valid: .txt, .jsonl, .parquet, each optionally with .gz or .zst")
     return kind
 
 
 def cut(pieces: Iterable[str], size: int) -> Iterator[str]:
-    """The same text in parts of at most ``size`` characters, cut after a blank line if one is near, else a line or
-    word."""
-    left = ""
+    """The same text in parts of at most ``size`` characters, cut in their second half after a blank line, else after a
+    line, else after a word."""
+    rest = ""
     for piece in pieces:
-        text, start = left + piece, 0
+        text, start = rest + piece, 0
         while len(text) - start > size:
-            end = _cutting_place(text, start, size)
+            end = _cut_position(text, start, size)
             yield text[start:end]
             start = end
-        left = text[start:]
-    if left:
-        yield left
+        rest = text[start:]
+    if rest:
+        yield rest
 
 
-def _cutting_place(text: str, start: int, size: int) -> int:
+def _cut_position(text: str, start: int, size: int) -> int:
     for separator in ("\n\n", "\n", " "):
-        place = text.rfind(separator, start + size // 2, start + size)
-        if place >= 0:
-            return place + len(separator)
+        position = text.rfind(separator, start + size // 2, start + size)
+        if position >= 0:
+            return position + len(separator)
     return start + size
 
 
 @contextlib.contextmanager
-def _no_damage(path: Path) -> Iterator[None]:
+def _read_errors(path: Path) -> Iterator[None]:
     import pyarrow as pa
 
     try:
@@ -87,7 +87,7 @@ def _no_damage(path: Path) -> Iterator[None]:
 
 
 def _bytes(path: Path) -> IO[bytes]:
-    """The uncompressed bytes, from Arrow: unlike the package zstandard it notices a file that was cut off."""
+    """The decompressed bytes; Arrow, unlike the package zstandard, detects truncated files."""
     import pyarrow as pa
 
     return io.BufferedReader(pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower())), _READ)
@@ -95,7 +95,7 @@ def _bytes(path: Path) -> IO[bytes]:
 
 def _text(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    offset = 0  # of the first byte that is not decoded yet
+    offset = 0  # of the first byte not yet decoded
     with _bytes(path) as stream:
         while True:
             block = stream.read(_READ)
@@ -123,7 +123,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, offset + error.start) from None
             except ValueError as error:
-                raise UserError(f"{place}: not JSON ({error}); a .jsonl file holds one object a line") from None
+                raise UserError(f"{place}: not JSON ({error}); a .jsonl file holds one object per line") from None
             offset += len(line)
             if row is not None:
                 yield from _field(row, column, place)
@@ -168,7 +168,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _seekable(path: Path) -> Iterator[IO[bytes]]:
-    """Parquet is read from its end, so that a compressed file is unpacked first."""
+    """The file, decompressed to disk first if needed, since reading Parquet needs seeks."""
     if path.suffix.lower() not in _COMPRESSIONS:
         with path.open("rb") as stream:
             yield stream
