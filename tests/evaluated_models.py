@@ -1,4 +1,4 @@
-"""Small models under evaluation, each in a folder with a tokenizer; large weights make their attention sharp."""
+"""Small models with tokenizers for evaluation tests; large weights make their attention sharp."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ssa.text.tokenization import train_bpe
 EVERYTHING = TemperatureConfig(name="all", query=BOTH, key=BOTH, value=BOTH, output=BOTH)
 VANILLA = TemperatureConfig()
 TEXTS = list(topics.values())
-FAR = 0.15  # of each parameter from its start value
+FAR = 0.15  # standard deviation of the noise added to each parameter
 
 
 @functools.cache
 def tokenizer_json() -> str:
-    """A byte-level BPE of fewer tokens than the models have."""
+    """A byte-level BPE with fewer tokens than the models."""
     return train_bpe(iter([text[:4000] for text in TEXTS[:10]]), VOCAB - 50)
 
 
 def write_model_folder(folder: Path, model_type: str, temperature: TemperatureConfig = VANILLA, **fields: Any) -> Path:
-    """A folder in this project's own format, with a tokenizer."""
+    """Write an exported model with a tokenizer."""
     write_export(folder, small(model_type, temperature, **fields))
     tensors, generator = tensors_of(folder), torch.Generator().manual_seed(4)
     for tensor in tensors.values():
@@ -42,13 +42,13 @@ def write_model_folder(folder: Path, model_type: str, temperature: TemperatureCo
 
 
 def evaluated_model(folder: Path, **settings: Any) -> EvaluatedModel:
-    """The model of a folder, on the CPU."""
+    """The model in a folder, on the CPU."""
     return EvaluatedModel(init_from=str(folder), device="cpu", **settings)
 
 
 @torch.inference_mode()
 def plain_score(model: Transformer, request: Request, context: int) -> tuple[list[float], bool]:
-    """One request alone, all of its logits: what scoring must come to."""
+    """Reference score of one request, from all of its logits."""
     tokens = [*request.context, *request.continuation][-(context + 1) :]
     logits = model(torch.tensor([tokens[:-1]]))[0, -len(request.continuation) :].float()
     wanted = torch.tensor(request.continuation)
@@ -57,14 +57,14 @@ def plain_score(model: Transformer, request: Request, context: int) -> tuple[lis
 
 
 class Seen:
-    """Counts what goes through a model from now on.
+    """Records the forward passes of a model.
 
     Attributes:
         shapes: (B, T) of each forward pass.
     """
 
     def __init__(self, model: Transformer, fail_above: int | None = None, stop_after: int | None = None) -> None:
-        """More than ``fail_above`` rows are out of memory; the pass after ``stop_after`` of them is interrupted."""
+        """Batches of more than ``fail_above`` rows run out of memory; the pass after ``stop_after`` is interrupted."""
         self.shapes: list[tuple[int, int]] = []
         through = model.hidden
 

@@ -1,4 +1,4 @@
-"""``evaluate.py`` as it is called, in the process of the tests."""
+"""Run ``evaluate.py`` in the test process."""
 
 from __future__ import annotations
 

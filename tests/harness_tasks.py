@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on documents that are files here, and models that transformers has written."""
+"""Tasks of lm-evaluation-harness on local files, and models saved by transformers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BETTER = {"acc": True, "acc_norm": True, "perplexity": False, "exact_match": Tru
 
 
 def write_tasks(folder: Path) -> None:
-    """Data, `TASKS`, a group of two of them, and one whose data is nowhere."""
+    """Write the data, `TASKS`, a group of two of them, and a task whose data is missing."""
     documents = [
         {
             "text": text[40 : 40 + 17 * (number + 3)].strip(),
@@ -84,7 +84,7 @@ def write_tasks(folder: Path) -> None:
 
 @functools.cache
 def tokenizer(begins: bool) -> Any:
-    """A byte-level BPE as Llama has it, which begins each text, or as GPT-2, which does not."""
+    """A byte-level BPE that adds a begin-of-text token (as Llama) or does not (as GPT-2)."""
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -104,7 +104,7 @@ def tokenizer(begins: bool) -> Any:
 
 
 def write_hf_model(path: Path, model_type: str) -> None:
-    """A model that transformers has written, with its tokenizer."""
+    """Save a transformers model and its tokenizer."""
     import transformers
 
     if model_type == "llama":
@@ -126,6 +126,6 @@ def write_hf_model(path: Path, model_type: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += FAR * torch.randn_like(parameter)
-        model.get_output_embeddings().weight[: 1 + made.eos_token_id] *= 2  # special tokens are among what it says
+        model.get_output_embeddings().weight[: 1 + made.eos_token_id] *= 2  # so that it generates special tokens
     model.save_pretrained(path)
     made.save_pretrained(path)

@@ -1,4 +1,4 @@
-"""``evaluate.py`` on trained runs: the run's own numbers, kept, found again, and gone on with after a kill."""
+"""``evaluate.py`` on trained runs: agreement with training, saved outcomes, resumption after a kill."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(make_run: Callable[[str], Path]) -> Path:
 
 
 def kept(folder: Path, task: str) -> dict[str, Any]:
-    """What is in its file."""
+    """The saved outcome of a task."""
     return dict(json.loads((folder / "evaluation" / f"{task}.json").read_text()))
 
 
@@ -67,7 +67,7 @@ def values(result: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize(("text", "split"), [("test", "test"), ("validation", "val")])
-def test_perplexity_is_the_run_s_own(
+def test_perplexity_matches_the_run(
     name: str, text: str, split: str, make_run: Callable[[str], Path], launch: Launch
 ) -> None:
     folder = make_run(name)
@@ -76,18 +76,18 @@ def test_perplexity_is_the_run_s_own(
     assert str(folder / "evaluation") in out
     summary, result = read_summary(folder), kept(folder, "perplexity")
     found = values(result)
-    assert found["loss"] == pytest.approx(summary[f"best/{split}/loss"], rel=1e-6)  # that one is summed in float32
+    assert found["loss"] == pytest.approx(summary[f"best/{split}/loss"], rel=1e-6)  # the summary sums in float32
     for metric in ("perplexity", "word_perplexity", "bits_per_byte"):
         assert found[metric] == pytest.approx(summary[f"best/{split}/{metric}"], rel=1e-4)
     data = {"test": "test", "val": "validation"}[split]
     counts = {kind: summary[f"data.{data}.{kind}"] for kind in ("documents", "tokens", "words", "bytes")}
-    assert result["counts"] == {**counts, "tokens": counts["tokens"] - 1}  # the first follows nothing
+    assert result["counts"] == {**counts, "tokens": counts["tokens"] - 1}  # the first token is not predicted
     assert result["model"]["precision"] == summary["precision"]
     decided = {"text": text, "limit": None, "data_hash": summary["data_hash"], "stride": 64, "detokenize": "none"}
     assert result["settings"] == decided
 
 
-def test_other_conventions_and_lengths(run: Path, launch: Launch) -> None:
+def test_conventions_and_lengths(run: Path, launch: Launch) -> None:
     tasks = "perplexity_lm_eval,perplexity_hf_strided,perplexity,length"
     assert launch(f"run={run}", f"tasks={tasks}", "lengths=16,64").code == 0
     config, model, tokenizer = load_run(run)
@@ -96,7 +96,9 @@ def test_other_conventions_and_lengths(run: Path, launch: Launch) -> None:
     tokens = {task: result["counts"]["tokens"] for task, result in results.items()}
     assert tokens["perplexity_lm_eval"] == sum(map(len, tokenizer.encode_batch(documents)))
     (joined,) = tokenizer.encode_batch(["\n\n".join(documents)])
-    assert tokens["perplexity_hf_strided"] == len(joined) - math.ceil(len(joined) / 64)  # side by side: less the firsts
+    assert tokens["perplexity_hf_strided"] == len(joined) - math.ceil(
+        len(joined) / 64
+    )  # disjoint windows skip their first token
     strided = values(results["perplexity_hf_strided"])
     n_bytes = results["perplexity_hf_strided"]["counts"]["bytes"]
     assert strided["bits_per_byte"] == pytest.approx(strided["loss"] * len(joined) / math.log(2) / n_bytes, rel=1e-9)
@@ -114,13 +116,13 @@ def test_other_conventions_and_lengths(run: Path, launch: Launch) -> None:
         assert 1 < next(value for name, value in values(result).items() if "perplexity" in name) < 512
 
 
-def test_what_is_finished_is_not_done_again(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skips_finished_tasks(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (f"run={run}", "tasks=perplexity")
     first = launch(*arguments)
     before = kept(run, "perplexity")
 
     def load(folder: Path) -> None:
-        raise AssertionError("the weights are read")
+        raise AssertionError("loads weights")
 
     with monkeypatch.context() as patch:
         patch.setattr("ssa.evaluation.scoring.evaluated_model.load_run", load)
@@ -133,7 +135,7 @@ def test_what_is_finished_is_not_done_again(run: Path, launch: Launch, monkeypat
     assert "finished before" not in launch(*arguments, "rerun=true").out
 
 
-def test_another_setting_is_kept_beside_it(run: Path, launch: Launch) -> None:
+def test_keeps_outcomes_of_other_settings(run: Path, launch: Launch) -> None:
     arguments = (f"run={run}", "tasks=perplexity")
     for extra in ([], ["limit=2"], ["stride=16", "limit=2"]):
         assert launch(*arguments, *extra).code == 0
@@ -144,10 +146,12 @@ def test_another_setting_is_kept_beside_it(run: Path, launch: Launch) -> None:
     assert len({values(one)["loss"] for one in (result, *result["others"])}) == 3
     assert "finished before" in launch(*arguments).out
     now = kept(run, "perplexity")
-    assert [one["settings"]["limit"] for one in (now, *now["others"])] == [None, 2, 2], "what is asked for is on top"
+    assert [one["settings"]["limit"] for one in (now, *now["others"])] == [None, 2, 2], (
+        "the requested outcome is on top"
+    )
 
 
-def test_rerun_replaces_what_has_the_same_settings(run: Path, launch: Launch) -> None:
+def test_rerun_replaces_outcome_of_same_settings(run: Path, launch: Launch) -> None:
     arguments = (f"run={run}", "tasks=perplexity")
     launch(*arguments)
     launch(*arguments, "limit=2")
@@ -163,7 +167,7 @@ def test_rerun_replaces_what_has_the_same_settings(run: Path, launch: Launch) ->
     assert [one["settings"]["limit"] for one in result["others"]] == [2]
 
 
-def test_other_weights_are_another_outcome(run: Path, launch: Launch) -> None:
+def test_keeps_outcomes_of_other_weights(run: Path, launch: Launch) -> None:
     arguments = (f"run={run}", "tasks=perplexity")
     launch(*arguments)
     weights = run / "checkpoints" / "best.ckpt"
@@ -175,7 +179,7 @@ def test_other_weights_are_another_outcome(run: Path, launch: Launch) -> None:
     assert values(result)["loss"] != values(result["others"][0])["loss"]
 
 
-def test_batch_size_decides_no_number(run: Path, launch: Launch) -> None:
+def test_results_do_not_depend_on_batch_size(run: Path, launch: Launch) -> None:
     launch(f"run={run}", "tasks=perplexity,length", "batch_size=1")
     found = {task: values(kept(run, task)) for task in ("perplexity", "length")}
     assert "finished before" in launch(f"run={run}", "tasks=perplexity", "batch_size=8").out
@@ -184,7 +188,7 @@ def test_batch_size_decides_no_number(run: Path, launch: Launch) -> None:
         assert values(kept(run, task)) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_killed_evaluation_goes_on(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_evaluation_resumes(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (f"run={run}", "tasks=perplexity", "stride=4", "batch_size=4")
 
     def written() -> bytes:
@@ -221,7 +225,7 @@ def test_a_killed_evaluation_goes_on(run: Path, launch: Launch, monkeypatch: pyt
     assert asked[0] > 0
 
 
-def test_a_journal_that_a_killed_rerun_has_left(run: Path, launch: Launch) -> None:
+def test_leftover_journal_of_a_killed_rerun(run: Path, launch: Launch) -> None:
     launch(f"run={run}", "tasks=perplexity")
     before = kept(run, "perplexity")
     left = Journal(run / "evaluation", "perplexity", {key: before[key] for key in ("settings", "model")}).path
@@ -232,7 +236,7 @@ def test_a_journal_that_a_killed_rerun_has_left(run: Path, launch: Launch) -> No
     assert {path.name for path in (run / "evaluation").iterdir()} == {"perplexity.json"}
 
 
-def test_another_text_of_the_same_name_is_another_outcome(run: Path, launch: Launch, tmp_path: Path) -> None:
+def test_keeps_outcomes_of_other_text_content(run: Path, launch: Launch, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     arguments = (f"run={run}", "tasks=perplexity", f"text={text}")
     for content in ("the import statement " * 30, "another text " * 30):
@@ -242,7 +246,7 @@ def test_another_text_of_the_same_name_is_another_outcome(run: Path, launch: Lau
     assert len(kept(run, "perplexity")["others"]) == 1
 
 
-def test_two_at_the_same_task(run: Path, launch: Launch) -> None:
+def test_task_running_in_another_process(run: Path, launch: Launch) -> None:
     arguments = (f"run={run}", "tasks=perplexity,length", "lengths=16")
     launch(*arguments)
     kept_before = kept(run, "perplexity")
@@ -254,7 +258,7 @@ def test_two_at_the_same_task(run: Path, launch: Launch) -> None:
     assert launch(*arguments, "rerun=true").code == 0
 
 
-def test_a_run_whose_data_has_changed(run: Path, launch: Launch) -> None:
+def test_changed_data(run: Path, launch: Launch) -> None:
     environment = run / "environment.json"
     environment.write_text(json.dumps({**json.loads(environment.read_text()), "data_hash": "0123"}))
     code, out, _ = launch(f"run={run}", "tasks=perplexity")
@@ -262,7 +266,7 @@ def test_a_run_whose_data_has_changed(run: Path, launch: Launch) -> None:
     assert "the data has changed since training (0123, now " in out
 
 
-def test_files_of_one_s_own_and_a_longer_context(run: Path, launch: Launch, tmp_path: Path) -> None:
+def test_text_files_and_longer_context(run: Path, launch: Launch, tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(f"The import statement, number {number}. " * 40)
     arguments = (f"run={run}", "tasks=perplexity", f"text={tmp_path}/*.txt", "context=128")

@@ -1,4 +1,4 @@
-"""``evaluate.py`` on pretrained folders, and mistakes: one line for each, and what is left of the tasks is done."""
+"""``evaluate.py`` on pretrained models, and errors: one line each, and other tasks still run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ launch = pytest.fixture(evaluate_in_process)
 
 @pytest.fixture
 def run(smoke: Callable[..., Config], tmp_path: Path) -> Path:
-    """What a run leaves, without the training."""
+    """A run folder without training."""
     config = smoke("model=gpt2", "trainer.device=cpu")
     folder = run_folder(config)
     (folder / "checkpoints").mkdir(parents=True)
@@ -44,7 +44,7 @@ def run(smoke: Callable[..., Config], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
-    """In Hugging Face's format, with learned positions."""
+    """A folder in Hugging Face format, with learned positions."""
     write_model(tmp_path / "tiny-gpt2", "gpt2")
     (tmp_path / "tiny-gpt2" / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
     return tmp_path / "tiny-gpt2"
@@ -59,28 +59,28 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness's tasks that the paper has: all 15,000 take ten seconds to read."""
+    """Index only the paper's tasks; all 15,000 take ten seconds."""
     pytest.importorskip("lm_eval")
     indexed = harness.task_manager
     monkeypatch.setattr(harness, "task_manager", lambda all_tasks: indexed(False))
 
 
 def refused(outcome: Outcome) -> str:
-    """The one line of what is wrong before any task."""
+    """The one-line error before any task runs."""
     assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome
     assert outcome.err.startswith("error: ")
     return outcome.err
 
 
 def failures(outcome: Outcome) -> list[str]:
-    """The lines of tasks that failed, and how many in all."""
+    """The error line of each failed task."""
     lines = [line for line in outcome.out.splitlines() if line.startswith("error: ")]
     assert refused(outcome).startswith(f"error: tasks: {len(lines)} of ")
     assert "Traceback" not in outcome.out
     return lines
 
 
-def test_a_pretrained_model_on_files(pretrained: Path, text: Path, launch: Launch, tmp_path: Path) -> None:
+def test_pretrained_model_on_text_files(pretrained: Path, text: Path, launch: Launch, tmp_path: Path) -> None:
     tasks = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided", "length")
     code, out, err = launch(
         f"init_from={pretrained}", f"tasks={','.join(tasks)}", f"text={text}", f"output_dir={tmp_path}/out"
@@ -118,7 +118,7 @@ PREFIXES: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("case", PREFIXES)
-def test_what_stands_before_a_text(case: str, pretrained: Path, tmp_path: Path) -> None:
+def test_prefix_token(case: str, pretrained: Path, tmp_path: Path) -> None:
     files, token = PREFIXES[case]
     evaluated = evaluated_model(pretrained)
     for name, content in files.items():
@@ -128,24 +128,24 @@ def test_what_stands_before_a_text(case: str, pretrained: Path, tmp_path: Path) 
     elsewhere = evaluated_model(
         write_model_folder(tmp_path / "other", "llama"), tokenizer=str(pretrained / "tokenizer.json")
     )
-    assert elsewhere.prefix == evaluated.prefix  # it goes with the tokenizer
+    assert elsewhere.prefix == evaluated.prefix  # the prefix follows the tokenizer
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff{}", b"[]", b"3"])
-def test_one_line_for_a_damaged_tokenizer_config(content: bytes, pretrained: Path) -> None:
+def test_damaged_tokenizer_config(content: bytes, pretrained: Path) -> None:
     (pretrained / "tokenizer_config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"tokenizer_config\.json is damaged"):
         _ = evaluated_model(pretrained).prefix
 
 
-def test_a_run_begins_with_end_of_text(run: Path, launch: Launch) -> None:
+def test_prefix_of_a_run_is_end_of_text(run: Path, launch: Launch) -> None:
     (run / "tokenizer_config.json").write_text(json.dumps({"bos_token": "a"}))
     assert launch(f"run={run}", "tasks=perplexity_lm_eval").code == 0
     assert json.loads((run / "evaluation/perplexity_lm_eval.json").read_text())["model"]["prefix_token"] == END_OF_TEXT
 
 
 @pytest.mark.usefixtures("small_index")
-def test_an_unknown_task_does_not_stop_the_others(run: Path, launch: Launch) -> None:
+def test_unknown_task_does_not_stop_others(run: Path, launch: Launch) -> None:
     outcome = launch(f"run={run}", "tasks=perplexty,length,lambada_openia,perplexity")
     first, second = failures(outcome)
     assert first.startswith("error: tasks=perplexty: no such task, did you mean perplexity?")
@@ -156,12 +156,12 @@ def test_an_unknown_task_does_not_stop_the_others(run: Path, launch: Launch) -> 
 
 @pytest.mark.usefixtures("small_index")
 @pytest.mark.parametrize("name", ["nothing like it", "piqa|boolq", "/etc/passwd", "task.yaml", "*"])
-def test_names_that_are_no_tasks(name: str, run: Path, launch: Launch) -> None:
+def test_unknown_task_names(name: str, run: Path, launch: Launch) -> None:
     (line,) = failures(launch(f"run={run}", f"tasks={name}"))
     assert line.startswith(f"error: tasks={name}: no such task; valid: perplexity, ")
 
 
-def test_without_the_harness_its_command_is_told(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_harness(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     first, second = failures(launch(f"run={run}", "tasks=piqa,perplexity,perplexty"))
     assert first == "error: tasks=piqa: needs lm-evaluation-harness 0.4.13 or later: pip install -e '.[eval]'"
@@ -170,7 +170,7 @@ def test_without_the_harness_its_command_is_told(run: Path, launch: Launch, monk
     assert "pip install -e '.[eval]'" in detokenized
 
 
-def test_one_line_for_weights_cut_off(run: Path, launch: Launch) -> None:
+def test_truncated_weights(run: Path, launch: Launch) -> None:
     weights = run / "checkpoints" / "best.ckpt"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     (line,) = failures(launch(f"run={run}", "tasks=perplexity"))
@@ -178,13 +178,13 @@ def test_one_line_for_weights_cut_off(run: Path, launch: Launch) -> None:
     assert "damaged" in line
 
 
-def test_one_line_for_a_damaged_tokenizer(run: Path, launch: Launch) -> None:
+def test_damaged_tokenizer(run: Path, launch: Launch) -> None:
     path = run / "tokenizer.json"
     path.write_text(tokenizer_json()[:1000])
     assert f"{path} is damaged" in refused(launch(f"run={run}"))
 
 
-def test_one_line_for_a_damaged_result(run: Path, launch: Launch) -> None:
+def test_damaged_outcome(run: Path, launch: Launch) -> None:
     (run / "evaluation").mkdir()
     (run / "evaluation" / "perplexity.json").write_text('{"task": ')
     (line,) = failures(launch(f"run={run}", "tasks=perplexity,length", "lengths=16"))
@@ -192,7 +192,7 @@ def test_one_line_for_a_damaged_result(run: Path, launch: Launch) -> None:
     assert (run / "evaluation" / "length.json").exists()
 
 
-def test_more_tokens_than_the_model(run: Path, pretrained: Path, launch: Launch, tmp_path: Path) -> None:
+def test_tokenizer_larger_than_the_model(run: Path, pretrained: Path, launch: Launch, tmp_path: Path) -> None:
     larger = tmp_path / "tokenizer.json"
     larger.write_text(train_bpe(iter(TEXTS[:30]), VOCAB + 100))
     found = refused(launch(f"init_from={pretrained}", f"tokenizer={larger}"))
@@ -206,7 +206,7 @@ def test_more_tokens_than_the_model(run: Path, pretrained: Path, launch: Launch,
     ] == []
 
 
-def test_another_tokenizer_that_fits(pretrained: Path, text: Path, launch: Launch, tmp_path: Path) -> None:
+def test_other_tokenizer(pretrained: Path, text: Path, launch: Launch, tmp_path: Path) -> None:
     other = tmp_path / "tokenizer.json"
     other.write_text(train_bpe(iter(TEXTS[30:]), 300))
     arguments = (f"init_from={pretrained}", "tasks=perplexity", f"text={text}")
@@ -238,7 +238,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_one_line_for_wrong_arguments(case: str, launch: Launch) -> None:
+def test_invalid_arguments(case: str, launch: Launch) -> None:
     arguments, message = WRONG[case]
     outcome = launch(*arguments)
     assert message in refused(outcome)
@@ -258,7 +258,7 @@ FAILING: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", FAILING)
-def test_one_line_for_what_a_task_cannot_do(case: str, pretrained: Path, launch: Launch) -> None:
+def test_unsupported_settings_of_a_task(case: str, pretrained: Path, launch: Launch) -> None:
     arguments, message = FAILING[case]
     tasks = [] if "tasks=length" in arguments else ["tasks=perplexity"]
     Path("x.txt").write_text("words")
@@ -266,7 +266,7 @@ def test_one_line_for_what_a_task_cannot_do(case: str, pretrained: Path, launch:
     assert line.startswith(f"error: {message}"), line
 
 
-def test_contexts_end_with_learned_positions_alone(pretrained: Path, text: Path, launch: Launch) -> None:
+def test_learned_positions_limit_the_context(pretrained: Path, text: Path, launch: Launch) -> None:
     arguments = ("tasks=perplexity", "context=65", f"text={text}")
     assert refused(launch(f"init_from={pretrained}", *arguments)).startswith(
         "error: context=65: exceeds the model's learned positions; valid: up to 64"
@@ -275,13 +275,13 @@ def test_contexts_end_with_learned_positions_alone(pretrained: Path, text: Path,
     assert launch(f"init_from={rotary}", *arguments).code == 0
 
 
-def test_an_empty_text(pretrained: Path, launch: Launch, tmp_path: Path) -> None:
+def test_empty_text(pretrained: Path, launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (line,) = failures(launch(f"init_from={pretrained}", "tasks=perplexity", f"text={tmp_path}/empty.txt"))
     assert line.endswith("empty.txt: no text")
 
 
-def test_a_mistake_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+def test_invalid_key_is_reported_before_importing_torch(tmp_path: Path) -> None:
     program = (
         "import runpy, sys\n"
         f"sys.argv = ['evaluate.py', 'taks=perplexity']\nsys.path.insert(0, {str(ROOT)!r})\n"

@@ -1,4 +1,4 @@
-"""WikiText as other tools read it, from the Hub: what its perplexities divide by."""
+"""WikiText from the Hub: denominators of its perplexities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_all_of_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     pytest.importorskip("lm_eval")
     names = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided", "wikitext")
     values = {"init_from": str(write_model_folder(tmp_path / "model", "llama")), "context": 256, "stride": 256}
-    settings = {**values, "text": "wikitext", "tasks": ",".join(names), "output_dir": str(tmp_path / "out")}
+    settings = {**values, "text": "wikitext", "tasks": list(names), "output_dir": str(tmp_path / "out")}
     results = evaluate(EvaluateSettings.model_validate(settings))
     assert {results[name]["counts"]["words"] for name in names} == {WORDS}
     documents = {name: results[name]["counts"]["documents"] for name in names}
@@ -27,4 +27,4 @@ def test_all_of_wikitext(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert results["wikitext"]["counts"]["words_divided_by"] == WORDS + 2 * DOCUMENTS
     assert capsys.readouterr().out.count("241,211 words") == len(names)
     values = [results[name]["metrics"]["bits_per_byte"]["value"] for name in names]
-    assert max(values) / min(values) < 1.1  # one model, one text, whatever the convention
+    assert max(values) / min(values) < 1.1  # one model and text, three conventions

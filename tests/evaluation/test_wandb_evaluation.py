@@ -1,4 +1,4 @@
-"""What an evaluation finds goes to the W&B run of the run, through W&B's real client."""
+"""Evaluation metrics are logged to the run's W&B run, with W&B's real client."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("fresh_wandb")
 
 
 def evaluated(folder: Path, **settings: object) -> dict[str, float]:
-    """Its metrics, as W&B names them."""
-    results = evaluate(EvaluateSettings.model_validate({"run": str(folder), "tasks": "perplexity", **settings}))
+    """Evaluate and return the metrics as named in W&B."""
+    results = evaluate(EvaluateSettings.model_validate({"run": str(folder), "tasks": ["perplexity"], **settings}))
     found = results["perplexity"]["metrics"]
     return {f"eval/perplexity/{name}": metric["value"] for name, metric in found.items()}
 
 
 @pytest.mark.wandb_server
-def test_an_online_run_is_gone_on_with(wandb_config: Configured, tmp_path: Path) -> None:
+def test_online_run_is_resumed(wandb_config: Configured, tmp_path: Path) -> None:
     config = wandb_config()
     with server(tmp_path / "server"):
         train(config)
@@ -44,7 +44,7 @@ def test_an_online_run_is_gone_on_with(wandb_config: Configured, tmp_path: Path)
     assert files["meta"]["state"] == "finished"
 
 
-def test_of_an_offline_run_a_new_one_has_all(
+def test_offline_run_gets_a_new_run_with_all_metrics(
     wandb_config: Configured,
     capfd: pytest.CaptureFixture[str],
 ) -> None:

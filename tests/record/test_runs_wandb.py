@@ -50,7 +50,7 @@ def interrupt(config: Config, step: int) -> None:
 
 
 def measure(config: Config, **settings: object) -> None:
-    evaluate(EvaluateSettings.model_validate({"run": str(run_folder(config)), "tasks": "perplexity", **settings}))
+    evaluate(EvaluateSettings.model_validate({"run": str(run_folder(config)), "tasks": ["perplexity"], **settings}))
 
 
 def sync(folder: Path) -> None:

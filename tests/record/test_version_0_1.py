@@ -48,6 +48,14 @@ def test_evaluation_gives_the_recorded_loss(run: Path, tmp_path: Path) -> None:
     assert outcome["metrics"]["loss"]["value"] == pytest.approx(TEST_LOSS, abs=1e-6)
 
 
+def test_evaluation_finds_the_saved_outcome(run: Path, tmp_path: Path) -> None:
+    saved = (run / "evaluation" / "perplexity.json").read_text()
+    done = program("evaluate.py", f"run={run}", "tasks=perplexity", "device=cpu", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "perplexity: finished before" in done.stdout
+    assert (run / "evaluation" / "perplexity.json").read_text() == saved
+
+
 def test_evaluation_of_an_old_export_gives_the_same_loss(run: Path, tmp_path: Path) -> None:
     arguments = [f"init_from={OLD / 'exported'}", "tasks=perplexity", f"text={tmp_path / 'corpus.txt'}", "context=32"]
     done = program("evaluate.py", *arguments, "device=cpu", f"output_dir={tmp_path / 'export'}", cwd=tmp_path)

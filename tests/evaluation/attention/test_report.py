@@ -1,4 +1,4 @@
-"""The attention report against materialized maps and matrices, and against the validation log of the same weights."""
+"""Attention report: compared with materialized maps and matrices and with the validation log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS = ["gpt2", "gpt_neox", "llama"]
 
 
 def model(model_type: str, temperature: TemperatureConfig = SSA) -> Transformer:
-    """With weights large enough for sharp maps, and temperatures that differ."""
+    """A model with weights large enough for sharp maps and varied temperatures."""
     made = Transformer(small(model_type, temperature)).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in made.parameters():
@@ -59,7 +59,7 @@ def column(table: object, name: str, *shape: int) -> np.ndarray:
 
 
 def maps(made: Transformer, visible: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, list[AttentionInputs]]:
-    """Softmax rows and logits with their whole T x T matrices, (L, B, H, T, T), and what they are made of."""
+    """Softmax rows and logits as T x T matrices, (L, B, H, T, T), and the attention inputs."""
     seen: list[AttentionInputs] = []
     with torch.no_grad():
         made(ids(), observe=seen.append, visible=visible)
@@ -78,7 +78,7 @@ def maps(made: Transformer, visible: torch.Tensor | None) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("model_type", KINDS)
-def test_equals_the_materialized_maps(model_type: str, documents: bool) -> None:
+def test_matches_materialized_attention_maps(model_type: str, documents: bool) -> None:
     made = model(model_type)
     visible = torch.tensor([[*range(1, 11), *range(1, 15)], range(1, 25)]) if documents else None
     p, logits, seen = maps(made, visible)
@@ -107,7 +107,7 @@ def test_equals_the_materialized_maps(model_type: str, documents: bool) -> None:
 
 
 @pytest.mark.parametrize("model_type", KINDS)
-def test_norms_are_those_of_the_matrix(model_type: str) -> None:
+def test_norms_match_the_materialized_matrix(model_type: str) -> None:
     made = model(model_type)
     norms, config = query_key_norms(made), made.config
     for layer, block in enumerate(made.blocks):
@@ -119,7 +119,7 @@ def test_norms_are_those_of_the_matrix(model_type: str) -> None:
             assert norms[layer, head].item() == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-10)
 
 
-def test_norms_of_heads_wider_than_the_model() -> None:
+def test_norms_with_heads_wider_than_the_model() -> None:
     made = Transformer(small("gpt2", head_dim=48)).eval()
     weight = made.blocks[1].attention.qkv.weight.detach().double()
     matrix = weight[48:96].T @ weight[4 * 48 + 48 : 4 * 48 + 96] / math.sqrt(48)
@@ -140,7 +140,7 @@ def test_norms_times_temperatures() -> None:
     assert summary_of(measured)["query_key_tau_norm"] == pytest.approx(expected.mean(), rel=1e-5)
 
 
-def test_uniform_attention_has_an_entropy_of_log_n() -> None:
+def test_uniform_attention_has_entropy_log_n() -> None:
     made = model("gpt2", TemperatureConfig())
     for block in made.blocks:
         block.attention.qkv.weight.data[:32] = 0
@@ -155,7 +155,7 @@ def test_uniform_attention_has_an_entropy_of_log_n() -> None:
     assert summary["query_key_norm"] == 0
 
 
-def test_a_vanilla_model_has_no_tables_of_temperatures() -> None:
+def test_vanilla_model_has_no_temperature_tables() -> None:
     measured = measure(model("gpt2", TemperatureConfig()), batch())
     found = tables(measured)
     assert list(found) == ["heads", "positions", "norms"]
@@ -164,7 +164,7 @@ def test_a_vanilla_model_has_no_tables_of_temperatures() -> None:
     assert extremes(found) == {}
 
 
-def test_each_scaled_thing_has_its_own_heads() -> None:
+def test_keys_and_values_have_their_own_heads() -> None:
     measured = measure(model("llama", EVERYTHING), batch())
     assert {of: tau.shape for of, tau in measured.temperatures.items()} == {
         "query": (2, 4, 48),
@@ -178,7 +178,7 @@ def test_each_scaled_thing_has_its_own_heads() -> None:
     assert rows[9]["std"] == pytest.approx(measured.temperatures["key"][0, 1].std(dtype=float))
 
 
-def test_a_temperature_that_differs_by_feature_scales_no_norm() -> None:
+def test_temperature_by_feature_has_no_norms() -> None:
     measured = measure(model("gpt2", TemperatureConfig(query=Terms(multiplier="rms_norm"))), batch())
     found = tables(measured)
     assert measured.tau_norms is None
@@ -199,7 +199,7 @@ def test_correlations_with_position_and_frequency() -> None:
     assert np.isnan(slope(y, np.ones(50)))
 
 
-def test_tokens_are_listed_with_counts_and_texts() -> None:
+def test_tokens_table() -> None:
     made = model("gpt2", TemperatureConfig(query=Terms(token="shared")))
     repeated = torch.tensor([[1, 2, 3, 4] * 6, [4, 3, 2, 1] * 5 + [9] * 4])
     measured = measure(made, Batch(repeated, None, np.arange(VOCAB) * 7))
@@ -220,7 +220,7 @@ def test_tokens_are_listed_with_counts_and_texts() -> None:
     assert means == sorted(means, reverse=True)
 
 
-def test_a_single_window_of_one_token() -> None:
+def test_single_token() -> None:
     summary = summary_of(measure(model("gpt2"), Batch(torch.tensor([[5]]), None, np.ones(VOCAB))))
     assert summary["attention_entropy"] == 0
     assert "attention_dilution" not in summary
@@ -232,7 +232,7 @@ TINY += ["trainer.batch_size=4", "trainer.micro_batch_size=2", "trainer.probe_se
 
 @pytest.fixture
 def run(smoke: Callable[..., Config]) -> Callable[..., Path]:
-    """A function that trains a run and gives its folder."""
+    """A function that trains a run and returns its folder."""
 
     def make(*overrides: str) -> Path:
         config = smoke(*TINY, *overrides)
@@ -247,7 +247,7 @@ def report(folder: Path, **settings: object) -> dict:
 
 
 @pytest.mark.parametrize("overrides", [["model=ssa_gpt2", "data.document_mask=true"], ["model=llama"]])
-def test_a_run_has_the_numbers_of_its_validation_log(run, overrides: list[str]) -> None:
+def test_run_matches_its_validation_log(run, overrides: list[str]) -> None:
     folder = run(*overrides)
     found = report(folder)
     best = read_summary(folder)["best_step"]
@@ -264,7 +264,7 @@ def test_a_run_has_the_numbers_of_its_validation_log(run, overrides: list[str]) 
     assert of["model"]["weights_hash"] == found["model"]["weights_hash"]
 
 
-def test_tables_and_plots_are_written(run) -> None:
+def test_writes_tables_and_plots(run) -> None:
     pytest.importorskip("matplotlib")
     folder = run("model=ssa_gpt2")
     with warnings.catch_warnings():
@@ -284,12 +284,12 @@ def test_tables_and_plots_are_written(run) -> None:
             assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     tokens = pq.read_table(written["tokens.parquet"]).to_pylist()
     assert sum(row["count"] for row in tokens if row["of"] == "query") == 192
-    assert sum(row["frequency"] for row in tokens if row["of"] == "query") > 10_000  # of the train split
+    assert sum(row["frequency"] for row in tokens if row["of"] == "query") > 10_000  # in the train split
     assert found["details"]["frequencies"] == "of the train split"
     assert found["details"]["tokens"]["value"]["highest"][0]["text"]
 
 
-def test_without_matplotlib_there_are_tables_and_a_line(
+def test_without_matplotlib_writes_tables_only(
     run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run("model=gpt2")
@@ -300,13 +300,13 @@ def test_without_matplotlib_there_are_tables_and_a_line(
     assert lines == ["attention: no plots without matplotlib; pip install -e '.[plots]', then rerun=true"]
 
 
-def test_another_context_is_another_window(run) -> None:
+def test_context_sets_the_window(run) -> None:
     found = report(run("model=llama", "trainer.precision=32-true"), context=16)
     assert found["counts"] == {"tokens": 48, "window": 16}
     assert found["settings"]["window"] == 16
 
 
-def test_a_pretrained_model_reads_a_text(tmp_path: Path, small_text: Path) -> None:
+def test_pretrained_model_on_a_text(tmp_path: Path, small_text: Path) -> None:
     from pydoc_data.topics import topics
 
     folder = tmp_path / "tiny-llama"
@@ -326,7 +326,7 @@ def test_a_pretrained_model_reads_a_text(tmp_path: Path, small_text: Path) -> No
     assert first[:, 1:].flatten().tolist() == text[: 8 * 63]
 
 
-def test_a_context_of_one_key_is_refused(tmp_path: Path) -> None:
+def test_refuses_context_of_one(tmp_path: Path) -> None:
     folder = tmp_path / "tiny-llama"
     write_model(folder, "llama")
     settings = EvaluateSettings(init_from=str(folder), tasks=["attention"], context=1)

@@ -1,4 +1,4 @@
-"""The journal of a task: what is kept survives a kill at any byte, and is not computed again."""
+"""Journal: answers survive a kill at any byte and are not computed again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def opened(folder: Path, of: object = OF) -> Journal:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A journal of all answers."""
+    """A journal with all answers."""
     journal = opened(tmp_path / "evaluation")
     for asked, answer in ANSWERS.items():
         journal.add([(asked, answer)])
@@ -37,13 +37,13 @@ def known(path: Path, of: object = OF) -> dict[str, object]:
     return {asked: journal.get(asked) for asked in ANSWERS if journal.get(asked) is not None}
 
 
-def test_answers_come_back_as_they_were(path: Path) -> None:
+def test_answers_round_trip(path: Path) -> None:
     assert known(path) == ANSWERS
     assert known(path, dict(reversed(OF.items()))) == ANSWERS
     assert opened(path.parent).get("another") is None
 
 
-def test_a_kill_at_any_byte(path: Path) -> None:
+def test_survives_a_kill_at_any_byte(path: Path) -> None:
     whole = path.read_bytes()
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
@@ -54,7 +54,7 @@ def test_a_kill_at_any_byte(path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{}, {**OF, "settings": {"text": "validation"}}, {**OF, "more": 1}])
-def test_other_settings_have_a_journal_of_their_own(path: Path, other: dict[str, object]) -> None:
+def test_one_journal_per_identity(path: Path, other: dict[str, object]) -> None:
     assert known(path, other) == {}
     opened(path.parent, other).add([("question 0", 7)])
     assert known(path, other) == {"question 0": 7}
@@ -74,7 +74,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_line_is_asked_again(damage: str, path: Path) -> None:
+def test_skips_damaged_lines(damage: str, path: Path) -> None:
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([lines[0], DAMAGE[damage](lines[1]), *lines[2:]]))
     assert known(path) == {asked: answer for asked, answer in ANSWERS.items() if asked != "question 1"}
@@ -82,14 +82,14 @@ def test_a_damaged_line_is_asked_again(damage: str, path: Path) -> None:
     assert known(path) == ANSWERS
 
 
-def test_it_is_gone_when_the_task_is_done(path: Path) -> None:
+def test_remove(path: Path) -> None:
     journal = opened(path.parent)
     journal.remove()
     journal.remove()
     assert list(path.parent.iterdir()) == []
 
 
-def test_one_process_at_a_time_has_it(path: Path) -> None:
+def test_exclusive(path: Path) -> None:
     def alone(of: object = OF) -> AbstractContextManager[Journal]:
         return Journal.exclusive(path.parent, "task", of)
 
@@ -113,7 +113,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def context(model_folder: Path, tmp_path: Path) -> Callable[..., EvaluationContext]:
-    """A function that opens the same task again, as a new process would."""
+    """A function that reopens the task, like a new process."""
 
     def make(batch_size: int | None = None, journal: str = "a", **of: object) -> EvaluationContext:
         kept = Journal(tmp_path, journal, {"task": "t", **of})
@@ -126,7 +126,7 @@ REQUESTS = [Request([start, 1, *range(start, start + 8)], [start, answer]) for s
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, None])
-def test_scoring_goes_on_where_it_was(context: Callable[..., EvaluationContext], batch_size: int | None) -> None:
+def test_scoring_resumes(context: Callable[..., EvaluationContext], batch_size: int | None) -> None:
     undisturbed = context(batch_size, "undisturbed")
     through = Seen(undisturbed.evaluated.model)
     wanted = undisturbed.score(REQUESTS)
@@ -139,7 +139,7 @@ def test_scoring_goes_on_where_it_was(context: Callable[..., EvaluationContext],
     scores = again.score(REQUESTS)
     assert sums(scores) == pytest.approx(sums(wanted), abs=1e-5)
     assert [score.greedy for score in scores] == [score.greedy for score in wanted]
-    if batch_size == 1:  # a row a batch: what was done is kept to the last bit, and no row is computed twice
+    if batch_size == 1:  # one row per batch: bitwise equal, and no row is computed twice
         assert scores == wanted
         assert before.shapes + after.shapes == through.shapes
     finished = context(batch_size)
@@ -148,23 +148,23 @@ def test_scoring_goes_on_where_it_was(context: Callable[..., EvaluationContext],
     assert none.shapes == []
 
 
-def test_only_what_is_new_is_scored(context: Callable[..., EvaluationContext]) -> None:
+def test_scores_only_new_requests(context: Callable[..., EvaluationContext]) -> None:
     first = context().score(REQUESTS[:7])
     more = context()
     seen = Seen(more.evaluated.model)
     scores = more.score([*REQUESTS[3:8], REQUESTS[3]])
     assert [scores[number] for number in (0, 1, 2, 3, 5)] == [*first[3:7], first[3]]
-    assert seen.shapes == [(1, 11)]  # the one request that was new
+    assert seen.shapes == [(1, 11)]  # the only new request
 
 
-def test_the_context_is_part_of_what_was_asked(context: Callable[..., EvaluationContext]) -> None:
+def test_max_length_is_part_of_a_request(context: Callable[..., EvaluationContext]) -> None:
     one = context()
     full, short = one.score(REQUESTS[:3]), one.score(REQUESTS[:3], max_length=4)
     assert sums(full) != pytest.approx(sums(short), abs=1e-3)
     assert (context().score(REQUESTS[:3]), context().score(REQUESTS[:3], max_length=4)) == (full, short)
 
 
-def test_of_other_settings_nothing_is_used(context: Callable[..., EvaluationContext]) -> None:
+def test_other_identity_shares_no_answers(context: Callable[..., EvaluationContext]) -> None:
     context().score(REQUESTS[:3])
     other = context(seed=1)
     seen = Seen(other.evaluated.model)
@@ -172,7 +172,7 @@ def test_of_other_settings_nothing_is_used(context: Callable[..., EvaluationCont
     assert seen.shapes
 
 
-def test_generation_goes_on_where_it_was(context: Callable[..., EvaluationContext]) -> None:
+def test_generation_resumes(context: Callable[..., EvaluationContext]) -> None:
     prompts = [[*range(length)] for length in (3, 3, 9, 5, 7)]
     wanted = context(2, "undisturbed").generate(prompts, 4, stop=[1])
     first = context(2)

@@ -1,4 +1,4 @@
-"""Scoring in batches with shared prefixes: what each request comes to alone, and no token computed twice."""
+"""Scoring in batches with shared prefixes: equal to scoring one at a time, and no token computed twice."""
 
 from __future__ import annotations
 
@@ -80,8 +80,9 @@ def draw_ids(draw: random.Random, length: int) -> list[int]:
 
 
 def draw_requests(seed: int, number: int = 24) -> list[Request]:
-    """That begin alike in all ways: equal ones, one context continued in several ways, a prefix that ends within a
-    continuation, tokens alone, more than the context."""
+    """Requests with shared prefixes of all kinds: duplicates, one context with several continuations, prefixes that end
+    within a continuation, single tokens, inputs longer than the context.
+    """
     draw = random.Random(seed)
     bases = [draw_ids(draw, draw.choice([2, 12, 40, 64, 65, 66, 100])) for _ in range(4)]
     requests: list[Request] = []
@@ -100,14 +101,14 @@ def draw_requests(seed: int, number: int = 24) -> list[Request]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, None])
-def test_a_request_comes_to_what_it_does_alone(evaluated: EvaluatedModel, batch_size: int | None) -> None:
+def test_matches_scoring_one_at_a_time(evaluated: EvaluatedModel, batch_size: int | None) -> None:
     for seed in range(2):
         requests = draw_requests(seed)
         assert_plain(evaluated, requests, scored(evaluated, requests, batch_size))
 
 
 @pytest.mark.parametrize("seed", range(2, 8))
-def test_with_little_held_at_once(one: EvaluatedModel, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_limits(one: EvaluatedModel, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_CACHED_TOKENS", 50)
     monkeypatch.setattr(scoring, "_LOGITS", 5 * VOCAB)
     monkeypatch.setattr(scoring, "_GROUP_ROWS", 3)
@@ -116,26 +117,26 @@ def test_with_little_held_at_once(one: EvaluatedModel, seed: int, monkeypatch: p
 
 
 @pytest.mark.parametrize("context", [1, 2, 9])
-def test_a_short_context_cuts_on_the_left(evaluated: EvaluatedModel, context: int) -> None:
+def test_truncates_on_the_left(evaluated: EvaluatedModel, context: int) -> None:
     tokens = draw_ids(random.Random(1), 12)
     requests = [Request(tokens[:split], tokens[split : split + 1]) for split in range(1, 12)] * 2
     scores = scored(evaluated, requests, context=context)
     assert_plain(evaluated, requests, scores, context)
     assert context > 9 or sums(scores) != pytest.approx(
         sums(scored(evaluated, requests)), abs=1e-2
-    )  # what is cut off matters
+    )  # truncation changes the scores
 
 
-def test_the_last_learned_position_is_used(folders: dict[str, Path]) -> None:
+def test_uses_the_last_learned_position(folders: dict[str, Path]) -> None:
     evaluated = evaluated_model(folders["gpt2, everything scaled"])
     tokens = draw_ids(random.Random(2), CONTEXT + 1)
     requests = [Request(tokens[:split], tokens[split:]) for split in (1, 30, 63, 64)]
     assert_plain(evaluated, requests, scored(evaluated, requests))
-    with pytest.raises(IndexError):  # the embedding has no more
+    with pytest.raises(IndexError):  # beyond the embedding
         scored(evaluated, [Request([*tokens, 1], [2])], context=CONTEXT + 1)
 
 
-def test_greedy_continuations_are_told(evaluated: EvaluatedModel) -> None:
+def test_recognizes_greedy_continuations(evaluated: EvaluatedModel) -> None:
     draw = random.Random(3)
     prompts = [draw_ids(draw, length) for length in (1, 5, 5, 20)]
     answers = generate(evaluated.model, prompts, 6, greedy=True)
@@ -145,7 +146,7 @@ def test_greedy_continuations_are_told(evaluated: EvaluatedModel) -> None:
     assert [score.greedy for score in scored(evaluated, right + wrong)] == [True] * 4 + [False] * 4
 
 
-def test_a_continuation_beyond_the_context_is_refused_before_anything_is_computed(one: EvaluatedModel) -> None:
+def test_refuses_long_continuations_before_computing(one: EvaluatedModel) -> None:
     requests = [Request([1, 2], [3]), Request([1], list(range(9)))]
     seen = Seen(one.model)
     with pytest.raises(UserError, match="context=8: too short for a continuation of 9 tokens"):
@@ -154,11 +155,11 @@ def test_a_continuation_beyond_the_context_is_refused_before_anything_is_compute
     scored(one, requests, context=9)
 
 
-def test_nothing_to_score(one: EvaluatedModel) -> None:
+def test_no_requests(one: EvaluatedModel) -> None:
     assert scored(one, []) == []
 
 
-def test_a_shared_prefix_is_computed_once(one: EvaluatedModel) -> None:
+def test_computes_shared_prefix_once(one: EvaluatedModel) -> None:
     draw = random.Random(5)
     given = draw_ids(draw, 40)
     answers = [[first, *draw_ids(draw, 2)] for first in (10, 20, 30, 40)]  # their first tokens differ
@@ -171,7 +172,7 @@ def test_a_shared_prefix_is_computed_once(one: EvaluatedModel) -> None:
     assert alone.shapes == [(1, 42)] * 4
 
 
-def test_a_prefix_may_reach_into_continuations(one: EvaluatedModel) -> None:
+def test_prefix_may_extend_into_continuations(one: EvaluatedModel) -> None:
     tokens = draw_ids(random.Random(6), 50)
     requests = [Request(tokens[:10], [*tokens[10:45], last, 1]) for last in (2, 3, 4)] + [Request(tokens[:30], [1, 2])]
     seen = Seen(one.model)
@@ -180,16 +181,16 @@ def test_a_prefix_may_reach_into_continuations(one: EvaluatedModel) -> None:
     assert_plain(one, requests, scored(one, requests))
 
 
-def test_many_questions_cost_their_tokens(one: EvaluatedModel) -> None:
+def test_cost_of_many_questions(one: EvaluatedModel) -> None:
     draw = random.Random(7)
     questions = [draw_ids(draw, draw.randint(20, 60)) for _ in range(12)]
     requests = [Request(question, [answer]) for question in questions for answer in range(5)]
     draw.shuffle(requests)
     seen = Seen(one.model)
     assert_plain(one, requests, scored(one, requests))
-    computed = seen.tokens - sum(len(request.context) for request in requests)  # less what the comparison itself does
+    computed = seen.tokens - sum(len(request.context) for request in requests)  # without the reference passes
     least = sum(len(question) for question in questions)
-    assert computed < 1.6 * least  # five times without sharing; the rest are pads and the last token of each row
+    assert computed < 1.6 * least  # 5 without sharing; the rest is padding and the last token of each row
 
 
 def test_bf16_is_close(folders: dict[str, Path]) -> None:
@@ -203,7 +204,7 @@ def test_bf16_is_close(folders: dict[str, Path]) -> None:
         assert (means != wanted).any()
 
 
-def test_batches_are_halved_where_memory_is_short() -> None:
+def test_halves_batches_when_out_of_memory() -> None:
     done: list[int] = []
     tried: list[int] = []
 
@@ -215,13 +216,13 @@ def test_batches_are_halved_where_memory_is_short() -> None:
 
     in_batches(run, [100] * 30, torch.device("cpu"))
     assert done == list(range(30))
-    assert tried[:4] == [20, 10, 5, 2]  # 2,048 tokens at once on a CPU
-    assert max(tried[3:]) <= 2  # what has no room is not tried again
+    assert tried[:4] == [20, 10, 5, 2]  # 2,048 tokens per batch on a CPU
+    assert max(tried[3:]) <= 2  # sizes that failed are not tried again
     with pytest.raises(UserError, match="batch_size=5: out of memory on cpu; try a smaller one"):
         in_batches(run, [100] * 30, torch.device("cpu"), 5)
 
 
-def test_one_row_too_many_is_an_error() -> None:
+def test_out_of_memory_at_one_row() -> None:
     def run(items: list[int]) -> None:
         raise torch.OutOfMemoryError("no room")
 
@@ -229,19 +230,19 @@ def test_one_row_too_many_is_an_error() -> None:
         in_batches(run, [100] * 4, torch.device("cpu"))
 
 
-def test_no_memory_on_a_cpu_is_a_plain_runtime_error() -> None:
+def test_out_of_memory_on_cpu() -> None:
     done: list[int] = []
 
     def run(items: list[int]) -> None:
         if len(items) > 1:
-            torch.empty(2**60)  # torch's own words
+            torch.empty(2**60)  # torch's own message
         done.extend(items)
 
     in_batches(run, [100] * 4, torch.device("cpu"))
     assert done == [0, 1, 2, 3]
 
 
-def test_other_errors_are_not_taken_for_short_memory() -> None:
+def test_other_errors_propagate() -> None:
     def run(items: list[int]) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
@@ -249,7 +250,7 @@ def test_other_errors_are_not_taken_for_short_memory() -> None:
         in_batches(run, [100] * 4, torch.device("cpu"))
 
 
-def test_scores_survive_short_memory(one: EvaluatedModel) -> None:
+def test_scores_unchanged_when_out_of_memory(one: EvaluatedModel) -> None:
     requests = draw_requests(10)
     wanted = scored(one, requests)
     seen = Seen(one.model, fail_above=2)
@@ -260,7 +261,7 @@ def test_scores_survive_short_memory(one: EvaluatedModel) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_batches_are_in_order_and_within_what_fits(seed: int) -> None:
+def test_batches_are_ordered_and_bounded(seed: int) -> None:
     draw = random.Random(seed)
     lengths = sorted((draw.choice([1, 3, 50, 700, 3000]) for _ in range(draw.randint(1, 900))), reverse=True)
     batches: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Windows over token sequences: each token scored once, after what its convention says."""
+"""Windows over token sequences: each token scored once, with the context its convention prescribes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> EvaluatedModel:
 
 
 def stretches(requests: Sequence[Request]) -> list[tuple[int, int, int]]:
-    """Of a sequence of its own indices: where each request begins, where its continuation does, and where it ends."""
+    """Start, start of the continuation and end of each request, for a sequence of its own indices."""
     for request in requests:
         whole = [*request.context, *request.continuation]
         assert request.context
@@ -47,7 +47,7 @@ def scored_places(requests: Sequence[Request]) -> list[int]:
 
 @given(size=sizes, context=contexts, data=st.data())
 @settings(deadline=None)
-def test_a_stream_is_scored_once_but_for_its_first(size: int, context: int, data: st.DataObject) -> None:
+def test_stream_windows_score_all_but_the_first_token_once(size: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     windows = [window for (window,) in stream_windows(range(size), context, stride)]
     assert scored_places(windows) == list(range(1, size))
@@ -74,18 +74,18 @@ def test_training_evaluates_the_same_windows(size: int, context: int, batch_size
 
 @given(size=sizes, window=st.integers(2, 20), data=st.data())
 @settings(deadline=None)
-def test_strided_windows_that_overlap_miss_nothing(size: int, window: int, data: st.DataObject) -> None:
+def test_strided_windows_score_all_tokens_once(size: int, window: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, window))
     windows = list(strided_windows(range(size), window, stride))
-    begins = range(0, size, window) if stride == window else [0]  # side by side, each misses its own first
+    begins = range(0, size, window) if stride == window else [0]  # disjoint windows skip their first token
     assert scored_places(windows) == [place for place in range(size) if place not in begins]
     assert all(end - begin <= window for begin, _, end in stretches(windows))
 
 
 @given(size=sizes, context=contexts)
 @settings(deadline=None)
-def test_rolling_windows_score_every_token(size: int, context: int) -> None:
-    first, *others = [*rolling_windows(range(size), -1, context), None]  # the prefix stands where -1 is
+def test_rolling_windows_score_every_token_once(size: int, context: int) -> None:
+    first, *others = [*rolling_windows(range(size), -1, context), None]  # -1 stands for the prefix
     windows = [window for window in (first, *others) if window is not None]
     assert scored_places(windows) == list(range(size))
     places = stretches(windows)
@@ -95,7 +95,7 @@ def test_rolling_windows_score_every_token(size: int, context: int) -> None:
 
 @given(size=sizes, context=contexts)
 @settings(deadline=None)
-def test_rolling_windows_are_the_harness_s(size: int, context: int) -> None:
+def test_rolling_windows_match_the_harness(size: int, context: int) -> None:
     utils = pytest.importorskip("lm_eval.utils")
     theirs = utils.get_rolling_token_windows(list(range(size)), -1, context, 1)
     assert [tuple(window) for window in rolling_windows(range(size), -1, context)] == [
@@ -105,7 +105,7 @@ def test_rolling_windows_are_the_harness_s(size: int, context: int) -> None:
 
 @given(ids=st.lists(st.integers(END, 2), max_size=60), context=contexts, data=st.data())
 @settings(deadline=None)
-def test_documents_restart_and_still_all_is_scored(ids: list[int], context: int, data: st.DataObject) -> None:
+def test_restarts_score_all_tokens_once(ids: list[int], context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     windows = list(stream_windows(ids, context, stride, END))
     assert [token for window in windows for one in window for token in one.continuation] == ids[1:]
@@ -121,7 +121,7 @@ def scored(evaluated: EvaluatedModel, requests: list[Request]) -> list[Score]:
 
 
 def draw_ids(length: int, seed: int, every: int) -> list[int]:
-    """With an end-of-text about every so many tokens, the first of them at the start."""
+    """Tokens with an end-of-text at the start and about every ``every`` tokens."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, 600, (length,), generator=generator)
     ids[torch.rand(length, generator=generator) < 1 / every] = END
@@ -131,7 +131,7 @@ def draw_ids(length: int, seed: int, every: int) -> list[int]:
 
 @pytest.mark.parametrize(("context", "stride"), [(32, 32), (32, 7), (64, 20), (5, 5)])
 @pytest.mark.parametrize("every", [3, 20])
-def test_restarts_are_the_document_mask_of_training(
+def test_restarts_match_document_mask_of_training(
     evaluated: EvaluatedModel, context: int, stride: int, every: int
 ) -> None:
     ids = draw_ids(150, context + stride, every)
@@ -144,7 +144,7 @@ def test_restarts_are_the_document_mask_of_training(
 
 @torch.inference_mode()
 def masked(model: Transformer, ids: list[int], context: int, stride: int) -> Iterator[float]:
-    """Window by window in one forward pass each, as training does it."""
+    """One forward pass per window, as in training."""
     done = 1
     for begin in range(0, len(ids), stride):
         window = torch.tensor([ids[begin : begin + context + 1]])
@@ -157,8 +157,8 @@ def masked(model: Transformer, ids: list[int], context: int, stride: int) -> Ite
 
 @torch.inference_mode()
 def as_in_the_guide(model: Transformer, ids: list[int], length: int, stride: int) -> tuple[float, float]:
-    """The mean loss of fixed-length windows moved by a stride, by masked labels: with the weights of Hugging Face's
-    guide, which are one token less than a window has scored wherever it overlaps; and with a weight for each token.
+    """Mean loss of strided fixed-length windows, by masked labels: with the weights of Hugging Face's guide (one less
+    than the number of scored tokens in overlapping windows), and with equal weights for all tokens.
     """
     guide: list[tuple[float, int]] = []
     exact: list[tuple[float, int]] = []
@@ -183,7 +183,7 @@ def as_in_the_guide(model: Transformer, ids: list[int], length: int, stride: int
 
 
 @pytest.mark.parametrize(("length", "stride"), [(64, 16), (64, 50), (33, 32), (64, 64)])
-def test_strided_perplexity_is_the_guide_s(evaluated: EvaluatedModel, length: int, stride: int) -> None:
+def test_strided_perplexity_matches_the_guide(evaluated: EvaluatedModel, length: int, stride: int) -> None:
     ids = draw_ids(1500, 1, 50)
     scores = scored(evaluated, list(strided_windows(ids, length, stride)))
     loss = -math.fsum(sums(scores)) / sum(len(score.logprobs) for score in scores)
@@ -192,16 +192,16 @@ def test_strided_perplexity_is_the_guide_s(evaluated: EvaluatedModel, length: in
     assert loss == pytest.approx(guide, rel=1e-3)
 
 
-def test_more_context_changes_what_is_found(evaluated: EvaluatedModel) -> None:
+def test_more_context_changes_the_result(evaluated: EvaluatedModel) -> None:
     ids = draw_ids(200, 2, 50)
     found = [sums(scored(evaluated, list(strided_windows(ids, 64, stride)))) for stride in (63, 16)]
     assert abs(math.fsum(found[0]) - math.fsum(found[1])) > 1e-2
 
 
-def test_a_rolling_window_is_a_plain_pass(evaluated: EvaluatedModel) -> None:
+def test_rolling_windows_match_plain_forward_passes(evaluated: EvaluatedModel) -> None:
     ids = draw_ids(150, 3, 50)
     windows = list(rolling_windows(ids, 5, 64))
-    assert [len(window.context) for window in windows] == [1, 1, 43]  # the last reaches back
+    assert [len(window.context) for window in windows] == [1, 1, 43]  # the last extends to the left
     found = sums(scored(evaluated, windows))
     bounds = pairwise([0, 64, 128, 150])
     inputs = [[5, *ids[:64]], ids[63:128], ids[85:150]]

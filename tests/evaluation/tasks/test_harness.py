@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness here and with its own backend: the same answers and metrics, without the internet."""
+"""Tasks of lm-evaluation-harness: the same answers and metrics as its ``hf`` backend, without the internet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INDEX = harness.task_manager
 
 @pytest.fixture(scope="module")
 def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The harness's own index, of tasks that are written here."""
+    """A task index of local tasks."""
     folder = tmp_path_factory.mktemp("tasks")
     write_tasks(folder)
     return TaskManager(include_path=str(folder), include_defaults=False)
@@ -59,7 +59,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def theirs(folder: Path) -> Any:
-    """The harness's own backend."""
+    """The ``hf`` backend of the harness."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3)
@@ -92,9 +92,7 @@ def results_of(theirs: Any, manager: Any, name: str, **values: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_comes_to_what_the_harness_says(
-    name: str, context: EvaluationContext, theirs: Any, manager: Any
-) -> None:
+def test_task_matches_hf_backend(name: str, context: EvaluationContext, theirs: Any, manager: Any) -> None:
     ours = task(name).run(context)
     wanted = results_of(theirs, manager, name)
     answers = [list(flat(answer)) for _, answer in ours.details["samples"][name]]
@@ -115,12 +113,12 @@ def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
 
 
-def test_contexts_of_all_kinds(context: EvaluationContext, theirs: Any) -> None:
+def test_loglikelihood_matches_hf_backend(context: EvaluationContext, theirs: Any) -> None:
     pairs = [
         ("", "The word"),
         ("", " a"),
-        ("It ends in a space ", "and goes on"),
-        ("two spaces  ", " and goes on"),
+        ("It ends in a space ", "and continues"),
+        ("two spaces  ", " and continues"),
         ("One word an", "other: the tokens of the whole are cut"),
         (TEXTS[0][:1500], " beyond all positions"),
         (TEXTS[0][:1500], TEXTS[1][:120]),
@@ -137,14 +135,14 @@ def test_contexts_of_all_kinds(context: EvaluationContext, theirs: Any) -> None:
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in wanted]
 
 
-def test_texts_of_all_lengths(context: EvaluationContext, theirs: Any) -> None:
+def test_rolling_loglikelihood_matches_hf_backend(context: EvaluationContext, theirs: Any) -> None:
     requests = asked("loglikelihood_rolling", *((TEXTS[2][: 97 * number],) for number in range(12)), ("a",))
     ours, wanted = HarnessModel(context).loglikelihood_rolling(requests), theirs.loglikelihood_rolling(requests)
     assert ours == pytest.approx(wanted, abs=1e-2, rel=1e-5)
 
 
-def test_greedy_continuations_are_found(context: EvaluationContext, theirs: Any) -> None:
-    """What is generated is likeliest: the only way for random models to have a greedy answer."""
+def test_generated_text_is_greedy(context: EvaluationContext, theirs: Any) -> None:
+    """Generated text is greedy: the only way to get a greedy answer from a random model."""
     model = HarnessModel(context)
     contexts = [text[:60] for text in TEXTS[:6]]
     settings = {"until": [], "max_gen_toks": 2}
@@ -155,8 +153,8 @@ def test_greedy_continuations_are_found(context: EvaluationContext, theirs: Any)
     assert any(ours)
 
 
-def test_generated_text(context: EvaluationContext, theirs: Any) -> None:
-    contexts = [TEXTS[number][: 13 * number * number + 1] for number in range(12)]  # up to more than all positions
+def test_generation_matches_hf_backend(context: EvaluationContext, theirs: Any) -> None:
+    contexts = [TEXTS[number][: 13 * number * number + 1] for number in range(12)]  # up to beyond all positions
     many: dict[str, Any] = {"until": ["\n\n", "zz"], "max_gen_toks": 60, "do_sample": False}
     few = {"until": "e", "max_gen_toks": 7, "temperature": 0.0}
     other = {**many, "until": ["i"]}
@@ -167,8 +165,8 @@ def test_generated_text(context: EvaluationContext, theirs: Any) -> None:
     assert all("e" not in text for text in ours[1::3])
 
 
-def test_what_the_backend_cannot_score(context: EvaluationContext) -> None:
-    """A context of white space alone, which goes to the answer; an answer without tokens of its own is an error."""
+def test_white_space_contexts(context: EvaluationContext) -> None:
+    """A white-space context is prepended to the answer; an answer without tokens of its own is an error."""
     model = HarnessModel(context)
     white, empty = model.loglikelihood(asked("loglikelihood", (" ", "x"), ("", " x")))
     assert white == pytest.approx(empty)
@@ -178,12 +176,12 @@ def test_what_the_backend_cannot_score(context: EvaluationContext) -> None:
 
 @pytest.fixture
 def small_context(tmp_path: Path) -> EvaluationContext:
-    """Of a model of this project's, for what does not depend on it."""
+    """A context with an arbitrary model."""
     evaluated = EvaluatedModel(init_from=str(write_model_folder(tmp_path / "model", "llama")), device="cpu")
     return EvaluationContext(evaluated, tmp_path, Journal(tmp_path, "journal", {}), ProgressBar("test"))
 
 
-def test_a_group_has_the_metrics_of_its_tasks(small_context: EvaluationContext) -> None:
+def test_group_metrics(small_context: EvaluationContext) -> None:
     found = task("tiny").run(small_context)
     assert (found.n, set(found.details["samples"])) == (18, {"tiny_choice", "tiny_few_shot"})
     assert set(found.metrics) == {"tiny_choice/acc", "tiny_choice/acc_norm", "tiny_few_shot/acc"}
@@ -207,26 +205,24 @@ CLOSEST = {"tiny_choise": "tiny_choice", "lenght": "length", "winograde": "winog
 
 
 @pytest.mark.parametrize(("name", "near"), CLOSEST.items())
-def test_the_closest_name_is_offered(name: str, near: str) -> None:
+def test_suggests_closest_name(name: str, near: str) -> None:
     with pytest.raises(UserError, match=f"tasks={name}: no such task, did you mean {near}\\?; valid: perplexity, "):
         task(name)
 
 
 @pytest.mark.parametrize("name", ["", "x", "tiny_choice.yaml", "tiny_*", "tiny_choice|tiny_text", "a b"])
-def test_patterns_files_and_several_are_no_names(name: str) -> None:
+def test_refuses_patterns_files_and_lists(name: str) -> None:
     with pytest.raises(UserError, match=r"no such task(, did you mean \w+\?)?; valid: "):
         task(name)
 
 
-def test_the_paper_s_columns_are_tasks_of_the_harness() -> None:
+def test_paper_columns_are_harness_tasks() -> None:
     assert names(["paper", "length", "paper"]) == [*harness.PAPER, "length"]
     known = INDEX(all_tasks=False).task_index
     assert [name for name in harness.PAPER if name not in known] == []
 
 
-def test_one_line_for_data_that_is_not_to_be_had(
-    small_context: EvaluationContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_data(small_context: EvaluationContext, monkeypatch: pytest.MonkeyPatch) -> None:
     for setting in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
         monkeypatch.setattr(setting, True)
     with pytest.raises(UserError) as error:
@@ -237,8 +233,8 @@ def test_one_line_for_data_that_is_not_to_be_had(
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer(small_context: EvaluationContext, tmp_path: Path) -> None:
-    """Through the program; the others are done."""
+def test_unreachable_hub(small_context: EvaluationContext, tmp_path: Path) -> None:
+    """Other tasks still run."""
     (tmp_path / "text.txt").write_text(TEXTS[0])
     arguments = [f"init_from={tmp_path / 'model'}", "tasks=piqa,perplexity", f"text={tmp_path / 'text.txt'}"]
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
@@ -250,7 +246,7 @@ def test_a_hub_that_does_not_answer(small_context: EvaluationContext, tmp_path: 
     assert list(tmp_path.glob("pretrained/model-*/evaluation/perplexity.json"))
 
 
-def test_one_line_for_generation_that_is_not_there(small_context: EvaluationContext) -> None:
+def test_unsupported_generation(small_context: EvaluationContext) -> None:
     model = HarnessModel(small_context)
     with pytest.raises(UserError, match=r"sampling is not supported; valid: do_sample=false"):
         model.generate_until(asked("generate_until", ("a", {"until": ["b"], "do_sample": True, "temperature": 0.7})))
@@ -259,7 +255,7 @@ def test_one_line_for_generation_that_is_not_there(small_context: EvaluationCont
 
 
 @pytest.mark.slow
-def test_all_tasks_of_the_harness_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_task_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "task_manager", INDEX)
     assert task("boolq").name == "boolq"
     with pytest.raises(

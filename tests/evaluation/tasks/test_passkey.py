@@ -45,11 +45,11 @@ def tokenizer() -> Tokenizer:
 
 
 def count(text: str) -> int:
-    """With the token before a text."""
+    """Number of tokens, with the prefix token."""
     return 1 + len(tokenizer().encode_batch([text])[0])
 
 
-def test_a_text() -> None:
+def test_text() -> None:
     text = PassKeyText("58213", FILLER[:3], 1)
     before, *after = FILLER[:3]
     key = KEY_SENTENCE.format(key="58213")
@@ -60,7 +60,7 @@ def test_a_text() -> None:
     assert text.answer == " 58213"
 
 
-def test_texts_are_a_function_of_split_and_number() -> None:
+def test_texts_depend_on_split_and_index_only() -> None:
     few, many = PassKeys(passkey_data(max_documents=20)), PassKeys(passkey_data())
     for split in SPLITS:
         texts = list(many.documents(split))
@@ -69,7 +69,7 @@ def test_texts_are_a_function_of_split_and_number() -> None:
     assert list(few.documents("train")) == list(many.documents("train"))[:20]
 
 
-def test_splits_share_no_stream() -> None:
+def test_splits_are_independent() -> None:
     source = PassKeys(passkey_data(validation_fraction=0.2))
     keys = {split: [source.text(split, number).key for number in range(500)] for split in SPLITS}
     prompts = PassKeyPrompts(count)
@@ -77,11 +77,11 @@ def test_splits_share_no_stream() -> None:
     for one in keys:
         for other in keys:
             same = sum(a == b for a, b in zip(keys[one], keys[other], strict=True))
-            assert same == 500 if one == other else same <= 1  # 500 / 90,000 are expected to agree
+            assert same == 500 if one == other else same <= 1  # 500 / 90,000 agree by chance
     assert len({text for split in SPLITS for text in source.documents(split)}) > 0.99 * (3000 + 2 * 600)
 
 
-def test_keys_and_places_are_uniform() -> None:
+def test_keys_and_positions_are_uniform() -> None:
     source = PassKeys(passkey_data(max_documents=20_000))
     texts = [source.text("train", number) for number in range(20_000)]
     keys = torch.tensor([int(text.key) for text in texts])
@@ -107,14 +107,14 @@ def test_lengths_are_log_uniform() -> None:
     assert octaves.tolist() == pytest.approx([8000 * math.log(2) / math.log(17 / 2)] * 3, rel=0.1)
 
 
-def test_training_texts_fit_a_block() -> None:
+def test_training_texts_fit_in_a_block() -> None:
     for block_size in (128, 256, 1024):
         texts = list(PassKeys(passkey_data(block_size=block_size)).documents("train"))
         longest = max(map(len, tokenizer().encode_batch(texts)))
         assert 0.75 * block_size < longest <= block_size
 
 
-def test_corpus_has_the_texts_of_its_settings() -> None:
+def test_corpus_follows_settings() -> None:
     default = open_corpus(passkey_data())
     splits = {split: list(default.documents(split)) for split in SPLITS}
     assert {split: len(texts) for split, texts in splits.items()} == {"train": 3000, "validation": 60, "test": 60}
@@ -130,8 +130,8 @@ def test_corpus_has_the_texts_of_its_settings() -> None:
     assert sum(longest.count(sentence) for sentence in FILLER) == 5
 
 
-def test_keys_are_few_tokens_that_occur_often() -> None:
-    """What makes copying learnable with the default tokenizer: no token is more than two digits."""
+def test_keys_consist_of_frequent_tokens() -> None:
+    """Copying is learnable with the default tokenizer, as no token has more than two digits."""
     data = passkey_data(max_documents=10_000)
     trained = load_tokenizer(data, open_corpus(data))
     for ids in trained.encode_batch([f" {key}" for key in range(10_000, 100_000, 97)]):
@@ -150,14 +150,14 @@ def test_lengths_are_exact(length: int) -> None:
         assert count(text.prompt + text.answer) == length
 
 
-def test_the_length_is_of_what_the_model_reads_and_says() -> None:
+def test_length_includes_prefix_and_answer() -> None:
     text = PassKeyPrompts(count).text(128, 0.5, "0")
     prompt, answer = tokenizer().encode_batch([text.prompt, text.answer])
     assert tokenizer().encode_batch([text.prompt + text.answer])[0] == prompt + answer
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.25, 0.5, 0.9, 1.0])
-def test_depth_is_the_place_among_the_filler(depth: float) -> None:
+def test_depth_is_the_position_in_the_filler(depth: float) -> None:
     text = PassKeyPrompts(count).text(512, depth, "0")
     assert text.place == round(depth * len(text.filler))
     before, after = text.prompt.split(KEY_SENTENCE.format(key=text.key))
@@ -165,7 +165,7 @@ def test_depth_is_the_place_among_the_filler(depth: float) -> None:
     assert sum(after.count(sentence) for sentence in FILLER) == len(text.filler) - text.place
 
 
-def test_the_shortest_has_no_filler() -> None:
+def test_shortest_prompt_has_no_filler() -> None:
     prompts = PassKeyPrompts(count)
     text = prompts.text(prompts.shortest, 0.5, "0")
     assert text.filler == ()
@@ -173,7 +173,7 @@ def test_the_shortest_has_no_filler() -> None:
     assert len(prompts.text(prompts.shortest + max(map(count, FILLER)), 0.5, "0").filler) > 0
 
 
-def test_lengths_hold_for_a_tokenizer_that_marks_words() -> None:
+def test_lengths_with_a_word_marking_tokenizer() -> None:
     inner = HubTokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END_OF_TEXT], show_progress=False)
@@ -191,17 +191,17 @@ def test_lengths_hold_for_a_tokenizer_that_marks_words() -> None:
 # Config
 
 
-def test_other_data_keeps_its_identity() -> None:
+def test_run_id_of_other_data_is_unchanged() -> None:
     for option in ("pydocs", "wikitext", "openwebtext"):
         config = configured(f"data={option}")
         before = config.plain()
-        del before["data"]["passkey"]  # as configs were written before there were pass keys
+        del before["data"]["passkey"]  # as in configs from before data=passkey
         assert "passkey" not in config.identity()["data"]
         assert parse(before) == config
         assert parse(before).run_id == config.run_id
 
 
-def test_pass_keys_decide_the_numbers() -> None:
+def test_passkey_settings_change_the_run_id() -> None:
     configs = [configured("data=passkey"), configured("data=passkey", "data.passkey.max_sentences=3")]
     assert configs[0].identity()["data"]["passkey"] == {"min_sentences": 0, "max_sentences": None}
     assert configs[0].run_id != configs[1].run_id
@@ -221,30 +221,30 @@ def test_pass_keys_decide_the_numbers() -> None:
     ],
     ids=str,
 )
-def test_wrong_settings_are_named(overrides: list[str], expected: list[str]) -> None:
+def test_invalid_settings(overrides: list[str], expected: list[str]) -> None:
     with pytest.raises(UserError) as refused:
         configured("data=passkey", *overrides)
     assert [part for part in expected if part not in str(refused.value)] == [], str(refused.value)
 
 
-def test_pass_keys_are_of_their_source_alone() -> None:
+def test_passkey_settings_need_passkey_data() -> None:
     with pytest.raises(UserError, match=r"^data\.passkey\.max_sentences: the chosen data= has no such setting"):
         configured("data=pydocs", "data.passkey.max_sentences=3")
     with pytest.raises(UserError, match=r"data\.passkey.*data=passkey"):
         configured("data=pydocs", "+data.passkey={min_sentences: 0, max_sentences: 1}")
 
 
-# The task, on real models with weights set by hand
+# The task, on models with weights set by hand
 
-CODE, BACK, ROTARY = 64, 5, 64  # features of a token's code; tokens looked back at; rotated features of a head
+CODE, BACK, ROTARY = 64, 5, 64  # features of a token's code; matched tokens; rotated features per head
 
 
 def copier(vocabulary: int, near: float = 0.0) -> Transformer:
-    """Finds where the last five tokens stood before, and says what followed there.
+    """Find the previous occurrence of the last five tokens and predict the token that followed.
 
-    Each token has a random code of +-1 and a constant.  Head m of layer 1 looks m + 1 tokens back, by rotation alone,
-    and keeps that token's code.  Layer 2 compares the codes of a query's token and of the 4 before it with those of
-    the 5 before each key, and copies the key's code to where the head reads; ``near`` makes it prefer what is near.
+    Each token has a random code of +-1 and a constant.  Head m of layer 1 attends m + 1 tokens back, by rotation only,
+    and copies that token's code.  Layer 2 compares the codes of a query's token and the 4 before it with those of the 5
+    before each key, and copies the key's code to the input of the output matrix; ``near`` favors near keys.
     """
     wide = CODE * (BACK + 2) + 1
     head_dim = ROTARY + CODE * BACK
@@ -277,7 +277,7 @@ def copier(vocabulary: int, near: float = 0.0) -> Transformer:
     state["final_norm.weight"][:] = 1
     first, second = "blocks.0.attention", "blocks.1.attention"
     for number, filled in ((0, CODE + 1), (1, CODE * (BACK + 1) + 1)):
-        state[f"blocks.{number}.attention_norm.weight"][:] = (filled / wide) ** 0.5  # undoes the norm
+        state[f"blocks.{number}.attention_norm.weight"][:] = (filled / wide) ** 0.5  # cancels the norm
     query, key, value = state[f"{first}.qkv.weight"].view(3, BACK, head_dim, wide)
     out = state[f"{first}.out.weight"].view(wide, BACK, head_dim)
     angles = inverse_frequencies(config)
@@ -303,7 +303,7 @@ def copier(vocabulary: int, near: float = 0.0) -> Transformer:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model that copies, as a pretrained one."""
+    """A pretrained model that copies."""
     return write(copier(tokenizer().vocab_size), tmp_path / "model")
 
 
@@ -316,7 +316,7 @@ def write(model: Transformer, folder: Path) -> Path:
 
 
 def evaluated(folder: Path, **settings: Any) -> Result:
-    """What `evaluate.py` finds, on the CPU; files go to the folder too."""
+    """Evaluate on the CPU; outcomes go to the folder too."""
     fixed = {"init_from": str(folder), "tasks": ["passkey"], "device": "cpu", "output_dir": str(folder / "outputs")}
     return evaluate(EvaluateSettings(**fixed, **settings))["passkey"]
 
@@ -326,23 +326,23 @@ def task(folder: Path, lengths: list[int] | None = None, context: int | None = N
     return catalog.task("passkey", EvaluateSettings(init_from=str(folder), lengths=lengths), evaluated)
 
 
-def test_a_model_that_copies_finds_the_key(folder: Path) -> None:
+def test_copying_model_finds_the_key(folder: Path) -> None:
     result = evaluated(folder, trials=4)
     assert result["metrics"]["accuracy"]["value"] > 0.95
     lengths = [int(name.split("/")[1]) for name in result["metrics"] if "/" in name]
     assert lengths[0] < 128
-    assert lengths[-1] == 256  # beyond training, where rotary positions go on
+    assert lengths[-1] == 256  # beyond the training length
     assert result["n"] == 4 * 5 * len(lengths)
 
 
-def test_a_random_model_does_not(folder: Path) -> None:
+def test_random_model_does_not_find_the_key(folder: Path) -> None:
     write(Transformer(copier(tokenizer().vocab_size).config, seed=3), folder)
     accuracy = evaluated(folder, lengths=[64], depths=[0.0, 1.0], trials=20)["metrics"]["accuracy"]
     assert accuracy["value"] <= 0.05
     assert (accuracy["low"], accuracy["high"]) == wilson(round(40 * accuracy["value"]), 40)
 
 
-def test_shares_by_length_depth_and_cell(folder: Path) -> None:
+def test_accuracy_by_length_depth_and_cell(folder: Path) -> None:
     write(copier(tokenizer().vocab_size, near=125), folder)
     result = evaluated(folder, lengths=[64, 160], depths=[0.0, 0.5, 1.0], trials=3)
     cells = result["details"]["cells"]
@@ -358,19 +358,19 @@ def test_shares_by_length_depth_and_cell(folder: Path) -> None:
         assert row["successes"] == sum(cell["successes"] for cell in cells if cell["depth"] == row["depth"])
 
 
-def test_the_same_settings_ask_the_same(folder: Path) -> None:
+def test_same_settings_reuse_the_outcome(folder: Path) -> None:
     details = [evaluated(folder, lengths=[64], trials=2, rerun=True)["details"] for _ in range(2)]
     assert details[0] == details[1]
 
 
 @pytest.mark.parametrize(("lengths", "context"), [([20, 64], None), (None, 20)])
-def test_lengths_without_room_are_refused(lengths: list[int] | None, context: int | None, folder: Path) -> None:
+def test_refuses_lengths_too_short_for_a_key(lengths: list[int] | None, context: int | None, folder: Path) -> None:
     shortest = PassKeyPrompts(count).shortest
     with pytest.raises(UserError, match=rf"lengths=20: too short for a passkey; valid: at least {shortest}"):
         task(folder, lengths, context)
 
 
-def test_learned_positions_end(folder: Path) -> None:
+def test_learned_positions_limit_lengths(folder: Path) -> None:
     fields = {"name": "learned", "size": "test", "n_layer": 1, "n_head": 1, "d_model": 8, "max_positions": 128}
     write(Transformer(ModelConfig(**fields, vocab_size=tokenizer().vocab_size, tie_embeddings=False)), folder)
     with pytest.raises(UserError, match=r"lengths=129.*valid: up to 128"):
@@ -378,7 +378,7 @@ def test_learned_positions_end(folder: Path) -> None:
     assert max(task(folder).settings["lengths"]) == 128
 
 
-def test_a_heat_map_where_it_can_be_drawn(
+def test_heat_map_needs_matplotlib(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluated(folder, lengths=[64], trials=1)
@@ -396,5 +396,5 @@ def test_a_heat_map_where_it_can_be_drawn(
 @pytest.mark.parametrize(
     ("text", "number"), [(" 58213", "58213"), ("58213. What", "58213"), (" 582134", "582134"), (" five", ""), ("", "")]
 )
-def test_the_first_number(text: str, number: str) -> None:
+def test_first_number(text: str, number: str) -> None:
     assert first_number(text) == number
