@@ -33,19 +33,19 @@ def small(model_type: str, temperature: TemperatureConfig = TemperatureConfig(),
 
 
 def write_model(folder: Path, model_type: str, seed: int = 0, **fields: Any) -> Transformer:
-    """Writes a model of random weights as transformers would, and returns it."""
+    """Write a model with random weights as transformers would, and return it."""
     family = next(family for family in FAMILIES if family.model_type == model_type)
     config = small(model_type, **fields)
     model = Transformer(config, seed=seed)
     tensors: dict[str, torch.Tensor] = {}
-    for correspondence in family.tensors(config):
-        tensors |= correspondence.to_theirs(model.state_dict()[correspondence.ours])
+    for mapping in family.weight_mappings(config):
+        tensors |= mapping.to_tensors(model.state_dict()[mapping.parameter])
     write_files(folder, family.to_hf(config, VOCAB), tensors)
     return model
 
 
 def write_export(folder: Path, config: ModelConfig, seed: int = 0) -> Transformer:
-    """Writes a model under this project's own names, temperatures away from their start values, and returns it."""
+    """Write a model in this project's own format, temperatures away from their start values, and return it."""
     model = Transformer(config, seed=seed)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +67,7 @@ def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, torch.T
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """What is in its one file."""
+    """The tensors in its checkpoint."""
     return load_file(folder / "model.safetensors")
 
 

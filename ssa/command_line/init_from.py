@@ -15,7 +15,7 @@ from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig
 from ssa.pretrained.families import ARCHITECTURE
-from ssa.pretrained.source import Pretrained, architecture, check_rule, describe
+from ssa.pretrained.source import Pretrained, architecture, check_temperatures, describe
 
 _BACKBONE = ("positions", "norm", "gated_mlp")  # what tells GPT-2, GPT-NeoX and Llama apart
 _MODELS = conf_groups.CONF / "model"
@@ -57,7 +57,7 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
         described = validated(ModelConfig, values["model"])
     except UserError:
         return values  # for `parse` to refuse
-    check_rule(described, pretrained)
+    check_temperatures(described, pretrained)
     return values
 
 
@@ -104,7 +104,8 @@ def _check_backbone(model: dict[str, Any], option: str, pretrained: Pretrained) 
     backbone = _backbone(architecture(pretrained.model))
     if _backbone(model) != backbone:
         fitting = [name for name in conf_groups.options()["model"] if _backbone(_fields(name)) == backbone]
-        choose = f"choose {' or '.join(f'model={name}' for name in fitting)}" if fitting else "no model= is like it"
+        choose = f"choose {' or '.join(f'model={name}' for name in fitting)}"
+        choose = choose if fitting else "no model= option has this architecture"
         raise UserError(
             f"model={option}: init_from={pretrained.init_from} is {pretrained.model_type} (model_type); {choose}"
         )

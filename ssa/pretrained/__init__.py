@@ -1,1 +1,1 @@
-"""Pretrained models in Hugging Face's format: read and written."""
+"""Import and export of models in Hugging Face format."""

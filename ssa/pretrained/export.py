@@ -1,7 +1,7 @@
-"""A trained model as a Hugging Face folder, whole or not at all.  Writing one takes no transformers, only reading it.
+"""Export of a trained model as a Hugging Face folder, written atomically.  Writing does not need transformers.
 
-Without temperatures the model is written for the class that transformers has for its architecture.  With them it is
-written under this project's own parameter names, with the source that computes it (`ssa.pretrained.remote_code`).
+Models without temperatures are written for the transformers class of their architecture; models with temperatures in
+this project's own format, together with their source code (`ssa.pretrained.remote_code`).
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from ssa.pretrained.families import FAMILIES, Family
 from ssa.pretrained.model_card import model_card
 from ssa.pretrained.remote.aliases import aliases
 from ssa.pretrained.remote_code import ARCHITECTURE, AUTO_MAP, MODEL_TYPE, remote_code
-from ssa.pretrained.source import architecture, small_files
+from ssa.pretrained.source import architecture, text_files
 from ssa.record.run_model import load_run
 from ssa.text.tokenization import Tokenizer
 
 Kind = Literal["auto", "ssa"]
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_KEPT = ("config.json", "generation_config.json", *_TOKENIZER)
+_TEXT_FILES = ("config.json", "generation_config.json", *_TOKENIZER)
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
-_UNREAD = dict.fromkeys(("rotary_fraction", "rope_theta", "rope_scaling"))  # where positions are learned
+_UNUSED = dict.fromkeys(("rotary_fraction", "rope_theta", "rope_scaling"))  # with learned positions
 
 
 def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, bool]:
-    """Writes the best model of a run, and its tokenizer, to a new folder.
+    """Export the best model of a run, with its tokenizer.
 
     Args:
-        run: its folder.
-        to: the new one; it may exist if it is empty.
-        kind: ``ssa``: with this project's own class, also where transformers has one.
+        run: the run folder.
+        to: the new folder; it may exist if it is empty.
+        kind: ``ssa``: use this project's own class even if transformers has one.
 
     Returns:
-        The folder, and whether that class was taken.
+        The folder, and whether this project's own class was used.
 
     Raises:
-        UserError: `to` is in use or cannot be written, `run` has no model (see `load_run`), or transformers has no
-            class for it.
+        UserError: `to` is not empty or cannot be written, `run` has no model (see `load_run`), or the model does not
+            fit `kind`.
     """
     target = Path(to).expanduser().resolve()
     check_new_folder(target, f"to={target}")
@@ -73,11 +73,11 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, 
 
 
 def tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, str]:
-    """What AutoTokenizer reads, to give the ids that the model was trained on: nothing is added to a text.
+    """Files for AutoTokenizer that give the ids of training: no tokens are added to a text.
 
     Args:
-        tokenizer: the run's.
-        length: the model's longest context.
+        tokenizer: the run's tokenizer.
+        length: maximum context of the model.
     """
     definition = json.loads(tokenizer.definition)
     definition["post_processor"] = _without_added_tokens(definition["post_processor"])
@@ -96,11 +96,11 @@ def tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, str]:
 
 
 def _kept_files(config: Config) -> dict[str, str]:
-    """Of a fine-tuned model with its own tokenizer, the files that say what its special tokens and templates are."""
+    """Files of the pretrained model with its special tokens and templates, if its tokenizer was kept."""
     if config.init_from is None or config.data.tokenizer != config.init_from:
         return {}
     try:
-        files = small_files(config.init_from, _KEPT)
+        files = text_files(config.init_from, _TEXT_FILES)
     except (UserError, OSError, ValueError):
         files = {}
     if "tokenizer.json" in files and "tokenizer_config.json" in files:
@@ -113,10 +113,10 @@ def _kept_files(config: Config) -> dict[str, str]:
 
 
 def stock_family(config: ModelConfig, vocab_size: int) -> Family:
-    """The class of transformers that has the architecture, found by describing it there and back.
+    """The transformers class with this architecture, found by converting to each family and back.
 
     Raises:
-        UserError: none has it.
+        UserError: there is none.
     """
     wanted = _architecture(config)
     lacking: dict[str, list[str]] = {}
@@ -131,12 +131,12 @@ def stock_family(config: ModelConfig, vocab_size: int) -> Family:
     closest = min(lacking, key=lambda architecture: len(lacking[architecture]))
     raise UserError(
         f"transformers has no class for this model: the closest, {closest}, lacks {', '.join(lacking[closest])}; "
-        "as=ssa writes it with this project's own class"
+        "as=ssa exports it with this project's own class"
     )
 
 
 def _own(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The model's part of config.json, and its tensors, for the class in `ssa.pretrained.remote`."""
+    """Config and tensors for the class in `ssa.pretrained.remote`."""
     config = model.config
     described = {
         "architectures": [ARCHITECTURE],
@@ -152,30 +152,30 @@ def _own(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _stock(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The same for the class of transformers that has the architecture."""
+    """Config and tensors for the transformers class."""
     vocab_size = model.token_embedding.num_embeddings
     family = stock_family(model.config, vocab_size)
-    ours = model.state_dict()
-    theirs: dict[str, Tensor] = {}
-    for correspondence in family.tensors(model.config):
-        theirs |= correspondence.to_theirs(ours[correspondence.ours])
-    return family.to_hf(model.config, vocab_size), theirs
+    parameters = model.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for mapping in family.weight_mappings(model.config):
+        tensors |= mapping.to_tensors(parameters[mapping.parameter])
+    return family.to_hf(model.config, vocab_size), tensors
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:
-    """What decides the model's function, with defaults resolved, and what learned positions do not read left out."""
+    """Fields that determine the model's function; those unused with learned positions are None."""
     values = architecture(config) | {"rotary_fraction": config.d_rotary / config.head_dim}
     del values["vocab_size"]
-    return values if config.positions == "rotary" else {**values, **_UNREAD}
+    return values if config.positions == "rotary" else {**values, **_UNUSED}
 
 
 def _without_added_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The post-processor of a tokenizer.json less what puts tokens before or after a text."""
+    """The post-processor of a tokenizer.json without the steps that add tokens to a text."""
     if processor is None or processor["type"] in _ADDS_TOKENS:
         return None
     if processor["type"] != "Sequence":
         return processor
-    kept = [part for part in map(_without_added_tokens, processor["processors"]) if part is not None]
+    kept = [step for step in map(_without_added_tokens, processor["processors"]) if step is not None]
     return {**processor, "processors": kept} if kept else None
 
 
@@ -188,7 +188,7 @@ def _write(target: Path, texts: dict[str, str], tensors: dict[str, Tensor]) -> N
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             weights = partial / "model.safetensors"
             save_file(contiguous, weights, metadata={"format": "pt"})
-            shutil.copymode(partial / "config.json", weights)  # safetensors lets no one else read it
+            shutil.copymode(partial / "config.json", weights)  # safetensors makes it readable by the owner only
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"to={target}: cannot be written ({reason})") from None

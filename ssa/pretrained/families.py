@@ -1,6 +1,6 @@
-"""How transformers' GPT-2, GPT-NeoX (Pythia) and Llama correspond to a `ModelConfig` and to our parameters, both ways.
+"""Conversion of Hugging Face GPT-2, GPT-NeoX (Pythia) and Llama configs and weights, in both directions.
 
-`FAMILIES` is the table.  Nothing heavy is imported.
+`FAMILIES` is the table.  torch is not imported, so that this is fast.
 """
 
 from __future__ import annotations
@@ -12,87 +12,87 @@ from typing import Any
 from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig
-from ssa.pretrained.correspondence import (
+from ssa.pretrained.hf_config import HF_ACTIVATIONS, HFConfig, write_rope
+from ssa.pretrained.weight_mapping import (
     GPT2_MODULES,
     GPT_NEOX_MODULES,
     LLAMA_MODULES,
-    Correspondence,
-    Module,
+    ModuleMapping,
+    WeightMapping,
 )
-from ssa.pretrained.hf_config import HF_ACTIVATIONS, HFConfig, write_rope
 
-# The fields of a ModelConfig that a pretrained model decides.
+# Fields of `ModelConfig` that a pretrained model determines.
 _LABELS = ("name", "size", "dropout", "temperature")
 ARCHITECTURE = tuple(field.name for field in fields(ModelConfig) if field.name not in _LABELS)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture of transformers.
+    """A model family of transformers.
 
     Attributes:
         model_type: as in config.json.
-        architecture: the class of the language model.
-        base: the class without its output matrix.
-        prefix: of the tensors that ``base`` has; its own files lack it.
-        renamed: other names that some versions give tensors.
-        leftovers: a pattern for tensors, less the prefix, that older files have and nothing reads.
-        modules: all with parameters, the output matrix last.
+        architecture: class of the causal language model.
+        base_architecture: class of the model without its head.
+        prefix: of the base model's tensors; its own checkpoints omit it.
+        tensor_aliases: names of tensors in some checkpoints -> the usual names.
+        ignored_tensors: pattern for unused tensors in older checkpoints, without the prefix.
+        modules: all modules with parameters, the head last.
         read: config.json -> fields of `ModelConfig`.
         write: the inverse.
-        vocab_size: where config.json does not say.
-        tie_embeddings: likewise.
+        vocab_size: default if config.json has none.
+        tie_embeddings: default if config.json has none.
     """
 
     model_type: str
     architecture: str
-    base: str
+    base_architecture: str
     prefix: str
-    renamed: Mapping[str, str]
-    leftovers: str
-    modules: tuple[Module, ...]
+    tensor_aliases: Mapping[str, str]
+    ignored_tensors: str
+    modules: tuple[ModuleMapping, ...]
     read: Callable[[HFConfig], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
     vocab_size: int
     tie_embeddings: bool
 
     def to_model(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        """A config.json -> the fields in `ARCHITECTURE`.
+        """The fields in `ARCHITECTURE` from a config.json.
 
         Raises:
-            UserError: it asks for what `ModelConfig` has not, or a value is of the wrong type.
+            UserError: `ModelConfig` cannot represent the model, or a value has the wrong type.
         """
         if hf.get("quantization_config"):
-            raise UserError("config.json: quantization_config: quantized weights are not read; valid: none")
+            raise UserError("config.json: quantization_config: quantized weights are not supported; valid: none")
         named = hf.get("architectures") or [self.architecture]
-        if named not in ([self.architecture], [self.base]):
-            valid = f"{self.architecture}, {self.base}"
+        if named not in ([self.architecture], [self.base_architecture]):
+            valid = f"{self.architecture}, {self.base_architecture}"
             raise UserError(f"config.json: architectures={shown(named)}: not supported; valid: {valid}")
         config = HFConfig(hf)
         sizes = {"vocab_size": config.count(self.vocab_size, "vocab_size")}
         return {
-            **_COMMON,
+            **_DEFAULTS,
             **sizes,
             "tie_embeddings": config.flag(self.tie_embeddings, "tie_word_embeddings"),
             **self.read(config),
         }
 
     def to_hf(self, model: ModelConfig, vocab_size: int) -> dict[str, Any]:
-        """A config.json that transformers 4.56 to 5 read; ids of special tokens are null, and no dtype is given.
+        """A config.json for transformers 4.56 to 5, without special token ids (null) and dtype.
 
-        It describes ``model`` if `to_model` gives the same architecture back, and the nearest the family has if not.
+        It is exact if `to_model` returns the same architecture, else the closest model in the family.
         """
         named = {"architectures": [self.architecture], "model_type": self.model_type, "vocab_size": vocab_size}
         tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         return {**named, **tokens, "tie_word_embeddings": model.tie_embeddings, **self.write(model)}
 
-    def tensors(self, model: ModelConfig) -> list[Correspondence]:
-        """All parameters of ``model`` but the temperatures'.  A tied output matrix is the token embedding's."""
+    def weight_mappings(self, model: ModelConfig) -> list[WeightMapping]:
+        """Mappings of all parameters except temperatures, and except a head that is tied to the embedding."""
         modules = self.modules[:-1] if model.tie_embeddings else self.modules
-        return [parameter for module in modules for parameter in module.parameters(model)]
+        return [mapping for module in modules for mapping in module.weight_mappings(model)]
 
 
-_COMMON: dict[str, Any] = {  # where a family does not say otherwise
+_DEFAULTS: dict[str, Any] = {  # fields that a family's `read` may override
     "n_kv_head": None,
     "head_dim": None,
     "positions": "rotary",
@@ -138,7 +138,7 @@ def _write_gpt2(model: ModelConfig) -> dict[str, Any]:
 
 
 def _read_rotary(hf: HFConfig, layers: int, heads: int, d_model: int, inner: int, activation: str) -> dict[str, Any]:
-    """What GPT-NeoX and Llama share; the arguments are the defaults."""
+    """Fields shared by GPT-NeoX and Llama; the arguments are defaults."""
     max_positions = hf.count(2048, "max_position_embeddings")
     return {
         "n_layer": hf.count(layers, "num_hidden_layers"),
@@ -184,7 +184,7 @@ def _read_neox(hf: HFConfig) -> dict[str, Any]:
 
 def _write_neox(model: ModelConfig) -> dict[str, Any]:
     fraction = model.rotary_fraction
-    if int(model.head_dim * fraction) % 2:  # of an odd number ours leaves one out
+    if int(model.head_dim * fraction) % 2:  # ours rotates one fewer than an odd number
         fraction = (model.d_rotary + 0.5) / model.head_dim
     return {
         **_write_rotary(model),
@@ -230,10 +230,10 @@ def _write_llama(model: ModelConfig) -> dict[str, Any]:
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
-    base="GPT2Model",
+    base_architecture="GPT2Model",
     prefix="transformer.",
-    renamed={},
-    leftovers=r"h\.\d+\.attn\.(bias|masked_bias)",  # causal masks
+    tensor_aliases={},
+    ignored_tensors=r"h\.\d+\.attn\.(bias|masked_bias)",  # causal masks
     modules=GPT2_MODULES,
     read=_read_gpt2,
     write=_write_gpt2,
@@ -243,10 +243,10 @@ GPT2 = Family(
 GPT_NEOX = Family(
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
-    base="GPTNeoXModel",
+    base_architecture="GPTNeoXModel",
     prefix="gpt_neox.",
-    renamed={"lm_head.weight": "embed_out.weight"},
-    leftovers=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|rotary_emb\.inv_freq",
+    tensor_aliases={"lm_head.weight": "embed_out.weight"},
+    ignored_tensors=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|rotary_emb\.inv_freq",
     modules=GPT_NEOX_MODULES,
     read=_read_neox,
     write=_write_neox,
@@ -256,10 +256,10 @@ GPT_NEOX = Family(
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    base="LlamaModel",
+    base_architecture="LlamaModel",
     prefix="model.",
-    renamed={},
-    leftovers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+    tensor_aliases={},
+    ignored_tensors=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
     modules=LLAMA_MODULES,
     read=_read_llama,
     write=_write_llama,

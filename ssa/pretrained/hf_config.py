@@ -1,4 +1,4 @@
-"""The values of a config.json, with transformers' names, defaults and spellings old and new."""
+"""Checked values of a Hugging Face config.json, under old and new key names."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _BANDS = ("factor", "low_freq_factor", "high_freq_factor")
 
 
 class HFConfig:
-    """A config.json, or a section of it.  Null is absent, as in transformers.
+    """A config.json or a section of it.  Null counts as absent, as in transformers.
 
-    Every method takes names of one value, the first that is there counts, and raises `UserError` for a value that is
-    not valid.
+    Methods take alternative names of a key, of which the first present one counts, and raise `UserError` for an invalid
+    value.
     """
 
     def __init__(self, values: Mapping[str, Any], section: str = "") -> None:
         self._values, self._section = values, section
 
     def count(self, default: int | None, *names: str) -> Any:
-        """A positive whole number."""
+        """A positive integer."""
         return self._read(default, names, lambda value: type(value) is int and value > 0, "a whole number > 0")
 
     def number(self, default: float, *names: str) -> float:
@@ -48,17 +48,17 @@ class HFConfig:
         return bool(self._read(default, (name,), lambda value: type(value) is bool, "true or false"))
 
     def must_be(self, name: str, value: Any) -> None:
-        """What this project cannot do otherwise."""
+        """Refuse any other value, which this project does not support."""
         self._read(value, (name,), lambda found: found == value, json_word(value))
 
     def activation(self, default: str, name: str) -> str:
-        """Ours for theirs."""
+        """`ModelConfig.activation` for a Hugging Face activation."""
         known = ", ".join(_ACTIVATIONS)
         return _ACTIVATIONS[self._read(default, (name,), lambda value: value in _ACTIVATIONS, known)]
 
     @property
     def rope(self) -> HFConfig:
-        """The section on rotary positions, empty where there is none."""
+        """The section of rotary position settings, empty if there is none."""
         for name in ("rope_scaling", "rope_parameters"):
             section = self._values.get(name)
             if section and not isinstance(section, Mapping):
@@ -68,7 +68,7 @@ class HFConfig:
         return HFConfig({})
 
     def rope_scaling(self, max_positions: int) -> RopeScaling | None:
-        """Of rope_type llama3, or none of ``default``; there is no other."""
+        """Scaling of rope_type ``llama3``; None for ``default``.  Other types are refused."""
         rope = self.rope
         kinds = ("default", "llama3")
         if rope._read("default", ("rope_type", "type"), kinds.__contains__, ", ".join(kinds)) == "default":
@@ -95,11 +95,11 @@ class HFConfig:
 
 
 def write_rope(model: ModelConfig, partial: Mapping[str, float]) -> dict[str, Any]:
-    """The section on rotary positions, as transformers 4 and 5 read it.
+    """Rotary position settings for transformers 4 and 5.
 
     Args:
         model: with rotary positions.
-        partial: what else version 5 has in it.
+        partial: further keys of version 5.
     """
     scaling: dict[str, Any] = {"rope_type": "default"}
     if model.rope_scaling is not None:
@@ -113,7 +113,7 @@ def write_rope(model: ModelConfig, partial: Mapping[str, float]) -> dict[str, An
 
 
 def json_word(value: Any) -> str:
-    """A value as it is written in JSON."""
+    """A value as written in JSON."""
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else shown(value)
 
 

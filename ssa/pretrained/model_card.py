@@ -9,12 +9,12 @@ from typing import Any
 from ssa.config import Config
 from ssa.record.run_files import read_summary
 
-_MEASURES = {"loss": "loss, nats a token", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
+_MEASURES = {"loss": "loss, nats per token", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
 _SSA = """\
-Attention has inverse temperatures, by the rule `{rule}` on: {scaled}. That is Selective Self-Attention (*Selective
+Attention uses inverse temperatures (rule `{rule}`) on: {scaled}. The rule is Selective Self-Attention (*Selective
 Attention: Enhancing Transformer through Principled Context Control*,
-[arXiv 2411.12892](https://arxiv.org/abs/2411.12892)) or a rule that it is compared with: `temperature.py` and
-`temperature_rules.py` have the equations.
+[arXiv 2411.12892](https://arxiv.org/abs/2411.12892)) or one that it is compared with; equations are in `temperature.py`
+and `temperature_rules.py`.
 
 """
 _CODE = """\
@@ -23,24 +23,22 @@ later) and pydantic, and nothing else. Batches are padded on the left.
 
 """
 _PROMPTS = """\
-In training every text began with the end-of-text token: a prompt does as the model knows it with
-`tokenizer.eos_token + text`.
+In training every text began with the end-of-text token, so prompts should too: `tokenizer.eos_token + text`.
 
 """
 _LICENSE = """\
-No license is stated here. What the licenses of the training data and of the base model ask of these weights is for you
-to find out and to write down before you share them.
+Not specified. Check the licenses of the training data and of the base model, and state one before sharing the weights.
 """
 
 
 def model_card(config: Config, run: Path, name: str, own: bool) -> str:
-    """The card, brief: what the model is, what it measured, how to load it.
+    """A short model card: the model, its evaluation, how to load it.
 
     Args:
-        config: the run's.
-        run: its folder, which has a summary once the run has finished.
-        name: of the exported folder.
-        own: whether the model's code is in the folder.
+        config: the config of the run.
+        run: the run folder; it has a summary if the run has finished.
+        name: name of the exported folder.
+        own: whether the folder contains the model's code.
 
     Raises:
         UserError: the summary is damaged.

@@ -1,7 +1,6 @@
-"""The source files that let transformers load a model with temperatures where this package is not installed.
+"""Source files for loading an exported model where this package is not installed (``trust_remote_code``).
 
-They are made from the package's own files: those of the two classes and what they import from the package, directly or
-not, side by side in one folder.
+They are copies of the package's own modules: the two classes and their transitive imports, in one flat folder.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ from pathlib import Path
 _PACKAGE = __name__.partition(".")[0]
 _CLASSES = ("ssa.pretrained.remote.configuration_ssa", "ssa.pretrained.remote.modeling_ssa")
 
-MODEL_TYPE, ARCHITECTURE = "ssa", "SSAForCausalLM"  # as the classes have them; importing them takes transformers
+MODEL_TYPE, ARCHITECTURE = "ssa", "SSAForCausalLM"  # as in the classes, which need transformers to be imported
 AUTO_MAP = {"AutoConfig": "configuration_ssa.SSAConfig", "AutoModelForCausalLM": f"modeling_ssa.{ARCHITECTURE}"}
 
 
 def remote_code() -> dict[str, str]:
-    """File names and contents, all that `AUTO_MAP` needs besides torch, pydantic and transformers itself."""
+    """Contents by file name: all that `AUTO_MAP` needs except third-party packages."""
     files: dict[str, str] = {}
     for entry in _CLASSES:
         modules = _closure(entry)
         sources = {f"{_flat(module)}.py": _header(module) + _relative(source) for module, source in modules.items()}
-        assert len(sources) == len(modules), f"two files of one name: {list(modules)}"
+        assert len(sources) == len(modules), f"duplicate file names: {list(modules)}"
         sources[f"{_flat(entry)}.py"] += _indirect(entry, modules)
         files |= sources
     return files
 
 
 def _closure(entry: str) -> dict[str, str]:
-    """A module and all that it imports from this package, directly or not: their sources by their names."""
+    """Sources by name of a module and its transitive imports from this package."""
     sources: dict[str, str] = {}
     waiting = [entry]
     while waiting:
@@ -57,7 +56,7 @@ def _imports(source: str) -> Iterator[tuple[str, int]]:
 
 
 def _relative(source: str) -> str:
-    """The source with its imports from this package relative, to files in the same folder."""
+    """The source with imports from this package made relative."""
     lines = source.splitlines(keepends=True)
     for module, number in _imports(source):
         line = lines[number - 1]
@@ -66,11 +65,11 @@ def _relative(source: str) -> str:
 
 
 def _indirect(entry: str, modules: dict[str, str]) -> str:
-    """What names in one file all the files it needs: from a local folder transformers 4 takes no others along."""
+    """Imports of indirectly needed files: from a local folder transformers 4 copies only those imported directly."""
     direct = {entry, *(module for module, _ in _imports(modules[entry]))}
     names = sorted(_flat(module) for module in modules.keys() - direct)
     lines = [f"from .{name} import __name__ as _{name}" for name in names]
-    return "\n".join(["\n# For transformers before 5, which looks for needed files in this one alone.", *lines, ""])
+    return "\n".join(["\n# For transformers before 5, which only looks here for required files.", *lines, ""])
 
 
 def _header(module: str) -> str:
@@ -83,6 +82,6 @@ def _flat(module: str) -> str:
 
 
 def _path(module: str) -> Path:
-    spec = importlib.util.find_spec(module)  # imports the packages around the module, not the module
+    spec = importlib.util.find_spec(module)  # imports parent packages, not the module
     assert spec is not None, module
     return Path(str(spec.origin))

@@ -1,6 +1,6 @@
-"""A pretrained model by its name in ``init_from``: where its files are, and what its config.json says it is.
+"""Pretrained models by name (``init_from``): their files and their architecture.
 
-Nothing heavy is imported: a mistyped name is refused at once.
+torch is not imported, so that a mistyped name is refused at once.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from ssa.config import upgraded, validated
 from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, hash_of_file, parse_json
+from ssa.hub_client import HubUnreachable, NotInRepository, download
 from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, Family
 
-SSA_TYPE = "ssa"  # model_type of this project's own exports
+SSA_TYPE = "ssa"  # model_type of exports with temperatures
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a config.json describes.
+    """A pretrained model, as described by its config.json.
 
     Attributes:
         init_from: its name.
         model_type: as in config.json.
-        family: whose tensors its files have; None: our own.
-        model: its architecture with its vocab_size and, of our own export, its temperatures.
+        family: the format of its checkpoint; None: this project's own.
+        model: architecture, vocab_size and, in this project's own format, temperatures.
     """
 
     init_from: str
@@ -40,42 +41,42 @@ class Pretrained:
 
     @property
     def has_temperatures(self) -> bool:
-        """Whether its files hold temperatures, too."""
+        """Whether its checkpoint has temperatures."""
         return bool(self.model.temperature.scaled)
 
     @property
     def architecture(self) -> str:
-        """The class of its language model."""
+        """Class of the causal language model."""
         return self.family.architecture if self.family else "SSAForCausalLM"
 
     @property
-    def output_matrix(self) -> str:
-        """The name of the tensor that a file with a tied one may have besides the embedding."""
-        return f"{self.family.modules[-1].theirs[0]}.weight" if self.family else "model.head.weight"
+    def head_tensor(self) -> str:
+        """Name of the head's tensor, which may be stored even if it is tied to the embedding."""
+        return f"{self.family.modules[-1].names[0]}.weight" if self.family else "model.head.weight"
 
     @property
     def prefix(self) -> str:
-        """What names of tensors may lack."""
+        """Prefix that tensor names may omit."""
         return self.family.prefix if self.family else ""
 
     @property
-    def renamed(self) -> Mapping[str, str]:
-        """Other names of tensors."""
-        return self.family.renamed if self.family else {}
+    def tensor_aliases(self) -> Mapping[str, str]:
+        """Alternative tensor names."""
+        return self.family.tensor_aliases if self.family else {}
 
     @property
-    def leftovers(self) -> str:
-        """A pattern for tensors, less the prefix, that nothing reads."""
-        return self.family.leftovers if self.family else ""
+    def ignored_tensors(self) -> str:
+        """Pattern for unused tensors, without the prefix."""
+        return self.family.ignored_tensors if self.family else ""
 
 
 def describe(init_from: str) -> Pretrained:
-    """What ``init_from`` is, by its config.json alone.
+    """The model named by ``init_from``; reads its config.json only.
 
     Raises:
-        UserError: there is no config.json to be had, it is damaged, or asks for something that this project has not.
+        UserError: config.json is not available, is damaged, or describes an unsupported model.
     """
-    config = _json_of(init_from, "config.json")
+    config = _read_json(init_from, "config.json")
     model_type = config.get("model_type")
     family = next((family for family in FAMILIES if family.model_type == model_type), None)
     if family is None and model_type != SSA_TYPE:
@@ -90,27 +91,25 @@ def describe(init_from: str) -> Pretrained:
     try:
         model = validated(ModelConfig, {"name": model_type, **fields, "size": size_label(init_from)})
     except UserError as error:
-        what = "" if family else "ssa is damaged, or of another version: "
+        what = "" if family else "ssa is damaged or from another version: "
         raise UserError(f"init_from={init_from}: config.json: {what}{error}") from None
     return Pretrained(init_from, str(model_type), family, model)
 
 
 def weight_files(init_from: str) -> list[Path]:
-    """Its safetensors files, from the Hub or in its folder.
+    """The model's safetensors files, from the Hub or its folder.
 
     Raises:
-        UserError: there are none, a part is missing, or they cannot be had.
+        UserError: there are none, a shard is missing, or they are not available.
     """
-    from ssa.hub_client import HubUnreachable
-
     unreachable: HubUnreachable | None = None
     try:
         if single := _file(init_from, _SINGLE):
             return [single]
-    except HubUnreachable as error:  # its parts may have been kept
+    except HubUnreachable as error:  # shards may be cached
         unreachable = error
     try:
-        index = _json_of(init_from, _INDEX)
+        index = _read_json(init_from, _INDEX)
     except HubUnreachable:
         raise unreachable or HubUnreachable(f"init_from={init_from}: {_INDEX} cannot be fetched") from None
     names = index.get("weight_map")
@@ -120,17 +119,17 @@ def weight_files(init_from: str) -> list[Path]:
     absent = [name for name, path in found.items() if path is None]
     if absent:
         raise UserError(
-            f"init_from={init_from}: {absent[0]} is missing, which {_INDEX} names "
-            f"({len(absent)} of {len(found)} files are)"
+            f"init_from={init_from}: {absent[0]} is missing, a shard in {_INDEX} "
+            f"({len(absent)} of {len(found)} are missing)"
         )
     return [path for path in found.values() if path is not None]
 
 
-def small_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
-    """The contents of those of some text files that it has, by their names.
+def text_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
+    """The contents of text files of the model by name; files that it does not have are left out.
 
     Raises:
-        UserError: they cannot be had, or are no text.
+        UserError: a file is not available or not text.
     """
     contents: dict[str, str] = {}
     for name in names:
@@ -143,26 +142,26 @@ def small_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def weights_hash(init_from: str) -> str:
-    """A hash of all its safetensors files.
+    """SHA-256 over all safetensors files of the model.
 
     Raises:
-        UserError: as `weight_files`.
+        UserError: see `weight_files`.
     """
     return hash_of([[hash_of_file(path, cache_root(None)) for path in weight_files(init_from)]])
 
 
 def size_label(init_from: str) -> str:
-    """The last part of its name, as a value of ``model.size``."""
+    """The last part of a model's name, as a value of ``model.size``."""
     path = Path(init_from).expanduser()
     name = path.name or path.resolve().name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "pretrained"
 
 
 def check_architecture(model: ModelConfig, pretrained: Pretrained) -> None:
-    """Refuses to load it into another architecture.
+    """Check that a model has the pretrained architecture.
 
     Raises:
-        UserError: naming the first field that differs.
+        UserError: names the first field that differs.
     """
     wanted, found = architecture(model), architecture(pretrained.model)
     for field, value in found.items():
@@ -173,22 +172,22 @@ def check_architecture(model: ModelConfig, pretrained: Pretrained) -> None:
 
 
 def _may_differ(field: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """An absent vocab_size is the pretrained model's; rotary positions go on beyond those of pre-training."""
-    further = field == "max_positions" and found["positions"] == "rotary" and wanted[field] > found[field]
-    return further or (field == "vocab_size" and wanted[field] is None)
+    """vocab_size may be unset, and rotary positions may extend beyond pre-training."""
+    extends = field == "max_positions" and found["positions"] == "rotary" and wanted[field] > found[field]
+    return extends or (field == "vocab_size" and wanted[field] is None)
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
-    """The fields that a pretrained model decides, as plain values."""
+    """The fields that a pretrained model determines, as plain values."""
     plain = model.plain()
     return {field: plain[field] for field in ARCHITECTURE}
 
 
-def check_rule(model: ModelConfig, pretrained: Pretrained) -> None:
-    """Refuses to load temperatures into others: all must be equal but where they start.
+def check_temperatures(model: ModelConfig, pretrained: Pretrained) -> None:
+    """Check that a model has the temperatures of the pretrained one; start values may differ.
 
     Raises:
-        UserError: naming the first setting that differs.
+        UserError: names the first setting that differs.
     """
     if not pretrained.has_temperatures:
         return
@@ -198,7 +197,7 @@ def check_rule(model: ModelConfig, pretrained: Pretrained) -> None:
         raise UserError(
             f"model.temperature={model.temperature.name}: init_from={pretrained.init_from} has temperatures; {choose}"
         )
-    wanted, found = _rule(model), _rule(pretrained.model)
+    wanted, found = _temperature_settings(model), _temperature_settings(pretrained.model)
     for field, value in found.items():
         if wanted[field] != value:
             raise UserError(
@@ -207,22 +206,22 @@ def check_rule(model: ModelConfig, pretrained: Pretrained) -> None:
             )
 
 
-def _rule(model: ModelConfig) -> dict[str, Any]:
-    """What shapes the temperatures' parameters or their function, by its path below ``model.temperature``."""
+def _temperature_settings(model: ModelConfig) -> dict[str, Any]:
+    """Settings that affect the temperatures' parameters or function, by path below ``model.temperature``."""
     values = model.temperature.plain()
     for label in ("name", "alpha_init", "beta_init", "slope_init", "ssmax_init", *PROJECTIONS):
         del values[label]
-    words = {
+    terms = {
         f"{name}.{slot}": getattr(model.temperature.scaled.get(name), slot, "none")
         for name in PROJECTIONS
         for slot in SLOTS
     }
     values["mlp_hidden"] = model.temperature.hidden_width(model.d_model)
-    return words | values
+    return terms | values
 
 
 def _exported(config: dict[str, Any]) -> dict[str, Any]:
-    """The model in the config.json of an export of this project."""
+    """`ModelConfig` fields in a config.json of this project's own format."""
     if not isinstance(config.get("ssa"), dict):
         raise UserError("config.json: ssa: not set; it describes a model with temperatures")
     vocab_size = config["ssa"].get("vocab_size") or config.get("vocab_size")
@@ -231,7 +230,7 @@ def _exported(config: dict[str, Any]) -> dict[str, Any]:
     return {**upgraded(config["ssa"], "model."), "vocab_size": vocab_size}
 
 
-def _json_of(init_from: str, filename: str) -> dict[str, Any]:
+def _read_json(init_from: str, filename: str) -> dict[str, Any]:
     path = _file(init_from, filename)
     if path is None:
         raise UserError(f"init_from={init_from}: {_why_absent(init_from, filename)}")
@@ -242,12 +241,10 @@ def _json_of(init_from: str, filename: str) -> dict[str, Any]:
 
 
 def _file(init_from: str, filename: str) -> Path | None:
-    """A file of the model, None where there is none."""
+    """The path of a file of the model; None if it does not have the file."""
     folder = local_folder(init_from)
     if folder is not None:
         return folder / filename if (folder / filename).is_file() else None
-    from ssa.hub_client import NotInRepository, download
-
     try:
         return download(init_from, filename, "model", field="init_from")
     except NotInRepository:
@@ -255,16 +252,16 @@ def _file(init_from: str, filename: str) -> Path | None:
 
 
 def local_folder(init_from: str) -> Path | None:
-    """The folder that it is; None for an id of the Hub.
+    """The folder of a local model; None for a Hub id.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     folder = Path(init_from).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"init_from={init_from}: a file; valid: the folder that it is in, or an id of the Hub")
+        raise UserError(f"init_from={init_from}: is a file; valid: its folder, or a Hub id")
     if init_from.startswith((".", "/", "~")) or init_from.count("/") > 1:
         raise UserError(f"init_from={init_from}: no such folder")
     return None
@@ -274,9 +271,9 @@ def _why_absent(init_from: str, filename: str) -> str:
     folder = Path(init_from).expanduser()
     if filename == _INDEX:
         return (
-            f"no {_SINGLE}, and no {_INDEX}; pytorch_model.bin and the like are not read: "
-            "have transformers save the model again, model.save_pretrained(FOLDER)"
+            f"no {_SINGLE}, and no {_INDEX}; pytorch_model.bin and similar formats are not supported: "
+            "convert with transformers, model.save_pretrained(FOLDER)"
         )
     if (folder / "config.yaml").is_file():
         return f"a run folder; export it first: python export.py run={init_from} to=FOLDER"
-    return f"no {filename}; valid: a model in Hugging Face's format, a folder or an id of the Hub"
+    return f"no {filename}; valid: a Hugging Face model, a folder or a Hub id"

@@ -1,7 +1,6 @@
 """Safetensors files, read in pieces.
 
-Files are mapped, and pages of a mapping that were read count as memory until it is closed: each piece is read through
-a mapping of its own.
+Pages of a memory map count as resident until it is closed, so that each piece is read through its own map.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ssa.errors import UserError
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of the dtypes that are read, as safetensors calls them
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # supported dtypes of safetensors
 _PIECE = 8 << 20  # bytes
 
 
@@ -30,45 +29,45 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
-    def copy_to(self, ours: Tensor) -> None:
-        """Fills ``ours``, a view whose leading dimensions may be one of the tensor's, converting the dtype.
+    def copy_to(self, target: Tensor) -> None:
+        """Copy into ``target``, a view that may split the tensor's first dimension, converting the dtype.
 
         Raises:
             UserError: the file cannot be read.
         """
-        for start, end in self._ranges(ours):
+        for start, end in self._ranges(target):
             with _reading(self.init_from, self.file):
-                ours[start:end].copy_(self._piece(ours, start, end))
+                target[start:end].copy_(self._piece(target, start, end))
 
-    def equals(self, ours: Tensor) -> bool:
-        """Whether `copy_to` would change nothing.
+    def equals(self, target: Tensor) -> bool:
+        """Whether `copy_to` would leave ``target`` unchanged.
 
         Raises:
             UserError: the file cannot be read.
         """
-        for start, end in self._ranges(ours):
+        for start, end in self._ranges(target):
             with _reading(self.init_from, self.file):
-                if not torch.equal(self._piece(ours, start, end).to(ours.dtype), ours[start:end]):
+                if not torch.equal(self._piece(target, start, end).to(target.dtype), target[start:end]):
                     return False
         return True
 
-    def _ranges(self, ours: Tensor) -> Iterator[tuple[int, int]]:
-        rows = len(ours)
-        step = max(1, _PIECE * rows // (ours.numel() * ITEM_BYTES[self.dtype]))
+    def _ranges(self, target: Tensor) -> Iterator[tuple[int, int]]:
+        rows = len(target)
+        step = max(1, _PIECE * rows // (target.numel() * DTYPE_BYTES[self.dtype]))
         return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
-    def _piece(self, ours: Tensor, start: int, end: int) -> Tensor:
-        together = self.shape[0] // len(ours)  # rows of the tensor that are one of ours
+    def _piece(self, target: Tensor, start: int, end: int) -> Tensor:
+        group = self.shape[0] // len(target)  # rows of the tensor per row of the target
         with safe_open(self.file, framework="pt") as opened:
-            piece: Tensor = opened.get_slice(self.name)[start * together : end * together]
-            return piece.view(ours[start:end].shape)
+            piece: Tensor = opened.get_slice(self.name)[start * group : end * group]
+            return piece.view(target[start:end].shape)
 
 
-def contents(init_from: str, files: Sequence[Path]) -> Iterator[StoredTensor]:
-    """All tensors of some files, from their headers.
+def stored_tensors(init_from: str, files: Sequence[Path]) -> Iterator[StoredTensor]:
+    """All tensors in some files, from the file headers.
 
     Raises:
-        UserError: a file cannot be read, is damaged or cut short.
+        UserError: a file cannot be read, is damaged or truncated.
     """
     for file in files:
         with _reading(init_from, file), safe_open(file, framework="pt") as opened:
@@ -84,4 +83,4 @@ def _reading(init_from: str, file: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"init_from={init_from}: {file.name} cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
-        raise UserError(f"init_from={init_from}: {file.name} is damaged or cut short ({error})") from None
+        raise UserError(f"init_from={init_from}: {file.name} is damaged or truncated ({error})") from None

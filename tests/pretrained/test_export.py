@@ -1,4 +1,4 @@
-"""Exported models in Hugging Face's own classes and in the ones that travel with them."""
+"""Exported models, loaded with transformers' classes and with the exported code."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ assert "ssa" not in sys.modules
 """
 
 
-def test_it_loads_where_the_package_is_not_installed(exported: Path, tmp_path: Path, bpe: Tokenizer) -> None:
+def test_it_loads_without_the_package(exported: Path, tmp_path: Path, bpe: Tokenizer) -> None:
     moved = tmp_path / "elsewhere" / "a-model.v2"
     shutil.copytree(exported, moved)
     command = [sys.executable, "-I", "-c", LOADED_ELSEWHERE, str(moved), str(tmp_path / "logits.pt")]
@@ -221,7 +221,7 @@ def test_it_loads_where_the_package_is_not_installed(exported: Path, tmp_path: P
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model_of(tmp_path / "run")(ids).detach())
 
 
-def test_its_code_is_the_package_s_own() -> None:
+def test_the_exported_code_is_the_package_s() -> None:
     files = remote_code()
     assert {"modeling_ssa.py", "configuration_ssa.py", "temperature.py", "transformer.py"} <= files.keys()
     for name, source in files.items():
@@ -232,7 +232,7 @@ def test_its_code_is_the_package_s_own() -> None:
     assert body == (ROOT / "ssa" / "model" / "temperature.py").read_text().replace("from ssa.model.", "from .")
 
 
-def test_what_is_loaded_trains_saves_and_loads_again(exported: Path, tmp_path: Path) -> None:
+def test_a_loaded_model_trains_saves_and_loads_again(exported: Path, tmp_path: Path) -> None:
     model, ids = load(exported), random_ids(2, LENGTH)
     logits = model(ids).logits
     output = model.train()(ids, labels=ids)
@@ -272,7 +272,7 @@ def test_new_weights_are_drawn_as_in_training(exported: Path) -> None:
         assert drawn or torch.equal(weights[name], tensor)
 
 
-def test_a_folder_without_some_weight_is_refused(exported: Path) -> None:
+def test_missing_weights_are_refused(exported: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(exported / "model.safetensors")
@@ -282,21 +282,21 @@ def test_a_folder_without_some_weight_is_refused(exported: Path) -> None:
         transformers.AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
 
 
-def test_what_the_model_cannot_do_is_refused(exported: Path) -> None:
+def test_unsupported_arguments_are_refused(exported: Path) -> None:
     model, ids = load(exported), random_ids(1, 4)
     for arguments, message in (
         ({"position_ids": torch.arange(4)[None]}, "position_ids: not supported"),
         ({"output_attentions": True}, "output_attentions: not supported"),
         ({"attention_mask": torch.tensor([[1, 1, 0, 1]])}, "padding between tokens"),
-        ({"attention_mask": torch.ones(1, 3)}, r"of shape \(1, 3\); valid: \(batch, 4\)"),
+        ({"attention_mask": torch.ones(1, 3)}, r"has shape \(1, 3\); valid: \(batch, 4\)"),
     ):
         with pytest.raises(ValueError, match=message):
             model(ids, **arguments)
-    with pytest.raises(ValueError, match="StaticCache is of fixed size"):
+    with pytest.raises(ValueError, match="StaticCache has a fixed size"):
         generated(model, ids, cache_implementation="static")
 
 
-def test_the_interface_that_tools_use(exported: Path) -> None:
+def test_the_interface_used_by_tools(exported: Path) -> None:
     model, ids = load(exported), random_ids(2, 6)
     full = model(ids).logits
     assert torch.equal(model(ids, logits_to_keep=2).logits, full[:, -2:])
@@ -328,7 +328,7 @@ def test_the_tokenizer_gives_our_ids(backbone: str, trained: Trained, tmp_path: 
     assert batch["attention_mask"][:, -1].tolist() == [1, 1]
 
 
-def test_what_a_tokenizer_adds_to_texts_is_not_exported(bpe: Tokenizer, tmp_path: Path) -> None:
+def test_tokens_added_by_a_tokenizer_are_not_exported(bpe: Tokenizer, tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Inner
     from tokenizers import processors
 
@@ -350,7 +350,7 @@ def test_what_a_tokenizer_adds_to_texts_is_not_exported(bpe: Tokenizer, tmp_path
         (["model=llama", "model.parallel_residual=true"], ["LlamaForCausalLM", "model.parallel_residual=True"]),
     ],
 )
-def test_architectures_that_no_stock_class_has(
+def test_architectures_without_a_transformers_class(
     overrides: list[str], fields: list[str], trained: Trained, tmp_path: Path
 ) -> None:
     run = trained(*overrides)
@@ -387,7 +387,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_is_no_run_is_refused(trained: Trained, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         export(tmp_path / "nothing", tmp_path / "exported")
     checkpoint = trained("model=gpt2") / "checkpoints" / "best.ckpt"

@@ -1,4 +1,4 @@
-"""GPT-2, GPT-NeoX and Llama of transformers, with random weights: loaded here, they compute the same."""
+"""Equality with transformers' GPT-2, GPT-NeoX and Llama, with random weights."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
     return Pair(model, from_pretrained(str(tmp_path)).eval(), BY_TYPE[MODELS[request.param][0]], saved)
 
 
-def test_the_same_logits_tokens_and_gradients(pair: Pair) -> None:
+def test_equal_logits_tokens_and_gradients(pair: Pair) -> None:
     tokens = ids(2, 48)
     with torch.no_grad():
         torch.testing.assert_close(pair.ours(tokens), pair.theirs(tokens).logits, rtol=1e-4, atol=1e-4)
@@ -139,20 +139,20 @@ def test_the_same_logits_tokens_and_gradients(pair: Pair) -> None:
     pair.ours(tokens, targets).mean().backward()
     F.cross_entropy(pair.theirs(tokens).logits.flatten(0, 1), targets.flatten()).backward()
     ours, wanted = dict(pair.ours.named_parameters()), dict(pair.theirs.named_parameters())
-    for correspondence in pair.family.tensors(pair.ours.config):
-        gradient = ours.pop(correspondence.ours).grad
+    for mapping in pair.family.weight_mappings(pair.ours.config):
+        gradient = ours.pop(mapping.parameter).grad
         assert gradient is not None
-        for name, found in correspondence.to_theirs(gradient).items():
+        for name, found in mapping.to_tensors(gradient).items():
             want = wanted.pop(name if name in wanted else "lm_head.weight").grad  # GPT-NeoX has another name in files
             assert (found - want).norm() <= 1e-3 * want.norm(), name
     assert (ours, wanted) == ({}, {})
 
 
-def test_the_way_back(pair: Pair) -> None:
+def test_weights_round_trip(pair: Pair) -> None:
     config, parameters = pair.ours.config, pair.ours.state_dict()
     written: dict[str, torch.Tensor] = {}
-    for correspondence in pair.family.tensors(config):
-        written |= correspondence.to_theirs(parameters[correspondence.ours])
+    for mapping in pair.family.weight_mappings(config):
+        written |= mapping.to_tensors(parameters[mapping.parameter])
     assert set(written) == set(pair.saved)
     assert all(torch.equal(tensor, written[name]) for name, tensor in pair.saved.items())
 
@@ -163,16 +163,14 @@ def test_the_way_back(pair: Pair) -> None:
         assert torch.equal(again(ids(2, 48)).logits, pair.theirs(ids(2, 48)).logits)
 
     rebuilt = Transformer(config, seed=None).state_dict()
-    for correspondence in pair.family.tensors(config):
-        for theirs_name, view in zip(
-            correspondence.theirs, correspondence.views(rebuilt[correspondence.ours]), strict=True
-        ):
+    for mapping in pair.family.weight_mappings(config):
+        for theirs_name, view in zip(mapping.tensors, mapping.views(rebuilt[mapping.parameter]), strict=True):
             view.copy_(written[theirs_name].view(view.shape))
     assert all(torch.equal(tensor, rebuilt[name]) for name, tensor in parameters.items())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox, a quarter", "llama, grouped"])
-def test_several_files_and_half_precision(name: str, tmp_path: Path) -> None:
+def test_sharded_half_precision_checkpoints(name: str, tmp_path: Path) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         folder = tmp_path / str(dtype)
         theirs(name).to(dtype).save_pretrained(folder, max_shard_size="20KB")
@@ -220,7 +218,7 @@ MODEL_VALUES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
-def test_a_config_there_and_back(family: Family, model_config: Callable[..., ModelConfig]) -> None:
+def test_configs_round_trip(family: Family, model_config: Callable[..., ModelConfig]) -> None:
     model = model_config(**{"n_head": 4, "d_model": 32, "vocab_size": 99, **MODEL_VALUES[family.model_type]})
     written = json.loads(json.dumps(family.to_hf(model, 99)))
     assert replace(model, **family.to_model(written)) == model
@@ -260,7 +258,7 @@ SPELLINGS: dict[str, tuple[Family, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_spellings(name: str) -> None:
+def test_alternative_key_names(name: str) -> None:
     family, written, fields = SPELLINGS[name]
     assert family.to_model(written) == family.to_model({}) | fields
 
@@ -300,7 +298,7 @@ REFUSED: dict[str, tuple[Family, dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_represented_is_refused(name: str) -> None:
+def test_unsupported_configs_are_refused(name: str) -> None:
     family, written, expected = REFUSED[name]
     with pytest.raises(UserError) as error:
         family.to_model(written)

@@ -1,4 +1,4 @@
-"""Pretrained weights: what is loaded, what it takes, and a line for everything that is wrong."""
+"""Loading of pretrained weights: values, file variants, memory, temperatures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_temperatures_start_as_in_a_new_model(name: str, tmp_path: Path) -> None
     assert all(torch.equal(tensor, backbone.get(key, new[key])) for key, tensor in loaded.items())
 
 
-def test_it_can_be_trained(tmp_path: Path) -> None:
+def test_a_loaded_model_trains(tmp_path: Path) -> None:
     write_model(tmp_path, "gpt2")
     model = from_pretrained(str(tmp_path), SSA)
     assert model.training
@@ -71,7 +71,7 @@ def test_it_can_be_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_any_dtype_is_converted(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_dtypes_are_converted(dtype: torch.dtype, tmp_path: Path) -> None:
     written = write_model(tmp_path, "gpt_neox")
     save_file({name: tensor.to(dtype) for name, tensor in tensors_of(tmp_path).items()}, tmp_path / "model.safetensors")
     for name, parameter in from_pretrained(str(tmp_path)).named_parameters():
@@ -135,7 +135,7 @@ def test_memory_is_little_more_than_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_an_export_comes_back_with_its_temperatures(name: str, tmp_path: Path) -> None:
+def test_an_export_loads_with_its_temperatures(name: str, tmp_path: Path) -> None:
     config = small("llama", rule(name))
     written = write_export(tmp_path, config, seed=5)
     restarted = replace(config.temperature, name="mine", alpha_init=-1.0, beta_init=0.5)
@@ -143,7 +143,7 @@ def test_an_export_comes_back_with_its_temperatures(name: str, tmp_path: Path) -
         assert all(torch.equal(tensor, written.state_dict()[key]) for key, tensor in loaded.state_dict().items())
 
 
-def test_a_vanilla_export_takes_new_temperatures(tmp_path: Path) -> None:
+def test_a_vanilla_export_gets_new_temperatures(tmp_path: Path) -> None:
     written = write_export(tmp_path, small("gpt2"))
     assert torch.equal(
         from_pretrained(str(tmp_path), SSA, seed=1).blocks[1].mlp.up.weight, written.blocks[1].mlp.up.weight

@@ -1,4 +1,4 @@
-"""A line for everything that can be wrong with a pretrained model, and the Hub."""
+"""One-line errors for damaged, unsupported or unavailable pretrained models."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from pretrained_folders import ids, small, tensors_of, write_files, write_model
 from safetensors.torch import save_file
 
-from ssa import hub_client
 from ssa.errors import UserError
 from ssa.hub_client import HubUnreachable, NotInRepository
 from ssa.model.config import ModelConfig
+from ssa.pretrained import source
 from ssa.pretrained.load import check_vocabulary, from_pretrained, load_pretrained
 from ssa.pretrained.source import describe, size_label
 from ssa.text.tokenization import Tokenizer, train_bpe
 
 
 def refused(folder: Path, **fields: Any) -> str:
-    """The one line of a refusal."""
+    """The error message without its prefix."""
     with pytest.raises(UserError) as error:
         from_pretrained(str(folder), **fields)
     message = str(error.value)
@@ -34,13 +34,13 @@ def refused(folder: Path, **fields: Any) -> str:
 # What is wrong with names and files
 
 
-def test_a_run_folder_is_to_be_exported(tmp_path: Path) -> None:
+def test_a_run_folder_must_be_exported(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {}")
     assert refused(tmp_path) == f"a run folder; export it first: python export.py run={tmp_path} to=FOLDER"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "~/no-such-folder-here", "/no-such-folder-here"])
-def test_a_path_that_is_none(name: str) -> None:
+def test_a_path_that_does_not_exist(name: str) -> None:
     with pytest.raises(UserError, match=f"^init_from={name}: no such folder$"):
         describe(name)
 
@@ -122,14 +122,14 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "export without model": (edited(model_type="ssa"), ["config.json: ssa: not set"]),
     "export of another version": (
         edited(model_type="ssa", ssa={"depth": 3}),
-        ["config.json: ssa is damaged, or of another version: "],
+        ["config.json: ssa is damaged or from another version: "],
     ),
     "pickle": (only_pickle, ["no model.safetensors", "pytorch_model.bin", "save_pretrained"]),
     "bad index": (bad_index, ["model.safetensors.index.json is damaged: no weight_map"]),
     "without a part": (without_part, ["part1.safetensors is missing", "index.json", "1 of 2"]),
-    "cut short": (cut, ["model.safetensors is damaged or cut short"]),
-    "empty": (content("model.safetensors", b""), ["model.safetensors is damaged or cut short"]),
-    "garbage": (content("model.safetensors", b"\xff" * 99), ["model.safetensors is damaged or cut short"]),
+    "cut short": (cut, ["model.safetensors is damaged or truncated"]),
+    "empty": (content("model.safetensors", b""), ["model.safetensors is damaged or truncated"]),
+    "garbage": (content("model.safetensors", b"\xff" * 99), ["model.safetensors is damaged or truncated"]),
     "missing": (
         changed(lambda t: t.pop(QKV)),
         [f"the 28 tensors of the GPT2LMHeadModel in config.json; 1 missing: {QKV} (32, 96)"],
@@ -137,29 +137,29 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "many missing": (changed(lambda t: [t.pop(n) for n in list(t) if "h.1." in n]), ["12 missing: ", " and 9 more"]),
     "misshaped": (
         changed(lambda t: t.update({QKV: t[QKV].t().contiguous()})),
-        [f"1 of another shape: {QKV} (96, 32) for (32, 96)"],
+        [f"1 with the wrong shape: {QKV} (96, 32), expected (32, 96)"],
     ),
-    "other vocabulary": (edited(vocab_size=601), [f"1 of another shape: {WTE} (600, 32) for (601, 32)"]),
-    "fewer layers": (edited(n_layer=1), ["12 left over: transformer.h.1.attn.c_attn.bias (96,)", "and 9 more"]),
-    "left over": (changed(lambda t: t.update(score=torch.ones(2, 3))), ["1 left over: score (2, 3)"]),
-    "twice": (twice, ["its 3 safetensors files", "a second time"]),
+    "other vocabulary": (edited(vocab_size=601), [f"1 with the wrong shape: {WTE} (600, 32), expected (601, 32)"]),
+    "fewer layers": (edited(n_layer=1), ["12 unexpected: transformer.h.1.attn.c_attn.bias (96,)", "and 9 more"]),
+    "left over": (changed(lambda t: t.update(score=torch.ones(2, 3))), ["1 unexpected: score (2, 3)"]),
+    "twice": (twice, ["its 3 safetensors files", "(duplicate)"]),
     "quantized": (
         changed(lambda t: t.update({QKV: t[QKV].to(torch.int8)})),
-        ["1 of a dtype that is not read", f"{QKV} I8"],
+        ["1 with an unsupported dtype", f"{QKV} I8"],
     ),
     "not tied": (
         changed(lambda t: t.update({"lm_head.weight": t[WTE] + 1})),
-        ["lm_head.weight is not the token embedding", "tie_word_embeddings=true"],
+        ["lm_head.weight differs from the token embedding", "tie_word_embeddings=true"],
     ),
     "tied in another shape": (
         changed(lambda t: t.update({"lm_head.weight": torch.ones(3, 32)})),
-        ["lm_head.weight (3, 32) for (600, 32)"],
+        ["lm_head.weight (3, 32), expected (600, 32)"],
     ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_one_line_for_what_is_wrong(case: str, tmp_path: Path) -> None:
+def test_one_line_for_each_fault(case: str, tmp_path: Path) -> None:
     damage, expected = WRONG[case]
     write_model(tmp_path, "gpt2")
     damage(tmp_path)
@@ -167,19 +167,19 @@ def test_one_line_for_what_is_wrong(case: str, tmp_path: Path) -> None:
     assert [part for part in expected if part not in message] == [], message
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     write_model(tmp_path, "gpt2")
-    assert "valid: the folder" in refused(tmp_path / "model.safetensors")
+    assert "valid: its folder" in refused(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(("field", "value"), [("n_layer", 3), ("tie_embeddings", False), ("max_positions", 128)])
-def test_a_model_of_another_architecture(field: str, value: Any, tmp_path: Path) -> None:
+def test_a_different_architecture(field: str, value: Any, tmp_path: Path) -> None:
     write_model(tmp_path, "gpt2")
     with pytest.raises(UserError, match=f"model.{field}={str(value).lower()}: init_from=.* has "):
         load_pretrained(small("gpt2", **{field: value}), str(tmp_path), seed=0)
 
 
-def test_a_tokenizer_of_more_tokens() -> None:
+def test_a_tokenizer_with_too_many_tokens() -> None:
     tokenizer = Tokenizer("mine", train_bpe(iter(["some words and more words"]), 280))
     check_vocabulary(small("gpt2"), tokenizer)
     check_vocabulary(small("gpt2", vocab_size=None), tokenizer)
@@ -203,14 +203,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise HubUnreachable(f"{field}={repo}: cannot be fetched ({filename})")
         raise NotInRepository(f"{field}={repo}: 404")
 
-    monkeypatch.setattr(hub_client, "download", download)
+    monkeypatch.setattr(source, "download", download)
     monkeypatch.chdir(tmp_path)
     return folder
 
 
 @pytest.mark.parametrize("prepare", [lambda folder: None, sharded], ids=["one file", "several"])
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_model_of_the_hub(prepare: Callable[[Path], None], offline: bool, hub: Path) -> None:
+def test_a_model_on_the_hub(prepare: Callable[[Path], None], offline: bool, hub: Path) -> None:
     written = write_model(hub, "gpt2")
     prepare(hub)
     if offline:  # everything was fetched before
@@ -218,8 +218,8 @@ def test_a_model_of_the_hub(prepare: Callable[[Path], None], offline: bool, hub:
     assert torch.equal(from_pretrained("org/model")(ids()), written(ids()))
 
 
-def test_faults_of_the_hub(hub: Path) -> None:
-    with pytest.raises(UserError, match=r"init_from=org/model: no config\.json; valid: a model"):
+def test_missing_files_on_the_hub(hub: Path) -> None:
+    with pytest.raises(UserError, match=r"init_from=org/model: no config\.json; valid: a Hugging Face model"):
         from_pretrained("org/model")
     write_files(hub, {"model_type": "gpt2"}, {})
     (hub / "model.safetensors").unlink()
@@ -230,7 +230,7 @@ def test_faults_of_the_hub(hub: Path) -> None:
         from_pretrained("org/model")
 
 
-def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_hub_is_unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -249,6 +249,6 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         ("/", "pretrained"),
     ],
 )
-def test_the_label_of_its_size(name: str, label: str) -> None:
+def test_size_label(name: str, label: str) -> None:
     assert size_label(name) == label
     ModelConfig(name="x", size=label, n_layer=1, n_head=1, d_model=2)

@@ -17,7 +17,7 @@ from ssa.files import hash_of, parse_json
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
-from ssa.pretrained.source import describe, size_label, small_files, weights_hash
+from ssa.pretrained.source import describe, size_label, text_files, weights_hash
 from ssa.record.checkpoint import read
 from ssa.record.run_files import read_environment
 from ssa.record.run_model import best_weights, hash_of_weights, load_run, load_run_config, load_run_tokenizer
@@ -203,7 +203,7 @@ class EvaluatedModel:
 
     def _special_token(self, *keys: str) -> int:
         """The first of these special tokens in the tokenizer's config files, else end-of-text."""
-        contents = small_files(self._tokenizer_source, _TOKENIZER_FILES) if self.init_from is not None else {}
+        contents = text_files(self._tokenizer_source, _TOKENIZER_FILES) if self.init_from is not None else {}
         for name, content in contents.items():
             values = parse_json(content, f"{self._tokenizer_source}: {name}")
             for key in keys:

@@ -1,1 +1,1 @@
-"""The sources of a Hugging Face folder's own classes; `ssa.pretrained.remote_code` puts them in one."""
+"""Classes shipped with exported models; see `ssa.pretrained.remote_code`."""

@@ -1,4 +1,4 @@
-"""A model's sizes under the names that Hugging Face tools read."""
+"""Model sizes under Hugging Face names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ssa.model.config import ModelConfig
 
 
 def aliases(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """Keys of config.json and their values, all of which follow from the model."""
+    """Keys of config.json that follow from the model."""
     return {
         "vocab_size": vocab_size,
         "hidden_size": config.d_model,

@@ -11,19 +11,19 @@ from ssa.pretrained.remote.aliases import aliases
 
 
 class SSAConfig(PretrainedConfig):
-    """A `ModelConfig` under the key ``ssa``, and what follows from it under the usual names.
+    """A `ModelConfig` under the key ``ssa``, with its sizes under the usual names.
 
     Args:
         ssa: the model, as plain values.
-        vocab_size: of the embedding; default: the model's.
-        kwargs: as of any config; what follows from the model cannot be set.
+        vocab_size: rows of the embedding; default: the model's.
+        kwargs: see `PretrainedConfig`; sizes of the model cannot be set.
 
     Raises:
         ValueError: ``ssa`` describes no model, or no vocabulary size is known.
     """
 
     model_type = "ssa"
-    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  # as in all config classes
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  # as in other config classes
     has_no_defaults_at_init = True
 
     def __init__(self, ssa: dict[str, Any] | None = None, vocab_size: int | None = None, **kwargs: Any) -> None:

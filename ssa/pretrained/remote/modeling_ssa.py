@@ -1,4 +1,4 @@
-"""The model class of an exported model with temperatures: `Transformer` behind the interface of transformers."""
+"""The model class of an exported model: `Transformer` with the interface of transformers."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from ssa.pretrained.remote.configuration_ssa import SSAConfig
 _REFUSED = {
     "position_ids": "they follow from attention_mask",
     "inputs_embeds": "temperatures may read token ids",
-    "output_attentions": "the attention maps are never computed",
+    "output_attentions": "attention maps are never materialized",
     "output_hidden_states": "the model does not return them",
 }
 _CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # before 5.24
 
 
 class CacheLayer:
-    """One layer of a transformers cache, as attention wants it: a `LayerCache`."""
+    """One layer of a transformers cache, with the interface of `LayerCache`."""
 
     def __init__(self, cache: Cache, number: int) -> None:
         self.cache, self.number = cache, number
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """As `LayerCache` says."""
+        """See `LayerCache.append`."""
         keys, values = self.cache.update(key, value, self.number)
         return keys, values
 
 
 class SSAForCausalLM(PreTrainedModel, GenerationMixin):
-    """A language model with temperatures.  New weights are drawn as in training, seeded by torch's generator."""
+    """A causal language model with temperatures.  New weights start as in training, drawn with torch's generator."""
 
     config_class = SSAConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _no_split_modules = ["Block"]  # noqa: RUF012  # this and the next two: as in all model classes
+    _no_split_modules = ["Block"]  # noqa: RUF012  # this and the next two: as in other model classes
     _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _tied_weights_keys = {"model.head.weight": "model.token_embedding.weight"}  # noqa: RUF012
     _supports_sdpa = True
@@ -51,25 +51,25 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = Transformer(ModelConfig.from_plain(config.ssa), config.vocab_size, seed=None)
         self.post_init()
-        self._keep_in_fp32_modules_strict = {"temperature", "log_frequency"}  # as in training, also in a bf16 model
-        if self.model.token_embedding.weight.device.type != "meta":  # there, weights are yet to be loaded
+        self._keep_in_fp32_modules_strict = {"temperature", "log_frequency"}  # as in training, also in bf16 models
+        if self.model.token_embedding.weight.device.type != "meta":  # there, weights are loaded later
             self.model.reset_parameters(int(torch.randint(2**31, ())))
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As of any model.
+        """See `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: the folder lacks weights, which would else be left to chance.
+            ValueError: weights are missing, which would otherwise stay random.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         if lost := sorted(info["missing_keys"]):
-            raise ValueError(f"{len(lost)} weights are missing, among them {lost[0]}")
+            raise ValueError(f"{len(lost)} weights are missing, such as {lost[0]}")
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Of new embeddings after a resize.  Not `Tensor.normal_`: transformers makes torch.nn.init skip what is loaded.
+        # New embeddings after a resize.  Not `Tensor.normal_`: only torch.nn.init is patched to skip loaded weights.
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=INIT_STD)
 
@@ -101,22 +101,22 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Next-token logits and, with labels, the mean loss.
+        """Next-token logits and, if labels are given, the mean loss.
 
         Args:
-            input_ids: (B, T), those after the ones in the cache.
-            attention_mask: (B, S), 1 at tokens, 0 at padding, of the tokens in the cache too.
-            past_key_values: a cache that grows, such as `DynamicCache`.
-            cache: the same, as transformers calls it from 5.24 on.
-            labels: (B, T), the ``input_ids`` themselves; -100 where there is none.
+            input_ids: (B, T), the tokens after those in the cache.
+            attention_mask: (B, S), 1 for tokens, 0 for padding; includes tokens in the cache.
+            past_key_values: a growing cache, such as `DynamicCache`.
+            cache: its name in transformers 5.24 and later.
+            labels: (B, T), equal to ``input_ids`` (not shifted); -100 is ignored.
             use_cache: whether to return a cache; default: the config's.
-            logits_to_keep: only the last so many logits, or those at these indices; 0: all.
-            return_dict: whether to return names rather than a tuple; default: the config's.
-            kwargs: of the loss.
+            logits_to_keep: number of last positions, or indices, to return logits for; 0: all.
+            return_dict: whether to return an output object rather than a tuple; default: the config's.
+            kwargs: passed to the loss.
 
         Raises:
-            ValueError: padding between tokens, a mask of another shape, a cache of fixed size, or an argument that this
-                model has no use for.
+            ValueError: padding between tokens, a mask of the wrong shape, a cache of fixed size, or an unsupported
+                argument.
         """
         for name, reason in _REFUSED.items():
             if kwargs.get(name) is not None and kwargs[name] is not False:
@@ -137,17 +137,17 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
 
 def _adapted(cache: Cache, n_layer: int) -> KVCache:
     if getattr(cache, "is_compileable", False):
-        raise ValueError(f"cache: {type(cache).__name__} is of fixed size; valid: DynamicCache")
+        raise ValueError(f"cache: {type(cache).__name__} has a fixed size; valid: DynamicCache")
     return KVCache([CacheLayer(cache, number) for number in range(n_layer)], cache.get_seq_length())
 
 
 def _visible(mask: Tensor | None, length: int, past: int) -> Tensor | None:
-    """How many tokens each of the last ``length`` sees; None where it is all before it, the fast path of attention."""
+    """Number of keys visible to each of the last ``length`` tokens; None if all, the fast path of attention."""
     if mask is None:
         return None
     if mask.shape[1:] != (past + length,):
-        raise ValueError(f"attention_mask: of shape {tuple(mask.shape)}; valid: (batch, {past + length})")
+        raise ValueError(f"attention_mask: has shape {tuple(mask.shape)}; valid: (batch, {past + length})")
     mask = mask.bool().long()
     if (mask[:, 0] + (mask.diff() > 0).sum(1) > 1).any():
-        raise ValueError("attention_mask: padding between tokens; in batches that are continued, it goes on the left")
+        raise ValueError("attention_mask: padding between tokens; pad on the left for generation")
     return None if mask[:, 0].all() else mask.cumsum(1).clamp(min=1)[:, -length:]
