@@ -20,10 +20,10 @@ from ssa.model.temperature import build_temperatures, scale
 from ssa.model.temperature_terms import Shape, Tokens
 
 
-class Layout(NamedTuple):
+class AttentionMetadata(NamedTuple):
     """Where a batch's tokens stand: the same for all layers."""
 
-    visible: Tensor  # n, the number of keys each query sees, (T,) or (B, T): its own and the n - 1 before it
+    visible_keys: Tensor  # n, the number of keys each query sees, (T,) or (B, T): its own and the n - 1 before it
     mask: Tensor | None  # what `visible` means for the keys in sight, (1 or B, 1, T, S); None where all before it
     rotation: Rotation | None
     log_frequency: Tensor | None  # (B, T), for the temperatures that read it
@@ -34,27 +34,27 @@ class AttentionInputs(NamedTuple):
 
     query: Tensor  # (B, H, T, d), scaled by its temperature, rotated
     key: Tensor  # (B, K, T, d), likewise
-    visible: Tensor  # (T,) or (B, T), number of keys each query can see
+    visible_keys: Tensor  # (T,) or (B, T), number of keys each query can see
     temperatures: dict[str, Tensor]  # by "query", "key", "value", "output": float32, broadcastable to (B, H, T, d)
 
 
 Observer = Callable[[AttentionInputs], None]
 
 
-def causal_mask(visible: Tensor, n_keys: int) -> Tensor:
+def causal_mask(visible_keys: Tensor, n_keys: int) -> Tensor:
     """True where a query sees a key: its own and the n - 1 before it.
 
     Args:
-        visible: n, (T,) or (B, T), of the last T of the keys.
+        visible_keys: n, (T,) or (B, T), of the last T of the keys.
         n_keys: S.
 
     Returns:
         (1 or B, 1, T, S), bool.
     """
-    visible = visible.reshape(-1, 1, visible.size(-1), 1)
-    keys = torch.arange(n_keys, device=visible.device)
-    own = keys[n_keys - visible.size(2) :, None]  # (T, 1)
-    return (keys <= own) & (keys > own - visible)
+    visible_keys = visible_keys.reshape(-1, 1, visible_keys.size(-1), 1)
+    keys = torch.arange(n_keys, device=visible_keys.device)
+    own = keys[n_keys - visible_keys.size(2) :, None]  # (T, 1)
+    return (keys <= own) & (keys > own - visible_keys)
 
 
 class CausalSelfAttention(nn.Module):
@@ -71,17 +71,17 @@ class CausalSelfAttention(nn.Module):
         self.temperature = build_temperatures(config.temperature, shape, self.n_kv_head)
 
     def forward(
-        self, x: Tensor, layout: Layout, cache: LayerCache | None = None, observe: Observer | None = None
+        self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache | None = None, observe: Observer | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D).
 
         Args:
             x: normalized hidden states, (B, T, D).
-            layout: of the batch.
+            metadata: of the batch.
             cache: takes this layer's keys and values, and gives those of earlier tokens.
             observe: called with the `AttentionInputs` of this layer; without a cache alone.
         """
-        tokens = Tokens(x, layout.visible, layout.log_frequency)
+        tokens = Tokens(x, metadata.visible_keys, metadata.log_frequency)
         temperatures: dict[str, Tensor] = {}
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 K, T, d)
         projections = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
@@ -89,8 +89,8 @@ class CausalSelfAttention(nn.Module):
             self._scaled(name, features, tokens, temperatures)
             for name, features in zip(("query", "key", "value"), projections, strict=True)
         )
-        if layout.rotation is not None:
-            query, key = rotate(query, layout.rotation), rotate(key, layout.rotation)
+        if metadata.rotation is not None:
+            query, key = rotate(query, metadata.rotation), rotate(key, metadata.rotation)
         before = key
         if cache is not None:
             key, value = cache.append(key, value)
@@ -98,14 +98,14 @@ class CausalSelfAttention(nn.Module):
             query,
             key,
             value,
-            attn_mask=layout.mask,
-            is_causal=layout.mask is None and x.size(1) > 1,  # of one query, all keys are its own or before it
+            attn_mask=metadata.mask,
+            is_causal=metadata.mask is None and x.size(1) > 1,  # of one query, all keys are its own or before it
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.n_kv_head != self.n_head,
         )  # (B, H, T, d)
         mixed = self._scaled("output", mixed, tokens, temperatures)
         if observe is not None:
-            observe(AttentionInputs(query, before, layout.visible, temperatures))
+            observe(AttentionInputs(query, before, metadata.visible_keys, temperatures))
         output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
         return output
 

@@ -50,30 +50,33 @@ class AttentionStatistics(NamedTuple):
 
 @torch.no_grad()
 def row_statistics(
-    query: Tensor, key: Tensor, visible: Tensor | None = None, chunk_elements: int = CHUNK_ELEMENTS
+    query: Tensor, key: Tensor, visible_keys: Tensor | None = None, chunk_elements: int = CHUNK_ELEMENTS
 ) -> RowStatistics:
     """Statistics of the causal softmax over ``query . key / sqrt(d)``.
 
     Args:
         query: (B, H, T, d), with its temperature applied.
         key: (B, K, T, d), likewise; K divides H (grouped-query attention).
-        visible: n, the keys each query sees: its own and the n - 1 before it, (T,) or (B, T).  Default: all before it.
+        visible_keys: n, the number of keys each query sees: its own and the n - 1 before it, (T,) or (B, T); by default
+            all before it.
         chunk_elements: the most logits to hold at once (one row of all heads at least).
     """
     batch, heads, length, head_dim = query.shape
     query, key = query.float() * head_dim**-0.5, key.float().repeat_interleave(heads // key.size(1), dim=1)
-    if visible is None:
-        visible = torch.arange(1, length + 1, device=query.device)
+    if visible_keys is None:
+        visible_keys = torch.arange(1, length + 1, device=query.device)
     rows = max(1, chunk_elements // (batch * heads * length))
-    chunks = [_chunk(query[:, :, i : i + rows], key, visible[..., i : i + rows], i) for i in range(0, length, rows)]
+    chunks = [
+        _chunk(query[:, :, i : i + rows], key, visible_keys[..., i : i + rows], i) for i in range(0, length, rows)
+    ]
     return RowStatistics(*(torch.cat(parts, dim=-1) for parts in zip(*chunks, strict=True)))
 
 
-def _chunk(query: Tensor, key: Tensor, visible: Tensor, start: int) -> RowStatistics:
+def _chunk(query: Tensor, key: Tensor, visible_keys: Tensor, start: int) -> RowStatistics:
     """Rows ``start`` to ``start + R`` against the keys up to the last of them: (B, H, R, d), (B, H, T, d)."""
     stop = start + query.size(2)
-    n = visible.reshape(-1, 1, visible.size(-1))  # (1 or B, 1, R)
-    hidden = ~causal_mask(visible, stop)  # (1 or B, 1, R, stop)
+    n = visible_keys.reshape(-1, 1, visible_keys.size(-1))  # (1 or B, 1, R)
+    hidden = ~causal_mask(visible_keys, stop)  # (1 or B, 1, R, stop)
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ key[:, :, :stop].transpose(-1, -2)  # (B, H, R, stop)
     logits = logits.masked_fill_(hidden, -torch.inf)
@@ -88,19 +91,24 @@ def _chunk(query: Tensor, key: Tensor, visible: Tensor, start: int) -> RowStatis
 
 @torch.no_grad()
 def attention_statistics(
-    model: Transformer, ids: Tensor, visible: Tensor | None = None, advance: Callable[[int], None] = lambda tokens: None
+    model: Transformer,
+    ids: Tensor,
+    visible_keys: Tensor | None = None,
+    advance: Callable[[int], None] = lambda tokens: None,
 ) -> AttentionStatistics:
     """Runs a model over a fixed batch, a sequence at a time, each layer reduced as soon as it is computed.
 
     Args:
         model: in evaluation mode; its compiled form (if any) is left alone.
         ids: token ids, (B, T).
-        visible: as the model takes it, (B, T).
+        visible_keys: as the model takes it, (B, T).
         advance: called with T after each sequence.
     """
     sequences: list[AttentionStatistics] = []
     for number, sequence in enumerate(torch.split(ids, 1)):
-        sequences.append(_of_sequence(model, sequence, None if visible is None else visible[number : number + 1]))
+        sequences.append(
+            _of_sequence(model, sequence, None if visible_keys is None else visible_keys[number : number + 1])
+        )
         advance(sequence.numel())
     return _combined(partial(torch.cat, dim=1), sequences)
 
@@ -176,15 +184,15 @@ def _combined(combine: Callable[[list[Tensor]], Tensor], several: Sequence[Atten
     )
 
 
-def _of_sequence(model: Transformer, ids: Tensor, visible: Tensor | None) -> AttentionStatistics:
+def _of_sequence(model: Transformer, ids: Tensor, visible_keys: Tensor | None) -> AttentionStatistics:
     layers: list[AttentionStatistics] = []
-    model.hidden(ids, observe=lambda inputs: layers.append(_of_layer(inputs)), visible=visible)
+    model.hidden(ids, observe=lambda inputs: layers.append(_of_layer(inputs)), visible_keys=visible_keys)
     return _combined(torch.stack, layers)
 
 
 def _of_layer(inputs: AttentionInputs) -> AttentionStatistics:
     """Statistics of one layer and sequence, without the dimension of layers."""
-    rows = row_statistics(inputs.query, inputs.key, inputs.visible)
+    rows = row_statistics(inputs.query, inputs.key, inputs.visible_keys)
     _, heads, length, _ = inputs.query.shape
     counts = {"key": inputs.key.size(1), "value": inputs.key.size(1)}
     temperatures = {

@@ -171,12 +171,12 @@ def _generate(
     padding = [length - len(prompt) for prompt in prompts]
     ids = torch.tensor([[_PAD] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)])
     # Without padding all see all before them, which needs no mask.
-    visible = visible_after_padding(torch.tensor(padding, device=device), length) if any(padding) else None
+    visible_keys = visible_after_padding(torch.tensor(padding, device=device), length) if any(padding) else None
     cache = KVCache.empty(model.config.n_layer)
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
     for number in range(max_new_tokens):
-        logits = model.head(model.hidden(ids.to(device), visible=visible, cache=cache)[:, -1])  # (B, V)
+        logits = model.head(model.hidden(ids.to(device), visible_keys=visible_keys, cache=cache)[:, -1])  # (B, V)
         chosen = choose(logits)
         for row in sorted(running):
             if chosen[row] in stop:
@@ -189,7 +189,7 @@ def _generate(
         if not running or number + 1 == max_new_tokens:
             break
         ids = torch.tensor(chosen)[:, None]  # (B, 1); rows that have ended go on unread
-        visible = visible[:, -1:] + 1 if visible is not None else None
+        visible_keys = visible_keys[:, -1:] + 1 if visible_keys is not None else None
     return rows
 
 

@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
     """What a temperature can read besides the features that it scales."""
 
     hidden: Tensor  # x: the normalized hidden states that the layer's projections read, (B, T, D)
-    visible: Tensor  # n: the number of keys each token's query sees, its own included, (T,) or (B, T)
+    visible_keys: Tensor  # n: the number of keys each token's query sees, its own included, (T,) or (B, T)
     log_frequency: Tensor | None = None  # of each token in the training text, standardized, (B, T)
 
 
@@ -86,7 +86,7 @@ class LengthTerm(Term):
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (1 or B, G, T, 1)."""
         scalar: Tensor = getattr(self, self.scalar)  # a plain tensor under torch.func
-        return self.value(scalar[:, None, None], over_heads(tokens.visible.to(scalar.dtype)))
+        return self.value(scalar[:, None, None], over_heads(tokens.visible_keys.to(scalar.dtype)))
 
 
 def groups(shape: Shape, config: TemperatureConfig) -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssa.model.attention import CausalSelfAttention, Layout, Observer, causal_mask
+from ssa.model.attention import AttentionMetadata, CausalSelfAttention, Observer, causal_mask
 from ssa.model.config import ModelConfig
 from ssa.model.kv_cache import KVCache, LayerCache
 from ssa.model.rotary import rotation
@@ -58,10 +58,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, layout: Layout, cache: LayerCache | None = None, observe: Observer | None = None
+        self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache | None = None, observe: Observer | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        attended = x + self.dropout(self.attention(self.attention_norm(x), layout, cache, observe))
+        attended = x + self.dropout(self.attention(self.attention_norm(x), metadata, cache, observe))
         read_by_mlp = x if self.parallel_residual else attended
         output: Tensor = attended + self.dropout(self.mlp(self.mlp_norm(read_by_mlp)))
         return output
@@ -166,7 +166,7 @@ class Transformer(nn.Module):
         targets: Tensor | None = None,
         observe: Observer | None = None,
         *,
-        visible: Tensor | None = None,
+        visible_keys: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Next-token logits, or with targets the loss of each token.
@@ -175,14 +175,15 @@ class Transformer(nn.Module):
             ids: token ids, (B, T); learned positions end at ``config.max_positions``.
             targets: the tokens that follow, (B, T).
             observe: called once a layer, first to last, with its `AttentionInputs`.
-            visible: the number of tokens each token sees, (T,) or (B, T): itself and those just before it, also in the
-                cache.  It restarts at 1 with each document or after left padding, and so do positions.  Default: all.
+            visible_keys: the number of tokens each token sees, (T,) or (B, T): itself and those just before it, also in
+                the cache.  It restarts at 1 with each document or after left padding, and so do positions.  Default:
+                all.
             cache: of earlier tokens; these are added to it.
 
         Returns:
             logits (B, T, V); or negative log-likelihoods (B, T), float32, in nats.
         """
-        logits: Tensor = self.head(self.hidden(ids, observe, visible=visible, cache=cache))  # (B, T, V)
+        logits: Tensor = self.head(self.hidden(ids, observe, visible_keys=visible_keys, cache=cache))  # (B, T, V)
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
@@ -192,18 +193,18 @@ class Transformer(nn.Module):
         ids: Tensor,
         observe: Observer | None = None,
         *,
-        visible: Tensor | None = None,
+        visible_keys: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """What the output matrix reads, (B, T, D): for those who need few logits.  Arguments as in `forward`."""
         past = cache.length if cache is not None else 0
-        layout = self._layout(ids, visible, past)
+        metadata = self._metadata(ids, visible_keys, past)
         x = self.token_embedding(ids)  # (B, T, D)
         if self.position_embedding is not None:
-            x = x + self.position_embedding(layout.visible - 1)
+            x = x + self.position_embedding(metadata.visible_keys - 1)
         x = self.dropout(x)
         for number, block in enumerate(self.blocks):
-            x = block(x, layout, cache.layers[number] if cache is not None else None, observe)
+            x = block(x, metadata, cache.layers[number] if cache is not None else None, observe)
         if cache is not None:
             cache.length = past + ids.size(1)
         normalized: Tensor = self.final_norm(x)
@@ -214,16 +215,16 @@ class Transformer(nn.Module):
         """Where it is."""
         return self.token_embedding.weight.device
 
-    def _layout(self, ids: Tensor, visible: Tensor | None, past: int) -> Layout:
+    def _metadata(self, ids: Tensor, visible_keys: Tensor | None, past: int) -> AttentionMetadata:
         length = ids.size(1)
-        all_in_sight = visible is None
-        if visible is None:
-            visible = torch.arange(past + 1, past + length + 1, device=ids.device)
+        all_in_sight = visible_keys is None
+        if visible_keys is None:
+            visible_keys = torch.arange(past + 1, past + length + 1, device=ids.device)
         plain = all_in_sight and (past == 0 or length == 1)  # what the kernel's own causal mask can say
-        mask = None if plain else causal_mask(visible, past + length)
-        turn = rotation(self.config, visible - 1) if self.config.positions == "rotary" else None
+        mask = None if plain else causal_mask(visible_keys, past + length)
+        turn = rotation(self.config, visible_keys - 1) if self.config.positions == "rotary" else None
         log_frequency = self.log_frequency[ids] if self.log_frequency is not None else None
-        return Layout(visible, mask, turn, log_frequency)
+        return AttentionMetadata(visible_keys, mask, turn, log_frequency)
 
     def count_parameters(self) -> dict[str, int]:
         """Parameters in all, without embeddings and output matrix, and those of the temperatures."""

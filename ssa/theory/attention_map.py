@@ -76,8 +76,8 @@ class AttentionMap(nn.Module):
         """Broadcastable to (B, H, Q, 1)."""
         if "query" not in self.temperature:
             return features.new_ones(1, 1, 1, 1)
-        visible = torch.full((hidden.size(-2),), n_keys, device=hidden.device)
-        tau: Tensor = self.temperature["query"](features, Tokens(hidden, visible))
+        visible_keys = torch.full((hidden.size(-2),), n_keys, device=hidden.device)
+        tau: Tensor = self.temperature["query"](features, Tokens(hidden, visible_keys))
         return tau
 
 

@@ -224,8 +224,8 @@ class Denoiser(nn.Module):
         if "value" not in self.temperature:
             return tokens.new_ones(1, 1)
         features = (tokens @ self.value.mT).unsqueeze(1)  # (B, 1, L, D)
-        visible = torch.full((tokens.size(-2),), tokens.size(-2), device=tokens.device)
-        tau: Tensor = self.temperature["value"](features, Tokens(tokens, visible))
+        visible_keys = torch.full((tokens.size(-2),), tokens.size(-2), device=tokens.device)
+        tau: Tensor = self.temperature["value"](features, Tokens(tokens, visible_keys))
         return tau[:, 0, :, 0]
 
 

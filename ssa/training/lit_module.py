@@ -77,7 +77,7 @@ class LanguageModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean loss of a micro-batch; all are of one size, so that their mean is the big batch's."""
         with attention_kernels(self.config.trainer.attention_backend):
-            loss: Tensor = self.model(*batch, visible=self._visible(batch[0])).mean()
+            loss: Tensor = self.model(*batch, visible_keys=self._visible_keys(batch[0])).mean()
         self._losses.append(loss.detach())
         return loss
 
@@ -105,7 +105,7 @@ class LanguageModule(L.LightningModule):
         full = batch[0].shape == (settings.micro_batch_size, self.config.data.block_size)
         losses = self.model if full else self.model.forward  # what is left over is not worth a compilation
         with attention_kernels(settings.attention_backend):
-            self._nll += losses(*batch, visible=self._visible(batch[0])).sum().item()
+            self._nll += losses(*batch, visible_keys=self._visible_keys(batch[0])).sum().item()
 
     test_step = validation_step
 
@@ -114,7 +114,7 @@ class LanguageModule(L.LightningModule):
         self.evaluated = self._perplexities("validation")
         with self.trainer.precision_plugin.forward_context():
             probe = self.probe.to(self.device)
-            self.evaluated |= attention_metrics(attention_statistics(self.model, probe, self._visible(probe)))
+            self.evaluated |= attention_metrics(attention_statistics(self.model, probe, self._visible_keys(probe)))
         if self.reported:
             row = {f"val/{name}": value for name, value in self.evaluated.items()}
             self.log_row({"step": self.step, "tokens": self.tokens, **row})
@@ -135,7 +135,7 @@ class LanguageModule(L.LightningModule):
         """The split's perplexities."""
         self.evaluated = self._perplexities("test")
 
-    def _visible(self, ids: Tensor) -> Tensor | None:
+    def _visible_keys(self, ids: Tensor) -> Tensor | None:
         """What each token sees, None for all before it; (B, T)."""
         return visible_in_documents(ids, self.end_of_text) if self.config.data.document_mask else None
 

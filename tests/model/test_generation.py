@@ -60,13 +60,13 @@ def random_ids(*shape: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def logits_in_chunks(model: Transformer, ids: Tensor, sizes: list[int], visible: Tensor | None = None) -> Tensor:
+def logits_in_chunks(model: Transformer, ids: Tensor, sizes: list[int], visible_keys: Tensor | None = None) -> Tensor:
     """The logits of `ids`, given to the model a few tokens at a time, with a cache."""
     cache, start, parts = KVCache.empty(model.config.n_layer), 0, []
     for size in sizes:
         chunk = slice(start, start + size)
-        seen = visible[..., chunk] if visible is not None else None
-        parts.append(model(ids[:, chunk], visible=seen, cache=cache))
+        seen = visible_keys[..., chunk] if visible_keys is not None else None
+        parts.append(model(ids[:, chunk], visible_keys=seen, cache=cache))
         start += size
     assert start == ids.size(1) == cache.length
     return torch.cat(parts, dim=1)
@@ -95,8 +95,11 @@ def test_cached_logits_equal_uncached_ones(backbone: str, rule: str) -> None:
 def test_left_padding_changes_no_logits(backbone: str, rule: str) -> None:
     model, padding = build(backbone, rule), torch.tensor([0, 3, 17, 23])
     ids = random_ids(4, LENGTH)
-    visible = visible_after_padding(padding, LENGTH)
-    for actual in (model(ids, visible=visible), *(logits_in_chunks(model, ids, c, visible) for c in CHUNKS.values())):
+    visible_keys = visible_after_padding(padding, LENGTH)
+    for actual in (
+        model(ids, visible_keys=visible_keys),
+        *(logits_in_chunks(model, ids, c, visible_keys) for c in CHUNKS.values()),
+    ):
         for row, pads in enumerate(padding.tolist()):
             close(actual[row, pads:], model(ids[row : row + 1, pads:])[0])
 
@@ -107,12 +110,15 @@ def test_left_padding_changes_no_logits(backbone: str, rule: str) -> None:
 def test_packed_documents_do_not_see_each_other(backbone: str, rule: str) -> None:
     model, ids = build(backbone, rule), random_ids(2, LENGTH)
     packings = [[7, 5, 1, 11], [1, 20, 3]]
-    visible = torch.stack([torch.cat([torch.arange(1, n + 1) for n in lengths]) for lengths in packings])
-    for actual in (model(ids, visible=visible), *(logits_in_chunks(model, ids, c, visible) for c in CHUNKS.values())):
+    visible_keys = torch.stack([torch.cat([torch.arange(1, n + 1) for n in lengths]) for lengths in packings])
+    for actual in (
+        model(ids, visible_keys=visible_keys),
+        *(logits_in_chunks(model, ids, c, visible_keys) for c in CHUNKS.values()),
+    ):
         for row, lengths in enumerate(packings):
             for document, logits in zip(ids[row].split(lengths), actual[row].split(lengths), strict=True):
                 close(logits, model(document[None])[0])
-    close(model(ids, visible=visible[0])[0], model(ids, visible=visible)[0])  # (T,): the same for all rows
+    close(model(ids, visible_keys=visible_keys[0])[0], model(ids, visible_keys=visible_keys)[0])
 
 
 @every_backbone

@@ -44,8 +44,8 @@ def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tokens]:
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(B, H, T, D, generator=generator, dtype=dtype)
     hidden = torch.randn(B, T, WIDTH, generator=generator, dtype=dtype)
-    visible = torch.tensor([range(1, T + 1), [1, 2, 3, 1, 2, 3, 4]])
-    return features, Tokens(hidden, visible, torch.randn(B, T, generator=generator, dtype=dtype))
+    visible_keys = torch.tensor([range(1, T + 1), [1, 2, 3, 1, 2, 3, 4]])
+    return features, Tokens(hidden, visible_keys, torch.randn(B, T, generator=generator, dtype=dtype))
 
 
 # The equations again, one number at a time, from lists of Python floats.  Arguments: the term's parameters by name, the
@@ -112,7 +112,7 @@ def test_equals_the_equation_scalar_by_scalar(slot: str, name: str, per: str) ->
         for h in range(heads):
             for i in range(T):
                 at = (features[b, :, i].tolist(), tokens.hidden[b, i].tolist())
-                n, z = tokens.visible[b, i].item(), tokens.log_frequency[b, i].item()
+                n, z = tokens.visible_keys[b, i].item(), tokens.log_frequency[b, i].item()
                 want = 1 + equation(parameters, h, *at, n, z, per)
                 assert got[b, h, i, 0].item() == pytest.approx(want, abs=2e-6)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssa.model.attention import CausalSelfAttention, Layout, causal_mask
+from ssa.model.attention import AttentionMetadata, CausalSelfAttention, causal_mask
 from ssa.model.config import Terms
 from ssa.model.temperature_terms import Tokens
 from ssa.model.transformer import Transformer
@@ -69,7 +69,7 @@ def attention_of(config, seed: int = 1) -> CausalSelfAttention:
 def test_attention_equals_the_score_matrix_written_out(model_config, projection: str, n_kv_head: int) -> None:
     attention = attention_of(model_config(n_head=4, n_kv_head=n_kv_head, d_model=32, **{projection: BOTH}))
     x, n = torch.randn(2, 9, 32), torch.arange(1, 10)
-    layout = Layout(n, None, None, None)
+    metadata = AttentionMetadata(n, None, None, None)
     q, k, v = attention.qkv(x).split([32, 8 * n_kv_head, 8 * n_kv_head], dim=-1)
     q, k, v = (part.unflatten(-1, (-1, 8)).transpose(1, 2) for part in (q, k, v))  # (2, heads, 9, 8)
 
@@ -89,7 +89,7 @@ def test_attention_equals_the_score_matrix_written_out(model_config, projection:
     if projection == "output":
         mixed = tau(mixed) * mixed
     want = attention.out(mixed.transpose(1, 2).reshape(2, 9, 32))
-    torch.testing.assert_close(attention(x, layout), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, metadata), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("beta", [-1.0, 0.3, 1.5, 2.0])
@@ -104,7 +104,7 @@ def test_released_equals_the_authors_formula_on_the_logits(model_config, form: s
     logits = q @ k.transpose(-1, -2) / math.sqrt(8) * (1 + factor * n.log())[:, None]  # a factor a row
     mixed = logits.masked_fill(~causal(30), -math.inf).softmax(-1) @ v
     want = attention.out(mixed.transpose(1, 2).reshape(2, 30, 16))
-    got = attention(x, Layout(n.long(), None, None, None))
+    got = attention(x, AttentionMetadata(n.long(), None, None, None))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 

@@ -23,13 +23,13 @@ class Batch:
 
     Attributes:
         ids: token ids, (B, T).
-        visible: number of visible keys of each token, (B, T); None: all up to it.
+        visible_keys: number of visible keys of each token, (B, T); None: all up to it.
         frequencies: occurrences of each vocabulary entry in the training text or a similar one, (V,).
         text_hash: hash of the text.
     """
 
     ids: Tensor
-    visible: Tensor | None
+    visible_keys: Tensor | None
     frequencies: Array
     text_hash: str = ""
 
@@ -79,8 +79,12 @@ def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = l
         batch: B sequences of T tokens; N = B T.
         advance: called with T after each sequence.
     """
-    statistics = attention_statistics(model, batch.ids, batch.visible, advance)
-    n = torch.arange(1, batch.ids.size(1) + 1).expand(batch.ids.shape) if batch.visible is None else batch.visible.cpu()
+    statistics = attention_statistics(model, batch.ids, batch.visible_keys, advance)
+    n = (
+        torch.arange(1, batch.ids.size(1) + 1).expand(batch.ids.shape)
+        if batch.visible_keys is None
+        else batch.visible_keys.cpu()
+    )
     norms, query = query_key_norms(model).numpy(), statistics.temperatures.get("query")
     tau = np.ones((*norms.shape, n.numel())) if query is None else _by_head(query[..., 0])
     return Measured(

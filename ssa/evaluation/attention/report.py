@@ -100,8 +100,8 @@ class Attention:
         corpus = run_corpus(evaluated)
         tokens = corpus.split("validation").tokens[: data.max_eval_tokens]
         ids = probe_windows(tokens, self._window, sequences).to(evaluated.device)
-        visible = visible_in_documents(ids, corpus.tokenizer.end_of_text) if data.document_mask else None
-        return Batch(ids, visible, corpus.split("train").token_counts(vocabulary), corpus.fingerprint)
+        visible_keys = visible_in_documents(ids, corpus.tokenizer.end_of_text) if data.document_mask else None
+        return Batch(ids, visible_keys, corpus.split("train").token_counts(vocabulary), corpus.fingerprint)
 
 
 def summary_of(measured: Measured) -> dict[str, float]:

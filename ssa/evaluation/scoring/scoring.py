@@ -212,9 +212,9 @@ def _score_after_prefix(model: Transformer, rows: Sequence[tuple[_Row, _CachedPr
     lengths = torch.tensor([len(tokens) for tokens in rest], device=model.device)[:, None]  # (B, 1)
     # Padding repeats the last position.
     slots = torch.arange(1, max(map(len, rest)) + 1, device=model.device).minimum(lengths)
-    visible = torch.tensor(starts, device=model.device)[:, None] + slots  # (B, T)
+    visible_keys = torch.tensor(starts, device=model.device)[:, None] + slots  # (B, T)
     cache = KVCache(list(layers), max(starts))
-    hidden = model.hidden(_padded(rest).to(model.device), visible=visible, cache=cache)  # (B, T, D)
+    hidden = model.hidden(_padded(rest).to(model.device), visible_keys=visible_keys, cache=cache)  # (B, T, D)
     states = [
         torch.cat([prefix.hidden, after[: len(tokens)]])
         for (_, prefix), after, tokens in zip(rows, hidden, rest, strict=True)

@@ -125,8 +125,8 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
         kept = _adapted(cache, len(self.model.blocks)) if cache is not None else None
-        visible = _visible(attention_mask, input_ids.size(1), kept.length if kept is not None else 0)
-        logits = self.model(input_ids, visible=visible, cache=kept)
+        visible_keys = _visible(attention_mask, input_ids.size(1), kept.length if kept is not None else 0)
+        logits = self.model(input_ids, visible_keys=visible_keys, cache=kept)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.size(-1), **kwargs)

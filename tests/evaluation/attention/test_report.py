@@ -46,8 +46,8 @@ def model(model_type: str, temperature: TemperatureConfig = SSA) -> Transformer:
     return made
 
 
-def batch(visible: torch.Tensor | None = None) -> Batch:
-    return Batch(ids(), visible, np.arange(VOCAB) * 7)
+def batch(visible_keys: torch.Tensor | None = None) -> Batch:
+    return Batch(ids(), visible_keys, np.arange(VOCAB) * 7)
 
 
 def tables(measured: Measured) -> Tables:
@@ -58,13 +58,13 @@ def column(table: object, name: str, *shape: int) -> np.ndarray:
     return table[name].to_numpy().reshape(shape)  # type: ignore[index]
 
 
-def maps(made: Transformer, visible: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, list[AttentionInputs]]:
+def maps(made: Transformer, visible_keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, list[AttentionInputs]]:
     """Softmax rows and logits as T x T matrices, (L, B, H, T, T), and the attention inputs."""
     seen: list[AttentionInputs] = []
     with torch.no_grad():
-        made(ids(), observe=seen.append, visible=visible)
+        made(ids(), observe=seen.append, visible_keys=visible_keys)
     length = ids().size(1)
-    n = torch.arange(1, length + 1).expand_as(ids()) if visible is None else visible
+    n = torch.arange(1, length + 1).expand_as(ids()) if visible_keys is None else visible_keys
     own, keys = torch.arange(length)[:, None], torch.arange(length)
     hidden = (keys > own) | (keys <= own - n[:, :, None])  # (B, T, T)
     logits = torch.stack(
@@ -80,10 +80,10 @@ def maps(made: Transformer, visible: torch.Tensor | None) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("model_type", KINDS)
 def test_matches_materialized_attention_maps(model_type: str, documents: bool) -> None:
     made = model(model_type)
-    visible = torch.tensor([[*range(1, 11), *range(1, 15)], range(1, 25)]) if documents else None
-    p, logits, seen = maps(made, visible)
-    measured = measure(made, batch(visible))
-    n = torch.arange(1, 25).expand(2, -1) if visible is None else visible
+    visible_keys = torch.tensor([[*range(1, 11), *range(1, 15)], range(1, 25)]) if documents else None
+    p, logits, seen = maps(made, visible_keys)
+    measured = measure(made, batch(visible_keys))
+    n = torch.arange(1, 25).expand(2, -1) if visible_keys is None else visible_keys
     entropy = -torch.xlogy(p, p).sum(-1)  # (L, B, H, T)
     spikiness = 1 / (n[:, None] * p.square().sum(-1))
     heads = tables(measured)["heads"]

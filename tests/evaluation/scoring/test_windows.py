@@ -150,7 +150,7 @@ def masked(model: Transformer, ids: list[int], context: int, stride: int) -> Ite
         window = torch.tensor([ids[begin : begin + context + 1]])
         if begin + window.size(1) <= done:
             return
-        losses = model(window[:, :-1], window[:, 1:], visible=visible_in_documents(window[:, :-1], END))
+        losses = model(window[:, :-1], window[:, 1:], visible_keys=visible_in_documents(window[:, :-1], END))
         yield from (-losses[0, done - begin - 1 :]).tolist()
         done = begin + window.size(1)
 
