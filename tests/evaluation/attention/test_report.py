@@ -58,7 +58,9 @@ def column(table: object, name: str, *shape: int) -> np.ndarray:
     return table[name].to_numpy().reshape(shape)  # type: ignore[index]
 
 
-def maps(made: Transformer, visible_keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, list[AttentionInputs]]:
+def maps(
+    made: Transformer, visible_keys: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, list[AttentionInputs]]:
     """Softmax rows and logits as T x T matrices, (L, B, H, T, T), and the attention inputs."""
     seen: list[AttentionInputs] = []
     with torch.no_grad():
