@@ -5,11 +5,11 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import programs
 import pytest
 import yaml
 from conftest import ROOT
@@ -94,6 +94,7 @@ TYPED_WRONG = {
     "+model.mlp_width=64": ["model.mlp_width: renamed; write model.d_ff"],
     "~model.tied_head": ["model.tied_head: renamed; write model.tie_embeddings"],
     "data.held_out=0.1": ["data.held_out: renamed; write data.validation_fraction"],
+    "model.temperature.query.base=yarn": ["base: renamed; write model.temperature.query.multiplier"],
     "hydra.foo=1": ["hydra.foo:", "--hydra-help"],
     # values: every kind of them is in test_config.py
     "trainer.steps=1e3": ["trainer.steps=1000.0:", "whole number"],
@@ -166,28 +167,21 @@ def test_one_line_for_a_wrong_scale_file(mistake: str, launch: Callable[..., Out
     assert [part for part in expected if part not in error] == [], error
 
 
-@pytest.mark.parametrize("arguments", [("data=wikitex",), ("trainer.step=5",), ("model.n_head=3",), ("--foo",)])
-def test_an_error_takes_less_than_two_seconds(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    def seconds() -> float:
-        began = time.perf_counter()
-        launch_process(*arguments, cwd=tmp_path).only_error()
-        return time.perf_counter() - began
+@pytest.mark.parametrize(
+    "arguments", [("data=wikitex",), ("trainer.step=5",), ("model.n_head=3",), ("trainer.steps=0",), ("--foo",)]
+)
+def test_an_error_comes_before_heavy_imports(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    outcome = programs.launch("train.py", *arguments, cwd=tmp_path)
+    assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())
+    assert outcome.err.startswith("error: ")
 
-    assert any(seconds() < 2 for _ in range(3))  # the machine may be busy for once
 
-
-def test_an_error_comes_before_heavy_imports(tmp_path: Path) -> None:
-    program = (
-        "import runpy, sys\n"
-        f"sys.argv = [{TRAIN!r}, 'trainer.steps=0']\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "try:\n"
-        f"    runpy.run_path({TRAIN!r}, run_name='__main__')\n"
-        "finally:\n"
-        "    print([name for name in ('torch', 'lightning', 'wandb', 'datasets', 'numpy') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "[]\n")
+@pytest.mark.parametrize("field", ["token=shraed", "position=releasd", "multiplier=yran"])
+def test_an_unknown_temperature_term_is_refused_before_torch_is_imported(field: str, tmp_path: Path) -> None:
+    outcome = programs.launch("train.py", f"model.temperature.query.{field}", cwd=tmp_path)
+    assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())
+    assert outcome.err.startswith(f"error: model.temperature.query.{field}: not one of the choices, did you mean ")
+    assert "; valid: none, " in outcome.err
 
 
 def test_a_sweep_names_each_job_that_fails(tmp_path: Path) -> None:
@@ -205,23 +199,14 @@ def test_a_sweep_over_a_wrong_option_starts_no_job(launch: Callable[..., Outcome
 
 
 def test_help_lists_every_group_option_and_its_line(tmp_path: Path) -> None:
-    outcome = launch_process("--help", cwd=tmp_path)
-    assert (outcome.code, outcome.err) == (0, "")
+    outcome = programs.launch("train.py", "--help", cwd=tmp_path)
+    assert (outcome.code, outcome.err, outcome.heavy) == (0, "", set())
     lines = outcome.out.splitlines()
     for file in (ROOT / "conf").glob("*/**/[!_]*.yaml"):
         group = file.parent.relative_to(ROOT / "conf").as_posix()
         start = next(number for number, line in enumerate(lines) if line.startswith(f"{group}="))
         described = next(line for line in lines[start:] if line.split()[:1] == [file.stem])
         assert len(described.split()) > 1, described
-
-
-def test_help_takes_less_than_a_second(tmp_path: Path) -> None:
-    def seconds() -> float:
-        began = time.perf_counter()
-        launch_process("--help", cwd=tmp_path)
-        return time.perf_counter() - began
-
-    assert any(seconds() < 1 for _ in range(3))
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--cfg job"])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import programs
 import pytest
-from conftest import ROOT
 from data_configs import data_config
 from pretrained_folders import SSA, VOCAB, small, write_export, write_model
 
@@ -140,20 +137,10 @@ def test_other_values_of_init_from() -> None:
 
 
 def test_nothing_heavy_is_imported(folders: dict[str, Path], tmp_path: Path) -> None:
-    program = (
-        "import runpy, sys\n"
-        f"sys.argv = ['train.py', 'model=ssa_llama', 'init_from={folders['llama']}', 'data.block_size=65']\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "try:\n"
-        f"    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
-        "finally:\n"
-        "    heavy = ('torch', 'lightning', 'transformers', 'safetensors', 'huggingface_hub', 'numpy')\n"
-        "    print([name for name in heavy if name in sys.modules])\n"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=os.environ)
-    assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
-    assert done.stderr.startswith("error: data.block_size=65:")
+    arguments = ["model=ssa_llama", f"init_from={folders['llama']}", "data.block_size=65"]
+    outcome = programs.launch("train.py", *arguments, cwd=tmp_path)
+    assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())
+    assert outcome.err.startswith("error: data.block_size=65:")
 
 
 # data.tokenizer, by default the pretrained model's

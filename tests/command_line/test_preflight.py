@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from programs import launch
 
 from ssa.command_line.preflight import check_train
 from ssa.config import Config
@@ -52,23 +50,12 @@ def test_it_is_refused_before_torch_is_imported(command: str, tmp_path: Path) ->
     (tmp_path / "text.pdf").write_text("words")
     (tmp_path / "empty.txt").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    program = [str(ROOT / word) if word.endswith((".py", ".yaml")) else word for word in command.split()]
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    imported, said = [], []
-    for line in done.stderr.splitlines():
-        imported.append(line.split()[-1]) if line.startswith("import time:") else said.append(line)
-    assert (done.returncode, done.stdout, len(said)) == (2, "", 1), said
-    assert said[0].startswith("error: ")
-    assert REFUSED[command] in said[0]
-    assert "ssa.errors" in imported
-    assert {"torch", "lightning", "datasets", "wandb", "transformers"} & set(imported) == set()
+    program, *arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in command.split()]
+    code, out, err, heavy = launch(program, *arguments, cwd=tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("error: ")
+    assert REFUSED[command] in err
+    assert heavy & {"torch", "lightning", "datasets", "wandb", "transformers"} == set()
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.engine.grid import Settings as GridSettings
+from experiments.engine.grid import GridSettings
 from ssa.command_line.settings import parse
 from ssa.command_line.values import overridden, read_list, read_overrides, read_text, read_value
 from ssa.evaluation.settings import EvaluateSettings

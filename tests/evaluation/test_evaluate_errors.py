@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from evaluated_models import EVERYTHING, TEXTS, evaluated_model, tokenizer_json, write_model_folder
 from evaluation_programs import Launch, Outcome, evaluate_in_process, tokens_in
 from pretrained_folders import VOCAB, write_model
@@ -281,15 +279,7 @@ def test_empty_text(pretrained: Path, launch: Launch, tmp_path: Path) -> None:
     assert line.endswith("empty.txt: no text")
 
 
-def test_invalid_key_is_reported_before_importing_torch(tmp_path: Path) -> None:
-    program = (
-        "import runpy, sys\n"
-        f"sys.argv = ['evaluate.py', 'taks=perplexity']\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "try:\n"
-        f"    runpy.run_path({str(ROOT / 'evaluate.py')!r}, run_name='__main__')\n"
-        "finally:\n"
-        "    print([name for name in ('torch', 'numpy', 'tokenizers', 'lm_eval') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
-    assert "did you mean tasks?" in done.stderr
+def test_invalid_key_is_reported_before_heavy_imports(tmp_path: Path) -> None:
+    outcome = programs.launch("evaluate.py", "taks=perplexity", cwd=tmp_path)
+    assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())
+    assert "did you mean tasks?" in outcome.err
