@@ -10,7 +10,7 @@ from ssa.files import cache_root, check_writable
 from ssa.pretrained.source import describe, local_folder
 from ssa.record.run_model import load_run_config, with_own_tokenizer
 from ssa.record.run_record import RunRecord
-from ssa.text.corpus.local import find_files, split_files
+from ssa.text.sources.local import find_files, split_files
 from ssa.text.tokenization import local_definition
 
 

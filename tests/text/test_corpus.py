@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.text.corpus import SPLITS, Corpus
-from ssa.text.corpus.hub import articles
-from ssa.text.corpus.pydocs import PyDocs
+from ssa.text.sources.hub import articles
+from ssa.text.sources.pydocs import PyDocs
 
 
 class Listed:

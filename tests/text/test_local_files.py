@@ -14,7 +14,8 @@ from data_configs import data_config
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.text.corpus import open_corpus, readers
+from ssa.text.corpus import open_corpus
+from ssa.text.sources import readers
 
 TEXTS = ["Ein Text über Wälder.\n\nZweiter Absatz.", "A second one: 日本語, 🎉.", "Third."]
 

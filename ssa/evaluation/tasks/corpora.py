@@ -16,8 +16,8 @@ from ssa.files import cache_root, hash_of, hash_of_file
 from ssa.hub_client import hub_errors
 from ssa.record.run_files import read_environment
 from ssa.record.run_model import with_own_tokenizer
-from ssa.text.corpus import readers
-from ssa.text.corpus.local import find_files
+from ssa.text.sources import readers
+from ssa.text.sources.local import find_files
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit, prepare
 from ssa.text.tokenization import Tokenizer
 

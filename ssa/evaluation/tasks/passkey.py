@@ -1,4 +1,4 @@
-"""Passkey retrieval: accuracy by length and depth (arXiv 2411.12892, table 4); texts: `ssa.text.corpus.passkey`."""
+"""Passkey retrieval: accuracy by length and depth (arXiv 2411.12892, table 4); texts: `ssa.text.sources.passkey`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.statistics import wilson
-from ssa.text.corpus.passkey import PassKeyPrompts, PassKeyText
+from ssa.text.sources.passkey import PassKeyPrompts, PassKeyText
 from ssa.viz import plot_style
 
 _FRACTIONS = (0.25, 0.5, 0.75, 1, 1.5, 2)  # of the context

@@ -27,7 +27,7 @@ from ssa.model.rotary import inverse_frequencies
 from ssa.model.transformer import Transformer
 from ssa.statistics import wilson
 from ssa.text.corpus import SPLITS, open_corpus
-from ssa.text.corpus.passkey import FILLER, KEY_SENTENCE, PassKeyPrompts, PassKeys, PassKeyText
+from ssa.text.sources.passkey import FILLER, KEY_SENTENCE, PassKeyPrompts, PassKeys, PassKeyText
 from ssa.text.tokenization import END_OF_TEXT, Tokenizer, load_tokenizer, train_bpe
 from ssa.viz import plot_style
 

@@ -13,7 +13,7 @@ from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of
 from ssa.hub_client import ask_or_cached, current_commit, download, hub_errors
-from ssa.text.corpus import readers
+from ssa.text.sources import readers
 
 PARQUET_BRANCH = "refs/convert/parquet"  # the Hub's Parquet copy of most datasets
 _NAMES = {

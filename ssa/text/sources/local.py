@@ -9,7 +9,7 @@ from pathlib import Path
 from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, hash_of_file
-from ssa.text.corpus import readers
+from ssa.text.sources import readers
 
 
 class LocalFiles:

@@ -1,6 +1,6 @@
 """Corpora: documents of a source, divided into splits.
 
-A source (`pydocs`, `hub`, `local`, `passkey`) yields documents of the splits that it has; `Corpus` limits the training
+A source (`ssa.text.sources`) yields documents of the splits that it has; `Corpus` limits the training
 split to ``max_documents`` and holds out missing splits from it.
 """
 
@@ -13,7 +13,11 @@ from typing import Protocol
 
 from ssa.config import DataConfig
 from ssa.files import hash_of
-from ssa.text.corpus import readers
+from ssa.text.sources import readers
+from ssa.text.sources.hub import HubDataset
+from ssa.text.sources.local import LocalFiles
+from ssa.text.sources.passkey import PassKeys
+from ssa.text.sources.pydocs import PyDocs
 
 SPLITS = ("train", "validation", "test")
 
@@ -103,17 +107,7 @@ def open_corpus(data: DataConfig) -> Corpus:
 
 def _source(data: DataConfig) -> Source:
     if data.source == "pydocs":
-        from ssa.text.corpus.pydocs import PyDocs
-
         return PyDocs(data.validation_fraction)
-    if data.source == "text":
-        from ssa.text.corpus.local import LocalFiles
-
-        return LocalFiles(data)
-    if data.source == "passkey":
-        from ssa.text.corpus.passkey import PassKeys
-
-        return PassKeys(data)
-    from ssa.text.corpus.hub import HubDataset
-
-    return HubDataset(data)
+    if data.source == "hub":
+        return HubDataset(data)
+    return LocalFiles(data) if data.source == "text" else PassKeys(data)

@@ -1,0 +1,1 @@
+"""Sources of text: the documents of a dataset, by split."""
