@@ -1,4 +1,4 @@
-"""Compute a table or figure of the paper: ``python -m experiments ITEM scale=smoke|laptop|gpu|paper``."""
+"""Compute a table or figure of the paper: ``python -m experiments EXPERIMENT scale=smoke|laptop|gpu|paper``."""
 
 from __future__ import annotations
 
@@ -15,22 +15,17 @@ from ssa.errors import UserError
 from ssa.processes import interruptible
 
 INSTALL = "pip install -e '.[experiments]'"
-USAGE = f"usage: python -m experiments ITEM scale={'|'.join(SCALES)} KEY=VALUE ...; ITEM --help lists the keys"
+USAGE = (
+    f"usage: python -m experiments EXPERIMENT scale={'|'.join(SCALES)} KEY=VALUE ...; EXPERIMENT --help lists the keys"
+)
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
     if not arguments or arguments[0] in ("--help", "-h"):
         width = max(len(experiment.name) for experiment in all_experiments())
-        print(
-            "\n".join(
-                [
-                    USAGE,
-                    "",
-                    *(f"  {experiment.name:<{width}}  {experiment.purpose}" for experiment in all_experiments()),
-                ]
-            )
-        )
+        lines = [f"  {experiment.name:<{width}}  {experiment.purpose}" for experiment in all_experiments()]
+        print("\n".join([USAGE, "", *lines]))
         return 0
     try:
         experiment = find_experiment(arguments[0])
@@ -49,10 +44,10 @@ def main(arguments: list[str]) -> int:
 
 
 def run(experiment: Experiment, settings: ExperimentSettings) -> None:
-    """Compute an experiment, write its results, and print what they come to."""
+    """Computes an experiment, writes its results and prints its conclusions."""
     lacking = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
     if lacking:
-        raise UserError(f"{' and '.join(lacking)}: not installed; to install what experiments need, {INSTALL}")
+        raise UserError(f"{' and '.join(lacking)}: not installed; to install all that experiments need: {INSTALL}")
     from rich.console import Console
 
     from experiments.engine.context import ExperimentContext
@@ -75,7 +70,7 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
     finally:
         context.discard()
     if settings.scale == "smoke":
-        console.print("scale=smoke tries the code; what it finds says nothing of the claim:")
+        console.print("scale=smoke only tests the code; its conclusions are meaningless:")
     for conclusion in context.conclusions:
         console.print(conclusion.sentence, markup=False)
     console.print(f"{seconds:.0f} s; results: {context.folder}/{settings.scale}_*")

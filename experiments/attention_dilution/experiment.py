@@ -1,22 +1,25 @@
-"""Attention dilution: how the entropy of attention grows with the number of tokens in sight, by temperature rule."""
+"""Attention dilution: growth of attention entropy with the number of visible tokens, by temperature rule."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.drawing import band
 from experiments.engine.experiment import Rules, TrainingSettings
+from experiments.engine.shared_runs import attention_of, run_of, weights_of
+from ssa.record.run_files import read_summary
+from ssa.statistics import mean_interval, paired_interval
+from ssa.viz import plot_style
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-    from matplotlib.axes import Axes
-
     from experiments.engine.context import ExperimentContext
 
 NAMES = {"none": "vanilla", "position": "position-aware", "token": "token-aware", "ssa": "both (SSA)"}
-METRICS = {  # of the attention report, and what a table calls them
+METRICS = {  # of the attention report, with their names in tables
     "attention_dilution": "slope",
     "attention_entropy": "entropy",
     "attention_entropy_normalized": "entropy / log n",
@@ -29,17 +32,11 @@ STYLES, MARKERS = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1))), ("o", "s", "^", "D
 
 
 class DilutionSettings(TrainingSettings):
-    """What its command line sets."""
-
-    rules: Rules = Field(description="of model/temperature, the first is what the others are compared with")
+    rules: Rules = Field(description="options of model/temperature, the baseline first")
 
 
 def run(settings: DilutionSettings, context: ExperimentContext) -> None:
-    """Trains each rule with each seed, and measures attention on the probe of the validation split."""
-    from experiments.engine.shared_runs import attention_of, run_of, weights_of
-    from ssa.record.run_files import read_summary
-    from ssa.statistics import paired_interval
-
+    """Trains each rule with each seed, and measures attention on the validation split."""
     cells = [(rule, seed) for rule in settings.rules for seed in range(settings.seeds)]
     folders = context.train([run_of(settings, rule, seed) for rule, seed in cells])
     found = context.compute([(attention_of, {"run": str(run), "weights": weights_of(run)}) for run in folders])
@@ -54,14 +51,13 @@ def run(settings: DilutionSettings, context: ExperimentContext) -> None:
     context.summary(
         "Attention dilution.",
         [_row(runs, rule, base) for rule in settings.rules],
-        "Slope of entropy in log n, entropies and loss in nats; tau norm: operator norm of the query-key matrix times "
-        "the query's temperature (figure 2, here of language models); means over layers, heads and tokens; 95% "
-        f"intervals (Student's t, {settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed; "
-        f"scale={settings.scale}.",
+        "Slope of entropy in log n; entropies and loss in nats; tau norm: operator norm of the query-key matrix times "
+        "the query temperature, as in figure 2. Means over layers, heads and tokens; 95% intervals (Student's t, "
+        f"{settings.seeds} seeds); differences to {NAMES.get(base, base)} at equal seed. scale={settings.scale}.",
     )
     _draw(context, positions, settings)
     slope = "attention_dilution"
-    for rule in sorted(others, key=lambda rule: rule != "position"):  # the paper's cure first
+    for rule in sorted(others, key=lambda rule: rule != "position"):  # the paper's remedy first
         name = NAMES.get(rule, rule)
         context.conclude(
             Conclusion(
@@ -74,13 +70,11 @@ def run(settings: DilutionSettings, context: ExperimentContext) -> None:
 
 
 def of_rule(runs: list[dict[str, Any]], rule: str, name: str) -> list[float]:
-    """A number of each run with a rule, in the order of seeds."""
+    """A metric of the runs with a rule, one per seed."""
     return [run[name] for run in runs if run["rule"] == rule]
 
 
 def _row(runs: list[dict[str, Any]], rule: str, base: str) -> dict[str, str]:
-    from ssa.statistics import mean_interval, paired_interval
-
     row = {"temperature": NAMES.get(rule, rule)}
     for name, title in METRICS.items():
         values = of_rule(runs, rule, name)
@@ -92,9 +86,7 @@ def _row(runs: list[dict[str, Any]], rule: str, base: str) -> dict[str, str]:
 
 
 def _binned(positions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over n = 1, 2, 3-4, 5-8, ..., each with the mean of its n."""
-    import numpy as np
-
+    """Means over n = 1, 2, 3-4, 5-8, ..., including the mean n."""
     n = np.array([row["n"] for row in positions])
     bins = np.ceil(np.log2(n)).astype(int)
     names = ("n", *(name for name in positions[0] if name != "n"))
@@ -105,10 +97,6 @@ def _binned(positions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _draw(context: ExperimentContext, positions: list[dict[str, Any]], settings: DilutionSettings) -> None:
-    import numpy as np
-
-    from ssa.viz import plot_style
-
     base = settings.rules[0]
     n = [row["n"] for row in positions if (row["rule"], row["seed"]) == (base, 0)]
     entropy = {
@@ -116,8 +104,8 @@ def _draw(context: ExperimentContext, positions: list[dict[str, Any]], settings:
         for rule in settings.rules
     }  # (seeds, bins)
     caption = (
-        "Entropy of attention in nats against the number n of tokens in sight, mean over layers, heads and tokens. "
-        f"Left: by temperature. Right: difference to {NAMES.get(base, base)} at equal seed. "
+        "Attention entropy in nats against the number n of visible tokens, mean over layers, heads and tokens. "
+        f"Left: by temperature rule. Right: difference to {NAMES.get(base, base)} at equal seed. "
         f"Bands: 95% intervals (Student's t, {settings.seeds} seeds)."
     )
     with context.figure("dilution", 7, 3.6, caption) as figure:
@@ -126,21 +114,12 @@ def _draw(context: ExperimentContext, positions: list[dict[str, Any]], settings:
         shades = plot_style.shades(len(settings.rules))
         for number, rule in enumerate(settings.rules):
             look = {"color": shades[number], "linestyle": STYLES[number % len(STYLES)], "marker": MARKERS[number % 4]}
-            _line(left, n, entropy[rule], look, NAMES.get(rule, rule))
+            look |= {"label": NAMES.get(rule, rule), "markersize": 3.5}
+            band(left, n, entropy[rule].T.tolist(), alpha=0.15, **look)
             if rule != base:
-                _line(right, n, entropy[rule] - entropy[base], look, NAMES.get(rule, rule))
+                band(right, n, (entropy[rule] - entropy[base]).T.tolist(), alpha=0.15, **look)
         right.axhline(0, color=plot_style.GRAY, linewidth=0.8)
         for axes, label in ((left, "entropy (nats)"), (right, f"difference to {NAMES.get(base, base)} (nats)")):
             axes.set_xscale("log", base=2)
-            axes.set(xlabel="tokens in sight, n", ylabel=label)
+            axes.set(xlabel="visible tokens, n", ylabel=label)
             axes.legend(fontsize=7.5)
-
-
-def _line(axes: Axes, n: list[float], values: npt.NDArray[Any], look: dict[str, Any], label: str) -> None:
-    """A mean over seeds with its interval; values (seeds, bins)."""
-    from ssa.statistics import mean_interval
-
-    estimates = [mean_interval(list(column)) for column in values.T]
-    axes.plot(n, [estimate.mean for estimate in estimates], label=label, markersize=3.5, **look)
-    low, high = [estimate.low for estimate in estimates], [estimate.high for estimate in estimates]
-    axes.fill_between(n, low, high, color=look["color"], alpha=0.15, linewidth=0)

@@ -1,4 +1,4 @@
-"""Figure 1: a text whose tokens are shaded by their learned temperature, from any checkpoint."""
+"""Figure 1: a text shaded by the learned temperature of each token, from any checkpoint."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.experiment import TrainingSettings
+from experiments.engine.shared_runs import run_of, weights_of
 from ssa.errors import UserError
-from ssa.viz.temperature_map import TemperatureView, over
+from ssa.statistics import jackknife_interval, mean_interval
+from ssa.viz import plot_style
+from ssa.viz.temperature_map import TemperatureView, check_choice, over
+from ssa.viz.temperature_map import shown as glyphs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,26 +27,21 @@ if TYPE_CHECKING:
 
 Text = Annotated[str, Field(min_length=1)]
 Index = Annotated[int, Field(ge=0)]
+_COLUMNS = 60  # tokens that fit in a figure
 
 
 class TemperatureMapSettings(TrainingSettings):
-    """What its command line sets."""
-
-    text: Text = Field(description="the text to shade, taken as it is; an end-of-text goes before, as in training")
-    of: Literal["query", "key", "value", "output"] = Field(description="whose temperature")
-    run: Text | None = Field(description="the folder of a run to take it from; null: runs are trained, one a seed")
-    rule: str = Field(description="of model/temperature, of the runs that are trained")
-    layer: Index | None = Field(description="of this layer, from 0; null: the mean over all")
-    head: Index | None = Field(description="of this head, from 0; null: the mean over all")
+    text: Text = Field(description="text to shade, preceded by an end-of-text token as in training")
+    of: Literal["query", "key", "value", "output"] = Field(description="which temperature to show")
+    run: Text | None = Field(description="folder of a run to show; null: train one run per seed")
+    rule: str = Field(description="model/temperature of the trained runs")
+    layer: Index | None = Field(description="layer, counted from 0; null: mean over all")
+    head: Index | None = Field(description="head, counted from 0; null: mean over all")
 
 
 def run(settings: TemperatureMapSettings, context: ExperimentContext) -> None:
-    """Shades the text by one run, or by one run a seed, which are trained if need be."""
-    import numpy as np
-
-    from experiments.engine.shared_runs import run_of, weights_of
+    """Shades the text by the given run, or by one trained run per seed."""
     from ssa.record.run_model import load_run_config
-    from ssa.viz.temperature_map import check_choice
 
     chosen = (settings.of, settings.layer, settings.head)
     if settings.run is not None:
@@ -72,20 +72,18 @@ def temperatures_of(run: str, weights: str, text: str, of: str, counted: bool) -
     """The tokens of a text and their temperatures in a run.
 
     Args:
-        run, weights: its folder, and a hash of the weights there.
-        text: at most as many tokens as the run was trained on at once.
+        run, weights: the run folder and a hash of its weights.
+        text: at most ``data.block_size`` tokens of the run.
         of: query, key, value or output.
-        counted: whether to look up how often the tokens are in the training text, for which it must be at hand.
+        counted: whether to count the tokens in the training text, which must be available.
 
     Returns:
         ``pieces``: texts of the T tokens, the first an end-of-text; ``values``: (L, H, T), nested; and if counted,
-        ``log_counts``: log(1 + how often it is in the training text) of each, (T,).
+        ``log_counts``: log(1 + count in the training text), (T,).
 
     Raises:
-        UserError: the text is longer.
+        UserError: the text is too long.
     """
-    import numpy as np
-
     from ssa.record.run_model import load_run, with_own_tokenizer
     from ssa.text.token_cache import prepare
     from ssa.viz.temperature_map import all_temperatures, token_pieces
@@ -105,7 +103,7 @@ def temperatures_of(run: str, weights: str, text: str, of: str, counted: bool) -
 
 
 def _heads(config: Config, values: npt.NDArray[Any]) -> list[dict[str, Any]]:
-    """A row a layer and head of one run."""
+    """One row per layer and head of a run."""
     layers, heads, _ = values.shape
     names = {"mean": values.mean(-1), "sd over tokens": values.std(-1), "min": values.min(-1), "max": values.max(-1)}
     return [
@@ -117,8 +115,6 @@ def _heads(config: Config, values: npt.NDArray[Any]) -> list[dict[str, Any]]:
 
 
 def _token(number: int, piece: str, temperatures: npt.NDArray[Any]) -> dict[str, Any]:
-    from ssa.statistics import mean_interval
-
     estimate = mean_interval(temperatures.tolist())
     return {"token": number, "text": piece, "mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
@@ -130,7 +126,7 @@ def _shade(
     pieces: list[str],
     values: npt.NDArray[Any],
 ) -> None:
-    """The text as HTML, PNG and SVG; the page has each layer and head too, all in the same colors."""
+    """The text as HTML, PNG and SVG; the page also has every layer and head on the same color scale."""
     from ssa.viz.temperature_map_files import write_html, write_picture
 
     def view(layer: int | None, head: int | None) -> TemperatureView:
@@ -155,15 +151,11 @@ def _draw_heads(
     pieces: list[str],
     values: npt.NDArray[Any],
 ) -> None:
-    """Layers and heads by tokens."""
-    from ssa.viz import plot_style
-    from ssa.viz.temperature_map import shown as glyphs
-
+    """Temperatures of layers and heads by token."""
     layers, heads, length = values.shape
     caption = (
-        f"Inverse temperature of the {settings.of} of each token (columns) in each layer and head (rows), "
-        f"{config.run_id}. 1: vanilla attention. Lighter: larger"
-        + (", a spikier attention map." if settings.of == "query" else ".")
+        f"Inverse {settings.of} temperature of each token (columns) in each layer and head (rows), {config.run_id}. "
+        f"1: vanilla attention. Lighter: larger{', a spikier attention map' if settings.of == 'query' else ''}."
     )
     names = [f"layer {layer}, head {head}" for layer in range(layers) for head in range(heads)]
     columns = [glyphs(piece).strip() for piece in pieces[:_COLUMNS]]
@@ -175,20 +167,14 @@ def _draw_heads(
         axes.tick_params(axis="y", labelsize=6)
 
 
-_COLUMNS = 60  # tokens that a figure has room for
-
-
 def _compare(
     context: ExperimentContext,
     settings: TemperatureMapSettings,
     tokens: npt.NDArray[Any],
     log_counts: list[list[float]],
 ) -> None:
-    """Whether seeds agree, of (seeds, T) temperatures; the first token, an end-of-text, is left out."""
-    import numpy as np
+    """Agreement of seeds on (seeds, T) temperatures, without the first token, an end-of-text."""
     from scipy.stats import spearmanr
-
-    from ssa.statistics import jackknife_interval, mean_interval
 
     tokens = tokens[:, 1:]
     own = _without_position(tokens)
@@ -209,9 +195,9 @@ def _compare(
     context.summary(
         "Figure 1.",
         [{"quantity": name, "mean": shown(estimate)} for name, estimate in estimates.items()],
-        f"Inverse temperatures of the {settings.of}, means over layers and heads, of a text of {own.shape[1]} tokens; "
-        f" 95% intervals (Student's t, {len(own)} seeds); correlations are Spearman's, over tokens, of what log n "
-        f"does not explain; scale={settings.scale}.",
+        f"Inverse {settings.of} temperatures, means over layers and heads, for a text of {own.shape[1]} tokens; "
+        f"95% intervals (Student's t, {len(own)} seeds). Spearman correlations over tokens, after subtracting a linear "
+        f"fit in log n. scale={settings.scale}.",
     )
     context.conclude(
         Conclusion(
@@ -224,9 +210,7 @@ def _compare(
 
 
 def _without_position(tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """(seeds, T) less the line in log n that fits best, which the position-aware part is; n is 2 for the first."""
-    import numpy as np
-
+    """(seeds, T) less the best linear fit in log n, the form of the position-aware term; n starts at 2."""
     log_n = np.log(np.arange(2, tokens.shape[1] + 2))
     design = np.stack([np.ones_like(log_n), log_n], axis=1)  # (T, 2)
     coefficients = np.linalg.lstsq(design, tokens.T, rcond=None)[0]

@@ -1,4 +1,4 @@
-"""Figure 2: query-key norms and spikiness, of maps that are fitted to targets, and of a trained lookup."""
+"""Figure 2: query-key norms and spikiness, for maps fitted to targets and for a trained lookup."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def run(settings: NormSettings, context: ExperimentContext) -> None:
-    """Each panel computes its jobs and draws its figure; a further one is a further function here."""
+    """Computes and draws both panels."""
     from experiments.fig2_norms import lookup, targets
 
     panels = [targets.panel(settings, context), lookup.panel(settings, context)]
     context.table("runs", [row for panel in panels for row in panel.runs])
     context.summary(
-        "Query-key norms with and without a temperature of the queries.",
+        "Query-key norms with and without a query temperature.",
         [row for panel in panels for row in panel.summary],
         f"Mean [95% interval] over {settings.seeds} seeds; ratios: geometric mean, paired at equal seed. "
         "norm: mean over tokens (and heads) of the operator norm of tau_i W. Fit: at equal KL to the target. Lookup: "
-        "at the learning rate that suits vanilla best. Spikiness: share of the keys attended to, lower is spikier. "
+        "at vanilla's best learning rate. Spikiness: share of the keys attended to, lower is spikier. "
         f"scale={settings.scale}.",
     )
     for panel in panels:

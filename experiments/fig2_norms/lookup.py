@@ -1,14 +1,17 @@
-"""Figure 2, trained: norms and spikiness over tokens of a layer that looks up items and groups of items."""
+"""Figure 2, right: norms and spikiness of a layer trained to look up items and groups of items."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from experiments.engine.conclusion import Conclusion
 from experiments.engine.tuning import best_setting
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, short, summary_row
 from experiments.fig2_norms.settings import NormSettings
+from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from experiments.engine.context import ExperimentContext, TableRow
@@ -19,7 +22,7 @@ PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 
 
 class LookupCell(NamedTuple):
-    """One method in one set-up at one learning rate."""
+    """A method in a setup at a learning rate."""
 
     shape: str
     levels: str
@@ -27,11 +30,11 @@ class LookupCell(NamedTuple):
     method: str
 
 
-Found = dict[LookupCell, list[dict[str, Any]]]  # of each seed
+Found = dict[LookupCell, list[dict[str, Any]]]  # one result per seed
 
 
 def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
-    """Trains all, and draws the distributions over tokens of the main set-up."""
+    """Trains all cells; draws the distributions over tokens of the main setup."""
     cells = list(_cells(settings))
     found: Found = dict(zip(cells, context.compute([_cached_job(settings, cell) for cell in cells]), strict=True))
     context.table("lookup_levels", list(_level_rows(found)))
@@ -46,7 +49,7 @@ def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
 
 
 def _setups(settings: NormSettings) -> list[tuple[str, str]]:
-    """Shape and levels: the main one first."""
+    """Shapes and levels, the main setup first."""
     shape, *shapes = settings.shapes
     levels = settings.query_levels
     return [*((shape, each) for each in levels), *((each, levels[0]) for each in shapes)]
@@ -68,19 +71,19 @@ def _cached_job(settings: NormSettings, cell: LookupCell) -> CachedJob:
 
 
 def levels_of(text: str) -> list[int]:
-    """ "1-3" -> [1, 2, 3]."""
+    """``"1-3"`` gives ``[1, 2, 3]``."""
     low, high = map(int, text.split("-"))
     return list(range(low, high + 1))
 
 
 def best_rate(found: Found, shape: str, levels: str, method: str) -> float:
-    """The learning rate of a method's least mean error."""
+    """A method's best learning rate."""
     same = [cell for cell in found if cell._replace(lr=0) == LookupCell(shape, levels, 0, method)]
     return best_setting({cell.lr: [run["mse"] for run in found[cell]] for cell in same})
 
 
 def at_vanillas_rate(found: Found, shape: str, levels: str) -> tuple[float, dict[str, list[dict[str, Any]]]]:
-    """The learning rate that suits vanilla best, and each method's runs at it."""
+    """Vanilla's best learning rate, and each method's runs at it."""
     lr = best_rate(found, shape, levels, "vanilla")
     return lr, {method: found[LookupCell(shape, levels, lr, method)] for method in METHODS}
 
@@ -98,8 +101,6 @@ def _level_rows(found: Found) -> Iterator[TableRow]:
 
 def _token_rows(settings: NormSettings, found: Found) -> Iterator[TableRow]:
     """Percentiles over tokens, heads and seeds."""
-    import numpy as np
-
     for shape, levels in _setups(settings):
         lr, runs = at_vanillas_rate(found, shape, levels)
         for method in METHODS:
@@ -147,7 +148,7 @@ def _conclusions(settings: NormSettings, found: Found) -> Iterator[Conclusion]:
         for name in names:
             claim, quantity = claims[name]
             yield Conclusion(
-                f"trained on the mixed lookup, {shape}, at the learning rate that suits vanilla best, {lr:g}, {claim}",
+                f"trained on the mixed lookup, {shape}, at vanilla's best learning rate, {lr:g}, {claim}",
                 f"{quantity}, ratio SSA / vanilla",
                 ratio(_of(runs["ssa"], name), _of(runs["vanilla"], name)),
                 "lower",
@@ -156,10 +157,6 @@ def _conclusions(settings: NormSettings, found: Found) -> Iterator[Conclusion]:
 
 
 def _draw(settings: NormSettings, context: ExperimentContext, found: Found) -> None:
-    import numpy as np
-
-    from ssa.viz import plot_style
-
     shape, levels = _setups(settings)[0]
     lr, runs = at_vanillas_rate(found, shape, levels)
     caption = (

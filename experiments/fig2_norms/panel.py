@@ -1,4 +1,4 @@
-"""What the panels of figure 2 have in common."""
+"""Result rows of figure 2's panels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = (*_SETUP, *_FOUND)
 
 @dataclass
 class Panel:
-    """What one comes to: runs have `COLUMNS`."""
+    """Results of a panel; runs have `COLUMNS`."""
 
     runs: list[TableRow]
     summary: list[TableRow]
@@ -30,7 +30,7 @@ class Panel:
 
 
 def run_row(found: Mapping[str, Any], **setup: Any) -> TableRow:
-    """A row of the table of runs: what was found, with 5 significant digits, and of what; a dash for what is not."""
+    """A row of the table of runs, with 5 significant digits; a dash for missing values."""
     row = {**found, **setup}
     return {name: short(row.get(name, math.nan)) for name in COLUMNS}
 
@@ -38,7 +38,7 @@ def run_row(found: Mapping[str, Any], **setup: Any) -> TableRow:
 def summary_row(
     panel: str, setup: str, quantity: str, values: Mapping[str, Sequence[float]], baseline: str = "vanilla"
 ) -> TableRow:
-    """A row of the table for readers, of each method's values, one a seed; missing methods have dashes."""
+    """A row of the summary, from each method's values, one per seed; a dash for missing methods."""
     row = {"panel": panel, "set-up": setup, "quantity": quantity}
     for method, label in LABELS.items():
         row[label] = _mean(values.get(method, ()))
@@ -50,7 +50,7 @@ def summary_row(
 
 
 def _mean(values: Sequence[float]) -> str:
-    """With how many seeds have none, where some have not: a mean of the others would be of chosen runs."""
+    """The mean and interval, or the number of seeds without a value: a mean of the others would be biased."""
     missing = sum(not math.isfinite(value) for value in values)
     if missing:
         return f"- ({missing} of {len(values)} seeds without)"
@@ -58,7 +58,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def ratio(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """Geometric mean of the ratios at equal seed, and its interval; nan where a seed has none, as no run is left out.
+    """Geometric mean of the ratios at equal seed with its interval; nan if any seed has no positive finite value.
 
     The standard deviation is that of the logarithms.
     """

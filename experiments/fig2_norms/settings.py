@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from experiments.engine.experiment import TheorySettings
 from ssa.config import PositiveFloat, PositiveInt
-
-if TYPE_CHECKING:
-    pass
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 SomeRates = Annotated[list[PositiveFloat], Field(min_length=1)]
@@ -18,19 +15,19 @@ Decays = Annotated[list[PositiveFloat], Field(min_length=2)]
 
 
 class NormSettings(TheorySettings):
-    """Of the fit to given maps, and of the lookup.  The first of a list is the main one where one is."""
+    """Settings of the fit to given maps and of the lookup.  The first value of a list is the main one."""
 
     tokens: Annotated[int, Field(ge=8)] = Field(description="fit: N, rows and columns of the target map")
     widths: Annotated[list[PositiveInt], Field(min_length=1)] = Field(
-        description="fit: D of the embeddings, below N; the first for all spreads, the others for the main one"
+        description="fit: D of the embeddings, below N; the first with all spreads, the others with the main spread"
     )
-    mean_sharpness: PositiveFloat = Field(description="fit: mean over rows of s, targets of the family scaled")
-    spread: PositiveFloat = Field(description="fit: the main one of the spreads")
+    mean_sharpness: PositiveFloat = Field(description="fit: mean sharpness s over rows of scaled targets")
+    spread: PositiveFloat = Field(description="fit: the main spread")
     spreads: Annotated[list[Annotated[float, Field(ge=1)]], Field(min_length=1)] = Field(
-        description="fit: largest over smallest sharpness, or group, of a target's rows"
+        description="fit: ratio of largest to smallest sharpness, or group size, among a target's rows"
     )
     levels: Annotated[list[Share], Field(min_length=1)] = Field(
-        description="fit: where norms are compared, as shares of what vanilla explains at the weakest decay"
+        description="fit: levels of fit at which norms are compared, as shares of vanilla's at the weakest decay"
     )
     decays: Decays = Field(description="fit: strengths of the penalty on effective norms")
     weight_decays: Decays = Field(description="fit: strengths of the penalty on weights")
@@ -39,14 +36,14 @@ class NormSettings(TheorySettings):
     items: Annotated[int, Field(ge=2)] = Field(description="lookup: L, a power of 2")
     value_dim: PositiveInt = Field(description="lookup: m")
     shapes: Annotated[list[Annotated[str, Field(pattern=r"^\d+x\d+$")]], Field(min_length=1)] = Field(
-        description="lookup: width x heads, 16x2 for example; all but the first at the first query_levels only"
+        description="lookup: width x heads, such as 16x2; all but the first only with the first query_levels"
     )
     query_levels: Annotated[list[Annotated[str, Field(pattern=r"^\d+-\d+$")]], Field(min_length=1)] = Field(
-        description="lookup: levels of the nodes that queries name, 0-5 for example; level l is of 2^l items"
+        description="lookup: levels of the queried nodes, such as 0-5; level l has 2^l items"
     )
-    lookup_lrs: SomeRates = Field(description="lookup: Adam's learning rates, of which the best for vanilla counts")
+    lookup_lrs: SomeRates = Field(description="lookup: Adam's learning rates; results are at vanilla's best")
     lookup_steps: PositiveInt = Field(description="lookup: optimizer steps")
-    batch: PositiveInt = Field(description="lookup: contexts, each with one query, in a step")
+    batch: PositiveInt = Field(description="lookup: contexts per step, each with one query")
 
     @model_validator(mode="after")
     def _a_target_can_be_drawn(self) -> Self:

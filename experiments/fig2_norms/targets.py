@@ -1,14 +1,16 @@
-"""Figure 2, the proposition by itself: the norm at which a map reaches a given target."""
+"""Figure 2, left: the norm at which an attention map fits a given target."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.engine.conclusion import Conclusion
+from experiments.engine.drawing import error_bars, points
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
 from experiments.fig2_norms.settings import NormSettings
+from ssa.statistics import mean_interval
+from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +28,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 class FitCell(NamedTuple):
-    """One method on one target."""
+    """A method on a target."""
 
     family: str
     width: int
@@ -35,11 +37,11 @@ class FitCell(NamedTuple):
     method: str
 
 
-Paths = dict[FitCell, list[list[dict[str, float]]]]  # of each seed, its rows, one a decay
+Paths = dict[FitCell, list[list[dict[str, float]]]]  # for each seed, one row per decay
 
 
 def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
-    """Fits all targets, and draws the curves of norm against KL and the ratio of norms against the spread."""
+    """Fits all targets; draws KL against norm and the ratio of norms against the spread."""
     cells = list(_cells(settings))
     paths: Paths = {}
     for cell, rows in zip(cells, context.compute([_cached_job(settings, cell) for cell in cells]), strict=True):
@@ -60,14 +62,14 @@ def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
 
 
 def _cells(settings: NormSettings) -> Iterator[FitCell]:
-    """The main width and penalty at every spread; other widths, and plain weight decay, at the main spread."""
+    """The main width and penalty at every spread; other widths and plain weight decay at the main spread."""
     main, *others = settings.widths
     for family in FAMILIES:
         for spread in settings.spreads:
             yield from (FitCell(family, main, "effective", spread, method) for method in LABELS)
         for width in others:
             yield from (FitCell(family, width, "effective", settings.spread, method) for method in LABELS)
-        # not with free temperatures, which would take all the scale for nothing
+        # without free temperatures, which would absorb all of the scale at no cost
         yield from (FitCell(family, main, "weights", settings.spread, method) for method in ("vanilla", "ssa"))
 
 
@@ -82,7 +84,7 @@ def _cached_job(settings: NormSettings, cell: FitCell) -> CachedJob:
 
 
 def at_equal_fit(paths: Paths, cell: FitCell, share: float, name: str) -> dict[str, list[float]]:
-    """A quantity of each method, one a seed, where it explains this share of what vanilla does at the weakest decay."""
+    """A quantity of each method, one per seed, at a share of what vanilla explains at the weakest decay."""
     from ssa.theory.target_maps import at_level
 
     methods = [method for method in LABELS if cell._replace(method=method) in paths]
@@ -101,7 +103,6 @@ def _vanilla(paths: Paths) -> list[FitCell]:
 
 
 def _level_rows(settings: NormSettings, paths: Paths) -> Iterator[TableRow]:
-    """Ratios to vanilla of several norms at several levels."""
     for cell in _vanilla(paths):
         for share in settings.levels:
             for name in QUANTITIES:
@@ -165,15 +166,13 @@ def _conclusions(settings: NormSettings, paths: Paths) -> Iterator[Conclusion]:
 
 
 def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> None:
-    from ssa.viz import plot_style
-
     width, share = settings.widths[0], settings.levels[0]
     caption = (
         f"Maps fitted to targets of {settings.tokens} tokens, D = {width}. Left, middle: KL to the target against the "
-        f"mean over tokens of the norm of tau_i W, one point a decay, spread {settings.spread:g}. Right: ratio of the "
-        f"norms to vanilla's where both explain {100 * share:g} % of what vanilla can; filled: {FAMILIES['scaled']}, "
-        f"open: {FAMILIES['groups']}. Points: means over {settings.seeds} seeds, of ratios geometric and paired; bars: "
-        "95% intervals (Student's t). free: one learned temperature a query."
+        f"mean over tokens of the norm of tau_i W, one point per decay, spread {settings.spread:g}. Right: ratio of "
+        f"norms to vanilla where both explain {100 * share:g}% of what vanilla can; filled: {FAMILIES['scaled']}, "
+        f"open: {FAMILIES['groups']}. Points: means over {settings.seeds} seeds (ratios: geometric, paired); bars: 95% "
+        "intervals (Student's t). free: one learned temperature per query."
     )
     with context.figure("fit", 7, 3.6, caption) as figure:
         *curves, ratios = figure.subplots(1, 3)
@@ -197,7 +196,8 @@ def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> N
                 ]
                 estimates = [ratio(each[method], each["vanilla"]) for each in found]
                 look = {**LOOKS[method], "color": shades[method], "fillstyle": ("full", "none")[number]}
-                _bars(ratios, settings.spreads, estimates, look)
+                shift = 0.97 if method == "ssa" else 1.03  # so that bars do not overlap
+                points(ratios, [shift * spread for spread in settings.spreads], estimates, **look, elinewidth=0.8)
         ratios.axhline(1, color=plot_style.GRAY, linewidth=0.8)
         ratios.set_xscale("log", base=2)
         ratios.set_xticks(settings.spreads, [f"{spread:g}" for spread in settings.spreads])
@@ -205,40 +205,19 @@ def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> N
 
 
 def _curve(axes: Axes, seeds: list[list[dict[str, float]]], method: str, color: Any) -> None:
-    """Over decays, of the rows of each seed."""
-    from ssa.statistics import mean_interval
-
-    means = [
+    """Mean KL against mean norm, one point per decay."""
+    norms, errors = (
         [mean_interval([path[number][name] for path in seeds]) for number in range(len(seeds[0]))]
         for name in ("norm_mean", "kl")
-    ]
-    bars = [_errors(each) for each in means]
-    axes.errorbar(
-        [each.mean for each in means[0]],
-        [each.mean for each in means[1]],
-        xerr=bars[0],
-        yerr=bars[1],
+    )
+    points(
+        axes,
+        [norm.mean for norm in norms],
+        errors,
+        xerr=error_bars(norms),
         color=color,
         label=LABELS[method],
         markersize=3.5,
         elinewidth=0.8,
         **LOOKS[method],
     )
-
-
-def _bars(axes: Axes, x: list[float], estimates: list[Any], look: dict[str, Any]) -> None:
-    shift = 0.97 if look["marker"] == "s" else 1.03  # so that bars of two methods do not cover each other
-    axes.errorbar(
-        [shift * value for value in x],
-        [estimate.mean for estimate in estimates],
-        yerr=_errors(estimates),
-        markersize=4,
-        elinewidth=0.8,
-        **look,
-    )
-
-
-def _errors(estimates: list[Any]) -> list[list[float]]:
-    below = [max(0.0, each.mean - each.low) if math.isfinite(each.low) else 0.0 for each in estimates]
-    above = [max(0.0, each.high - each.mean) if math.isfinite(each.high) else 0.0 for each in estimates]
-    return [below, above]

@@ -93,10 +93,11 @@ def _conclusions(cell: TokenGraphCell) -> Iterator[Conclusion]:
         name, unit = (
             ("cross-entropy", "cross-entropy, nats per token") if quantity == "excess" else ("L1", "L1 under pi")
         )
+        tuner = "the wider vanilla" if baseline == "wider" else LABELS[baseline]
         rates = (
             f"each at its own best learning rate, {cell.best('ssa'):g} and {cell.best(baseline):g}"
             if tuned
-            else f"both at the learning rate that suits {LABELS[baseline]} best, {cell.best(baseline):g}"
+            else f"both at {tuner}'s best learning rate, {cell.best(baseline):g}"
         )
         yield Conclusion(
             f"SSA's transition matrix is closer to P* in {name} than {other}, {rates}",

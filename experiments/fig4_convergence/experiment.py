@@ -1,54 +1,54 @@
-"""Figure 4: how fast perplexity falls, vanilla and SSA at equal seed, from scratch and in fine-tuning."""
+"""Figure 4: convergence of vanilla and SSA at equal seed, from scratch and in fine-tuning."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.experiment import Rules, TrainingSettings
+from experiments.engine.shared_runs import run_of, start_of
 from ssa.config import PositiveFloat
+from ssa.record.run_files import read_rows
+from ssa.report.convergence import Curve, speed_up
+from ssa.statistics import bootstrap_interval, mean_interval, paired_interval
+from ssa.viz import plot_style
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
 
     from experiments.engine.context import ExperimentContext
     from ssa.launch.run import Run
-    from ssa.report.convergence import Curve
 
 NAMES = {"none": "vanilla", "ssa": "SSA"}
 STYLES = {"none": "-", "ssa": "--"}
 
 
 class ConvergenceSettings(TrainingSettings):
-    """What its command line sets."""
-
-    rules: Annotated[Rules, Field(max_length=2)] = Field(description="of model/temperature, the baseline first")
+    rules: Annotated[Rules, Field(max_length=2)] = Field(description="options of model/temperature, baseline first")
     pretrained: str | None = Field(
-        description="what is fine-tuned: an id of the Hub, or a folder; null: of each seed its run from scratch, "
-        "on the source code of Python's standard library"
+        description="model to fine-tune: an id on the Hub or a folder; null: each seed's run from scratch, on the "
+        "source code of Python's standard library"
     )
-    finetune: list[str] = Field(description="overrides of train.py for the fine-tuning runs, between commas")
+    finetune: list[str] = Field(description="comma-separated overrides of train.py for the fine-tuning runs")
     learning_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
-        description="of fine-tuning; the conclusion is of the first"
+        description="learning rates of fine-tuning; the conclusion uses the first"
     )
 
 
 class Regime(NamedTuple):
-    """Runs that are compared: by rule, in the order of seeds."""
+    """Curves to compare: by rule, one per seed."""
 
     name: str
     lr: float
     curves: dict[str, list[Curve]]
 
     def speed_ups(self, rules: list[str]) -> list[float]:
-        """Of each seed."""
-        from ssa.report.convergence import speed_up
-
+        """The speed-up of each seed."""
         base, other = (self.curves[rule] for rule in rules)
         return [speed_up(*pair) for pair in zip(base, other, strict=True)]
 
@@ -58,9 +58,7 @@ class Regime(NamedTuple):
 
 
 def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
-    """Trains and fine-tunes each rule with each seed, and compares the curves in ``metrics.jsonl``."""
-    from ssa.statistics import bootstrap_interval, mean_interval, paired_interval
-
+    """Trains and fine-tunes each rule with each seed, and compares their validation curves."""
     regimes = _regimes(settings, context)
     context.table("curves", [row for regime in regimes for row in _points(regime)])
     base, other = settings.rules
@@ -89,19 +87,19 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
     context.summary(
         "Figure 4.",
         rows,
-        "Speed-up: tokens vanilla needs over tokens SSA needs for the lowest validation loss that both reach, mean of "
-        f"logarithms; 95% intervals over {settings.seeds} seeds, by bootstrap (too narrow of so few) and Student's.  "
-        "Perplexity: best validation, geometric mean.  Loss in nats per token, SSA - vanilla, paired at equal seed.  "
-        f"The paper's figure is of other models and text.  scale={settings.scale}.",
+        "Speed-up: tokens that vanilla needs over tokens that SSA needs for the lowest validation loss both reach, "
+        f"geometric mean; 95% intervals over {settings.seeds} seeds, by bootstrap (too narrow for few seeds) and "
+        "Student's t. Perplexity: best validation, geometric mean. Loss in nats per token, SSA - vanilla, paired "
+        f"at equal seed. The paper's value is for other models and text. scale={settings.scale}.",
     )
     _draw(context, settings, regimes)
-    for regime in (regimes[1], regimes[0]):  # fine-tuning at the main rate: the paper's figure
+    for regime in (regimes[1], regimes[0]):  # fine-tuning first: the paper's claim
         logs = [math.log(ratio) for ratio in regime.speed_ups(settings.rules)]
         context.conclude(
             Conclusion(
                 f"in {regime.name} SSA needs fewer tokens than vanilla for the same perplexity",
                 f"speed-up at learning rate {regime.lr:g}, geometric mean",
-                mean_interval(logs).exponential(),  # of few seeds a bootstrap is too sure
+                mean_interval(logs).exponential(),  # a bootstrap interval is too narrow for few seeds
                 "higher",
                 1.0,
             )
@@ -109,8 +107,6 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
 
 
 def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[Regime]:
-    from experiments.engine.shared_runs import run_of, start_of
-
     scratch = {
         rule: [run_of(settings, rule, seed, group="from scratch") for seed in range(settings.seeds)]
         for rule in settings.rules
@@ -129,13 +125,12 @@ def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[
 def finetuning_runs(
     settings: ConvergenceSettings, starts: Sequence[Sequence[str]]
 ) -> dict[float, dict[str, list[Run]]]:
-    """Runs of each learning rate and rule, in the order of seeds.
+    """Runs of each learning rate and rule, one per seed.
 
     Args:
         settings: settings of the experiment.
         starts: for each seed, the overrides that set what is fine-tuned.
     """
-    from experiments.engine.shared_runs import run_of
 
     def run_at(lr: float, rule: str, seed: int) -> Run:
         overrides = [*settings.finetune, *starts[seed], f"optim.lr={lr}"]
@@ -148,9 +143,6 @@ def finetuning_runs(
 
 
 def _curves(runs: dict[str, list[Run]]) -> dict[str, list[Curve]]:
-    from ssa.record.run_files import read_rows
-    from ssa.report.convergence import Curve
-
     found = {}
     for rule, of_rule in runs.items():
         rows = [[row for row in read_rows(run.folder) if "val/loss" in row] for run in of_rule]
@@ -171,9 +163,9 @@ def _points(regime: Regime) -> list[dict[str, Any]]:
 def _draw(context: ExperimentContext, settings: ConvergenceSettings, regimes: list[Regime]) -> None:
     shown_regimes = [regimes[1], regimes[0]]  # the conclusion's fine-tuning, and from scratch
     caption = (
-        "Validation perplexity (log scale) against training tokens, vanilla and SSA on the same batches: a thin line a "
-        f"seed, a thick one their geometric mean over {settings.seeds} seeds. Left: fine-tuning at learning rate "
-        f"{regimes[1].lr:g}. Right: from scratch, without what comes before a tenth of the tokens."
+        "Validation perplexity (log scale) against training tokens, vanilla and SSA on the same batches. Thin lines: "
+        f"seeds; thick: geometric mean over {settings.seeds} seeds. Left: fine-tuning at learning rate "
+        f"{regimes[1].lr:g}. Right: from scratch, without the first tenth of the tokens."
     )
     with context.figure("convergence", 7, 3.8, caption) as figure:
         for axes, regime in zip(figure.subplots(1, 2), shown_regimes, strict=True):
@@ -181,10 +173,7 @@ def _draw(context: ExperimentContext, settings: ConvergenceSettings, regimes: li
 
 
 def _panel(axes: Axes, regime: Regime) -> None:
-    import numpy as np
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
-
-    from ssa.viz import plot_style
 
     for rule, color in zip(regime.curves, plot_style.shades(2), strict=True):
         tokens = np.array(regime.curves[rule][0].tokens) / 1e6

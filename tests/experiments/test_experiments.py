@@ -185,7 +185,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else found(name))
     assert main(["table2_denoising", "scale=smoke"]) == 2
     assert capsys.readouterr().err == (
-        "error: scipy: not installed; to install what experiments need, pip install -e '.[experiments]'\n"
+        "error: scipy: not installed; to install all that experiments need: pip install -e '.[experiments]'\n"
     )
 
 
