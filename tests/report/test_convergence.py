@@ -1,4 +1,4 @@
-"""The pace of two training runs, on curves whose answers are known."""
+"""Convergence speed on curves with known answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_loss_of_the_first_validation() -> None:
     assert tokens_to_reach(Curve([0, 100], [4.0, 3.0]), 5.0) == 0
 
 
-def test_twice_the_pace_is_a_speed_up_of_two() -> None:
+def test_half_the_tokens_is_a_speed_up_of_two() -> None:
     slow = Curve([100, 200, 300, 400], [4.0, 3.0, 2.0, 1.0])
     fast = Curve([50, 100, 150, 200], [4.0, 3.0, 2.0, 1.0])
     assert speed_up(slow, fast) == pytest.approx(2.0)
@@ -45,7 +45,7 @@ def test_swapping_inverts_and_a_run_is_as_fast_as_itself(one: list[float], two: 
     assert speed_up(first, first) == 1
 
 
-def test_a_run_that_never_improves_on_its_start_has_no_pace() -> None:
+def test_no_speed_up_for_a_run_that_never_improves() -> None:
     better, worse = Curve([0, 100, 200], [4.0, 3.0, 2.0]), Curve([0, 100, 200], [4.0, 5.0, 6.0])
     assert math.isnan(speed_up(better, worse))
     assert math.isnan(speed_up(worse, better))

@@ -1,4 +1,4 @@
-"""``report.py`` in a real browser: clicks draw curves, pointers and keys read them, differences are those of files.
+"""The report page in a real browser.
 
 Needs chromium and Playwright (``pip install playwright``; no browser of its own).
 """
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """The page of generated runs and the experiments of this repository, one of them with a table that names runs."""
+    """The page of generated runs and the experiments of this repository, one with a table that lists runs."""
     folder = tmp_path_factory.mktemp("report")
     runs = make(folder / "outputs", 120)
     (runs[1] / "metrics.jsonl").write_text("{not JSON}\n")
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
 
 @pytest.fixture(params=list(SIZES))
 def page(request: pytest.FixtureRequest, made: tuple[Path, list[Path]]) -> Iterator[Any]:
-    """The page, open, with no run drawn; at the end nothing may have gone wrong in it, nor been asked of a network."""
+    """The page without drawn runs; fails if it reports errors or makes network requests."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     if not CHROMIUM:
         pytest.skip("no chromium on the PATH")
@@ -76,7 +76,7 @@ def rows_of(run: Path, metric: str) -> list[tuple[int, float]]:
     return [(row["tokens"], float(f"{row[metric]:.5g}")) for row in rows if metric in row]
 
 
-def test_a_click_draws_and_a_pointer_reads(page: Any, made: tuple[Path, list[Path]]) -> None:
+def test_a_click_draws_a_run_and_the_pointer_shows_values(page: Any, made: tuple[Path, list[Path]]) -> None:
     run = made[1][0]
     assert page.locator("#charts path").count() == 0
     row = find(page, run)
@@ -98,7 +98,7 @@ def test_a_click_draws_and_a_pointer_reads(page: Any, made: tuple[Path, list[Pat
     assert page.locator("#charts path").count() == 0
 
 
-def test_touch_reads(page: Any, made: tuple[Path, list[Path]]) -> None:
+def test_touch_shows_values(page: Any, made: tuple[Path, list[Path]]) -> None:
     if page.viewport_size["width"] > 390:
         pytest.skip("a touch screen is the phone's")
     find(page, made[1][0]).locator("input").check()
@@ -110,7 +110,7 @@ def test_touch_reads(page: Any, made: tuple[Path, list[Path]]) -> None:
     assert f"{loss:g} at {tokens:,} tokens" in page.locator(".chart", has_text="Validation loss").inner_text()
 
 
-def test_the_keyboard_does_it_all(page: Any, made: tuple[Path, list[Path]]) -> None:
+def test_keyboard_navigation(page: Any, made: tuple[Path, list[Path]]) -> None:
     runs = made[1][0], made[1][8]
     for run in runs:
         find(page, run).locator("input").focus()
@@ -139,7 +139,7 @@ def test_lines_differ_without_color(page: Any, made: tuple[Path, list[Path]]) ->
     assert len(set(dashes)) == 6
 
 
-def test_the_difference_of_two_runs(page: Any, made: tuple[Path, list[Path]]) -> None:
+def test_differences_between_two_runs(page: Any, made: tuple[Path, list[Path]]) -> None:
     one, two = made[1][0], made[1][4]
     for run in (one, two):
         find(page, run).click()
@@ -180,7 +180,7 @@ def test_the_table_is_filtered_sorted_and_paged(page: Any, made: tuple[Path, lis
     assert "at most 24" in page.locator("#matches").inner_text()
 
 
-def test_a_cell_leads_to_its_runs(page: Any, made: tuple[Path, list[Path]]) -> None:
+def test_a_cell_links_to_its_runs(page: Any, made: tuple[Path, list[Path]]) -> None:
     page.click("#tables a:has-text('1.23')")
     assert page.locator("#legend li").all_inner_texts() == [run.name for run in made[1][4:6]]
     assert page.evaluate("location.hash") == "#runs"

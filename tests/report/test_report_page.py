@@ -1,4 +1,4 @@
-"""``report.py``: one page of all runs and results, read back from real run folders and result files."""
+"""The report page of real run folders and result files."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_same_folders_give_the_same_bytes(folder: Path) -> None:
     assert pages[0] == pages[1]
 
 
-def test_every_run_is_there_and_what_is_wrong_with_it(folder: Path) -> None:
+def test_every_run_is_listed_with_its_problems(folder: Path) -> None:
     text = page(folder)
     runs = {run["id"]: run for run in data_of(text)["runs"]}
     folders = sorted(path.parent for path in (folder / "outputs").rglob("config.yaml"))
@@ -167,14 +167,14 @@ def test_every_run_is_there_and_what_is_wrong_with_it(folder: Path) -> None:
         ("metrics.jsonl", f'{{"step": 1, "tokens": 1, "val/loss": 1{400 * "0"}}}\n'),
     ],
 )
-def test_what_a_file_must_not_hold_hides_no_run(folder: Path, name: str, content: str) -> None:
+def test_invalid_file_contents_hide_no_run(folder: Path, name: str, content: str) -> None:
     path = next((folder / "outputs" / "main").rglob(name))
     path.write_text(content)
     run = next(run for run in data_of(page(folder))["runs"] if run["id"] == path.parent.name)
     assert f"{name} changed" in run["damage"]
 
 
-def test_a_file_that_is_gone_hides_no_run(folder: Path) -> None:
+def test_a_missing_file_hides_no_run(folder: Path) -> None:
     gone = sorted((folder / "outputs").rglob("config.yaml"))[5]
     gone.unlink()
     data = data_of(page(folder))
@@ -203,7 +203,7 @@ def test_curves_are_measured_points(folder: Path) -> None:
     assert (data["axes"][axis], values) == ([5000], [float(f"{1 + 1 / 7:.5g}")])
 
 
-def test_configs_can_be_put_together_again(folder: Path) -> None:
+def test_configs_can_be_reconstructed(folder: Path) -> None:
     data = data_of(page(folder))
     for run in data["runs"]:
         values = {**dict(enumerate(data["common"])), **{int(key): value for key, value in run["config"].items()}}
@@ -286,7 +286,7 @@ def test_text_from_data_stays_text(folder: Path) -> None:
     assert shown[0] == EVIL.replace("\ud800", "")
 
 
-def test_the_page_asks_the_network_for_nothing(folder: Path) -> None:
+def test_the_page_needs_no_network(folder: Path) -> None:
     text = page(folder)
     for _, attributes in Tags(text).found:
         for name in {"src", "href", "srcset", "action", "poster"} & attributes.keys():
@@ -296,7 +296,7 @@ def test_the_page_asks_the_network_for_nothing(folder: Path) -> None:
     assert (ROOT / "ssa/report/page/page.js").stat().st_size + (ROOT / "ssa/report/page/page.css").stat().st_size < 40e3
 
 
-def test_contents_lead_somewhere(folder: Path) -> None:
+def test_links_have_targets(folder: Path) -> None:
     tags = Tags(page(folder))
     ids = [attributes["id"] for _, attributes in tags.found if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -317,7 +317,7 @@ def test_it_is_valid_html(folder: Path, tmp_path: Path, has_runs: bool) -> None:
 
 
 def test_runs_of_another_machine_have_no_curves(folder: Path) -> None:
-    """As those of Weights & Biases, whose folder is an address."""
+    """Such as runs from Weights & Biases, whose folder is a URL."""
     runs = load(folder / "outputs")
     runs["folder"] = "https://wandb.example/entity/ssa/runs/1"
     text = build_page(runs, read_results(folder / "experiments"), source="wandb:entity/ssa", experiments="experiments")
@@ -328,7 +328,7 @@ def test_runs_of_another_machine_have_no_curves(folder: Path) -> None:
     assert "unknown" in Tags(text).text
 
 
-def test_nothing_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_without_runs_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = write(ReportSettings()).read_text(encoding="utf-8")
     assert "python train.py" in text

@@ -1,4 +1,4 @@
-"""Tables: what is put in comes out of every rendering, read by parsers that others wrote."""
+"""Renderings of tables, read back by independent parsers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def tables(draw: st.DrawFn) -> Table:
 
 
 def page(body: str) -> Element:
-    """A page around it, as a strict parser reads it."""
+    """The HTML inside a page, read by a strict parser."""
     document = (
         f"<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><title>t</title></head><body>{body}</body></html>"
     )
@@ -83,7 +83,7 @@ def text_of(element: Element) -> str:
 
 
 def visible(text: str) -> str:
-    """What a page can show of a text: line breaks are one kind, and a sign stands for what is no character."""
+    """A text as displayed: normalized line breaks, and the replacement character for noncharacters."""
 
     def shown(sign: str) -> str:
         is_none = category(sign) == "Cc" or ord(sign) & 0xFFFE == 0xFFFE or "\ufdd0" <= sign <= "\ufdef"
@@ -163,7 +163,7 @@ def test_markdown_keeps_any_text_and_the_number_of_columns(table: Table) -> None
 
 @given(tables())
 @example(TABLE)
-def test_csv_is_read_back(table: Table) -> None:
+def test_csv_round_trips(table: Table) -> None:
     expected = [list(table.columns), *([cell.shown for cell in row] for row in table.rows)]
     found = list(csv.reader(io.StringIO(table.csv(), newline="")))
     assert found == [[text.replace("\r\n", "\n").replace("\r", "\n") for text in row] for row in expected]
@@ -175,7 +175,7 @@ def test_csv_has_no_footnote_marks_and_unix_lines() -> None:
 
 
 @given(tables())
-def test_json_is_read_back(table: Table) -> None:
+def test_json_round_trips(table: Table) -> None:
     assert Table.of(json.loads(json.dumps(table.plain()))) == table
 
 
@@ -252,7 +252,7 @@ def test_pdflatex_compiles_every_sign(tmp_path: Path) -> None:
     assert "Missing character" not in log
 
 
-def test_latex_keeps_what_it_has_no_letter_for_as_a_number() -> None:
+def test_latex_writes_unknown_characters_as_code_points() -> None:
     assert latex.text("中 e\u0301 ﬁ \x07") == "U+4E2D é fi U+FFFD"
 
 
@@ -293,12 +293,12 @@ def test_equal_notes_share_a_mark_and_there_are_enough() -> None:
     ]
 
 
-def test_a_title_is_ended_once() -> None:
+def test_a_title_ends_with_one_punctuation_mark() -> None:
     assert Table("Which?", "c", ("a",), ()).markdown().startswith("**Which?** c")
     assert Table("This", "", ("a",), ()).markdown().startswith("**This.**\n")
 
 
-def test_what_is_no_table_is_refused() -> None:
+def test_invalid_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="row 2 has 1 cells for 2 columns"):
         Table("t", "c", ("a", "b"), ((Cell("1"), Cell("2")), (Cell("1"),)))
     with pytest.raises(ValueError, match="no columns"):

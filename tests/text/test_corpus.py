@@ -108,7 +108,7 @@ def test_pydocs_fingerprint_follows_the_sources(stdlib: Path) -> None:
     assert PyDocs(0.05, stdlib).fingerprint != before
 
 
-def test_pydocs_of_a_stripped_python(tmp_path: Path) -> None:
+def test_pydocs_without_documentation(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no documentation.*data=text"):
         PyDocs(0.05, tmp_path).documents("train")
 

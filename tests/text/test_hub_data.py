@@ -1,4 +1,4 @@
-"""Text sets and tokenizers of the Hugging Face Hub, through its real clients.
+"""Datasets and tokenizers of the Hugging Face Hub, through its real client.
 
 A server that speaks the Hub's protocol is at HF_ENDPOINT.  Where SSA_HUB_SERVER names a program that starts one as
 ``PROGRAM --fail-first N --fail-status CODE --truncate-first N -- COMMAND``, faults are tried as well.
@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 
 class Machine:
-    """A fresh machine: its own download and token caches, and the data asked for."""
+    """A fresh machine with empty download and token caches."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class Machine:
         self.data = data_config("wikitext", cache_dir=folder / "cache")
 
     def run(self, *faults: str, server: bool = True, **environment: str) -> tuple[int, str, Any]:
-        """Exit code, all output but the result, the result."""
+        """Exit code, output without the result, and the result."""
         launch = [sys.executable, str(SERVER), *faults, "--"] if server else []
         inherited = {name: value for name, value in os.environ.items() if name != "HF_ENDPOINT"}
         paths = {"PYTHONPATH": str(ROOT), "HF_HOME": str(self.folder / "hf")}
@@ -136,7 +136,7 @@ def test_max_documents_downloads_only_what_it_reads() -> None:
         ({"path": "EleutherAI/lambada_openai"}, "no split named train; it has: test"),
     ],
 )
-def test_bad_sets(fields: dict[str, str], message: str) -> None:
+def test_bad_datasets(fields: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         open_corpus(data_config("hub", **fields))
     assert "\n" not in str(error.value)
@@ -179,7 +179,7 @@ def test_bad_tokenizer_ids(name: str) -> None:
 @pytest.mark.parametrize(
     "faults", [["--fail-first", "2", "--fail-status", "429", "--truncate-first", "1"], ["--truncate-first", "5"]]
 )
-def test_faults_that_the_client_survives(machine: Machine, faults: list[str]) -> None:
+def test_errors_that_the_client_survives(machine: Machine, faults: list[str]) -> None:
     code, said, result = machine.run(*faults)
     assert code == 0, said
     assert tuple(result[1][2][1:]) == WIKITEXT_TEST
@@ -200,8 +200,8 @@ def test_a_refusal_is_one_line_and_the_next_run_is_right(machine: Machine, n: in
 
 
 @needs_server
-def test_a_refusal_in_the_middle_loses_nothing(machine: Machine) -> None:
-    """One file after another is not there yet when the Hub refuses to send it."""
+def test_a_refusal_during_a_download_loses_nothing(machine: Machine) -> None:
+    """The Hub refuses one file after another."""
     code, said, expected = machine.run()
     assert code == 0, said
     for split in SPLITS:
@@ -218,7 +218,7 @@ def test_a_refusal_in_the_middle_loses_nothing(machine: Machine) -> None:
 
 
 @needs_server
-def test_without_network_what_was_fetched_is_enough(machine: Machine) -> None:
+def test_cached_data_needs_no_network(machine: Machine) -> None:
     _, _, expected = machine.run()
     for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         code, said, result = machine.run(server=False, **environment)
@@ -229,7 +229,7 @@ def test_without_network_what_was_fetched_is_enough(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
-def test_without_network_and_nothing_fetched(machine: Machine, environment: dict[str, str]) -> None:
+def test_no_network_and_nothing_cached(machine: Machine, environment: dict[str, str]) -> None:
     began = time.monotonic()
     code, said, _ = machine.run(server=False, **environment)
     assert code == 1

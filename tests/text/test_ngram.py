@@ -18,7 +18,7 @@ def zipf(n: int, seed: int, highest: int = V) -> np.ndarray:
 
 
 def naive(train: list[int], evaluated: list[int]) -> dict[str, float]:
-    """The definitions, word by word."""
+    """A literal implementation of the definitions."""
     counts, pairs, after = Counter(train), Counter(itertools.pairwise(train)), Counter(train[:-1])
     followers: dict[int, set[int]] = defaultdict(set)
     for h, w in pairs:

@@ -85,7 +85,7 @@ def test_evaluation_predicts_every_token_but_the_first_once(n_tokens: int, batch
     assert all(inputs.dtype == torch.int64 for inputs, _ in windows)
 
 
-def test_what_documents_let_a_token_see() -> None:
+def test_visible_keys_restart_at_each_document() -> None:
     ids = torch.tensor([[0, 5, 6, 0, 7, 0, 8, 9], [5, 6, 0, 7, 7, 7, 7, 0]])
     assert visible_in_documents(ids, end_of_text=0).tolist() == [[1, 2, 3, 1, 2, 1, 2, 3], [1, 2, 1, 2, 3, 4, 5, 1]]
 

@@ -53,7 +53,7 @@ def tokens_of(corpus: TokenizedCorpus) -> dict[str, list[int]]:
 
 
 def expected_tokens(data: DataConfig, corpus: TokenizedCorpus) -> dict[str, list[int]]:
-    """Tokenized the plain way."""
+    """A reference implementation."""
     streams = {}
     for split in SPLITS:
         streams[split] = [corpus.tokenizer.end_of_text]
@@ -143,7 +143,7 @@ def test_a_split_without_text(tmp_path: Path, data: DataConfig) -> None:
 # When it is used again
 
 
-def test_a_second_run_uses_it(data: DataConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_uses_the_cache(data: DataConfig, capsys: pytest.CaptureFixture[str]) -> None:
     first = prepare(data)
     assert "tokenizing into" in capsys.readouterr().out
     again = prepare(changed(data, workers=2, block_size=8, name="renamed", max_eval_tokens=9))
@@ -197,7 +197,7 @@ def take_anothers_manifest(folder: Path) -> None:
         (take_anothers_manifest, "the manifest belongs to other data"),
     ],
 )
-def test_what_is_damaged_is_built_again(
+def test_a_damaged_cache_is_rebuilt(
     data: DataConfig, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], reason: str
 ) -> None:
     first = tokens_of(prepare(data))
@@ -269,7 +269,7 @@ def start_build(data: DataConfig, tmp_path: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.usefixtures("small_chunks")
-def test_a_killed_build_is_not_taken_for_complete_and_goes_on(data: DataConfig, tmp_path: Path, workers: int) -> None:
+def test_a_killed_build_resumes(data: DataConfig, tmp_path: Path, workers: int) -> None:
     Path(str(data.train)).write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS * 40))
     process = start_build(changed(data, workers=workers), tmp_path)
     tokens = Path(str(data.cache_dir), "tokens")
@@ -289,7 +289,7 @@ def test_a_killed_build_is_not_taken_for_complete_and_goes_on(data: DataConfig, 
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_damaged_chunk_of_a_killed_build_is_made_again(data: DataConfig, tmp_path: Path) -> None:
+def test_a_damaged_chunk_of_a_killed_build_is_rebuilt(data: DataConfig, tmp_path: Path) -> None:
     expected = tokens_of(prepare(changed(data, cache_dir=str(tmp_path / "other"))))
 
     def stop(record: dict[str, Any]) -> None:
@@ -302,7 +302,7 @@ def test_a_damaged_chunk_of_a_killed_build_is_made_again(data: DataConfig, tmp_p
     assert tokens_of(prepare(data)) == expected
 
 
-def test_two_at_once_build_it_once(data: DataConfig, tmp_path: Path) -> None:
+def test_concurrent_processes_build_a_cache_once(data: DataConfig, tmp_path: Path) -> None:
     Path(str(data.train)).write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS * 20))
     processes = [start_build(data, tmp_path) for _ in range(2)]
     said = "".join(process.communicate()[0] for process in processes)

@@ -34,7 +34,7 @@ def word_level(*words: str) -> Tokenizer:
     return tokenizer
 
 
-def test_bpe_gives_any_text_back(data: DataConfig) -> None:
+def test_bpe_round_trips_any_text(data: DataConfig) -> None:
     tokenizer = load(data)
     assert tokenizer.name == "bpe-280"
     assert tokenizer.vocab_size == 280
@@ -42,12 +42,12 @@ def test_bpe_gives_any_text_back(data: DataConfig) -> None:
     assert len(tokenizer.encode_batch([TEXT])[0]) < len(TEXT) / 1.8
 
 
-def test_bpe_is_the_same_every_time() -> None:
+def test_bpe_is_deterministic() -> None:
     assert train_bpe(iter([TEXT, "more"]), 300) == train_bpe(iter([TEXT, "more"]), 300)
     assert train_bpe(iter([TEXT]), 300) != train_bpe(iter([TEXT.upper()]), 300)
 
 
-def test_bpe_of_little_text_is_smaller() -> None:
+def test_bpe_of_little_text_has_fewer_entries() -> None:
     assert OurTokenizer("bpe-9000", train_bpe(iter(["abcabc"]), 9000)).vocab_size < 270
 
 
@@ -58,7 +58,7 @@ def test_no_text_becomes_end_of_text(data: DataConfig) -> None:
     assert tokenizer.decode([tokenizer.end_of_text]) == "<|endoftext|>"
 
 
-def test_end_of_text_that_its_file_does_not_call_special(tmp_path: Path, data: DataConfig) -> None:
+def test_end_of_text_need_not_be_special_in_the_file(tmp_path: Path, data: DataConfig) -> None:
     inner = Tokenizer.from_str(load(data).definition)
     inner.add_tokens([AddedToken("</s>", special=False)])
     definition = json.loads(inner.to_str())
@@ -69,7 +69,7 @@ def test_end_of_text_that_its_file_does_not_call_special(tmp_path: Path, data: D
     assert tokenizer.end_of_text not in tokenizer.encode_batch(["one</s>two"])[0]
 
 
-def test_a_file_that_cuts_pads_and_adds(tmp_path: Path, data: DataConfig) -> None:
+def test_truncation_padding_and_template_of_a_file_are_ignored(tmp_path: Path, data: DataConfig) -> None:
     inner = word_level("<unk>", "</s>", "a", "b")
     inner.add_special_tokens(["</s>"])
     inner.enable_truncation(2)
@@ -92,7 +92,7 @@ def test_hash_follows_the_definition(data: DataConfig) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_trained_tokenizer_is_kept_and_trained_again_when_damaged(
+def test_trained_tokenizer_is_cached_and_retrained_when_damaged(
     data: DataConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = load(data).hash
