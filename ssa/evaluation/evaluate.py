@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from ssa.errors import UserError, first_line
 from ssa.evaluation import catalog
-from ssa.evaluation.results import Result, file_name, find, identity_of, keep, newest, result_of
+from ssa.evaluation.results import Result, file_name, find, identity_of, newest, result_of, save
 from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.journal import Journal
@@ -109,7 +109,7 @@ class _Evaluation:
         ):
             outcome = task.run(EvaluationContext(self.evaluated, self.folder, journal, progress, self.settings.rows))
             result = result_of(task.name, identity, self.evaluated, outcome, time.perf_counter() - began)
-            keep(self.folder, result)
+            save(self.folder, result)
             journal.remove()
         self.results[task.name] = result
         self._is_new = True

@@ -45,11 +45,11 @@ def find(folder: Path, task: str, identity: Mapping[str, Any], newest: bool = Fa
     saved = _load(folder, task)
     found = next((result for result in (saved[:1] if newest else saved) if _identity(result) == identity), None)
     if found is not None and found is not saved[0]:
-        keep(folder, found)
+        save(folder, found)
     return found
 
 
-def keep(folder: Path, result: Result) -> None:
+def save(folder: Path, result: Result) -> None:
     """Save an outcome as the newest in its file, replacing one with the same identity."""
     folder.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(result))

@@ -56,7 +56,7 @@ def run(make_run: Callable[[str], Path]) -> Path:
     return make_run("plain")
 
 
-def kept(folder: Path, task: str) -> dict[str, Any]:
+def saved(folder: Path, task: str) -> dict[str, Any]:
     """The saved outcome of a task."""
     return dict(json.loads((folder / "evaluation" / f"{task}.json").read_text()))
 
@@ -74,7 +74,7 @@ def test_perplexity_matches_the_run(
     code, out, err = launch(f"run={folder}", "tasks=perplexity", f"text={text}")
     assert (code, err) == (0, "")
     assert str(folder / "evaluation") in out
-    summary, result = read_summary(folder), kept(folder, "perplexity")
+    summary, result = read_summary(folder), saved(folder, "perplexity")
     found = values(result)
     assert found["loss"] == pytest.approx(summary[f"best/{split}/loss"], rel=1e-6)  # the summary sums in float32
     for metric in ("perplexity", "word_perplexity", "bits_per_byte"):
@@ -92,7 +92,7 @@ def test_conventions_and_lengths(run: Path, launch: Launch) -> None:
     assert launch(f"run={run}", f"tasks={tasks}", "lengths=16,64").code == 0
     config, model, tokenizer = load_run(run)
     documents = list(prepare(config.data).split("test").texts())
-    results = {task: kept(run, task) for task in tasks.split(",")}
+    results = {task: saved(run, task) for task in tasks.split(",")}
     tokens = {task: result["counts"]["tokens"] for task, result in results.items()}
     assert tokens["perplexity_lm_eval"] == sum(map(len, tokenizer.encode_batch(documents)))
     (joined,) = tokenizer.encode_batch(["\n\n".join(documents)])
@@ -119,7 +119,7 @@ def test_conventions_and_lengths(run: Path, launch: Launch) -> None:
 def test_skips_finished_tasks(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (f"run={run}", "tasks=perplexity")
     first = launch(*arguments)
-    before = kept(run, "perplexity")
+    before = saved(run, "perplexity")
 
     def load(folder: Path) -> None:
         raise AssertionError("loads weights")
@@ -131,7 +131,7 @@ def test_skips_finished_tasks(run: Path, launch: Launch, monkeypatch: pytest.Mon
     assert again.code == 0
     assert "perplexity: finished before (rerun=true runs it again)" in again.out
     assert again.out.splitlines()[2:] == first.out.splitlines()[1:]  # the same table
-    assert kept(run, "perplexity") == before
+    assert saved(run, "perplexity") == before
     assert "finished before" not in launch(*arguments, "rerun=true").out
 
 
@@ -139,13 +139,13 @@ def test_keeps_outcomes_of_other_settings(run: Path, launch: Launch) -> None:
     arguments = (f"run={run}", "tasks=perplexity")
     for extra in ([], ["limit=2"], ["stride=16", "limit=2"]):
         assert launch(*arguments, *extra).code == 0
-    result = kept(run, "perplexity")
+    result = saved(run, "perplexity")
     assert [one["settings"]["limit"] for one in (result, *result["others"])] == [2, 2, None]
     assert [one["settings"]["stride"] for one in (result, *result["others"])] == [16, 64, 64]
     assert [one["n"] for one in (result, *result["others"])] == [2, 2, 4]
     assert len({values(one)["loss"] for one in (result, *result["others"])}) == 3
     assert "finished before" in launch(*arguments).out
-    now = kept(run, "perplexity")
+    now = saved(run, "perplexity")
     assert [one["settings"]["limit"] for one in (now, *now["others"])] == [None, 2, 2], (
         "the requested outcome is on top"
     )
@@ -155,14 +155,14 @@ def test_rerun_replaces_outcome_of_same_settings(run: Path, launch: Launch) -> N
     arguments = (f"run={run}", "tasks=perplexity")
     launch(*arguments)
     launch(*arguments, "limit=2")
-    right = kept(run, "perplexity")
+    right = saved(run, "perplexity")
     (wrong,) = right["others"]
     loss = values(wrong)["loss"]
     wrong["metrics"]["loss"]["value"] = 1000.0
     (run / "evaluation" / "perplexity.json").write_text(json.dumps(right))
     assert "1000" in launch(*arguments).out
     assert "1000" not in launch(*arguments, "rerun=true").out
-    result = kept(run, "perplexity")
+    result = saved(run, "perplexity")
     assert values(result)["loss"] == loss
     assert [one["settings"]["limit"] for one in result["others"]] == [2]
 
@@ -175,17 +175,17 @@ def test_keeps_outcomes_of_other_weights(run: Path, launch: Launch) -> None:
     checkpoint["model"]["final_norm.weight"] *= 0.5
     torch.save(checkpoint, weights)
     assert "finished before" not in launch(*arguments).out
-    result = kept(run, "perplexity")
+    result = saved(run, "perplexity")
     assert values(result)["loss"] != values(result["others"][0])["loss"]
 
 
 def test_results_do_not_depend_on_batch_size(run: Path, launch: Launch) -> None:
     launch(f"run={run}", "tasks=perplexity,length", "batch_size=1")
-    found = {task: values(kept(run, task)) for task in ("perplexity", "length")}
+    found = {task: values(saved(run, task)) for task in ("perplexity", "length")}
     assert "finished before" in launch(f"run={run}", "tasks=perplexity", "batch_size=8").out
     launch(f"run={run}", "tasks=perplexity,length", "batch_size=7", "rerun=true")
     for task, wanted in found.items():
-        assert values(kept(run, task)) == pytest.approx(wanted, rel=1e-5)
+        assert values(saved(run, task)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_killed_evaluation_resumes(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +217,9 @@ def test_killed_evaluation_resumes(run: Path, launch: Launch, monkeypatch: pytes
     monkeypatch.setattr(context, "score_requests", counted)
     assert launch(*arguments).code == 0
     assert not written()
-    resumed = kept(run, "perplexity")
+    resumed = saved(run, "perplexity")
     assert launch(*arguments, "rerun=true").code == 0
-    undisturbed = kept(run, "perplexity")
+    undisturbed = saved(run, "perplexity")
     assert values(resumed) == pytest.approx(values(undisturbed), rel=1e-9)
     assert asked == [asked[1] - done, asked[1]]
     assert asked[0] > 0
@@ -227,12 +227,12 @@ def test_killed_evaluation_resumes(run: Path, launch: Launch, monkeypatch: pytes
 
 def test_leftover_journal_of_a_killed_rerun(run: Path, launch: Launch) -> None:
     launch(f"run={run}", "tasks=perplexity")
-    before = kept(run, "perplexity")
+    before = saved(run, "perplexity")
     left = Journal(run / "evaluation", "perplexity", {key: before[key] for key in ("settings", "model")}).path
     left.write_text("torn")
     assert "finished before" in launch(f"run={run}", "tasks=perplexity").out
     assert launch(f"run={run}", "tasks=perplexity", "rerun=true").code == 0
-    assert values(kept(run, "perplexity")) == values(before)
+    assert values(saved(run, "perplexity")) == values(before)
     assert {path.name for path in (run / "evaluation").iterdir()} == {"perplexity.json"}
 
 
@@ -243,14 +243,14 @@ def test_keeps_outcomes_of_other_text_content(run: Path, launch: Launch, tmp_pat
         text.write_text(content)
         assert "finished before" not in launch(*arguments).out
     assert "finished before" in launch(*arguments).out
-    assert len(kept(run, "perplexity")["others"]) == 1
+    assert len(saved(run, "perplexity")["others"]) == 1
 
 
 def test_task_running_in_another_process(run: Path, launch: Launch) -> None:
     arguments = (f"run={run}", "tasks=perplexity,length", "lengths=16")
     launch(*arguments)
-    kept_before = kept(run, "perplexity")
-    identity = {key: kept_before[key] for key in ("settings", "model")}
+    before = saved(run, "perplexity")
+    identity = {key: before[key] for key in ("settings", "model")}
     with Journal.exclusive(run / "evaluation", "perplexity", identity):
         code, out, err = launch(*arguments, "rerun=true")
     assert (code, err) == (2, "error: tasks: 1 of 2 failed: perplexity\n")
@@ -271,7 +271,7 @@ def test_text_files_and_longer_context(run: Path, launch: Launch, tmp_path: Path
         (tmp_path / f"{number}.txt").write_text(f"The import statement, number {number}. " * 40)
     arguments = (f"run={run}", "tasks=perplexity", f"text={tmp_path}/*.txt", "context=128")
     assert launch(*arguments).code == 0
-    result = kept(run, "perplexity")
+    result = saved(run, "perplexity")
     tokenizer = load_run(run)[2]
     texts = [(tmp_path / f"{number}.txt").read_text() for number in range(3)]
     assert result["counts"]["tokens"] == tokens_in(tokenizer, texts) + 3

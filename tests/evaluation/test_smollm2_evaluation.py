@@ -74,11 +74,11 @@ def test_wikitext_word_counts(tmp_path: Path) -> None:
     """The conventions on the same documents; the harness's task equals perplexity_lm_eval, detokenized."""
     names = ["perplexity", "perplexity_lm_eval", "perplexity_hf_strided", "wikitext"]
     values = {"init_from": FOLDER, "text": "wikitext", "limit": 1, "context": 512, "output_dir": str(tmp_path)}
-    kept = evaluate(EvaluateSettings.model_validate({**values, "tasks": names}))
-    words = kept["perplexity"]["counts"]["words"]
-    assert {result["counts"]["words"] for result in kept.values()} == {words}
-    assert kept["wikitext"]["counts"]["words_divided_by"] == words + 2  # white space at both ends of the document
+    results = evaluate(EvaluateSettings.model_validate({**values, "tasks": names}))
+    words = results["perplexity"]["counts"]["words"]
+    assert {result["counts"]["words"] for result in results.values()} == {words}
+    assert results["wikitext"]["counts"]["words_divided_by"] == words + 2  # white space at both ends of the document
     values |= {"tasks": ["perplexity_lm_eval"], "detokenize": "wikitext"}
     again = evaluate(EvaluateSettings.model_validate(values))["perplexity_lm_eval"]
-    bits = kept["wikitext"]["metrics"]["bits_per_byte"]["value"]
+    bits = results["wikitext"]["metrics"]["bits_per_byte"]["value"]
     assert again["metrics"]["bits_per_byte"]["value"] == pytest.approx(bits, rel=1e-6)

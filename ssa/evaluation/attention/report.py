@@ -47,7 +47,7 @@ class Attention:
     def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
         if evaluated.context_length == 1:
             raise UserError("context=1: attention over a single key is constant; valid for attention: 2 or more")
-        self._asked = settings
+        self._evaluate_settings = settings
         run = evaluated.config
         self._window = evaluated.context_length if run or settings.context else min(evaluated.context_length, _WINDOW)
         self.settings: dict[str, Any] = {
@@ -91,7 +91,7 @@ class Attention:
     def _batch(self, evaluated: EvaluatedModel) -> Batch:
         vocabulary, sequences = evaluated.model.token_embedding.num_embeddings, self.settings["sequences"]
         if evaluated.config is None:
-            text = load_text(self._asked, evaluated)
+            text = load_text(self._evaluate_settings, evaluated)
             stream = text.stream(evaluated.tokenizer)
             ids = probe_windows(stream.tokens[1:], self._window - 1, sequences)  # without the leading end-of-text
             ids = torch.cat([torch.full((len(ids), 1), evaluated.prefix), ids], dim=1)

@@ -27,6 +27,7 @@ from ssa.evaluation.scoring.windows import rolling_windows, stream_windows, stri
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.evaluation.tasks.corpora import EvaluationText, load_text, text_settings
+from ssa.evaluation.tasks.harness import wikitext_detokenizer
 from ssa.perplexity import perplexities
 
 CONVENTIONS = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided")
@@ -89,16 +90,10 @@ class Perplexity:
             yield from ([window] for window in strided_windows(ids, max_length, self._stride))
         else:
             for document in text.documents:
-                ids = tokenizer.encode_as_published(_detokenized(document, self._evaluate_settings.detokenize))
+                if self._evaluate_settings.detokenize == "wikitext":
+                    document = wikitext_detokenizer(document)
+                ids = tokenizer.encode_as_published(document)
                 yield list(rolling_windows(ids, evaluated.prefix, max_length))
-
-
-def _detokenized(document: str, how: str) -> str:
-    if how == "none":
-        return document
-    from ssa.evaluation.tasks.harness import wikitext_detokenizer
-
-    return wikitext_detokenizer(document)
 
 
 def _summed(scores: Sequence[Score]) -> tuple[float, int]:

@@ -27,14 +27,14 @@ def opened(folder: Path, of: object = OF) -> Journal:
 def path(tmp_path: Path) -> Path:
     """A journal with all answers."""
     journal = opened(tmp_path / "evaluation")
-    for asked, answer in ANSWERS.items():
-        journal.add([(asked, answer)])
+    for request, answer in ANSWERS.items():
+        journal.add([(request, answer)])
     return journal.path
 
 
 def known(path: Path, of: object = OF) -> dict[str, object]:
     journal = opened(path.parent, of)
-    return {asked: journal.get(asked) for asked in ANSWERS if journal.get(asked) is not None}
+    return {request: journal.get(request) for request in ANSWERS if journal.get(request) is not None}
 
 
 def test_answers_round_trip(path: Path) -> None:
@@ -77,7 +77,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_skips_damaged_lines(damage: str, path: Path) -> None:
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([lines[0], DAMAGE[damage](lines[1]), *lines[2:]]))
-    assert known(path) == {asked: answer for asked, answer in ANSWERS.items() if asked != "question 1"}
+    assert known(path) == {request: answer for request, answer in ANSWERS.items() if request != "question 1"}
     opened(path.parent).add([("question 1", ANSWERS["question 1"])])
     assert known(path) == ANSWERS
 
@@ -116,8 +116,8 @@ def context(model_folder: Path, tmp_path: Path) -> Callable[..., EvaluationConte
     """A function that reopens the task, like a new process."""
 
     def make(batch_size: int | None = None, journal: str = "a", **of: object) -> EvaluationContext:
-        kept = Journal(tmp_path, journal, {"task": "t", **of})
-        return EvaluationContext(evaluated_model(model_folder), tmp_path, kept, ProgressBar("t"), batch_size)
+        answers = Journal(tmp_path, journal, {"task": "t", **of})
+        return EvaluationContext(evaluated_model(model_folder), tmp_path, answers, ProgressBar("t"), batch_size)
 
     return make
 

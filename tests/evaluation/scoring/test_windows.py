@@ -115,9 +115,9 @@ def test_restarts_score_all_tokens_once(ids: list[int], context: int, data: st.D
 
 
 def scored(evaluated: EvaluatedModel, requests: list[Request]) -> list[Score]:
-    kept: dict[int, Score] = {}
-    score_requests(evaluated, requests, 64, None, kept.update)
-    return [kept[number] for number in range(len(requests))]
+    found: dict[int, Score] = {}
+    score_requests(evaluated, requests, 64, None, found.update)
+    return [found[number] for number in range(len(requests))]
 
 
 def draw_ids(length: int, seed: int, every: int) -> list[int]:

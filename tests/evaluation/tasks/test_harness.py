@@ -109,7 +109,7 @@ def test_task_matches_hf_backend(name: str, context: EvaluationContext, theirs: 
     assert (ours.n, ours.versions) == (9, {"tasks": {name: 3}})
 
 
-def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+def instances(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, one, number) for number, one in enumerate(arguments)]
 
 
@@ -127,7 +127,7 @@ def test_loglikelihood_matches_hf_backend(context: EvaluationContext, theirs: An
         (f"{BEGIN}", " alone"),
         (f"within {BEGIN}", f" and {END} after"),
     ]
-    requests = asked("loglikelihood", *pairs)
+    requests = instances("loglikelihood", *pairs)
     ours, wanted = HarnessModel(context).loglikelihood(requests), theirs.loglikelihood(requests)
     assert {pair: answer[0] for pair, answer in zip(pairs, ours, strict=True)} == pytest.approx(
         {pair: answer[0] for pair, answer in zip(pairs, wanted, strict=True)}, abs=1e-3
@@ -136,7 +136,7 @@ def test_loglikelihood_matches_hf_backend(context: EvaluationContext, theirs: An
 
 
 def test_rolling_loglikelihood_matches_hf_backend(context: EvaluationContext, theirs: Any) -> None:
-    requests = asked("loglikelihood_rolling", *((TEXTS[2][: 97 * number],) for number in range(12)), ("a",))
+    requests = instances("loglikelihood_rolling", *((TEXTS[2][: 97 * number],) for number in range(12)), ("a",))
     ours, wanted = HarnessModel(context).loglikelihood_rolling(requests), theirs.loglikelihood_rolling(requests)
     assert ours == pytest.approx(wanted, abs=1e-2, rel=1e-5)
 
@@ -146,8 +146,8 @@ def test_generated_text_is_greedy(context: EvaluationContext, theirs: Any) -> No
     model = HarnessModel(context)
     contexts = [text[:60] for text in TEXTS[:6]]
     settings = {"until": [], "max_gen_toks": 2}
-    texts = model.generate_until(asked("generate_until", *((context, settings) for context in contexts)))
-    requests = asked("loglikelihood", *zip(contexts, texts, strict=True))
+    texts = model.generate_until(instances("generate_until", *((context, settings) for context in contexts)))
+    requests = instances("loglikelihood", *zip(contexts, texts, strict=True))
     ours = [greedy for _, greedy in model.loglikelihood([one for one in requests if one.args[1].strip()])]
     assert ours == [greedy for _, greedy in theirs.loglikelihood([one for one in requests if one.args[1].strip()])]
     assert any(ours)
@@ -158,7 +158,7 @@ def test_generation_matches_hf_backend(context: EvaluationContext, theirs: Any) 
     many: dict[str, Any] = {"until": ["\n\n", "zz"], "max_gen_toks": 60, "do_sample": False}
     few = {"until": "e", "max_gen_toks": 7, "temperature": 0.0}
     other = {**many, "until": ["i"]}
-    requests = asked("generate_until", *((context, s) for context in contexts for s in (many, few, other)))
+    requests = instances("generate_until", *((context, s) for context in contexts for s in (many, few, other)))
     ours, wanted = HarnessModel(context).generate_until(requests), theirs.generate_until(requests)
     assert ours == wanted
     assert len(set(ours)) > 10
@@ -168,10 +168,10 @@ def test_generation_matches_hf_backend(context: EvaluationContext, theirs: Any) 
 def test_white_space_contexts(context: EvaluationContext) -> None:
     """A white-space context is prepended to the answer; an answer without tokens of its own is an error."""
     model = HarnessModel(context)
-    white, empty = model.loglikelihood(asked("loglikelihood", (" ", "x"), ("", " x")))
+    white, empty = model.loglikelihood(instances("loglikelihood", (" ", "x"), ("", " x")))
     assert white == pytest.approx(empty)
     with pytest.raises(UserError, match="tokenizer: 'ng' has no tokens of its own after ' it is a thi'"):
-        model.loglikelihood(asked("loglikelihood", (" it is a thi", "ng")))
+        model.loglikelihood(instances("loglikelihood", (" it is a thi", "ng")))
 
 
 @pytest.fixture
@@ -249,9 +249,11 @@ def test_unreachable_hub(small_context: EvaluationContext, tmp_path: Path) -> No
 def test_unsupported_generation(small_context: EvaluationContext) -> None:
     model = HarnessModel(small_context)
     with pytest.raises(UserError, match=r"sampling is not supported; valid: do_sample=false"):
-        model.generate_until(asked("generate_until", ("a", {"until": ["b"], "do_sample": True, "temperature": 0.7})))
+        model.generate_until(
+            instances("generate_until", ("a", {"until": ["b"], "do_sample": True, "temperature": 0.7}))
+        )
     with pytest.raises(UserError, match="context=64: no room for 64 generated tokens"):
-        model.generate_until(asked("generate_until", ("a", {"until": ["b"], "max_gen_toks": 64})))
+        model.generate_until(instances("generate_until", ("a", {"until": ["b"], "max_gen_toks": 64})))
 
 
 @pytest.mark.slow
