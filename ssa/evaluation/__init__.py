@@ -1,1 +1,1 @@
-"""What a trained model can do: tasks, each with its numbers, their uncertainty, and what decided them."""
+"""Evaluation of trained and pretrained models: tasks, attention report, scoring."""

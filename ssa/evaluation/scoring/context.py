@@ -38,7 +38,7 @@ class EvaluationContext:
 
         Args:
             requests: in any order.
-            max_length: the longest input in tokens; longer ones are cut on the left.  None: the context of the model.
+            max_length: maximum input length; longer inputs are truncated on the left.  None: the context of the model.
         """
         max_length = max_length or self.evaluated.context_length
         answers: list[Any] = [self.journal.get([*request, max_length]) for request in requests]

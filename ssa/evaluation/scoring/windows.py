@@ -43,7 +43,7 @@ def rolling_windows(ids: Sequence[int], prefix: int, max_length: int) -> Iterato
 def _restarted(window: Request, end_of_text: int) -> Iterator[Request]:
     """A window whose attention restarts at each end-of-text, which begins a document."""
     ids, first = [*window.context, *window.continuation], len(window.context)
-    starts = [0, *(place for place in range(1, len(ids) - 1) if ids[place] == end_of_text)]
+    starts = [0, *(index for index in range(1, len(ids) - 1) if ids[index] == end_of_text)]
     for start, stop in zip(starts, [*starts[1:], len(ids) - 1], strict=True):
         scored = max(start + 1, first)
         if scored <= stop:
