@@ -235,26 +235,26 @@ def writing_cache(folder: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path, name: str) -> None:
-    """Refuse a folder that cannot be made, or that nothing can be written to, and leave nothing behind.
+    """Check that a folder can be created and written to, without leaving anything behind.
 
     Args:
-        folder: it may not exist yet.
-        name: of it in the error message, ``KEY=VALUE``.
+        folder: may not exist yet.
+        name: ``KEY=VALUE``, for the error message.
 
     Raises:
-        UserError: naming the reason.
+        UserError: it cannot be written.
     """
-    with _refusing(name):
+    with writing(name):
         os.rmdir(tempfile.mkdtemp(dir=_nearest(folder.absolute())))
 
 
 def check_new_folder(folder: Path, name: str) -> None:
-    """The same for a folder that must not exist yet, or be empty.
+    """Check that a folder is new or empty, and can be written to.
 
     Raises:
-        UserError: it has content, is a file, or cannot be written.
+        UserError: it is not empty, is a file, or cannot be written.
     """
-    with _refusing(name):
+    with writing(name):
         used = any(folder.iterdir()) if folder.is_dir() else folder.exists()
     if used:
         raise UserError(f"{name}: exists; valid: a new folder, or an empty one")
@@ -262,15 +262,16 @@ def check_new_folder(folder: Path, name: str) -> None:
 
 
 @contextmanager
-def _refusing(name: str) -> Iterator[None]:
+def writing(name: str) -> Iterator[None]:
+    """Turn every `OSError` in the block into a `UserError` that begins with ``name``, ``KEY=VALUE``."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{name}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{name}: cannot be written ({error.strerror or error})") from None
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+    """The folder, else its nearest existing parent."""
     try:
         folder.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, chop_cells
 
 from ssa.errors import UserError
-from ssa.files import check_writable, write_atomic
+from ssa.files import check_writable, write_atomic, writing
 from ssa.viz import plot_style
 from ssa.viz.temperature_map import RGB, TemperatureView, color
 
@@ -79,7 +78,7 @@ def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureVi
     more = [_FOLDED.format(over=html.escape(other.over), view=_html_of(other)) for other in folded]
     what, stops = html.escape(view.legend[0]), ", ".join(_hex(color(value, view.reach)) for value in view.scale(3))
     page = _PAGE.format(what=what, stops=stops, views="\n".join([_html_of(view), *more]))
-    with _faults_of("html", path):
+    with writing(f"html={path}"):
         write_atomic(path, page)
 
 
@@ -105,7 +104,7 @@ def write_picture(view: TemperatureView, path: Path) -> None:
     legend = _Legend(view)
     rows = max(row for row, *_ in cells) + 2 + len(legend.lines)
     size = ((_COLUMNS + 4) * _ADVANCE * _POINTS / 72, (rows + 1) * _LINE * _POINTS / 72)  # with margins
-    with plot_style.figure(*size, layout=None) as figure, _faults_of(path.suffix[1:], path):
+    with plot_style.figure(*size, layout=None) as figure, writing(f"{path.suffix[1:]}={path}"):
         axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(rows + 0.5, -0.5))
         axes.set_axis_off()
         _draw(axes, view, cells, rows - len(legend.lines), legend)
@@ -160,14 +159,6 @@ def _cells(view: TemperatureView) -> Iterator[_Cell]:
                     row, column = row + 1, 0
                 yield row, column, part, background, foreground, value < 1
                 column += cell_len(part)
-
-
-@contextmanager
-def _faults_of(key: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{key}={path}: cannot be written ({error.strerror or error})") from None
 
 
 def _hex(rgb: RGB) -> str:

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ssa.errors import UserError
-from ssa.files import check_writable, write_atomic
+from ssa.files import check_writable, write_atomic, writing
 from ssa.record import runs as run_store
 from ssa.report.page.results import ExperimentResults, read_results
 from ssa.report.page.run_data import POINTS, environments, page_data
@@ -34,11 +34,9 @@ def write(settings: ReportSettings) -> Path:
     results = read_results(Path(settings.experiments))
     text = page(_load(settings), results, source=settings.source or settings.runs, experiments=settings.experiments)
     path = Path(settings.to) / "index.html"
-    try:
+    with writing(f"to={settings.to}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
-    except OSError as error:
-        raise UserError(f"to={settings.to}: cannot be written ({error.strerror})") from None
     return path
 
 
