@@ -85,7 +85,7 @@ def attention_backend(
     wanted = trainer.attention_backend
     if choice not in names or (wanted != "auto" and names[choice] != wanted):
         what = f"{device.type}, {dtype}" + (", data.document_mask=true" if masked else "")
-        raise UserError(f"trainer.attention_backend={wanted}: cannot run here ({what}); auto and math always can")
+        raise UserError(f"trainer.attention_backend={wanted}: not supported here ({what}); auto and math always are")
     return names[choice]
 
 

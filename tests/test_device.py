@@ -44,7 +44,7 @@ def test_the_backend_reported_is_the_one_that_runs(smoke) -> None:
 def test_an_unsupported_backend_is_refused(smoke, backend: str) -> None:
     config = smoke(f"trainer.attention_backend={backend}")
     with pytest.raises(
-        UserError, match=f"trainer.attention_backend={backend}: cannot run here .* auto and math always can"
+        UserError, match=f"trainer.attention_backend={backend}: not supported here .* auto and math always are"
     ):
         device.attention_backend(config.model, config.trainer, 8, CPU)
 
