@@ -153,7 +153,7 @@ class Results:
             tuple(str(self.run_id(GridCell(group, base, seed))) for seed in sorted(shared)),
         )
 
-    def run_rows(self) -> list[dict[str, Any]]:
+    def run_table(self) -> list[dict[str, Any]]:
         """Table rows: every run and its metrics."""
         rows = []
         for cell in self.runs:

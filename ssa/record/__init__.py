@@ -1,1 +1,1 @@
-"""The record of a run: its folder, its environment, its mirror on W&B."""
+"""The run folder, its mirror on W&B, and the table of all runs."""

@@ -1,4 +1,4 @@
-"""Reading checkpoints: damaged ones are the user's to know, in one line."""
+"""Loading checkpoints, with one-line errors for damaged files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ssa.model.transformer import Transformer
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, its tensors mapped from the file rather than loaded.
+    """The contents of a checkpoint; its tensors are memory-mapped.
 
     Raises:
-        UserError: it is missing, truncated or not a checkpoint.
+        UserError: the file is missing, truncated or not a checkpoint.
     """
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -31,12 +31,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_step(path: Path) -> int:
-    """The optimizer step that a checkpoint goes on from."""
+    """The optimizer step of a ``last`` checkpoint."""
     return int(read(path)["global_step"])
 
 
-def vocabulary(path: Path) -> int:
-    """The tokens that a ``best`` checkpoint's model has.
+def vocab_size(path: Path) -> int:
+    """The vocabulary size of the model in a ``best`` checkpoint.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -44,14 +44,14 @@ def vocabulary(path: Path) -> int:
     try:
         return int(read(path)["model"]["token_embedding.weight"].shape[0])
     except (KeyError, TypeError, AttributeError, IndexError):
-        raise UserError(f"{path}: not a checkpoint of a model of this project") from None
+        raise UserError(f"{path}: not a checkpoint of this project's models") from None
 
 
 def load_weights(model: Transformer, path: Path) -> int:
-    """Loads a ``best`` checkpoint's weights into a model of the same config; returns its optimizer step.
+    """Load a ``best`` checkpoint into a model of the same config; returns its optimizer step.
 
     Raises:
-        UserError: the checkpoint is damaged, or of another model.
+        UserError: the checkpoint is damaged or of another model.
     """
     contents = read(path)
     try:

@@ -1,8 +1,8 @@
 """Environment of a run: commit and uncommitted changes, packages, machine, device, command.  Never a secret.
 
 Environment variables are not read.  Anything that looks like a key, a token or a password on the command line or in the
-uncommitted changes is replaced by ``[redacted]``, when in doubt too.  A key of the project's own config, such as
-``model.temperature.query.token``, is no secret by its name; its value may still look like one.
+uncommitted changes is replaced by ``[redacted]``, also when in doubt.  Keys of the config, such as
+``model.temperature.query.token``, are not secrets by name; their values may still look like one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ssa.config import Config
 from ssa.config_errors import leaves
 
 _REDACTED = "[redacted]"
-_MAX_DIFF = 2**20  # characters; more is data rather than code
+_MAX_DIFF = 2**20  # characters; a longer diff is data rather than code
 _MAX_UNTRACKED = 100  # names
 
 _SECRET_NAME = re.compile(
@@ -36,7 +36,7 @@ _TOKEN_NAME = re.compile(r"(?<![a-z])token(?![a-z])", re.IGNORECASE)  # not toke
 _EMPTY = re.compile(r"none|null|true|false|\$\{.*|", re.IGNORECASE)
 _NO_TOKEN = re.compile(r"shared|-?[\d.]+|<[^<>]*>")  # of the model's config, or of a vocabulary
 _CONFIG_KEYS = frozenset(leaves(Config))
-_OPAQUE = re.compile(r"(?=[^\d]*\d)[\w-]{20,}")  # longer than any choice of a config key that is called a token
+_OPAQUE = re.compile(r"(?=[^\d]*\d)[\w-]{20,}")  # longer than any valid value of a config key named token
 _ASSIGNMENT = re.compile(r"""(?<![\w.-])([\w.-]+)(["']?\s*(?:==?|:)\s*)("[^"\n]*"|'[^'\n]*'|[^\s,;"')\]}]+)""")
 _VALUES = re.compile(
     r"hf_[A-Za-z0-9]{16,}"  # Hugging Face
@@ -139,7 +139,7 @@ def _redact_hex(match: re.Match[str]) -> str:
 
 
 def _git(source: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The state of the checkout that tracks the file, and its uncommitted changes; (None, None) if none does."""
+    """State and uncommitted changes of the checkout that tracks the file; (None, None) if there is none."""
 
     def ask(*arguments: str) -> str:
         command = ["git", "-C", str(source.parent), *arguments]
@@ -147,7 +147,7 @@ def _git(source: Path) -> tuple[dict[str, Any] | None, str | None]:
         return done.stdout
 
     try:
-        ask("ls-files", "--error-unmatch", source.name)  # a package installed below someone's checkout is not of it
+        ask("ls-files", "--error-unmatch", source.name)  # not for a package installed inside a checkout
         root = ask("rev-parse", "--show-toplevel").rstrip("\n")
         commit = ask("rev-parse", "HEAD").strip()
         diff = ask("-C", root, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
@@ -161,8 +161,8 @@ def _git(source: Path) -> tuple[dict[str, Any] | None, str | None]:
 def _shorten(diff: str) -> str:
     if len(diff) <= _MAX_DIFF:
         return diff
-    kept = diff[: diff.rfind("\n", 0, _MAX_DIFF) + 1]  # whole lines, or half a key would not look like one
-    return f"{kept}[{len(diff) - len(kept)} more characters are left out]\n"
+    kept = diff[: diff.rfind("\n", 0, _MAX_DIFF) + 1]  # whole lines: half a key would not be recognized
+    return f"{kept}[{len(diff) - len(kept)} more characters omitted]\n"
 
 
 def _machine() -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    """The CPU's name, which `platform` knows on no Linux."""
+    """The name of the CPU, which `platform` does not know on Linux."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

@@ -1,9 +1,11 @@
-"""The files of a run folder: how they are written, and read back.  `ssa.record.run_record` says what each one holds.
+"""Readers of the files in a run folder; `ssa.record.run_record` lists and writes them.
 
-Every file but metrics.jsonl is replaced as a whole, so that a reader sees the old one or the new one.  metrics.jsonl
-only grows, a line a write: a kill can tear its last line, which readers skip and a resumed run cuts off.
+Files are written atomically, except metrics.jsonl, which grows by one line per write: after a kill its last line may be
+incomplete; readers skip it and a resumed run removes it.
 
-NaN and infinities are written as strings, see `ssa.files.to_json`, and come back as floats.
+Run folders of older versions are read with the config keys and metric names of this one.
+
+NaN and infinities are stored as strings, see `ssa.files.to_json`, and read as floats.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands.  Times are UTC in ISO 8601; ``step`` is in optimizer steps; ``error`` is one line."""
+    """State of a run.  Times are UTC in ISO 8601; ``step`` is in optimizer steps; ``error`` is one line."""
 
     status: State
     attempt: int
@@ -39,10 +41,10 @@ class Status:
 
 
 def load_config(folder: str | Path) -> Config:
-    """The config that a run folder was made with.
+    """The config of a run folder.
 
     Raises:
-        UserError: it is not a run folder, or its config.yaml is damaged.
+        UserError: the folder is not a run folder, or its config.yaml is damaged.
     """
     path = Path(folder) / "config.yaml"
     if not path.is_file():
@@ -54,26 +56,26 @@ def load_config(folder: str | Path) -> Config:
 
 
 def load_status(folder: str | Path) -> Status:
-    """What status.json says.
+    """The contents of status.json.
 
     Raises:
-        UserError: it is not a run folder, or its status.json is damaged.
+        UserError: the folder is not a run folder, or its status.json is damaged.
     """
     path = Path(folder) / "status.json"
     try:
         status = Status(**_read(folder, "status.json"))
     except TypeError:
-        raise UserError(f"{path} is damaged: it has not the fields of a status") from None
+        raise UserError(f"{path} is damaged: it does not have the fields of a status") from None
     if status.status not in get_args(State):
         raise UserError(f"{path} is damaged: status={status.status}; valid: {', '.join(get_args(State))}")
     return status
 
 
 def read_rows(folder: str | Path) -> list[Row]:
-    """The rows of metrics.jsonl, also while the run goes on; a last line that is not complete is left out.
+    """The rows of metrics.jsonl, also during the run; an incomplete last line is skipped.
 
     Raises:
-        UserError: there is no metrics.jsonl, or another line of it is damaged.
+        UserError: there is no metrics.jsonl, or another line is damaged.
     """
     path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
@@ -83,7 +85,7 @@ def read_rows(folder: str | Path) -> list[Row]:
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """The run's summary.json, a run's of an older version with the names of this one.
+    """The contents of summary.json, with the metric names of this version.
 
     Raises:
         UserError: there is none yet, or it is damaged.
@@ -92,13 +94,13 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 
 def renamed(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary with today's names: metrics of the best weights were once called like those of a step."""
+    """A summary with the names of this version; in version 0.1, ``best/val/loss`` was called ``val/loss``."""
     is_old = not any(name.startswith("best/") for name in summary)
     return {summary_name(name) if is_old else name: value for name, value in summary.items()}
 
 
 def summary_name(name: str) -> str:
-    """Today's name of a metric of an old summary: ``best/val/loss`` for ``val/loss``."""
+    """The current name of a metric in a summary of version 0.1: ``best/val/loss`` for ``val/loss``."""
     split, _, metric = name.partition("/")
     if split not in ("val", "test"):
         return name
@@ -106,7 +108,7 @@ def summary_name(name: str) -> str:
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:
-    """What the newest attempt of the run ran on.
+    """The environment of the newest attempt.
 
     Raises:
         UserError: there is no environment.json, or it is damaged.
@@ -115,10 +117,10 @@ def read_environment(folder: str | Path) -> dict[str, Any]:
 
 
 def check_unchanged(folder: str | Path, config: Config) -> None:
-    """Refuses to go on in the folder with a config that would give other numbers.
+    """Refuse to resume a run with a config that would give other numbers.
 
     Raises:
-        UserError: naming what differs, as in ``trainer.steps: 100 -> 200``.
+        UserError: names the differences, as in ``trainer.steps: 100 -> 200``.
     """
     changes = config_changes(load_config(folder), config)
     if changes:
@@ -127,7 +129,7 @@ def check_unchanged(folder: str | Path, config: Config) -> None:
 
 
 def config_changes(before: Config, after: Config) -> list[str]:
-    """What differs between the identities of two configs, each as ``trainer.steps: 100 -> 200``."""
+    """The differences between the identities of two configs, each as ``trainer.steps: 100 -> 200``."""
     return list(_differences(before.identity(), after.identity()))
 
 
@@ -139,7 +141,7 @@ def to_line(row: Mapping[str, Any]) -> str:
 def _read(folder: str | Path, name: str) -> dict[str, Any]:
     path = Path(folder) / name
     if not path.is_file():
-        raise UserError(f"{folder} has no {name}: not a run folder, or a run that has not got that far")
+        raise UserError(f"{folder} has no {name}: not a run folder, or the run has not written it yet")
     return read_json(path)
 
 
@@ -153,6 +155,6 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: st
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):  # a section that is there or not: only what is chosen in it
+    if isinstance(value, Mapping):  # a section that only one config has: its settings other than none
         return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items() if item != "none") + "}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""The model of a run folder, with the tokenizer it was trained with, and what it makes of a text."""
+"""The model and tokenizer of a run folder, and text generation with them."""
 
 from __future__ import annotations
 
@@ -17,27 +17,23 @@ if TYPE_CHECKING:
 
 
 def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
-    """A run's config, its best model so far, and its tokenizer; the run may be going on.
+    """The config, best model and tokenizer of a run, finished or not.
 
-    Returns:
-        The model is on the CPU, in float32 and in evaluation mode.
+    The model is on the CPU, in float32 and in evaluation mode.
 
     Raises:
-        UserError: it is not a run folder, it has no weights yet, or a file in it is damaged.
+        UserError: the folder is not a run folder, has no weights yet, or has a damaged file.
     """
     config = load_run_config(folder)
-    from ssa.model.transformer import Transformer
-    from ssa.record.checkpoint import (  # only now: torch takes seconds, and a wrong folder must not
-        load_weights,
-        vocabulary,
-    )
+    from ssa.model.transformer import Transformer  # imports torch, which takes seconds: after the folder is checked
+    from ssa.record.checkpoint import load_weights, vocab_size
 
     tokenizer = load_run_tokenizer(folder, config)
-    rows = vocabulary(best_weights(folder))
+    rows = vocab_size(best_weights(folder))
     if tokenizer.vocab_size > rows or (config.model.vocab_size is None and tokenizer.vocab_size != rows):
         raise UserError(
             f"{Path(folder) / 'tokenizer.json'}: {tokenizer.vocab_size:,} tokens, but the model has {rows:,}: "
-            "it is not the tokenizer that the run was trained with"
+            "it is not the tokenizer of this run"
         )
     model = Transformer(config.model, rows, seed=None)
     load_weights(model, best_weights(folder))
@@ -45,14 +41,14 @@ def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
 
 
 def load_run_config(folder: str | Path) -> Config:
-    """The config of a run that has weights.  It imports nothing heavy.
+    """The config of a run that has weights; does not import torch.
 
     Raises:
-        UserError: it is not a run folder, its config is damaged, or it has no weights yet.
+        UserError: the folder is not a run folder, its config is damaged, or it has no weights yet.
     """
     path = Path(folder)
     if not (path / "config.yaml").is_file() and (path / "config.json").is_file():
-        raise UserError(f"{folder} is an exported model, not a run folder; give the run folder that it was made from")
+        raise UserError(f"{folder} is an exported model, not a run folder; give the run folder it was exported from")
     config = load_config(folder)
     if not best_weights(folder).is_file():
         raise UserError(
@@ -63,10 +59,10 @@ def load_run_config(folder: str | Path) -> Config:
 
 
 def load_run_tokenizer(folder: str | Path, config: Config) -> Tokenizer:
-    """The tokenizer in a run folder, or where an old run has none, the one that its config names.
+    """The tokenizer in a run folder; if an old run has none, the one named in its config.
 
     Raises:
-        UserError: the file is damaged, or the tokenizer cannot be had.
+        UserError: the file is damaged, or the tokenizer is not available.
     """
     from ssa.text.tokenization import Tokenizer, load_tokenizer
 
@@ -82,7 +78,7 @@ def load_run_tokenizer(folder: str | Path, config: Config) -> Tokenizer:
 
 
 def with_own_tokenizer(data: DataConfig, folder: str | Path) -> DataConfig:
-    """The tokenizer kept in the run folder, so that nothing needs another folder, or the network, for it."""
+    """The data config with the tokenizer kept in the run folder, which needs no other folder and no network."""
     kept = Path(folder) / "tokenizer.json"
     return data.model_copy(update={"tokenizer": str(kept)}) if kept.is_file() else data
 
@@ -99,19 +95,19 @@ def continue_text(
     greedy: bool = False,
     seed: int = 0,
 ) -> list[int]:
-    """A text and its continuation, up to an end-of-text.
+    """Continue a text, up to an end-of-text token.
 
     Args:
         model, tokenizer: of a run.
         prompt: may be empty.
         max_new_tokens, temperature, top_p, greedy, seed: as in `ssa.model.generation.generate`.
-        write: called with the prompt, then with the text that follows, piece by piece, in whole characters.
+        write: called with the prompt, then with pieces of the continuation, in whole characters.
 
     Returns:
-        All tokens: end-of-text, as before every text in training, the prompt's, the new ones.
+        All tokens: end-of-text, which precedes every text in training, the prompt, the continuation.
 
     Raises:
-        UserError: the learned positions end before.
+        UserError: the text would be longer than the learned positions.
     """
     from ssa.model.generation import TextStream, check_length, generate
 
@@ -143,5 +139,5 @@ def hash_of_weights(folder: str | Path) -> str:
 
 
 def best_weights(folder: str | Path) -> Path:
-    """The file of a run's best weights by validation loss."""
+    """The checkpoint with the lowest validation loss."""
     return Path(folder) / "checkpoints" / "best.ckpt"

@@ -1,4 +1,4 @@
-"""The run store: all runs below a folder, or of a W&B project, as one table.  ``docs/runs.md`` describes its columns.
+"""The run store: all runs below a folder, or of a W&B project, in one table.  ``docs/runs.md`` describes its columns.
 
 ::
 
@@ -6,7 +6,7 @@
     done = runs[(runs.status == "finished") & (runs.damage == "")]
     done.groupby(["config.model.temperature.name"])["best/test/perplexity"].mean()
 
-It reads plain files and needs neither torch nor W&B (but for ``source=``).
+Needs no torch, and W&B only for ``source=``.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from ssa.files import read_json
 from ssa.record.checksums import KEYS, damage
 from ssa.record.run_files import read_rows, read_summary
 from ssa.record.run_record import read_status
-from ssa.record.run_rows import SECTIONS, FoundRun, table
+from ssa.record.run_table import SECTIONS, FoundRun, table
 
-_OF_A_RUN = {"config.yaml", "status.json", "summary.json"}  # two of them make a run: the third may be lost
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast, where PyYAML was built with it
+_OF_A_RUN = {"config.yaml", "status.json", "summary.json"}  # a folder with two of them is a run: the third may be lost
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where available
 
 
 def load(folder: str | Path = "outputs", source: str | None = None, checked: bool = True) -> pd.DataFrame:
-    """A row a run, by run id.
+    """One row per run, indexed by run id.
 
-    A damaged file costs its own columns and is named in ``damage``; it never stops the others.
+    A damaged file is named in ``damage``, and its columns are empty; other runs are not affected.
 
     Args:
-        folder: where run folders are, at any depth.
-        source: ``wandb:ENTITY/PROJECT``, to read the runs of a W&B project instead.
-        checked: hold each run's files against their checksums; without, ``damage`` names unreadable files alone.
+        folder: contains run folders, at any depth.
+        source: ``wandb:ENTITY/PROJECT``: read the runs of a W&B project instead.
+        checked: verify checksums; otherwise ``damage`` names unreadable files only.
 
     Raises:
-        UserError: there is no such folder; W&B does not have the project, or does not answer.
+        UserError: the folder or the W&B project does not exist, or W&B does not answer.
     """
     if source is not None:
-        from ssa.record.wandb_runs import read  # W&B is heavy
+        from ssa.record.wandb_runs import read  # imports W&B
 
         return table(read(source))
     if not Path(folder).is_dir():
-        raise UserError(f"folder={folder}: no such folder; valid: one that has run folders in it, such as outputs")
+        raise UserError(f"folder={folder}: no such folder; valid: a folder with run folders, such as outputs")
     return table(_read(path, names, checked) for path, names in run_folders(Path(folder)))
 
 
 def curves(folder: str | Path) -> pd.DataFrame:
-    """The rows of a run's metrics.jsonl: ``step``, ``tokens`` and a column a metric, missing (NaN) where not measured.
+    """The rows of metrics.jsonl: ``step``, ``tokens`` and one column per metric, NaN where not measured.
 
     Raises:
-        UserError: it is no run folder, or its metrics.jsonl is damaged.
+        UserError: the folder is not a run folder, or its metrics.jsonl is damaged.
     """
     return pd.DataFrame(read_rows(folder))
 
 
 def run_folders(folder: Path) -> Iterator[tuple[Path, set[str]]]:
-    """The run folders below a folder, with the names of what is in each; not those that ``rerun`` set aside.
+    """The run folders below a folder, each with the names of its entries; those set aside by ``rerun`` are skipped.
 
-    Links to folders are followed, and each folder is read once.
+    Links are followed; each folder is visited once.
     """
     seen = set()
     for path, folders, files in os.walk(folder, followlinks=True):
@@ -83,10 +83,10 @@ def run_folders(folder: Path) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _read(folder: Path, names: set[str], checked: bool) -> FoundRun:
-    lost: dict[str, str] = {}  # what is wrong with files that cannot be read, by name
+    lost: dict[str, str] = {}  # problems of unreadable files, by name
 
     def known(name: str, read: Callable[[Path], Any]) -> Any:
-        """What the reader makes of the file; {} where it can make nothing of it."""
+        """The contents of a file; {} if it cannot be read."""
         try:
             return read(folder / name)
         except (UserError, OSError, ValueError, yaml.YAMLError, RecursionError):
@@ -129,12 +129,12 @@ def _commit(environment: dict[str, Any]) -> str:
 def _config(path: Path) -> dict[str, Any]:
     values = upgraded(yaml.load(path.read_bytes(), _LOADER))
     if not isinstance(values, dict) or not set(values) >= SECTIONS:
-        raise UserError(f"{path} is damaged: it has not all sections of a config")
+        raise UserError(f"{path} is damaged: sections of the config are missing")
     return values
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    """Of the newest outcome, by column."""
+    """Metrics of the newest evaluation, by column."""
     result = read_json(path)
     metrics = result.get("metrics")
     if not isinstance(metrics, dict) or not all(isinstance(metric, dict) for metric in metrics.values()):

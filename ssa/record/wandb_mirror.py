@@ -1,11 +1,11 @@
-"""Weights & Biases as a mirror of metrics.jsonl, which stays the record of truth.  Nothing here can stop a run.
+"""Weights & Biases mirror of metrics.jsonl, which stays the record of truth.  Nothing here can stop a run.
 
-Each attempt at a run (the first, and one for each resume) is a W&B run of its own, ``<run_id>-<random>``, and begins
-with all rows that metrics.jsonl has.  An offline W&B run cannot be resumed, and logging rows to an online one again
-would double them; this way the newest W&B run of a run always holds its whole record.  The ids are in wandb.json.
-The agent of a W&B sweep has chosen id, project and entity already, and W&B takes those.
+Each attempt at a run (the first and every resume) is a W&B run of its own, ``<run_id>-<random>``, and starts with all
+rows in metrics.jsonl: an offline W&B run cannot be resumed, and logging rows again to an online one would duplicate
+them.  The newest W&B run therefore holds the whole record.  wandb.json lists the ids.  In a W&B sweep the agent chooses
+id, project and entity.
 
-Rows carry ``step`` and ``tokens`` and never W&B's own ``step=``, which drops rows that come out of order.
+Rows contain ``step`` and ``tokens``; W&B's own ``step=`` is not used, since it drops rows that are out of order.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ssa.files import read_json_or_none, write_json
 from ssa.record.run_files import read_rows
 from ssa.record.run_record import RunRecord, read_status
 
-Mode = Literal["disabled", "offline", "online"]  # from the least to the most
+Mode = Literal["disabled", "offline", "online"]  # in increasing order
 
 
 class WandbMirror:
-    """The W&B run of one attempt, or of none: every method may be called in any case, and only `open` raises."""
+    """The W&B run of one attempt, if there is one: methods can be called in any case, and only `open` raises."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._config = config
@@ -38,9 +38,9 @@ class WandbMirror:
 
     @classmethod
     def open(cls, config: Config, record: RunRecord) -> Self:
-        """Starts it, with the rows that the record has; W&B's files go to the record's folder.
+        """Start a W&B run with the rows of the record; W&B's files go to the run folder.
 
-        A server that does not answer costs ``logger.timeout_seconds`` at most; then the W&B run is offline.
+        If the server does not answer within ``logger.timeout_seconds``, the W&B run is offline.
 
         Raises:
             UserError: ``logger.mode=online`` without a usable API key.
@@ -60,21 +60,21 @@ class WandbMirror:
         self.finish(_exit_code(error))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Adds a row, as metrics.jsonl has it.  Takes microseconds: a process of W&B's own sends it."""
+        """Add a row of metrics.jsonl.  Takes microseconds: a process of W&B sends it."""
         if self._run:
             with self._or_without("stopped"):
                 self._run.log(dict(row))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Sets what W&B's run table shows; the other metrics stay at their last values there."""
+        """Set values in W&B's run table; other metrics keep their last values there."""
         if self._run:
             with self._or_without("stopped"):
                 self._run.summary.update(dict(values))
 
     def finish(self, exit_code: int) -> None:
-        """Ends the W&B run, as finished for exit code 0 and else as failed.  To be called always; twice is harmless.
+        """End the W&B run, as finished for exit code 0 and as failed otherwise.  Must be called; twice is harmless.
 
-        What the server has not taken within ``logger.timeout_seconds`` stays in the run folder.
+        Data not sent within ``logger.timeout_seconds`` stays in the run folder.
         """
         run, logger = self._run, self._config.logger
         if run:
@@ -90,7 +90,7 @@ class WandbMirror:
         if mode == "online":
             try:
                 self._run = self._init("online")
-            except Exception as error:  # W&B's own classes, but also those of sockets and of its service
+            except Exception as error:  # of W&B, of sockets, or of its service
                 mode, reason = "offline", f"no connection: {first_line(error)}"
             else:
                 return _say(f"online, {self._run.url}")
@@ -100,7 +100,7 @@ class WandbMirror:
         return _say(f"offline ({reason}); send it later: {_sync_command(self._run)}")
 
     def _init(self, mode: Mode, known: str | None = None) -> Any:
-        """A new W&B run, or the known one of this id gone on with."""
+        """A new W&B run, or the known run of this id, resumed."""
         import wandb
 
         config, logger = self._config, self._config.logger
@@ -115,7 +115,7 @@ class WandbMirror:
             config=config.plain(),
             dir=str(self._folder),
             mode=mode if mode != "disabled" else None,
-            reinit="create_new",  # two jobs of a multirun are two W&B runs, whatever became of the first
+            reinit="create_new",  # each job of a multirun is a W&B run, even if an earlier one failed
             settings=_settings(logger.timeout_seconds),
         )
         run.define_metric("step")
@@ -131,21 +131,21 @@ class WandbMirror:
 
     @contextmanager
     def _or_without(self, what: str) -> Iterator[None]:
-        """Whatever W&B raises ends the mirror with a line, not the training."""
+        """An exception of W&B ends the mirror with a line, not the training."""
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # as many classes as W&B has ways to fail
+        except Exception as error:  # W&B raises many classes
             self._run = None
-            _say(f"{what} ({first_line(error)}); the run goes on, with metrics.jsonl alone")
+            _say(f"{what} ({first_line(error)}); the run continues with metrics.jsonl only")
             _drop_service()
 
 
 def mirror_evaluation(config: Config, folder: Path, values: Mapping[str, float]) -> None:
-    """Adds what an evaluation found to the run's newest W&B run, or where that is not online, to a new one of all rows.
+    """Add the metrics of an evaluation to the newest W&B run, or, if that is not online, to a new one with all rows.
 
-    Nothing here can fail the evaluation.
+    Never fails the evaluation.
 
     Args:
         config: of the run.
@@ -159,25 +159,22 @@ def mirror_evaluation(config: Config, folder: Path, values: Mapping[str, float])
         mode, reason = choose_mode(config.logger)
         newest = _attempts(folder)[-1:]
         online = mode == "online" and newest and newest[0].get("mode") == "online"
-        if online and read_status(folder).status == "finished":  # W&B would take another for stopped
+        if online and read_status(folder).status == "finished":  # W&B would regard an unfinished one as stopped
             mirror._run = mirror._init("online", newest[0]["id"])
             _say(f"online, {mirror._run.url}")
         else:
             mirror._start(mode, reason)
             for row in read_rows(folder):
                 mirror.log(row)
-    except Exception as error:  # as many classes as W&B has ways to fail; it is in the folder whatever they are
-        _say(f"did not take the evaluation ({first_line(error)})")
+    except Exception as error:  # W&B raises many classes; the results are in the folder in any case
+        _say(f"could not record the evaluation ({first_line(error)})")
         _drop_service()
     mirror.summary(values)
     mirror.finish(0)
 
 
 def mirror_finished(config: Config, folder: Path, summary: Mapping[str, Any]) -> None:
-    """Gives a W&B sweep that asks for a run that has finished before a W&B run of its rows: its metric counts there.
-
-    Outside a W&B sweep the W&B run that it has is enough.
-    """
+    """In a W&B sweep, log a run that has finished before to a new W&B run, so that the sweep gets its metric."""
     if config.logger.name != "wandb" or not os.environ.get("WANDB_SWEEP_ID"):
         return
     mirror = WandbMirror(config, folder)
@@ -190,20 +187,20 @@ def mirror_finished(config: Config, folder: Path, summary: Mapping[str, Any]) ->
 
 
 def check(logger: LoggerConfig) -> None:
-    """To be asked before a run begins, so that a missing key leaves no half-written run.
+    """Check the API key before a run begins, so that a missing one leaves no partial run.
 
     Raises:
         UserError: ``logger.mode=online`` without a usable API key.
     """
-    if logger.name == "wandb" and logger.mode == "online":  # the other modes always work, and importing W&B takes time
+    if logger.name == "wandb" and logger.mode == "online":  # the other modes need no key, and importing W&B takes time
         with suppress(ImportError):
             choose_mode(logger)
 
 
 def choose_mode(logger: LoggerConfig) -> tuple[Mode, str]:
-    """The mode, and why it is not more: the lesser of ``logger.mode`` and what W&B itself is set to.
+    """The mode and its reason: the lower of ``logger.mode`` and W&B's own setting.
 
-    W&B is set by WANDB_MODE, or by its commands ``wandb offline`` and ``wandb disabled``.
+    W&B's setting is WANDB_MODE, or that of the commands ``wandb offline`` and ``wandb disabled``.
 
     Raises:
         UserError: ``logger.mode=online`` without a usable API key.
@@ -219,21 +216,21 @@ def choose_mode(logger: LoggerConfig) -> tuple[Mode, str]:
         return "offline", "logger.mode=offline"
     problem = _key_problem()
     if problem and logger.mode == "online":
-        raise UserError(f"logger.mode=online: {problem}; or take logger.mode=offline")
+        raise UserError(f"logger.mode=online: {problem}; or set logger.mode=offline")
     return ("offline", problem) if problem else ("online", "")
 
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:
-    """The W&B runs of a run so far; none where wandb.json is damaged, which is only a convenience."""
+    """The W&B runs of a run so far; none if wandb.json is damaged."""
     return list((read_json_or_none(folder / "wandb.json") or {}).get("attempts", []))
 
 
 def _key_problem() -> str | None:
-    """What is wrong with the API key, which W&B looks for in WANDB_API_KEY, its settings and netrc; None if nothing."""
+    """The problem with the API key, which W&B reads from WANDB_API_KEY, its settings or netrc; None if it is fine."""
     import wandb
 
     try:
-        found = wandb.login(prompt=False, verify=False)  # asks neither the user nor the server
+        found = wandb.login(prompt=False, verify=False)  # does not contact the user or the server
     except wandb.errors.AuthenticationError as error:
         return first_line(error)
     return None if found else "no API key is set; `wandb login` or WANDB_API_KEY sets one"
@@ -242,7 +239,9 @@ def _key_problem() -> str | None:
 def _settings(timeout_seconds: float) -> Any:
     import wandb
 
-    budget = timeout_seconds - min(1.0, timeout_seconds / 2)  # the rest is for going offline and for closing files
+    budget = timeout_seconds - min(
+        1.0, timeout_seconds / 2
+    )  # the rest is for switching to offline mode and closing files
     return wandb.Settings(
         init_timeout=budget,
         finish_timeout=budget,
@@ -250,7 +249,7 @@ def _settings(timeout_seconds: float) -> Any:
         silent=True,
         console="off",  # a wrapped stdout disturbs the progress bar
         symlink=False,
-        disable_git=True,  # environment.json has these, without secrets
+        disable_git=True,  # they are in environment.json, without secrets
         disable_code=True,
         x_disable_meta=True,
         x_save_requirements=False,
@@ -262,7 +261,7 @@ def _sync_command(run: Any, option: str = "") -> str:
 
 
 def _drop_service() -> None:
-    """Lets go of W&B's service process, so that a broken one is not met again at exit or by the next job."""
+    """Stop W&B's service process, so that a broken one does not disturb the exit or the next job."""
     with suppress(Exception, SystemExit):
         import wandb
 

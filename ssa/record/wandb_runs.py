@@ -1,4 +1,4 @@
-"""The runs of a W&B project, as `ssa.record.wandb_mirror` sends them: the reader of ``source=wandb:ENTITY/PROJECT``."""
+"""Reader of the runs in a W&B project, ``source=wandb:ENTITY/PROJECT``, as `ssa.record.wandb_mirror` wrote them."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from typing import Any
 from ssa.config import upgraded
 from ssa.errors import UserError, first_line
 from ssa.record.run_files import State, renamed
-from ssa.record.run_rows import SECTIONS, FoundRun
+from ssa.record.run_table import SECTIONS, FoundRun
 
 _SOURCE = re.compile(r"wandb:([^/\s:]+)/([^/\s:]+)")
-_TIMEOUT_SECONDS = 15  # of a request, unless WANDB_HTTP_TIMEOUT says otherwise
-_PAGE = 100  # runs in a request
-_OF_THE_COMMAND = {"resume": None, "rerun": False}  # as config.yaml has them, whatever the command said
+_TIMEOUT_SECONDS = 15  # of a request; WANDB_HTTP_TIMEOUT overrides it
+_PAGE = 100  # runs per request
+_OF_THE_COMMAND = {"resume": None, "rerun": False}  # as in config.yaml
 _STATES: dict[str, State] = {"running": "running", "pending": "running", "failed": "failed"}  # others: interrupted
 
 
 def read(source: str) -> list[FoundRun]:
-    """The runs of a project, each once; W&B runs of other programs are left out.
+    """The runs of a project, each once, without W&B runs of other programs.
 
-    A run that was resumed has several W&B runs: the newest finished one counts, or else the newest.
+    A resumed run has several W&B runs: the newest finished one counts, otherwise the newest.
 
     Raises:
-        UserError: the source is misspelled; there is no such project or no API key; W&B does not answer.
+        UserError: the source is misspelled, the project does not exist, there is no API key, or W&B does not answer.
     """
     match = _SOURCE.fullmatch(source)
     if not match:
         raise UserError(f"source={source}: valid: wandb:ENTITY/PROJECT")
     try:
         attempts = _attempts("/".join(match.groups()))
-    except Exception as error:  # W&B's own classes, but also those of sockets and of its service
+    except Exception as error:  # of W&B, of sockets, or of its service
         raise UserError(f"source={source}: {first_line(error)}") from None
     return [_found(run_id, runs) for run_id, runs in attempts.items()]
 
 
 def _attempts(project: str) -> dict[str, list[Any]]:
-    """W&B runs by the run that they are attempts at, each in the order of their creation."""
+    """The W&B runs of each run, in the order of creation."""
     import wandb
 
     settings = wandb.setup(wandb.Settings(silent=True)).settings
@@ -53,20 +53,23 @@ def _attempts(project: str) -> dict[str, list[Any]]:
     try:
         for run in wandb.Api(timeout=timeout).runs(project, per_page=_PAGE, lazy=False):
             with suppress(OSError):
-                for folder in (Path(run.dir), *Path(run.dir).parents[:2]):  # W&B makes empty ones: entity/project/id
+                for folder in (
+                    Path(run.dir),
+                    *Path(run.dir).parents[:2],
+                ):  # W&B creates empty folders: entity/project/id
                     folder.rmdir()
             if set(run.config) >= SECTIONS:
                 attempts[run.name].append(run)
     except Exception as error:
-        _let_go()
-        if "did not respond in time" in str(error):  # said of W&B's own process, which waits for the server
+        _stop_service()
+        if "did not respond in time" in str(error):  # from W&B's own process, which waits for the server
             raise UserError(f"no answer from {settings.base_url} within {timeout} s") from None
         raise
     return attempts
 
 
-def _let_go() -> None:
-    """Ends W&B's process, unless a W&B run needs it: it may ask on for minutes, and would be waited for at exit."""
+def _stop_service() -> None:
+    """Stop W&B's process unless a W&B run uses it: it may retry for minutes, and the exit would wait for it."""
     import psutil
     import wandb
 
@@ -82,15 +85,17 @@ def _let_go() -> None:
 def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
     summaries = [dict(_values(run.summary_metrics)) for run in attempts]
     finished = [number for number, summary in enumerate(summaries) if summary.get("status") == "finished"]
-    at = finished[-1] if finished else len(attempts) - 1
-    run, summary = attempts[at], summaries[at]
-    said: State | None = summary.get("status")
-    # An evaluation may be a W&B run of its own, after that of the training.
-    evaluations = {name: value for later in summaries[at:] for name, value in later.items() if name.startswith("eval/")}
+    chosen = finished[-1] if finished else len(attempts) - 1
+    run, summary = attempts[chosen], summaries[chosen]
+    recorded: State | None = summary.get("status")
+    # an evaluation may have a W&B run of its own, after that of the training
+    evaluations = {
+        name: value for later in summaries[chosen:] for name, value in later.items() if name.startswith("eval/")
+    }
     return FoundRun(
         run_id=run_id,
         folder=run.url,
-        status=said or _STATES.get(run.state, "interrupted"),
+        status=recorded or _STATES.get(run.state, "interrupted"),
         config={**upgraded(dict(_sections(run.config))), **_OF_THE_COMMAND},
         summary=dict(_results(summary)) if finished else {},
         evaluations=evaluations,
@@ -102,20 +107,20 @@ def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
 
 
 def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Without a W&B sweep's parameters, which stand beside the sections as they were typed, such as ``optim.lr``."""
+    """Without the parameters of a W&B sweep, which are beside the sections as typed, such as ``optim.lr``."""
     for key, value in config.items():
         if "." not in key and "/" not in key:
             yield key, value
 
 
 def _values(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """JSON has no NaN or infinity: W&B gives their names."""
+    """W&B returns the names of NaN and infinities."""
     for name, value in summary.items():
         yield name, float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
 def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What summary.json has: without what W&B adds, and the last values of the rows."""
+    """The values of summary.json, without those that W&B adds and the last values of the rows."""
     for name, value in renamed(summary).items():
         if name != "step" and not name.startswith(("_", "train/", "val/", "eval/")):
             yield name, value

@@ -1,1 +1,1 @@
-"""One run: the LightningModule, what happens around its steps, and the whole from config to summary."""
+"""Training: one run from config to summary, with PyTorch Lightning."""

@@ -1,4 +1,4 @@
-"""What happens around training steps: checkpoints, interruption, progress."""
+"""Lightning callbacks: metric rows, checkpoints, interruption, progress."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """Training stopped at a step boundary on SIGINT or SIGTERM, its checkpoint saved."""
+    """Training stopped between two steps on SIGINT or SIGTERM, after saving a checkpoint."""
 
 
 class Interruption(Callback):
-    """Whether SIGINT or SIGTERM has come; a second one does not wait for the step to end."""
+    """Records SIGINT and SIGTERM; a second signal exits without waiting for the step to end."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Handles the signals within the block."""
+        """Handle the signals within the block."""
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         self._install()
         try:
@@ -47,20 +47,16 @@ class Interruption(Callback):
                 signal.signal(number, handler)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Once more: Lightning has put a handler before ours, which would stop within a step, unsaved."""
-        self._install()
+        self._install()  # again: Lightning has installed a handler, which would stop within a step, without saving
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Likewise."""
         self._install()
 
     def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Likewise."""
         self._install()
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """After training nothing is left to save."""
-        if self.requested and trainer.state.fn != "fit":
+        if self.requested and trainer.state.fn != "fit":  # after training nothing is left to save
             raise Interrupted
 
     on_validation_batch_end = on_test_batch_end
@@ -76,10 +72,10 @@ class Interruption(Callback):
 
 
 class TrainingRows(Callback):
-    """A row of training metrics every ``log_every`` steps.  The first callback: a checkpoint comes after its row.
+    """Logs a row of training metrics every ``log_every`` steps.  Must be the first callback: checkpoints follow rows.
 
     Attributes:
-        seconds: time in training so far, data included, over all attempts; evaluations and checkpoints are not in it.
+        seconds: training time of all attempts, including data, without evaluations and checkpoints.
         tokens_per_second: since the last row.
     """
 
@@ -87,20 +83,18 @@ class TrainingRows(Callback):
         self.config = config
         self.seconds = 0.0
         self.tokens_per_second = math.nan
-        self._started: float | None = None  # None while the clock stands
+        self._started: float | None = None  # None while the clock is stopped
         self._last = (0, 0.0)  # tokens and seconds at the last row
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Speed is of this attempt alone."""
         assert isinstance(module, LanguageModule)
-        self._last = (module.tokens, self.seconds)
+        self._last = (module.tokens, self.seconds)  # speed is that of this attempt
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
-        """Starts the clock if it stands; else it has run on since the last step, whose kernels may still be running."""
+        # A running clock is kept: kernels of the last step may still be running.
         self._started = self._started or time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
-        """Reads the clock; at an optimizer step, a row if it is time."""
         assert isinstance(module, LanguageModule)
         now = time.perf_counter()
         self.seconds += now - (self._started or now)
@@ -118,26 +112,22 @@ class TrainingRows(Callback):
             module.log_row({"step": module.step, "tokens": module.tokens, **module.trained, **measured})
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Stops the clock."""
         self._started = None
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Likewise."""
         self._started = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The time so far."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The time so far."""
         self.seconds = state["seconds"]
 
 
 class Checkpoints(Callback):
-    """``last`` to go on from, ``best`` (weights alone) by validation loss; each replaced in one move.
+    """Saves ``last``, to resume from, and ``best``, the weights with the lowest validation loss; both atomically.
 
-    At a step with a validation the checkpoint follows it, so that a resumed run never lacks its row.
+    At a step with a validation the checkpoint follows it, so that a resumed run does not lack its row.
     """
 
     def __init__(self, last: Path, best: Path, config: TrainerConfig, interruption: Interruption) -> None:
@@ -146,19 +136,17 @@ class Checkpoints(Callback):
         self.best_step = 0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
-        """At an optimizer step: saves if it is time, stops if asked to."""
         step = trainer.global_step
         if (index + 1) % self.config.accumulate:
             return
         if step == self.config.steps:
-            trainer.should_stop = True  # so that Lightning validates after the last step, whatever the interval
+            trainer.should_stop = True  # makes Lightning validate after the last step
         if step % self.config.eval_every == 0 or step == self.config.steps:
             return
         if step % self.config.checkpoint_every == 0 or self.interruption.requested:
             self._save(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """After a validation during training, or that of step 0: keeps the best weights, then saves."""
         assert isinstance(module, LanguageModule)
         if not module.reported:
             return
@@ -185,11 +173,9 @@ class Checkpoints(Callback):
             raise Interrupted
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
         return {"best_loss": self.best_loss, "best_step": self.best_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The best so far."""
         self.best_loss, self.best_step = state["best_loss"], state["best_step"]
 
 
@@ -201,13 +187,11 @@ class TrainingProgress(Callback):
         self.bar: ProgressBar | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Starts where the run is."""
         self.bar = ProgressBar("step", self.config.steps, completed=trainer.global_step, console=self.console)
         self.bar.start()
         self.began = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
-        """Moves on an optimizer step."""
         assert isinstance(module, LanguageModule)
         assert self.bar is not None
         if (index + 1) % self.config.accumulate:
@@ -219,7 +203,6 @@ class TrainingProgress(Callback):
         self.bar.update(step, text, line=early or step % (10 * self.config.log_every) == 0)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """A line for each validation during training, and for that of step 0."""
         assert isinstance(module, LanguageModule)
         if not module.reported:
             return
@@ -229,11 +212,8 @@ class TrainingProgress(Callback):
         self.console.print(f"step {trainer.global_step}: validation  {text}  {entropy}", highlight=False)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Leaves the bar as it stands."""
         if self.bar is not None:
             self.bar.stop()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Likewise."""
-        if self.bar is not None:
-            self.bar.stop()
+        self.on_train_end(trainer, module)

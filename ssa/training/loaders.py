@@ -1,4 +1,4 @@
-"""Batches as Lightning iterates over them."""
+"""The training data as Lightning iterates over it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) each
 
 
 class TrainingLoader:
-    """All micro-batches of a run, in order: one pass of it is the whole training.
+    """All micro-batches of a run, in order: one pass is the whole training.
 
-    Micro-batch m depends on (data, seed, m) alone, so its only state is where to go on; Lightning saves and restores
-    it by `state_dict`, and a resumed run reads what the unbroken one would have read.
+    Micro-batch m is a function of (data, seed, m), so the position is the only state.  Lightning saves and restores it
+    with the checkpoint, and a resumed run reads the batches of an uninterrupted one.
     """
 
     def __init__(self, batches: TrainingBatches, micro_batch_size: int, steps: int) -> None:
@@ -34,9 +34,7 @@ class TrainingLoader:
             yield self.batches.micro_batch(self.position - 1, self.micro_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of micro-batches handed out."""
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after the micro-batches that a checkpoint has seen."""
         self.position = state["position"]

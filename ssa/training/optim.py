@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and the learning-rate schedules."""
+"""Parameter groups, AdamW and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ssa.model.transformer import Transformer
 
 
 def freeze(model: Transformer, config: OptimConfig) -> None:
-    """Leaves to training what ``optim.train`` says; the rest gets no gradient, and so no memory for one.
+    """Disable gradients of the parameters that ``optim.train`` excludes.
 
     Raises:
-        UserError: there is nothing to train.
+        UserError: no parameter is left to train.
     """
     if config.train == "all":
         return
@@ -31,8 +31,8 @@ def freeze(model: Transformer, config: OptimConfig) -> None:
 
 
 def parameter_groups(model: Transformer, config: OptimConfig) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one group: matrices decayed; norms and biases not; temperatures neither
-    decayed nor at the common learning rate.  Empty groups are left out.
+    """Groups of all trainable parameters: matrices with weight decay, norms and biases without, temperatures without
+    and with a learning rate of their own.  Empty groups are omitted.
     """
     names: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "temperature": []}
     temperatures = set(model.temperature_parameters().values())
@@ -49,17 +49,17 @@ def parameter_groups(model: Transformer, config: OptimConfig) -> list[dict[str, 
 
 
 def build_optimizer(model: Transformer, config: OptimConfig, steps: int) -> tuple[AdamW, LambdaLR]:
-    """AdamW over `parameter_groups`, and its schedule, to be stepped once an optimizer step."""
+    """AdamW over `parameter_groups`, and its schedule, to be stepped once per optimizer step."""
     betas = (config.beta1, config.beta2)
     optimizer = AdamW(parameter_groups(model, config), betas=betas, eps=config.eps, fused=True)
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, config, steps))
 
 
 def lr_factor(step: int, config: OptimConfig, steps: int) -> float:
-    """What the learning rate is multiplied by at a step (0 is the first).
+    """Factor of the learning rate at a step, counted from 0.
 
-    Linear warm-up over ``warmup_steps``, then ``constant``; ``cosine`` down to ``min_lr_ratio`` after the last step; or
-    ``wsd`` (warm-up, stable, decay): constant, then linear to the same over the last ``decay_fraction``.
+    Linear warm-up over ``warmup_steps``, then ``constant``, ``cosine`` decay to ``min_lr_ratio``, or ``wsd`` (warm-up,
+    stable, decay): constant, then linear decay to ``min_lr_ratio`` over the last ``decay_fraction``.
     """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)

@@ -1,4 +1,4 @@
-"""What a run says at its start and at its end, on the terminal and in summary.json."""
+"""The summary of a run, and its reports on the terminal at start and end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor
 from ssa.training.prepared_run import PreparedRun
 
-_SHOWN = 10  # other runs in the closing table
+_SHOWN = 10  # other runs in the final table
 
 
 def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
-    """Evaluates the weights at hand on validation and test, whole, and puts the run's numbers together."""
+    """Evaluate the loaded weights on validation and test; returns the contents of summary.json."""
     config = run.config
     trainer.validate(module, run.evaluation_batches("validation"), verbose=False)
     measured = {f"best/val/{name}": value for name, value in module.evaluated.items()}
@@ -65,14 +65,14 @@ def tokens_per_step(run: PreparedRun) -> int:
 
 
 def _counts(run: PreparedRun) -> dict[str, int]:
-    """What the perplexities divide by, and how much text there is to train on."""
+    """Sizes of the splits: the denominators of the perplexities, and the amount of training text."""
     splits = {"train": run.corpus.split("train"), **run.splits}
     units = ("documents", "tokens", "words", "bytes")
     return {f"data.{name}.{unit}": getattr(split, f"n_{unit}") for name, split in splits.items() for unit in units}
 
 
 def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
-    """Prints what the run is: size, tokens, device, and the reference perplexities."""
+    """Print the size, tokens and device of a run, and the reference perplexities."""
     config, count = run.config, run.model.count_parameters()
     per_step, steps = tokens_per_step(run), config.trainer.steps
     share = count["temperature"] / count["total"]
@@ -84,9 +84,9 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
     reference = ", ".join(f"{name} {value:.1f}" for name, value in run.references.items())
     lines = {
         "run": str(folder),
-        "scale": f"{config.scale} (another: scale={'|'.join(SCALES)}; any value: --cfg job shows them)",
+        "scale": f"{config.scale} (others: scale={'|'.join(SCALES)}; --cfg job shows every value)",
         "model": f"{config.model.name} {config.model.size}: {count['total']:,} parameters, {count['non_embedding']:,} "
-        f"without embeddings, {count['temperature']:,} of temperatures ({share:.3%})",
+        f"without embeddings, {count['temperature']:,} in temperatures ({share:.3%})",
         "data": f"{config.data.name}{subset}, tokenizer {run.corpus.tokenizer.name}; tokens: {corpus}",
         "steps": f"{steps:,} of {per_step:,} tokens ({config.trainer.batch_size} x {config.data.block_size}"
         f"{accumulate}) = {steps * per_step:,} tokens, {epochs:.2f} epochs",
@@ -94,7 +94,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
         + (", compiled" if config.trainer.compile else ""),
         **({"from": f"{config.init_from}"} if config.init_from else {}),
         "trains": _trained(run),
-        "to beat": f"{reference} (validation perplexity of n-gram models on the same tokens)",
+        "baseline": f"{reference} (validation perplexity of n-gram models on the same tokens)",
     }
     if run.checkpoint_step is not None:
         lines["resumed"] = f"at step {run.checkpoint_step:,}"
@@ -110,33 +110,35 @@ def _trained(run: PreparedRun) -> str:
 
 
 def _moved(config: Config) -> float:
-    """About how far AdamW can move a parameter of a temperature in the run: a learning rate a step."""
+    """Roughly the distance AdamW can move a temperature parameter: one learning rate per step."""
     optim, steps = config.optim, config.trainer.steps
     return optim.lr * optim.temperature_lr_multiplier * sum(lr_factor(step, optim, steps) for step in range(steps))
 
 
 def _notes(run: PreparedRun) -> list[str]:
-    """What of the temperatures will be without effect, or changes a pretrained model from the start."""
+    """Warnings: temperatures without effect, or that change a pretrained model from the start."""
     config, notes = run.config, []
     block_size, rule = config.data.block_size, config.model.temperature.name
     if config.init_from and config.data.tokenizer != config.init_from:
-        notes.append(f"data.tokenizer={config.data.tokenizer} is not that of {config.init_from}: its ids may differ")
+        notes.append(
+            f"data.tokenizer={config.data.tokenizer} is not the tokenizer of {config.init_from}: token ids may differ"
+        )
     if config.optim.train == "temperature" and not config.init_from:
-        notes.append("optim.train=temperature leaves the rest as it was drawn; it is meant for init_from=")
+        notes.append("optim.train=temperature keeps the random initial weights; it is meant for init_from=")
     for name, temperature in run.model.first_temperatures().items():
         if config.init_from and not temperature.starts_at_identity:
             notes.append(f"the {name} temperature ({rule}) does not start at 1: step 0 is not the pretrained model")
         reach = temperature.largest_position_term(_moved(config), block_size)
         if reach is not None and reach < TOLERANCE:
             notes.append(
-                f"the {name} temperature ({rule}): in these steps its position-aware part gets at most {reach:.1g} "
-                "away from 1; more steps, optim.temperature_lr_multiplier or model.temperature.alpha_init change that"
+                f"the {name} temperature ({rule}): in these steps its position term moves at most {reach:.1g} from 1; "
+                "more steps, optim.temperature_lr_multiplier or model.temperature.alpha_init change that"
             )
     return notes
 
 
 def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
-    """A short table, with the other runs that it can be held against, then where everything is."""
+    """Print a table with this run and comparable ones, then the run folder."""
     columns = ("", "loss", "perplexity", "bits/byte", "entropy", "spikiness", "tokens/s")
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_row("validation", *_cells(summary, "best/val"))
@@ -167,13 +169,13 @@ def _cells(summary: dict[str, Any], split: str) -> list[str]:
 
 
 def _comparable(summary: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The validation of the newest runs beside this one that read the same tokens, as many of them, at its size."""
+    """Summaries of the newest runs in the same folder with the same data, number of tokens and model size."""
     text = ("data_hash", "tokens", "block_size", "document_mask", "data.validation.tokens")
     same = (*text, "size", "scale", "init_from", "train")
     others = []
     for path in sorted(folder.resolve().parent.glob("*/summary.json"), key=lambda path: path.stat().st_mtime):
         if ".replaced-" not in path.parent.name:
-            with suppress(UserError):  # a damaged one is not this run's affair
+            with suppress(UserError):  # a damaged one is skipped
                 others.append(read_summary(path.parent))
     alike = [other for other in others if all(other.get(key) == summary[key] for key in same)]
     return [other for other in alike if other["run_id"] != summary["run_id"]][-_SHOWN:]

@@ -1,4 +1,4 @@
-"""One run from config to summary: text, model, Lightning trainer, evaluation, record."""
+"""One run from config to summary: data, model, Lightning trainer, evaluation, record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files, weights_hash
 from ssa.record import checksums, environment, wandb_mirror
 from ssa.record.checkpoint import load_weights, read_step
-from ssa.record.run_files import read_summary
+from ssa.record.run_files import Row, read_summary
 from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror
@@ -42,29 +42,27 @@ from ssa.training.optim import freeze
 from ssa.training.prepared_run import PreparedRun
 from ssa.training.summary import print_end, print_start, summarize
 
-Row = dict[str, Any]
-
 
 def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs, resumes or, if it has finished before, only reports the run that `config` is.
+    """Run or resume the run of a config; a finished run is only reported.
 
     Args:
         config: the run.
-        command: the command line that started it, program first, for the record.
+        command: the command line, program first, for environment.json.
 
     Returns:
-        The run's summary, as in summary.json.
+        The contents of summary.json, without checksums.
 
     Raises:
-        UserError: the data, the device, its memory, the run folder or a checkpoint is not what the config needs; or
-            the loss is no longer finite.
-        SystemExit: 130, after SIGINT or SIGTERM; the run can be resumed.
+        UserError: the data, the device, its memory, the run folder or a checkpoint does not fit the config, or the
+            loss is not finite.
+        SystemExit: 130 after SIGINT or SIGTERM; the run can be resumed.
     """
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     with RunRecord.open(config) as record:
         if record.finished:
             record.check_same(weights_hash=weights_hash(config.init_from) if config.init_from else None)
-            console.print("This run has finished before (rerun=true runs it again).")
+            console.print("This run finished before (rerun=true runs it again).")
             sealed = read_summary(record.folder)
             summary = {key: value for key, value in sealed.items() if key not in checksums.KEYS}
             wandb_mirror.mirror_finished(config, record.folder, summary)
@@ -85,7 +83,7 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
 def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     device, resuming = resolve_device(config.trainer.device), record.resume_checkpoint is not None
     if config.init_from and not resuming:
-        weight_files(config.init_from)  # before text is tokenized for a model that is not there
+        weight_files(config.init_from)  # before text is tokenized for a missing model
     length, masked = config.data.block_size, config.data.document_mask
     backend = attention_backend(config.model, config.trainer, length, device, masked)
     corpus = prepare(with_own_tokenizer(config.data, record.folder) if resuming else config.data)
@@ -110,13 +108,15 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
 
 
 def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transformer:
-    """At its start: new or pretrained weights, temperatures at their start values, what is frozen frozen."""
+    """The model with its initial weights, new or pretrained."""
     check_vocabulary(config.model, corpus.tokenizer)
     if config.init_from and not resuming:  # the checkpoint has all the weights
         model = load_pretrained(config.model, config.init_from, config.seed)
     else:
         model = Transformer(config.model, config.model.vocab_size or corpus.tokenizer.vocab_size, config.seed)
-    known = model.log_frequency is not None and bool(model.log_frequency.any())  # an export has those it was made with
+    known = model.log_frequency is not None and bool(
+        model.log_frequency.any()
+    )  # an export contains the frequencies of its run
     if config.model.temperature.needs_frequencies and not known:
         counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
         model.set_token_counts(torch.from_numpy(counts))
@@ -132,7 +132,7 @@ def _execute(
         command, device=device_name(run.device), precision=run.precision, attention_backend=run.attention_backend
     )
     if config.trainer.compile:
-        torch._dynamo.reset()  # the limit on recompilations counts those of earlier jobs in this process
+        torch._dynamo.reset()  # the recompilation limit counts earlier jobs in this process
         run.model.compile()
     reset_peak_memory(run.device)
     record.begin(facts, step=run.checkpoint_step, data_hash=run.corpus.fingerprint, weights_hash=run.weights_hash)
@@ -162,21 +162,21 @@ def _execute(
             record.set_status("interrupted", step=trainer.global_step)
             resume = f"python train.py resume={record.folder}"
             saved = "saved" if record.last_checkpoint.exists() else "nothing to save yet"
-            console.print(f"Interrupted at step {trainer.global_step}, {saved}.  To go on: {resume}")
+            console.print(f"Interrupted at step {trainer.global_step}, {saved}.  To resume: {resume}")
             raise SystemExit(EXIT_INTERRUPTED) from None
         summary |= {
             "tokens_per_second": summary["tokens"] / rows.seconds,
             "train_seconds": rows.seconds,  # of all attempts
             "wall_seconds": time.perf_counter() - began,  # of this one
         }
-        summary |= {**_before(record), "commit": (facts.facts["git"] or {}).get("commit")}
+        summary |= {**_step_0(record), "commit": (facts.facts["git"] or {}).get("commit")}
         mirror.summary(summary)
         record.finish(summary, step=config.trainer.steps)
     return summary
 
 
-def _before(record: RunRecord) -> dict[str, Any]:
-    """The validation of step 0, of a pretrained model."""
+def _step_0(record: RunRecord) -> dict[str, Any]:
+    """Validation metrics of step 0, which pretrained models have."""
     names = ("val/loss", "val/perplexity", "val/word_perplexity", "val/bits_per_byte")
     first = next((row for row in record.rows() if row["step"] == 0), {})
     return {f"step_0/{name}": first[name] for name in names if name in first}
@@ -194,7 +194,7 @@ def _trainer(run: PreparedRun, callbacks: list[L.Callback]) -> L.Trainer:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
-        inference_mode=False,  # another mode would be another compilation
+        inference_mode=False,  # avoids a second compilation
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -204,7 +204,7 @@ def _trainer(run: PreparedRun, callbacks: list[L.Callback]) -> L.Trainer:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's remarks on hardware, loaders and limits, all of them decided here, stay unsaid."""
+    """Silence Lightning's remarks on hardware, loaders and limits, which are chosen here."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -93,7 +93,7 @@ def test_a_large_diff_is_cut_at_a_line(checkout: Path) -> None:
     diff = describe([], source=checkout).diff
     assert diff is not None
     assert len(diff) < 2**21
-    assert "more characters are left out" in diff
+    assert "more characters omitted" in diff
     assert "sesame" not in diff
 
 

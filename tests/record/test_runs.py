@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from ssa.files import write_json
 from ssa.record.checksums import KEYS, sealed
 from ssa.record.run_files import load_config, load_status, read_rows, read_summary
 from ssa.record.run_record import RunRecord
-from ssa.record.run_rows import FIXED, FoundRun, table
+from ssa.record.run_table import FIXED, FoundRun, table
 from ssa.record.runs import curves, load
 from ssa.record.runs import run_folders as run_folders_below
 
@@ -268,7 +269,7 @@ def other_type(path: Path) -> None:
 
 def edited(path: Path) -> None:
     text = path.read_text()
-    changed = text.replace("4", "5", 1)
+    changed = re.sub(r"(: [\d.]*)4", r"\g<1>5", text, count=1)
     assert changed != text
     path.write_text(changed)
 

@@ -123,7 +123,7 @@ def test_the_package_is_missing(
     check(wandb_config("logger.mode=online").logger)
     record = run(wandb_config())
     assert record.rows() == ROWS
-    assert re.fullmatch("W&B: did not start .*; the run goes on, with metrics.jsonl alone\n", capfd.readouterr().out)
+    assert re.fullmatch("W&B: did not start .*; the run continues with metrics.jsonl only\n", capfd.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ for number, folder in enumerate(sys.argv[1:]):
     assert (shown.returncode, shown.stderr) == (0, "")
     first, broken, second = shown.stdout.splitlines()
     assert first.startswith("W&B: offline (no API key")
-    assert re.fullmatch(r"W&B: stopped \(.+\); the run goes on, with metrics.jsonl alone", broken)
+    assert re.fullmatch(r"W&B: stopped \(.+\); the run continues with metrics.jsonl only", broken)
     assert second.startswith("W&B: offline (no API key"), "the next job of a multirun has a new service"
     assert [Path(folder, "metrics.jsonl").read_text().count("\n") for folder in folders] == [5, 5]
 

@@ -154,7 +154,7 @@ def test_the_common_learning_rate_is_logged_whatever_is_trained(finetune) -> Non
 
 def test_what_is_said_of_a_rule_at_the_start(finetune, capsys) -> None:
     train(finetune("model=ssa_llama"))
-    assert "its position-aware part gets at most 0.0002 away from 1" in capsys.readouterr().out
+    assert "its position term moves at most 0.0002 from 1" in capsys.readouterr().out
     train(finetune("model=llama", "model/temperature=gate"))
     assert "the output temperature (gate) does not start at 1: step 0 is not the pretrained" in capsys.readouterr().out
 

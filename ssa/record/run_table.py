@@ -1,4 +1,4 @@
-"""A table with a row a run: which columns a run has, and which types.  `ssa.record.runs` says where runs come from."""
+"""The table of runs, one row each: columns and types.  `ssa.record.runs` and `ssa.record.wandb_runs` find the runs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import pandas as pd
 from ssa.record.run_files import State
 
 FIXED = ("folder", "experiment", "status", "error", "damage", "commit", "data_hash")
-SECTIONS = {"model", "data", "optim", "trainer", "experiment", "seed"}  # that the config of each run has
+SECTIONS = {"model", "data", "optim", "trainer", "experiment", "seed"}  # that every config has
 _NO_RESULTS = {"run_id"}  # the index
-_LARGEST_EXACT = 2**53  # whole numbers up to here are the same as floats
+_LARGEST_EXACT = 2**53  # integers up to here are exact as floats
 _NO_FLOAT = 10**300
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """One run, from wherever it is kept.
+    """One run, from a folder or from W&B.
 
     Attributes:
         run_id: its id.
-        folder: its path, or its address at W&B.
-        status: where it stands.
+        folder: its path, or its URL at W&B.
+        status: its state.
         config: nested plain values.
-        summary: what summary.json has; {} for a run that has not finished.
-        evaluations: metrics by their column, such as ``eval/perplexity/loss``.
-        time: of the newest status, ISO 8601; of two finished runs of one id the newer one is kept.
+        summary: results of a finished run; {} for others.
+        evaluations: metrics by column, such as ``eval/perplexity/loss``.
+        damage: files that were changed or removed, one line each.
+        time: of the newest status, ISO 8601; the newer of two finished runs with one id is kept.
     """
 
     run_id: str
@@ -48,7 +49,7 @@ class FoundRun:
 
 
 def table(found: Iterable[FoundRun]) -> pd.DataFrame:
-    """One row for each run id, in the order of ids; ``docs/runs.md`` describes the columns."""
+    """One row per run id, sorted by id; ``docs/runs.md`` describes the columns."""
     runs = [run for _, run in sorted(_one_each(found).items())]
     fixed = {name: [_fixed(run, name) for run in runs] for name in FIXED}
     parts = [
@@ -66,7 +67,7 @@ def table(found: Iterable[FoundRun]) -> pd.DataFrame:
 
 
 def _one_each(found: Iterable[FoundRun]) -> dict[str, FoundRun]:
-    """Of the runs of an id the finished one, of several the undamaged one, of several the newest."""
+    """One run per id: a finished one if possible, then an undamaged one, then the newest."""
     kept: dict[str, FoundRun] = {}
     for run in found:
         if run.run_id not in kept or _worth(run) > _worth(kept[run.run_id]):
@@ -83,12 +84,12 @@ def _fixed(run: FoundRun, name: str) -> str:
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what has no value, which W&B does not keep."""
+    """Without None, which W&B does not keep."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted names; a list as JSON, so that it can be compared and grouped by."""
+    """Nested values under dotted names; lists as JSON, so that they can be compared and grouped."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -97,10 +98,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _column(values: list[Any]) -> pd.Series[Any]:
-    """Typed by what the values are, and not by how a file happens to write them: 1 and 1.0 are one number.
-
-    W&B may hand back either for the other.
-    """
+    """A column typed by its values: 1 and 1.0 are the same number, since W&B may return either for the other."""
     present = [value for value in values if value is not None]
     complete = len(present) == len(values)
     if complete and all(isinstance(value, bool) for value in present):
@@ -112,4 +110,4 @@ def _column(values: list[Any]) -> pd.Series[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (type(value) is int and abs(value) < _NO_FLOAT)  # true and false are ints too
+    return isinstance(value, float) or (type(value) is int and abs(value) < _NO_FLOAT)  # bool is a subclass of int
