@@ -27,7 +27,7 @@ class ProgressBar:
     Args:
         name: of the work, first in each line.
         total: amount of work; None: not known, and no time left is shown.
-        completed: the part of it that was done before, which says nothing about speed.
+        completed: amount done before the start, not counted for the speed.
         unit: of the amounts, to show the speed in; empty: no speed.
         interval: seconds between two lines where there is no terminal.
         console: default: standard error as it is now.

@@ -41,7 +41,7 @@ def test_without_a_terminal_a_line_is_printed_at_intervals(clock: Clock) -> None
         assert output(bar) == ""
         clock.now += 20
         bar.advance(5)
-        assert output(bar) == "work 20/40  0.3 tokens/s  ETA 1:00\n", "what was done before says nothing about speed"
+        assert output(bar) == "work 20/40  0.3 tokens/s  ETA 1:00\n", "earlier work does not count for the speed"
         clock.now += 29
         bar.update(40, "all of it", rows=[Row("a part", 1, 2)])
     assert len(output(bar).splitlines()) == 1

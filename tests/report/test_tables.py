@@ -264,7 +264,7 @@ def test_every_state_is_named_in_words() -> None:
         assert all(rendering.count(state) == 3 for state in INCOMPLETE)
 
 
-def test_columns_of_numbers_are_right_aligned_whatever_is_missing() -> None:
+def test_columns_of_numbers_are_right_aligned_despite_missing_values() -> None:
     rows = (
         (Cell("m"), Cell("124m"), Cell("", "missing"), Cell("1", "value"), Cell("?"), Cell("holds")),
         (

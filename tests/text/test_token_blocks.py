@@ -47,7 +47,7 @@ def test_order_depends_on_seed_and_sample_alone() -> None:
     assert samples(TrainingBatches(split, 10, 4, seed=6), 60) != orders[0]
 
 
-def test_a_batch_is_the_same_whatever_was_read_before() -> None:
+def test_a_batch_does_not_depend_on_earlier_reads() -> None:
     split = split_of(203)
     fresh = TrainingBatches(split, 10, 4, seed=1).batch(40)
     used = TrainingBatches(split, 10, 4, seed=1)
