@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import ssa.command_line.cli  # noqa: F401  # registers the resolvers of conf/
-from ssa.command_line.conf_groups import CONF, options
+from ssa.command_line.compose import composed
+from ssa.command_line.conf_groups import options
 from ssa.config import parse
 from ssa.model.transformer import Transformer
 
@@ -25,10 +22,8 @@ REFERENCE = "124m"  # size at which the rules are compared
 def model_of(size: str, rule: str) -> Transformer:
     """The model of a size in `BACKBONES` with a rule of ``model/temperature``, on the meta device."""
     backbone, vocab_size = BACKBONES[size]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = [f"model={backbone}", f"model/size={size}", f"model/temperature={rule}"]
-        composed = compose("config", [*chosen, "init_from=ANY"])  # the start values of fine-tuning
-    values: Any = OmegaConf.to_container(composed, resolve=True)
+    chosen = [f"model={backbone}", f"model/size={size}", f"model/temperature={rule}"]
+    values = OmegaConf.to_container(composed(*chosen, "init_from=ANY"), resolve=True)  # start values of fine-tuning
     with torch.device("meta"):
         return Transformer(parse(values).model, vocab_size, seed=None)
 
