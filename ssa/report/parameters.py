@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from omegaconf import OmegaConf
 
@@ -23,7 +25,8 @@ def model_of(size: str, rule: str) -> Transformer:
     """The model of a size in `BACKBONES` with a rule of ``model/temperature``, on the meta device."""
     backbone, vocab_size = BACKBONES[size]
     chosen = [f"model={backbone}", f"model/size={size}", f"model/temperature={rule}"]
-    values = OmegaConf.to_container(composed(*chosen, "init_from=ANY"), resolve=True)  # start values of fine-tuning
+    overrides = (*chosen, "init_from=ANY")  # start values of fine-tuning
+    values: Any = OmegaConf.to_container(composed(*overrides), resolve=True)
     with torch.device("meta"):
         return Transformer(parse(values).model, vocab_size, seed=None)
 
