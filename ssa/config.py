@@ -254,7 +254,7 @@ def _jsonable(value: Any) -> Any:
 def _check_terms(temperature: TemperatureConfig) -> None:
     for projection, terms in temperature.scaled.items():
         for slot, name in terms.chosen.items():
-            if name not in (valid := _term_names()[slot]):
+            if name not in (valid := term_names()[slot]):
                 raise ValueError(
                     f"model.temperature.{projection}.{slot}={name}: not one of the choices{closest(name, valid)}; "
                     f"valid: none, {', '.join(valid)}"
@@ -262,7 +262,7 @@ def _check_terms(temperature: TemperatureConfig) -> None:
 
 
 @functools.cache
-def _term_names() -> dict[str, list[str]]:
+def term_names() -> dict[str, list[str]]:
     """The terms of each slot, from the files of the rules: `ssa.model.temperature_rules` would import torch."""
     names: dict[str, set[str]] = {slot: set() for slot in SLOTS}
     for file in _RULES.glob("*.yaml"):

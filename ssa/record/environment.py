@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from ssa.config import Config
+from ssa.config import Config, term_names
 from ssa.config_errors import leaves
 
 _REDACTED = "[redacted]"
@@ -34,7 +34,7 @@ _SECRET_NAME = re.compile(
 )
 _TOKEN_NAME = re.compile(r"(?<![a-z])token(?![a-z])", re.IGNORECASE)  # not tokens, not tokenizer
 _EMPTY = re.compile(r"none|null|true|false|\$\{.*|", re.IGNORECASE)
-_NO_TOKEN = re.compile(r"shared|-?[\d.]+|<[^<>]*>")  # of the model's config, or of a vocabulary
+_NO_TOKEN = re.compile(r"-?[\d.]+|<[^<>]*>")  # an id or a text of a vocabulary
 _CONFIG_KEYS = frozenset(leaves(Config))
 _OPAQUE = re.compile(r"(?=[^\d]*\d)[\w-]{20,}")  # longer than any valid value of a config key named token
 _ASSIGNMENT = re.compile(r"""(?<![\w.-])([\w.-]+)(["']?\s*(?:==?|:)\s*)("[^"\n]*"|'[^'\n]*'|[^\s,;"')\]}]+)""")
@@ -115,7 +115,8 @@ def _is_secret(name: str, value: str) -> bool:
         return False
     if name in _CONFIG_KEYS:
         return bool(_OPAQUE.fullmatch(value))
-    return bool(_SECRET_NAME.search(name)) or not _NO_TOKEN.fullmatch(value)
+    is_term = value in term_names()["token"]  # of a temperature
+    return bool(_SECRET_NAME.search(name)) or not (is_term or _NO_TOKEN.fullmatch(value))
 
 
 def _redact_assignment(match: re.Match[str]) -> str:

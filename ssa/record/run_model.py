@@ -10,10 +10,11 @@ from ssa.config import Config, DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of_file
 from ssa.record.run_files import load_config
+from ssa.text.corpus import open_corpus
+from ssa.text.tokenization import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from ssa.model.transformer import Transformer
-    from ssa.text.tokenization import Tokenizer
 
 
 def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
@@ -64,12 +65,8 @@ def load_run_tokenizer(folder: str | Path, config: Config) -> Tokenizer:
     Raises:
         UserError: the file is damaged, or the tokenizer is not available.
     """
-    from ssa.text.tokenization import Tokenizer, load_tokenizer
-
     path = Path(folder) / "tokenizer.json"
     if not path.exists():
-        from ssa.text.corpus import open_corpus
-
         return load_tokenizer(config.data, open_corpus(config.data))
     try:
         return Tokenizer(config.data.tokenizer, path.read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ import yaml  # type: ignore[import-untyped]
 from ssa.config import upgraded
 from ssa.errors import UserError
 from ssa.files import read_json
+from ssa.record import wandb_runs
 from ssa.record.checksums import KEYS, damage
 from ssa.record.run_files import read_rows, read_summary
 from ssa.record.run_record import read_status
@@ -46,9 +47,7 @@ def load(folder: str | Path = "outputs", source: str | None = None, checked: boo
         UserError: the folder or the W&B project does not exist, or W&B does not answer.
     """
     if source is not None:
-        from ssa.record.wandb_runs import read  # imports W&B
-
-        return table(read(source))
+        return table(wandb_runs.read(source))
     if not Path(folder).is_dir():
         raise UserError(f"folder={folder}: no such folder; valid: a folder with run folders, such as outputs")
     return table(_read(path, names, checked) for path, names in run_folders(Path(folder)))

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ssa.config import upgraded
 from ssa.errors import UserError, first_line
 from ssa.record.run_files import State, renamed
@@ -70,7 +72,6 @@ def _attempts(project: str) -> dict[str, list[Any]]:
 
 def _stop_service() -> None:
     """Stop W&B's process unless a W&B run uses it: it may retry for minutes, and the exit would wait for it."""
-    import psutil
     import wandb
 
     if wandb.run is None:

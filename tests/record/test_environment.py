@@ -164,6 +164,8 @@ def test_a_secret_is_redacted(text: str, secret: str) -> None:
     [
         "model.temperature.query.token=none",
         "+    token: shared",
+        "+    query={'token': 'mlp', 'position': 'log'}",
+        '+    TemperatureTerms(token="gate")',
         '+    token: Literal["none", "shared"]',
         "+token = tokenizer.encode(text)",
         "+eos_token = '<|endoftext|>'",
