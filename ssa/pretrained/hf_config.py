@@ -113,7 +113,6 @@ def write_rope(model: ModelConfig, partial: Mapping[str, float]) -> dict[str, An
 
 
 def json_word(value: Any) -> str:
-    """A value as written in JSON."""
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else shown(value)
 
 

@@ -25,7 +25,7 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model, as described by its config.json.
+    """A pretrained model, as described by its config.json.  Other properties are those of `Family`.
 
     Attributes:
         init_from: its name.
@@ -41,12 +41,10 @@ class Pretrained:
 
     @property
     def has_temperatures(self) -> bool:
-        """Whether its checkpoint has temperatures."""
         return bool(self.model.temperature.scaled)
 
     @property
     def architecture(self) -> str:
-        """Class of the causal language model."""
         return self.family.architecture if self.family else "SSAForCausalLM"
 
     @property
@@ -56,17 +54,14 @@ class Pretrained:
 
     @property
     def prefix(self) -> str:
-        """Prefix that tensor names may omit."""
         return self.family.prefix if self.family else ""
 
     @property
     def tensor_aliases(self) -> Mapping[str, str]:
-        """Alternative tensor names."""
         return self.family.tensor_aliases if self.family else {}
 
     @property
     def ignored_tensors(self) -> str:
-        """Pattern for unused tensors, without the prefix."""
         return self.family.ignored_tensors if self.family else ""
 
 

@@ -50,7 +50,6 @@ _NUMBERED_CELLS = 400  # larger heat maps have no room for numbers
 
 
 def available() -> bool:
-    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

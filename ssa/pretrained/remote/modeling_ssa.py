@@ -31,7 +31,6 @@ class CacheLayer:
         self.cache, self.number = cache, number
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LayerCache.append`."""
         keys, values = self.cache.update(key, value, self.number)
         return keys, values
 
@@ -74,19 +73,15 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.weight, std=INIT_STD)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
         return self.model.token_embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the token embedding."""
         self.model.token_embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The output matrix."""
         return self.model.head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replaces the output matrix."""
         self.model.head = new_embeddings
 
     def forward(
