@@ -1,4 +1,4 @@
-"""Checksums of a run folder: what is removed or changed is found, what evaluations add is taken in."""
+"""Checksums of a run folder: removed and changed files are found, new evaluations are added."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def files(run: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith("wandb"))
 
 
-def test_an_untouched_run_is_whole(run: Path) -> None:
+def test_an_unchanged_run_is_undamaged(run: Path) -> None:
     assert damage(run) == []
     assert len(files(run)) == 7
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_each_file_removed_or_changed_is_found(run: Path, number: int) -> None:
+def test_each_removed_or_changed_file_is_found(run: Path, number: int) -> None:
     name = [name for name in files(run) if name != "summary.json"][number]
     content = (run / name).read_bytes()
     changed = bytes([content[0] ^ 1]) + content[1:]
@@ -64,12 +64,12 @@ def test_an_edited_summary_is_found(run: Path, key: str, value: object) -> None:
     assert "summary.json changed" in damage(run)
 
 
-def test_a_summary_that_cannot_be_read_is_found(run: Path) -> None:
+def test_an_unreadable_summary_is_found(run: Path) -> None:
     (run / "summary.json").write_text("{")
     assert damage(run) == ["summary.json damaged"]
 
 
-def test_a_large_file_is_read_again_only_where_it_was_written_since(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_hashed_again_only_after_a_write(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     found = checksums._checksum
     monkeypatch.setattr(checksums, "_checksum", lambda path: (read.append(path), found(path))[1])
@@ -81,7 +81,7 @@ def test_a_large_file_is_read_again_only_where_it_was_written_since(run: Path, m
     assert path in read
 
 
-def test_an_evaluation_is_taken_in_and_nothing_else(run: Path) -> None:
+def test_only_evaluations_are_added_to_the_checksums(run: Path) -> None:
     folder = run / "evaluation"
     folder.mkdir()
     (folder / "early.json").write_text("{}")
@@ -101,14 +101,14 @@ def test_an_evaluation_is_taken_in_and_nothing_else(run: Path) -> None:
     assert not list(run.parent.glob(".*seal"))
 
 
-def test_an_edited_summary_is_not_sealed_anew(run: Path) -> None:
+def test_an_edited_summary_is_not_resealed(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "best/val/loss": 2.4}))
     reseal(run, 0)
     assert damage(run) == ["summary.json changed"]
 
 
-def test_a_run_from_before_checksums_says_so(run: Path) -> None:
+def test_a_run_without_checksums_is_reported(run: Path) -> None:
     (run / "summary.json").write_text('{"best/val/loss": 2.5}')
     reseal(run, 0)
     assert damage(run) == ["no checksums"]

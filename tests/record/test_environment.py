@@ -1,4 +1,4 @@
-"""What a run ran on is recorded, and no secret with it."""
+"""The recorded environment, without secrets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def head(checkout: Path) -> str:
     return found.stdout.strip()
 
 
-def test_facts_are_those_of_this_process() -> None:
+def test_facts_describe_this_process() -> None:
     facts = describe(["train.py", "seed=1"], device="cpu", precision="32-true").facts
     assert facts["command"] == ["train.py", "seed=1"]
     assert facts["python"] == platform.python_version()
@@ -61,7 +61,7 @@ def test_clean_checkout(checkout: Path) -> None:
     assert environment.diff is None
 
 
-def test_changes_are_kept_whatever_git_is_set_to(checkout: Path) -> None:
+def test_changes_are_recorded_with_any_git_settings(checkout: Path) -> None:
     subprocess.run(["git", "config", "color.ui", "always"], cwd=checkout.parent, check=True)
     subprocess.run(["git", "config", "diff.external", "false"], cwd=checkout.parent, check=True)
     checkout.write_text("x = 2\n")
@@ -88,7 +88,7 @@ def test_secrets_in_changes_are_redacted(checkout: Path) -> None:
     assert not any(secret in diff for secret in ("open-sesame", HEX, HF_KEY))
 
 
-def test_a_large_diff_is_cut_at_a_line(checkout: Path) -> None:
+def test_a_large_diff_is_cut_at_the_end_of_a_line(checkout: Path) -> None:
     checkout.write_text("".join(f"password = 'sesame-{i}'\n" for i in range(100_000)))
     diff = describe([], source=checkout).diff
     assert diff is not None
@@ -110,7 +110,7 @@ def test_no_git_program(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert describe([], source=checkout).facts["git"] is None
 
 
-def test_a_commit_is_missing(tmp_path: Path) -> None:
+def test_a_repository_without_a_commit(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "code.py").write_text("")
     subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
@@ -181,7 +181,7 @@ def test_a_secret_is_redacted(text: str, secret: str) -> None:
         "https://example.invalid/path:80",
     ],
 )
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert redact(text) == text
 
 

@@ -1,4 +1,4 @@
-"""One run is one folder: whole after a kill, never two runs in one, nothing lost."""
+"""The run folder: complete after a kill, locked, and kept by resume and rerun."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def finish(config: Config) -> Path:
     return record.folder
 
 
-def test_a_run_from_begin_to_end(config: Config) -> None:
+def test_a_run_from_start_to_finish(config: Config) -> None:
     with begun(config, Environment({"host": "here"}, "+x\n"), data_hash="abc") as record:
         record.log({"val/loss": 2.5, "tokens": 80, "step": 10})
         record.finish({"best/val/loss": 2.5}, step=10)
@@ -67,7 +67,7 @@ def test_a_run_from_begin_to_end(config: Config) -> None:
     assert {path.name for path in folder.parent.iterdir()} == {folder.name}, "no lock file is left"
 
 
-def test_a_start_that_fails_leaves_nothing(config: Config, tmp_path: Path) -> None:
+def test_a_failed_start_leaves_no_files(config: Config, tmp_path: Path) -> None:
     def start() -> None:
         with RunRecord.open(config):
             raise UserError("data.path=nowhere: no such data")
@@ -77,7 +77,7 @@ def test_a_start_that_fails_leaves_nothing(config: Config, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_that_json_has_not(config: Config) -> None:
+def test_non_finite_values(config: Config) -> None:
     record = begun(config)
     record.log(row(1, loss=math.nan, up=math.inf, down=-math.inf, name="NaN-free", none=None, heads=[math.inf, 1.0]))
     record.finish({"best/val/loss": math.nan}, step=1)
@@ -91,7 +91,7 @@ def test_values_that_json_has_not(config: Config) -> None:
     assert math.isnan(read_summary(record.folder)["best/val/loss"])
 
 
-def test_floats_come_back_bit_for_bit(config: Config) -> None:
+def test_floats_are_read_exactly(config: Config) -> None:
     record = begun(config)
     values = {"a": 0.1 + 0.2, "b": 5e-324, "c": 1e22, "d": 2**60 + 1}
     record.log(row(1, **values))
@@ -99,7 +99,7 @@ def test_floats_come_back_bit_for_bit(config: Config) -> None:
     assert {key: record.rows()[0][key] for key in values} == values
 
 
-def test_resume_drops_what_the_checkpoint_has_not(config: Config) -> None:
+def test_resume_drops_rows_after_the_checkpoint(config: Config) -> None:
     with begun(config) as record:
         for step in range(5):
             record.log(row(step))
@@ -112,7 +112,7 @@ def test_resume_drops_what_the_checkpoint_has_not(config: Config) -> None:
     assert load_status(record.folder).attempt == 2
 
 
-def test_a_torn_row_is_dropped_even_if_nothing_else_is(config: Config) -> None:
+def test_an_incomplete_row_is_dropped_even_if_no_other_is(config: Config) -> None:
     with begun(config) as record:
         record.log(row(1))
     with open(record.folder / "metrics.jsonl", "ab") as file:
@@ -137,7 +137,7 @@ def test_earlier_attempts_keep_their_environment(config: Config) -> None:
     assert diffs == {"uncommitted-1.diff": "+first\n", "uncommitted.diff": "+third\n"}
 
 
-def test_checkpoints_have_a_place(config: Config) -> None:
+def test_checkpoint_paths(config: Config) -> None:
     record = RunRecord.open(config)
     assert record.resume_checkpoint is None
     record.begin(ENVIRONMENT)
@@ -147,7 +147,7 @@ def test_checkpoints_have_a_place(config: Config) -> None:
     assert record.last_checkpoint.parent == record.best_checkpoint.parent == record.folder / "checkpoints"
 
 
-def test_a_finished_run_is_known(config: Config, smoke: Configured) -> None:
+def test_finished(config: Config, smoke: Configured) -> None:
     assert not RunRecord.open(config).finished
     finish(config)
     assert RunRecord.open(config).finished
@@ -173,7 +173,7 @@ def test_rerun_keeps_the_old_record(config: Config, smoke: Configured) -> None:
     assert load_config(folder) == config, "rerun is of the command, not of the run"
 
 
-def test_rerun_mends_a_damaged_record(config: Config, smoke: Configured) -> None:
+def test_rerun_replaces_a_damaged_record(config: Config, smoke: Configured) -> None:
     folder = finish(config)
     (folder / "status.json").write_text("{")
     with pytest.raises(UserError, match=r"status\.json is damaged"):
@@ -182,7 +182,7 @@ def test_rerun_mends_a_damaged_record(config: Config, smoke: Configured) -> None
     assert load_status(folder).status == "running"
 
 
-def test_resume_of_a_folder_that_was_moved(config: Config, smoke: Configured, tmp_path: Path) -> None:
+def test_resume_of_a_moved_folder(config: Config, smoke: Configured, tmp_path: Path) -> None:
     moved = finish(config).rename(tmp_path / "moved")
     with begun(smoke(f"resume={moved}"), step=1) as record:
         assert record.folder == moved
@@ -198,13 +198,13 @@ def test_resume_with_a_changed_config(config: Config, smoke: Configured) -> None
     RunRecord.open(smoke(f"resume={folder}", "logger=wandb", "data.workers=7")).close()
 
 
-def test_config_changes_are_what_differs(config: Config, smoke: Configured) -> None:
+def test_config_changes(config: Config, smoke: Configured) -> None:
     assert config_changes(config, smoke("output_dir=elsewhere")) == []
     changes = config_changes(config, smoke("optim.grad_clip=null", "seed=5"))
     assert changes == [f"optim.grad_clip: {config.optim.grad_clip} -> null", "seed: 0 -> 5"]
 
 
-def test_resume_on_other_data(config: Config) -> None:
+def test_resume_with_other_data(config: Config) -> None:
     begun(config, data_hash="before").close()
     with (
         RunRecord.open(config) as record,
@@ -234,7 +234,7 @@ while True:
 
 
 def hold(folder: Path, how: str = "begin") -> subprocess.Popen[str]:
-    """A process that has the run, once it says so, and logs for ever."""
+    """A process that holds the run and logs rows until it is killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -243,7 +243,7 @@ def hold(folder: Path, how: str = "begin") -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_process_is_refused_and_a_killed_one_can_be_resumed(config: Config) -> None:
+def test_a_second_process_is_refused_and_a_killed_run_resumes(config: Config) -> None:
     folder = finish(config)
     with hold(folder) as process:
         try:
@@ -262,7 +262,7 @@ def test_a_second_process_is_refused_and_a_killed_one_can_be_resumed(config: Con
     assert begun(config, step=50).rows() == logged[:50]
 
 
-def test_a_run_that_has_not_begun_is_locked_too(config: Config, smoke: Configured) -> None:
+def test_a_run_is_locked_before_it_begins(config: Config, smoke: Configured) -> None:
     first = RunRecord.open(config)
     with pytest.raises(UserError, match="in use by another process"):
         RunRecord.open(config)
@@ -287,7 +287,7 @@ def test_an_exception_ends_the_run(config: Config, error: BaseException, status:
     assert (found.status, found.error) == (status, line)
 
 
-def test_a_status_that_is_set_stays(config: Config) -> None:
+def test_an_explicit_status_is_kept(config: Config) -> None:
     record = begun(config)
     record.set_status("failed", step=7, error="the loss is not finite")
     with pytest.raises(SystemExit), record:
@@ -296,13 +296,13 @@ def test_a_status_that_is_set_stays(config: Config) -> None:
     assert (found.status, found.step, found.error) == ("failed", 7, "the loss is not finite")
 
 
-def test_a_folder_that_cannot_be_made(smoke: Configured, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(smoke: Configured, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written: .*output_dir"):
         RunRecord.open(smoke(f"output_dir={tmp_path}/file"))
 
 
-def test_resume_of_what_is_no_run(smoke: Configured, tmp_path: Path) -> None:
+def test_resume_of_a_folder_without_a_run(smoke: Configured, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run folder"):
         RunRecord.open(smoke(f"resume={tmp_path}/nowhere/at/all"))
     assert not (tmp_path / "nowhere").exists()

@@ -1,4 +1,4 @@
-"""The run store: every run of a folder in one table, whatever has become of its files."""
+"""The run store: all runs of a folder in one table, also with damaged files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def run(made: list[Path], tmp_path: Path) -> Path:
-    """A finished and evaluated run of one's own, beside another run."""
+    """A finished and evaluated run, beside another run."""
     shutil.copytree(made[1], tmp_path / "outputs" / "main" / made[1].name)
     return Path(shutil.copytree(made[0], tmp_path / "outputs" / "main" / made[0].name))
 
@@ -49,7 +49,7 @@ def outputs(run: Path) -> Path:
 
 
 def found(run: Path, **options: Any) -> pd.Series[Any]:
-    """The run's row, with the other run seen to be there and whole."""
+    """The row of the run, after a check that the other run is unaffected."""
     runs = load(outputs(run), **options)
     others = runs.drop(run.name)
     assert [*others["status"], *others["damage"]] == ["finished", ""]
@@ -59,7 +59,7 @@ def found(run: Path, **options: Any) -> pd.Series[Any]:
 # What the table holds
 
 
-def test_made_folders_are_what_the_package_reads(made: list[Path]) -> None:
+def test_made_folders_are_readable(made: list[Path]) -> None:
     assert len(made) == N
     for folder in made:
         config, status = load_config(folder), load_status(folder)
@@ -110,7 +110,7 @@ def test_the_documented_example(made: list[Path]) -> None:
         text=True,
     )
     assert done.stderr == ""
-    assert done.stdout.splitlines()[-1] == "set()", "it takes plain files, and nothing heavy"
+    assert done.stdout.splitlines()[-1] == "set()", "no heavy imports"
     assert "constant" in done.stdout
 
 
@@ -155,7 +155,7 @@ def test_types(values: list[Any], dtype: str) -> None:
     ]
 
 
-def test_sections_that_a_run_has_not() -> None:
+def test_absent_sections() -> None:
     config: dict[str, Any] = {"key": {"token": "shared", "tags": ["a", "b"]}}
     runs = table([of("a", config=config), of("b", config={"key": None})])
     assert list(runs["config.key.token"]) == ["shared", None]
@@ -163,7 +163,7 @@ def test_sections_that_a_run_has_not() -> None:
     assert runs["config.key"].isna().all()
 
 
-def test_values_that_json_has_not(run: Path) -> None:
+def test_non_finite_values(run: Path) -> None:
     summary = read_summary(run)
     write_json(run / "summary.json", {**summary, "best/val/loss": math.nan, "best/test/loss": math.inf, "x": -math.inf})
     row = found(run)
@@ -171,8 +171,8 @@ def test_values_that_json_has_not(run: Path) -> None:
     assert (row["best/test/loss"], row["x"]) == (math.inf, -math.inf)
 
 
-def test_a_summary_of_an_older_version_has_the_names_of_this_one(run: Path) -> None:
-    """``val/loss`` was the name of two quantities: at a step in metrics.jsonl, of the best weights in summary.json."""
+def test_metric_names_of_an_old_summary_are_translated(run: Path) -> None:
+    """In version 0.1, ``val/loss`` in summary.json was that of the best weights."""
     now, row = read_summary(run), found(run)
     old = {name.removeprefix("best/").removeprefix("reference/"): value for name, value in now.items()}
     assert {"val/loss", "test/perplexity", "val/unigram_perplexity", "val/bigram_perplexity"} <= set(old)
@@ -200,7 +200,7 @@ def test_no_folder_and_no_runs(tmp_path: Path) -> None:
     assert empty[empty["status"] == "finished"].empty
 
 
-def test_other_folders_are_left_out(run: Path) -> None:
+def test_other_folders_are_skipped(run: Path) -> None:
     wanted = load(outputs(run))
     shutil.copytree(run, run.with_name(f"{run.name}.replaced-1"))
     shutil.copytree(run, run.with_name(".hidden"))
@@ -223,7 +223,7 @@ def test_links_are_followed_once(run: Path, tmp_path: Path) -> None:
     assert [path for path, _ in run_folders_below(place)] == [place / "real" / run.name, place / "main" / other]
 
 
-def test_a_run_id_twice(run: Path, made: list[Path], tmp_path: Path) -> None:
+def test_duplicate_run_ids(run: Path, made: list[Path], tmp_path: Path) -> None:
     def status(folder: Path, **values: Any) -> None:
         write_json(folder / "status.json", {**json.loads((folder / "status.json").read_text()), **values})
 
@@ -239,7 +239,7 @@ def test_a_run_id_twice(run: Path, made: list[Path], tmp_path: Path) -> None:
     assert load(outputs(run)).loc[run.name, "folder"] == str(again), "the finished one"
 
 
-def test_running_needs_a_process(made: list[Path], tmp_path: Path) -> None:
+def test_running_without_a_process_is_interrupted(made: list[Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made[run_folders.KILLED], tmp_path / "main" / made[run_folders.KILLED].name))
     assert list(load(tmp_path)["status"]) == ["interrupted"]
     with RunRecord.open(load_config(folder).model_copy(update={"resume": str(folder)})):
@@ -277,7 +277,7 @@ def edited(path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.yaml", "status.json", "evaluation/perplexity.json", "summary.json"])
 @pytest.mark.parametrize("harm", [Path.unlink, torn, no_yaml, no_text, other_type])
 @pytest.mark.parametrize("checked", [True, False])
-def test_a_damaged_file_costs_its_own_columns(run: Path, name: str, harm: Harm, checked: bool) -> None:
+def test_a_damaged_file_empties_only_its_columns(run: Path, name: str, harm: Harm, checked: bool) -> None:
     before = found(run)
     harm(run / name)
     row = found(run, checked=checked)
@@ -307,13 +307,13 @@ def test_an_edited_file_is_named(run: Path, name: str) -> None:
     assert found(run, checked=False)["damage"] == ""
 
 
-def test_several_are_named(run: Path) -> None:
+def test_several_changes_are_named(run: Path) -> None:
     edited(run / "metrics.jsonl")
     (run / "config.yaml").unlink()
     assert sorted(found(run)["damage"].split("; ")) == ["config.yaml removed", "metrics.jsonl changed"]
 
 
-def test_runs_from_before_there_were_checksums(run: Path) -> None:
+def test_runs_without_checksums(run: Path) -> None:
     before = found(run)
     summary = {key: value for key, value in read_summary(run).items() if key not in ("files", "sha256", "commit")}
     write_json(run / "summary.json", summary)
@@ -323,13 +323,13 @@ def test_runs_from_before_there_were_checksums(run: Path) -> None:
 
 
 def _equal_json(one: bytes, other: bytes) -> bool:
-    """Whether two texts differ in white space alone, which is no damage to a summary."""
+    """Whether two texts differ only in white space, which is no damage to a summary."""
     with suppress(ValueError):
         return bool(json.loads(one) == json.loads(other))
     return False
 
 
-def test_no_edit_stops_the_others(run: Path) -> None:
+def test_no_edit_affects_other_runs(run: Path) -> None:
     numbers = random.Random(0)
     texts = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for _ in range(100):
@@ -345,12 +345,12 @@ def test_no_edit_stops_the_others(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["summary.json", "environment.json", "status.json", "config.yaml"])
-def test_too_deep_to_be_read(run: Path, name: str) -> None:
+def test_files_nested_too_deeply(run: Path, name: str) -> None:
     (run / name).write_text("[" * 100_000)
     assert load(outputs(run))["damage"].str.startswith(name).sum() == 1
 
 
-def test_damage_of_a_run_that_has_not_finished(made: list[Path], tmp_path: Path) -> None:
+def test_damage_of_an_unfinished_run(made: list[Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made[run_folders.FAILED], tmp_path / "main" / made[run_folders.FAILED].name))
     torn(folder / "status.json")
     torn(folder / "environment.json")

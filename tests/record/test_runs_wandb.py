@@ -1,4 +1,4 @@
-"""The run store read from W&B is that of the folders, through W&B's real client and its own `wandb sync`."""
+"""The run store from W&B equals that from folders; with W&B's real client and `wandb sync`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOT_THERE = ["folder", "error", "damage"]  # W&B has no such thing, or another
 
 
 def interrupt(config: Config, step: int) -> None:
-    """Trains until a signal comes at the step."""
+    """Train until a signal at the step."""
     original = LanguageModule.training_step
 
     def training_step(self: LanguageModule, *arguments: Any) -> Any:
@@ -54,7 +54,7 @@ def measure(config: Config, **settings: object) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Sends offline runs, oldest first, to the server that is up."""
+    """Send offline runs, oldest first, to the running server."""
     for path in sorted((folder / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime):
         command = [Path(sys.executable).with_name("wandb"), "sync", path]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
@@ -116,7 +116,7 @@ def test_the_same_table_as_from_the_folders(
 
 
 @pytest.mark.wandb_server
-def test_values_that_json_has_not_and_runs_that_failed(
+def test_non_finite_values_and_failed_runs(
     wandb_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
@@ -154,7 +154,7 @@ def test_values_that_json_has_not_and_runs_that_failed(
 
 
 def refused(source: str = SOURCE) -> tuple[str, float]:
-    """What is said, after how many seconds."""
+    """The error message, and the seconds until it."""
     import wandb  # noqa: F401 - takes seconds itself
 
     begin = time.monotonic()
@@ -175,7 +175,7 @@ def test_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused()[0] == "no API key is set; `wandb login` or WANDB_API_KEY sets one"
 
 
-def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
     assert refused()[0].startswith("WANDB_API_KEY invalid: API key must have 40")
 
@@ -187,7 +187,7 @@ def test_wandb_mode_is_respected(monkeypatch: pytest.MonkeyPatch, mode: str) -> 
     assert refused()[0] == f"W&B is set to {mode}, as by WANDB_MODE={mode}; WANDB_MODE=online reads it"
 
 
-def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the port of the discard protocol: nothing listens
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
@@ -226,7 +226,7 @@ def test_an_unknown_project(tmp_path: Path) -> None:
 
 
 @pytest.mark.wandb_server
-def test_a_project_without_runs_of_ours(tmp_path: Path) -> None:
+def test_a_project_without_runs_of_this_program(tmp_path: Path) -> None:
     import wandb
 
     with server(tmp_path / "server"):

@@ -45,7 +45,7 @@ def begun(config: Config, step: int | None = None) -> RunRecord:
 
 
 def run(config: Config, rows: list[dict[str, Any]] = ROWS, exit_code: int = 0) -> RunRecord:
-    """A whole run that logs the rows."""
+    """A complete run that logs the rows."""
     with begun(config) as record:
         mirror = WandbMirror.open(config, record)
         for row in rows:
@@ -64,7 +64,7 @@ def offline_files(record: RunRecord) -> list[Path]:
 
 
 def rows_in(file: Path, expected: int) -> int:
-    """The rows of an offline file, whose end W&B's service may write milliseconds after the run has finished."""
+    """The rows of an offline file; W&B's service may write its end milliseconds after the run finished."""
     deadline = time.monotonic() + 10
     while (found := file.read_bytes().count(b"train/loss") // 2) < expected and time.monotonic() < deadline:
         time.sleep(0.01)  # each name is there twice: in the row, and in what the service derives from it
@@ -74,7 +74,7 @@ def rows_in(file: Path, expected: int) -> int:
 # Without a server
 
 
-def test_no_key_is_offline_without_a_question(
+def test_no_key_means_offline_without_a_prompt(
     wandb_config: Configured, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
@@ -94,13 +94,13 @@ def test_no_key_is_offline_without_a_question(
     assert handlers == {number: signal.getsignal(number) for number in handlers}
 
 
-def test_the_console_is_left_alone(wandb_config: Configured) -> None:
+def test_the_console_is_not_wrapped(wandb_config: Configured) -> None:
     before = (sys.stdout, sys.stdout.write, sys.stderr, sys.stderr.write)
     with begun(wandb_config()) as record, WandbMirror.open(record.config, record):
         assert before == (sys.stdout, sys.stdout.write, sys.stderr, sys.stderr.write)
 
 
-def test_logger_none_does_without_the_package(smoke: Configured) -> None:
+def test_logger_none_does_not_import_wandb(smoke: Configured) -> None:
     record = begun(smoke())
     program = (
         "import sys; from ssa.record.run_files import load_config; from ssa.record.run_record import RunRecord;"
@@ -162,7 +162,7 @@ def test_online_without_a_key(wandb_config: Configured) -> None:
         WandbMirror.open(config, record)
 
 
-def test_a_key_that_is_none(
+def test_an_invalid_key(
     wandb_config: Configured, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
@@ -172,7 +172,7 @@ def test_a_key_that_is_none(
     assert "offline (WANDB_API_KEY invalid" in capfd.readouterr().out
 
 
-def test_nobody_answers(
+def test_no_server(
     wandb_config: Configured, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -198,7 +198,7 @@ def test_a_resumed_run_starts_with_all_rows(wandb_config: Configured) -> None:
     assert len({attempt["id"] for attempt in attempts(record)}) == 2
 
 
-def test_a_run_left_open_is_not_the_next_jobs(wandb_config: Configured) -> None:
+def test_an_open_wandb_run_is_not_reused_by_the_next_job(wandb_config: Configured) -> None:
     first, second = begun(wandb_config("seed=1")), begun(wandb_config("seed=2"))
     left_open = WandbMirror.open(first.config, first)
     WandbMirror.open(second.config, second).finish(0)
@@ -207,7 +207,7 @@ def test_a_run_left_open_is_not_the_next_jobs(wandb_config: Configured) -> None:
     assert attempts(second)[0]["id"].startswith(second.config.run_id)
 
 
-def test_a_broken_service_ends_the_mirror_alone(wandb_config: Configured, smoke: Configured) -> None:
+def test_a_broken_service_ends_only_the_mirror(wandb_config: Configured, smoke: Configured) -> None:
     folders = []
     for seed in (0, 1):
         record = begun(wandb_config(f"seed={seed}"))
@@ -269,7 +269,7 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def sync(folder: Path, said: str) -> None:
-    """Runs the command that the last line names, with a server that works."""
+    """Run the command in the last line, with a working server."""
     command = shlex.split(said.splitlines()[-1].partition("send it later: ")[2])
     assert command[:2] == ["wandb", "sync"]
     with server(folder):
@@ -299,7 +299,9 @@ def test_online(wandb_config: Configured, tmp_path: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.wandb_server
-def test_the_command_line_stays_here(wandb_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_is_not_sent(
+    wandb_config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "+hub.token=open-sesame"])
     with server(tmp_path / "server"):
         run(wandb_config())
@@ -309,7 +311,7 @@ def test_the_command_line_stays_here(wandb_config: Configured, tmp_path: Path, m
 
 
 @pytest.mark.wandb_server
-def test_values_that_json_has_not(wandb_config: Configured, tmp_path: Path) -> None:
+def test_non_finite_values(wandb_config: Configured, tmp_path: Path) -> None:
     values = {"a": float("nan"), "b": float("inf"), "c": -float("inf"), "none": None, "heads": [0.5, 1.5]}
     with server(tmp_path / "server"):
         record = run(wandb_config(), [{"step": 0, "tokens": 0, **values}])
@@ -325,7 +327,7 @@ def test_offline_then_sync(wandb_config: Configured, tmp_path: Path, capfd: pyte
 
 
 @pytest.mark.wandb_server
-def test_two_jobs_of_a_process_are_two_runs(wandb_config: Configured, tmp_path: Path) -> None:
+def test_two_jobs_in_one_process_are_two_wandb_runs(wandb_config: Configured, tmp_path: Path) -> None:
     with server(tmp_path / "server"):
         first, second = run(wandb_config("seed=1"), exit_code=1), run(wandb_config("seed=2"))
     assert_whole(tmp_path / "server", first, state="failed")
@@ -334,7 +336,7 @@ def test_two_jobs_of_a_process_are_two_runs(wandb_config: Configured, tmp_path: 
 
 
 @pytest.mark.wandb_server
-def test_a_resumed_run_is_whole_in_its_newest_attempt(wandb_config: Configured, tmp_path: Path) -> None:
+def test_the_newest_attempt_of_a_resumed_run_is_complete(wandb_config: Configured, tmp_path: Path) -> None:
     config = wandb_config()
     with server(tmp_path / "server"):
         run(config, ROWS[:30], exit_code=EXIT_INTERRUPTED)
@@ -408,7 +410,7 @@ def test_a_server_that_stops_working(
 
 
 @pytest.mark.wandb_server
-def test_a_server_that_is_late_is_waited_for(wandb_config: Configured, tmp_path: Path) -> None:
+def test_a_slow_server(wandb_config: Configured, tmp_path: Path) -> None:
     with server(tmp_path / "server", "--fail-first", "2"):
         record = run(wandb_config("logger.timeout_seconds=30"))
     assert [attempt["mode"] for attempt in attempts(record)] == ["online"]
@@ -416,7 +418,7 @@ def test_a_server_that_is_late_is_waited_for(wandb_config: Configured, tmp_path:
 
 
 @pytest.mark.wandb_server
-def test_the_process_ends_at_once_after_a_lost_server(wandb_config: Configured, tmp_path: Path) -> None:
+def test_the_process_exits_at_once_after_losing_the_server(wandb_config: Configured, tmp_path: Path) -> None:
     record = begun(wandb_config())
     record.close()
     program = (

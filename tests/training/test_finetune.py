@@ -1,4 +1,4 @@
-"""Fine-tuning a pretrained model, from the command line's words to the record of the run."""
+"""Fine-tuning pretrained models, from overrides to the run folder."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_ssa_starts_from_the_pretrained_model(finetune) -> None:
     assert read_summary(run_folder(ssa))["size"] == "tiny-llama"
 
 
-def test_step_0_is_the_pretrained_model_itself(finetune, llama: Path) -> None:
+def test_step_0_is_the_pretrained_model(finetune, llama: Path) -> None:
     config = finetune("model=ssa_llama", "model.temperature.alpha_init=-30")
     train(config)
     model = from_pretrained(str(llama))
@@ -81,7 +81,7 @@ def test_step_0_is_the_pretrained_model_itself(finetune, llama: Path) -> None:
         assert moved < 6 * 2 * config.optim.lr  # AdamW moves a weight by about the rate a step
 
 
-def test_temperatures_alone(finetune, llama: Path) -> None:
+def test_training_temperatures_only(finetune, llama: Path) -> None:
     config = finetune("model=ssa_llama", "optim.train=temperature", "optim.lr=1e-3")
     train(config)
     start = from_pretrained(str(llama)).state_dict()
@@ -119,7 +119,7 @@ def broken_at(step: int) -> Callable[..., None]:
     return hooked
 
 
-def test_other_weights_in_the_folder_are_another_run(finetune, llama: Path) -> None:
+def test_changed_pretrained_weights_are_refused(finetune, llama: Path) -> None:
     config = finetune("model=llama")
     train(config)
     train(config)  # is reported
@@ -133,7 +133,7 @@ def test_other_weights_in_the_folder_are_another_run(finetune, llama: Path) -> N
             path.write_bytes(content)
 
 
-def test_a_fine_tune_that_only_harms_keeps_the_pretrained_model(finetune, llama: Path) -> None:
+def test_a_harmful_fine_tune_keeps_the_pretrained_model(finetune, llama: Path) -> None:
     config = finetune("model=llama", "optim.lr=3.0")
     train(config)
     summary = read_summary(run_folder(config))
@@ -143,7 +143,7 @@ def test_a_fine_tune_that_only_harms_keeps_the_pretrained_model(finetune, llama:
     assert all(torch.equal(tensor, weights(config)[name]) for name, tensor in start.items())
 
 
-def test_the_common_learning_rate_is_logged_whatever_is_trained(finetune) -> None:
+def test_the_common_learning_rate_is_logged(finetune) -> None:
     rates = []
     for what in ("all", "temperature"):
         config = finetune("model=ssa_llama", f"optim.train={what}")
@@ -152,14 +152,14 @@ def test_the_common_learning_rate_is_logged_whatever_is_trained(finetune) -> Non
     assert rates[0] == pytest.approx(rates[1])
 
 
-def test_what_is_said_of_a_rule_at_the_start(finetune, capsys) -> None:
+def test_notes_about_a_rule_at_the_start(finetune, capsys) -> None:
     train(finetune("model=ssa_llama"))
     assert "its position term moves at most 0.0002 from 1" in capsys.readouterr().out
     train(finetune("model=llama", "model/temperature=gate"))
     assert "the output temperature (gate) does not start at 1: step 0 is not the pretrained" in capsys.readouterr().out
 
 
-def test_token_frequencies_of_an_export_stay(finetune, tmp_path: Path) -> None:
+def test_token_frequencies_of_an_export_are_kept(finetune, tmp_path: Path) -> None:
     config = finetune("model=llama", "model/temperature=frequency")
     train(config)
     folder, _ = export(str(run_folder(config)), str(tmp_path / "exported"))
@@ -171,7 +171,7 @@ def test_token_frequencies_of_an_export_stay(finetune, tmp_path: Path) -> None:
     assert torch.equal(weights(again)["log_frequency"], weights(config)["log_frequency"])
 
 
-def test_rotary_positions_go_on(finetune) -> None:
+def test_rotary_positions_have_no_limit(finetune) -> None:
     config = finetune("model=llama", "model/temperature=yarn", "model.max_positions=128", "data.block_size=128")
     assert config.model.max_positions == 128
     train(config)
@@ -179,12 +179,12 @@ def test_rotary_positions_go_on(finetune) -> None:
         finetune("model=llama", "model.max_positions=32")
 
 
-def test_a_vocabulary_too_small_is_refused(finetune) -> None:
+def test_a_vocabulary_that_is_too_small_is_refused(finetune) -> None:
     with pytest.raises(UserError, match=r"data\.tokenizer=.*: 512 tokens; valid: up to model\.vocab_size=100"):
         train(finetune("model=gpt2", "init_from=null", "data.tokenizer=bpe-512", "model.vocab_size=100"))
 
 
-def test_there_and_back(finetune, tmp_path: Path) -> None:
+def test_fine_tune_export_fine_tune(finetune, tmp_path: Path) -> None:
     config = finetune("model=ssa_llama", "optim.lr=1e-3")
     train(config)
     folder, _ = export(str(run_folder(config)), str(tmp_path / "exported"))

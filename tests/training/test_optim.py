@@ -40,7 +40,7 @@ def test_groups_decay_matrices_and_speed_up_temperatures(model_config) -> None:
     assert of["blocks.1.attention.temperature.value.terms.position.alpha"] == (pytest.approx(3e-2), 0.0)
 
 
-def test_vanilla_has_no_temperature_group_and_frozen_parameters_none(model_config) -> None:
+def test_vanilla_and_frozen_parameters_have_no_groups(model_config) -> None:
     model = Transformer(model_config(), 61)
     model.final_norm.weight.requires_grad_(False)
     groups = parameter_groups(model, optim())
@@ -48,7 +48,7 @@ def test_vanilla_has_no_temperature_group_and_frozen_parameters_none(model_confi
     assert all(parameter.requires_grad for group in groups for parameter in group["params"])
 
 
-def test_temperatures_alone_are_trained_where_asked(model_config) -> None:
+def test_train_temperature_changes_only_temperatures(model_config) -> None:
     model = Transformer(model_config(ssa=True), 61)
     freeze(model, optim(train="temperature"))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -58,7 +58,7 @@ def test_temperatures_alone_are_trained_where_asked(model_config) -> None:
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
 
 
-def test_a_rule_without_parameters_cannot_be_trained_alone(model_config) -> None:
+def test_a_rule_without_parameters_cannot_be_trained(model_config) -> None:
     model = Transformer(model_config(query=Terms(multiplier="yarn")), 61)
     with pytest.raises(UserError, match="has no parameters"):
         freeze(model, optim(train="temperature"))
@@ -80,7 +80,7 @@ def test_wsd_is_stable_then_linear() -> None:
     assert factors[100] == pytest.approx(0)
 
 
-def test_wsd_that_would_decay_in_its_warm_up_waits() -> None:
+def test_wsd_does_not_decay_during_warm_up() -> None:
     factors = [lr_factor(step, optim(schedule="wsd", decay_fraction=1.0, warmup_steps=50), 100) for step in range(100)]
     assert max(factors) == factors[50] == 1
 

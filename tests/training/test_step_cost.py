@@ -1,4 +1,4 @@
-"""What SSA costs a training step."""
+"""Cost of SSA per training step."""
 
 from __future__ import annotations
 

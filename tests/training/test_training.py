@@ -1,4 +1,4 @@
-"""Whole runs on a small text: exact resume, pairing, accumulation, what is recorded."""
+"""Complete runs on a small text: exact resume, pairing, accumulation, records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rows(config: Config) -> list[dict]:
 
 
 def numbers(config: Config) -> list[dict]:
-    """The rows without what a clock or the machine's memory decides."""
+    """The rows without times and memory."""
     return [{k: v for k, v in row.items() if not any(word in k for word in TIMINGS)} for row in rows(config)]
 
 
@@ -68,7 +68,7 @@ def tiny(smoke: Callable[..., Config]) -> Callable[..., Config]:
     return lambda *overrides: smoke(*TINY, *overrides)
 
 
-def test_a_run_leaves_its_record_and_learns(tiny) -> None:
+def test_a_run_writes_its_record_and_learns(tiny) -> None:
     config = tiny("trainer.steps=40", "trainer.eval_every=20")
     summary = train(config)
     assert [key for key in SUMMARY_KEYS.split() if key not in summary] == []
@@ -90,7 +90,7 @@ def test_a_run_leaves_its_record_and_learns(tiny) -> None:
     assert summary["best/val/loss"] == pytest.approx(best["val/loss"], rel=1e-6)
 
 
-def test_a_finished_run_is_not_run_again_unless_asked(tiny, capsys) -> None:
+def test_a_finished_run_is_not_repeated_without_rerun(tiny, capsys) -> None:
     config = tiny()
     first = train(config)
     written = (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns
@@ -101,7 +101,7 @@ def test_a_finished_run_is_not_run_again_unless_asked(tiny, capsys) -> None:
     assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns != written
 
 
-def test_every_backward_pass_is_of_a_step(tiny, monkeypatch, capsys) -> None:
+def test_every_training_pass_belongs_to_a_step(tiny, monkeypatch, capsys) -> None:
     passes: list[bool] = []
     forward = Transformer.forward
 
@@ -115,7 +115,7 @@ def test_every_backward_pass_is_of_a_step(tiny, monkeypatch, capsys) -> None:
     assert re.search(r"^step 1/8  .* ETA \d+:\d\d$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_two_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
+def test_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
     one, other = tiny(), tiny(f"output_dir={tmp_path}/other")
     train(one)
     train(other)
@@ -124,7 +124,7 @@ def test_two_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
     assert numbers(one) == numbers(other)
 
 
-def test_what_is_logged_and_saved_when_changes_no_number(tiny, tmp_path) -> None:
+def test_logging_and_saving_intervals_change_no_number(tiny, tmp_path) -> None:
     one = tiny()
     cadence = ("trainer.log_every=3", "trainer.checkpoint_every=5", "trainer.probe_sequences=1")
     other = tiny(*cadence, "logger=wandb", "logger.mode=offline", f"output_dir={tmp_path}/other")
@@ -135,7 +135,7 @@ def test_what_is_logged_and_saved_when_changes_no_number(tiny, tmp_path) -> None
     assert same(weights(one), weights(third))
 
 
-def test_variants_see_the_same_batches_and_differ_in_temperature_alone(tiny) -> None:
+def test_variants_see_the_same_batches_and_differ_only_in_temperature(tiny) -> None:
     ssa, vanilla = tiny(), tiny("model=gpt2")
     train(ssa)
     train(vanilla)
@@ -157,7 +157,7 @@ def test_accumulated_micro_batches_equal_the_big_batch(tiny) -> None:
             assert one["train/lr"] == other["train/lr"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny) -> None:
+def test_a_non_finite_loss_stops_the_run(tiny) -> None:
     # the rate rises from 0 by 1e17 a step, on a loss that stays finite for the first
     config = tiny("optim.lr=1e18", "optim.grad_clip=null", "trainer.checkpoint_every=1", "optim.warmup_steps=7")
     with pytest.raises(UserError, match=r"not finite at step \d+: loss .*, lr .*, gradient norm .*last\.ckpt") as error:
@@ -196,7 +196,7 @@ train(parse(json.loads(sys.argv[1])))
 
 
 def killed(config: Config, at_step: int, by: str = "SIGKILL", hook: str = "training_step") -> int:
-    """Runs the config in a process that gets a signal when a hook is entered after a number of steps."""
+    """Run the config in a process that gets a signal when it enters a hook after a number of steps."""
     command = [sys.executable, "-c", KILLED, json.dumps(config.plain()), by, str(at_step), hook]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ, timeout=300)
     assert done.returncode != 0 or by != "SIGKILL", done.stdout + done.stderr
@@ -246,7 +246,7 @@ def short_text() -> str:
         slow("SIGTERM", 8, "test_step", 8),
     ],
 )
-def test_a_signal_saves_and_says_how_to_go_on(tiny, tmp_path, by: str, step: int, hook: str, saved: int) -> None:
+def test_a_signal_saves_and_prints_how_to_resume(tiny, tmp_path, by: str, step: int, hook: str, saved: int) -> None:
     unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
     train(unbroken)
     assert killed(broken, step, by=by, hook=hook) == 130
@@ -292,7 +292,7 @@ def test_compiled_equals_eager(tiny, overrides: list[str]) -> None:
 
 
 @pytest.mark.wandb_server
-def test_a_sweep_of_two_jobs_is_two_whole_wandb_runs(small_text, tmp_path) -> None:
+def test_a_sweep_of_two_jobs_is_two_complete_wandb_runs(small_text, tmp_path) -> None:
     server = os.environ.get("SSA_WANDB_SERVER")
     if not server:
         pytest.skip("SSA_WANDB_SERVER names no W&B server")
@@ -313,7 +313,7 @@ def test_a_sweep_of_two_jobs_is_two_whole_wandb_runs(small_text, tmp_path) -> No
         assert config["model"]["temperature"]["name"] == ("ssa" if "ssa" in run.name.split("-")[0] else "none")
 
 
-def test_seeds_have_dropout_of_their_own(tiny) -> None:
+def test_dropout_depends_on_the_seed(tiny) -> None:
     losses = []
     for seed in (1, 2):
         config = tiny("model.dropout=0.5", f"seed={seed}")
@@ -324,7 +324,7 @@ def test_seeds_have_dropout_of_their_own(tiny) -> None:
     assert not torch.equal(*losses)
 
 
-def test_a_resume_in_another_precision_is_refused(tiny) -> None:
+def test_resume_with_another_precision_is_refused(tiny) -> None:
     config = tiny()
     killed(config, at_step=3)
     path = folder(config) / "environment.json"
@@ -333,7 +333,7 @@ def test_a_resume_in_another_precision_is_refused(tiny) -> None:
         train(config)
 
 
-def test_temperatures_alone_are_trained_where_asked(tiny) -> None:
+def test_train_temperature_changes_only_temperatures(tiny) -> None:
     config = tiny("optim.train=temperature")
     train(config)
     start = Transformer(config.model, 512, config.seed).state_dict()
@@ -342,7 +342,7 @@ def test_temperatures_alone_are_trained_where_asked(tiny) -> None:
     assert changed == {name for name in start if ".temperature." in name}
 
 
-def test_documents_apart_are_documents_one_by_one(tiny, tmp_path) -> None:
+def test_document_mask_equals_documents_one_by_one(tiny, tmp_path) -> None:
     text = tmp_path / "short.jsonl"
     documents = ({"text": f"Document {i} " + "says this. " * (i % 7)} for i in range(999))
     text.write_text("".join(json.dumps(document) + "\n" for document in documents))
