@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssa.errors import UserError
+from ssa.launch.cluster import launch
 from ssa.launch.run import Run
 from ssa.processes import Pool
 from ssa.progress import ProgressBar, Row
@@ -77,8 +78,6 @@ def run_all(
     if waiting and launcher == PROCESSES:
         failed |= _Training(waiting, jobs, console, rerun).finish(fail_fast)
     elif waiting:
-        from ssa.launch.cluster import launch  # Hydra's plug-ins
-
         launch(waiting, launcher, output_dir, launcher_overrides, rerun=rerun)
         failed |= {run: f"{run.last_line}  ({run.log})" for run in waiting if not run.is_finished()}
     if waiting:
