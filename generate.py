@@ -11,6 +11,7 @@ from pydantic import Field
 from ssa.command_line.settings import program
 from ssa.config import PositiveFloat, Section
 from ssa.errors import UserError
+from ssa.model.config import Projection
 
 Text = Annotated[str, Field(min_length=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -32,7 +33,7 @@ class GenerateSettings(Section):
     show: Literal["none", "temperature"] = Field(
         "none", description="temperature: then print each token colored by its learned (inverse) temperature"
     )
-    of: Literal["query", "key", "value", "output"] = Field("query", description="whose temperature to show")
+    of: Projection = Field("query", description="whose temperature to show")
     layer: NonNegativeInt | None = Field(None, description="show this layer, from 0; null: the mean over all")
     head: NonNegativeInt | None = Field(None, description="show this head, from 0; null: the mean over all")
     html: Text | None = Field(None, description="a file for the same as a web page")

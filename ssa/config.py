@@ -1,8 +1,8 @@
-"""The typed configuration of one run.
+"""The typed config of one run.
 
-Hydra composes YAML from ``conf/``; `parse` turns the result into these frozen models once, and nothing
-below that line sees OmegaConf.  Unknown keys, wrong types and values out of range are refused here, before torch
-is imported, each in one line that names the field, the value and what is valid.
+Hydra composes YAML from ``conf/``, and `parse` turns the result into frozen models; no other code sees OmegaConf.
+Unknown keys, wrong types and values out of range are refused here, before torch is imported, each in one line with
+the field, the value and what is valid.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Section(BaseModel):
 
 
 class PasskeyConfig(Section):
-    """Texts with a pass key: how many filler sentences; ``max_sentences`` null is as many as fit a block."""
+    """Passkey texts: number of filler sentences; with ``max_sentences`` null, as many as fit a block."""
 
     min_sentences: NonNegativeInt
     max_sentences: NonNegativeInt | None
@@ -74,7 +74,7 @@ class PasskeyConfig(Section):
 
 
 class DataConfig(Section):
-    """Where text comes from and how it becomes blocks of ``block_size`` tokens; ``passkey``: of that source alone."""
+    """Text source, tokenizer and blocks of ``block_size`` tokens; ``passkey``: for the passkey source only."""
 
     name: Name
     source: Literal["pydocs", "hub", "text", "passkey"]
@@ -102,7 +102,7 @@ class DataConfig(Section):
             example = {"path": "data.path=ORG/NAME", "train": "data.train='books/*.txt'"}[needs]
             raise ValueError(f"data.{needs} is not set; data={self.name} needs it: {example}")
         if (self.source == "passkey") != (self.passkey is not None):
-            raise ValueError(f"data.passkey: goes with data=passkey, and with no other; data.source={self.source}")
+            raise ValueError(f"data.passkey: valid with data=passkey only; data.source={self.source}")
         return self
 
 
@@ -128,7 +128,7 @@ class OptimConfig(Section):
 
 
 class TrainerConfig(Section):
-    """How long, how much at once, how often.  All intervals are in optimizer steps."""
+    """Length of training, batch sizes, precision and intervals, which are in optimizer steps."""
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -153,12 +153,12 @@ class TrainerConfig(Section):
 
     @property
     def accumulate(self) -> int:
-        """Micro-batches a batch."""
+        """Micro-batches per batch."""
         return self.batch_size // self.micro_batch_size
 
 
 class LoggerConfig(Section):
-    """Where metrics go besides metrics.jsonl."""
+    """Logger of metrics besides metrics.jsonl."""
 
     name: Literal["wandb", "none"]
     mode: Literal["auto", "online", "offline"]
@@ -169,7 +169,7 @@ class LoggerConfig(Section):
 
 
 class Config(Section):
-    """One run, whole."""
+    """The config of one run."""
 
     model: ModelConfig
     data: DataConfig
@@ -185,7 +185,7 @@ class Config(Section):
     rerun: bool
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> Self:
+    def _sections_fit_together(self) -> Self:
         if self.data.block_size > self.model.max_positions:
             raise ValueError(
                 f"data.block_size={self.data.block_size}: over the model's positions; "
@@ -194,7 +194,7 @@ class Config(Section):
         _check_terms(self.model.temperature)
         if self.optim.train == "temperature" and not self.model.temperature.scaled:
             raise ValueError(
-                f"optim.train=temperature: model.temperature={self.model.temperature.name} has none to train; "
+                f"optim.train=temperature: model.temperature={self.model.temperature.name} has no temperatures; "
                 "choose a rule, model/temperature=ssa"
             )
         if self.optim.warmup_steps >= self.trainer.steps:
@@ -209,11 +209,11 @@ class Config(Section):
         return self.model_dump(mode="json")
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the numbers: equal identity, equal losses.
+        """The fields that determine the results: runs of equal identity have equal losses.
 
-        Out: where things are read and written, logging and its cadence, how many processes help, and the labels of
-        choices (their values are in).  In is what moves the last bits alone, such as the device, and
-        ``trainer.eval_every``, which decides the steps the best checkpoint can be from.
+        Not part of it: input and output paths, logging, the number of processes, and the names of options (their values
+        count).  Part of it: the device, although it changes the last bits at most, and ``trainer.eval_every``, which
+        determines the steps at which the best checkpoint can be taken.
         """
         plain = self.plain()
         for path in _NOT_IDENTITY:
@@ -230,7 +230,7 @@ class Config(Section):
 
     @property
     def run_id(self) -> str:
-        """The model, its size, the temperature, the data and the seed in words, then a hash of `identity`."""
+        """Names of model, size, temperature and data, the seed, and a hash of `identity`."""
         digest = hash_of(self.identity())
         words = (self.model.name, self.model.size, self.model.temperature.name, self.data.name, f"s{self.seed}")
         return "-".join((*words, digest[:10]))

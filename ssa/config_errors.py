@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one plain line: the field, its value, what is valid."""
+"""One-line messages for configuration errors: the field, its value, what is valid."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from ssa.model.config import PROJECTIONS
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -31,7 +33,7 @@ RENAMED = {  # keys of version 0.1
     "data.held_out": "data.validation_fraction",
     **{
         f"model.temperature.{projection}.base": f"model.temperature.{projection}.multiplier"
-        for projection in ("query", "key", "value", "output")
+        for projection in PROJECTIONS
     },
 }
 
@@ -53,7 +55,7 @@ def one_line(error: ValidationError, root: type[Any]) -> str:
 
 
 def unknown_key(key: str, root: type[Any], also: Sequence[str] = ()) -> str:
-    """A line for `key` (dotted), which `root` does not have; `also`: valid top-level words besides its fields."""
+    """A message for `key` (dotted), which `root` does not have; `also`: valid top-level keys besides its fields."""
     if key in RENAMED:
         return f"{key}: renamed; write {RENAMED[key]}"
     section, known, rest = _walk(key.split("."), root)
@@ -72,13 +74,13 @@ def unknown_key(key: str, root: type[Any], also: Sequence[str] = ()) -> str:
 
 
 def closest(word: str, valid: Iterable[str]) -> str:
-    """``, did you mean X?`` or nothing."""
+    """``, did you mean X?``, or an empty string."""
     near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.7)
     return f", did you mean {near[0]}?" if near else ""
 
 
 def shown(value: Any) -> str:
-    """A value as one types it on the command line, cut where it is long."""
+    """A value as typed on the command line, shortened if long."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -92,7 +94,7 @@ def field_types(section: type[Any]) -> dict[str, Any]:
 
 
 def leaves(section: type[Any], prefix: str = "") -> Iterator[str]:
-    """Every value below `section`, dotted."""
+    """The dotted keys of all values in `section`."""
     for name, field in field_types(section).items():
         inner = _section_of(field)
         yield from leaves(inner, f"{prefix}{name}.") if inner else [prefix + name]
@@ -115,7 +117,7 @@ def _validity(error: ErrorDetails, path: list[str], root: type[Any]) -> str:
 
 
 def _instead(kind: str, value: Any, field: str) -> str:
-    """How a value that looks right can be of the wrong type."""
+    """A hint for a value of the wrong type that looks right."""
     if kind == "string_type" and isinstance(value, int | float):
         return f"; to give this as text, {field}='\"{shown(value)}\"'"
     return ", not text" if kind in ("int_type", "float_type") and isinstance(value, str) else ""
@@ -137,14 +139,14 @@ def _range(path: list[str], root: type[Any]) -> str:
 
 
 def _constraints(items: Iterable[Any]) -> Iterator[Any]:
-    """The constraint objects in nested `Annotated` and unions."""
+    """Constraint objects in nested `Annotated` and unions."""
     for item in items:
         yield item
         yield from _constraints((*getattr(item, "metadata", ()), *get_args(item)))
 
 
 def _walk(path: list[str], root: type[Any]) -> tuple[type[Any] | None, list[str], list[str]]:
-    """As far down `path` as there are fields: the section there (none at a value), the path walked, and the rest."""
+    """Follows `path` while there are fields: the section reached (None at a value), the path walked, the rest."""
     section: type[Any] | None = root
     for depth, part in enumerate(path):
         if section is None or part not in field_types(section):

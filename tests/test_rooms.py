@@ -23,10 +23,9 @@ ROOMS = [
     ["ssa/theory/", "ssa/viz/"],
     ["ssa/device.py", "ssa/hub_client.py"],
     ["ssa/config.py"],
-    ["ssa/model/"],
     ["ssa/config_errors.py", "ssa/perplexity.py", "ssa/statistics.py"],
     ["ssa/files.py", "ssa/processes.py", "ssa/progress.py"],
-    ["ssa/errors.py"],
+    ["ssa/errors.py", "ssa/model/"],
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -14,6 +14,7 @@ from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.experiment import TrainingSettings
 from experiments.engine.shared_runs import run_of, weights_of
 from ssa.errors import UserError
+from ssa.model.config import Projection
 from ssa.statistics import jackknife_interval, mean_interval
 from ssa.viz import plot_style
 from ssa.viz.temperature_map import TemperatureView, check_choice, over
@@ -32,7 +33,7 @@ _COLUMNS = 60  # tokens that fit in a figure
 
 class TemperatureMapSettings(TrainingSettings):
     text: Text = Field(description="text to shade, preceded by an end-of-text token as in training")
-    of: Literal["query", "key", "value", "output"] = Field(description="which temperature to show")
+    of: Projection = Field(description="which temperature to show")
     run: Text | None = Field(description="folder of a run to show; null: train one run per seed")
     rule: str = Field(description="model/temperature of the trained runs")
     layer: Index | None = Field(description="layer, counted from 0; null: mean over all")

@@ -1,7 +1,7 @@
 """Causal self-attention over `scaled_dot_product_attention`, with temperatures in front of it.
 
-Letters: B batch, H heads, K key-value heads (K = H without grouping), T tokens, S tokens in sight of any query (T, and
-those in the cache), d head_dim, D width.
+Letters: B batch, H heads, K key-value heads (K = H without grouping), T tokens, S tokens in sight of any query (T plus
+those in the cache), d head_dim, D d_model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssa.model.config import ModelConfig
+from ssa.model.config import PROJECTIONS, ModelConfig
 from ssa.model.kv_cache import LayerCache
 from ssa.model.rotary import Rotation, rotate
 from ssa.model.temperature import build_temperatures, scale
@@ -21,21 +21,21 @@ from ssa.model.temperature_terms import Shape, Tokens
 
 
 class AttentionMetadata(NamedTuple):
-    """Where a batch's tokens stand: the same for all layers."""
+    """Mask, positions and rotation of a batch, shared by all layers."""
 
     visible_keys: Tensor  # n, the number of keys each query sees, (T,) or (B, T): its own and the n - 1 before it
-    mask: Tensor | None  # what `visible` means for the keys in sight, (1 or B, 1, T, S); None where all before it
+    mask: Tensor | None  # True where a query sees a key, (1 or B, 1, T, S); None: the kernel's causal mask
     rotation: Rotation | None
     log_frequency: Tensor | None  # (B, T), for the temperatures that read it
 
 
 class AttentionInputs(NamedTuple):
-    """What one layer's attention works on: enough to recompute its maps, and the temperatures that shaped them."""
+    """Inputs of one layer's attention, from which its maps can be recomputed, and the temperatures applied to them."""
 
     query: Tensor  # (B, H, T, d), scaled by its temperature, rotated
-    key: Tensor  # (B, K, T, d), likewise
-    visible_keys: Tensor  # (T,) or (B, T), number of keys each query can see
-    temperatures: dict[str, Tensor]  # by "query", "key", "value", "output": float32, broadcastable to (B, H, T, d)
+    key: Tensor  # (B, K, T, d), scaled and rotated
+    visible_keys: Tensor  # (T,) or (B, T), number of keys each query sees
+    temperatures: dict[str, Tensor]  # by projection: float32, broadcastable to (B, H, T, d)
 
 
 Observer = Callable[[AttentionInputs], None]
@@ -45,7 +45,7 @@ def causal_mask(visible_keys: Tensor, n_keys: int) -> Tensor:
     """True where a query sees a key: its own and the n - 1 before it.
 
     Args:
-        visible_keys: n, (T,) or (B, T), of the last T of the keys.
+        visible_keys: n, (T,) or (B, T), for the last T of the keys.
         n_keys: S.
 
     Returns:
@@ -58,7 +58,7 @@ def causal_mask(visible_keys: Tensor, n_keys: int) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head causal attention; SSA where ``config.temperature`` says so, vanilla where it is absent."""
+    """Multi-head causal attention with the temperatures in ``config.temperature``; without any, vanilla attention."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -78,8 +78,8 @@ class CausalSelfAttention(nn.Module):
         Args:
             x: normalized hidden states, (B, T, D).
             metadata: of the batch.
-            cache: takes this layer's keys and values, and gives those of earlier tokens.
-            observe: called with the `AttentionInputs` of this layer; without a cache alone.
+            cache: this layer's keys and values of earlier tokens; the new ones are appended.
+            observe: called with the `AttentionInputs` of this layer; not supported with a cache.
         """
         tokens = Tokens(x, metadata.visible_keys, metadata.log_frequency)
         temperatures: dict[str, Tensor] = {}
@@ -87,11 +87,11 @@ class CausalSelfAttention(nn.Module):
         projections = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
         query, key, value = (
             self._scaled(name, features, tokens, temperatures)
-            for name, features in zip(("query", "key", "value"), projections, strict=True)
+            for name, features in zip(PROJECTIONS[:3], projections, strict=True)
         )
         if metadata.rotation is not None:
             query, key = rotate(query, metadata.rotation), rotate(key, metadata.rotation)
-        before = key
+        new_key = key
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = F.scaled_dot_product_attention(
@@ -99,18 +99,18 @@ class CausalSelfAttention(nn.Module):
             key,
             value,
             attn_mask=metadata.mask,
-            is_causal=metadata.mask is None and x.size(1) > 1,  # of one query, all keys are its own or before it
+            is_causal=metadata.mask is None and x.size(1) > 1,  # a single query sees all keys
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.n_kv_head != self.n_head,
         )  # (B, H, T, d)
         mixed = self._scaled("output", mixed, tokens, temperatures)
         if observe is not None:
-            observe(AttentionInputs(query, before, metadata.visible_keys, temperatures))
+            observe(AttentionInputs(query, new_key, metadata.visible_keys, temperatures))
         output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
         return output
 
     def _scaled(self, name: str, features: Tensor, tokens: Tokens, record: dict[str, Tensor]) -> Tensor:
-        """The features times their temperature, if they have one, which goes into ``record``."""
+        """Multiplies features by their temperature, if any, and records it."""
         if name not in self.temperature:
             return features
         record[name] = self.temperature[name](features, tokens)

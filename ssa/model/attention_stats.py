@@ -1,4 +1,4 @@
-"""Entropy, spikiness, temperatures and weight norms of causal attention, exactly, in O(T) memory.
+"""Entropy, spikiness, temperatures and weight norms of causal attention: exact, in O(T) memory.
 
 For a softmax row p over the n keys that a query sees, from its logits s (arXiv 2411.12892, section 2):
 
@@ -7,8 +7,8 @@ For a softmax row p over the n keys that a query sees, from its logits s (arXiv 
     spikiness   1 / (n sum_j p_j^2)                 share of the n keys effectively attended to; lower is spikier
     max logit   max_j s_j
 
-Rows are worked through in chunks, so that no T x T map is ever held.  Letters: B batch, H heads, K key-value heads,
-T tokens, d head_dim, D width, L layers.
+Rows are processed in chunks, so that no T x T map is ever held in memory.  Letters: B batch, H heads, K key-value
+heads, T tokens, d head_dim, D d_model, L layers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import Tensor
 from ssa.model.attention import AttentionInputs, causal_mask
 from ssa.model.transformer import Transformer
 
-CHUNK_ELEMENTS = 2**21  # logits held at once
+CHUNK_ELEMENTS = 2**21  # logits in memory
 MEANS = ("entropy", "entropy_normalized", "spikiness")  # statistics whose mean over rows is reported
 
 
 class RowStatistics(NamedTuple):
-    """Of each softmax row, float32, (B, H, T)."""
+    """Statistics of each softmax row, float32, (B, H, T)."""
 
     entropy: Tensor
     entropy_normalized: Tensor  # nan where one key is visible
@@ -41,7 +41,7 @@ class AttentionStatistics(NamedTuple):
 
     Attributes:
         rows: (L, B, H, T).
-        temperatures: by what they scale, (L, B, H or K, T, 1 or d).
+        temperatures: by projection, (L, B, H or K, T, 1 or d).
     """
 
     rows: RowStatistics
@@ -55,11 +55,11 @@ def row_statistics(
     """Statistics of the causal softmax over ``query . key / sqrt(d)``.
 
     Args:
-        query: (B, H, T, d), with its temperature applied.
-        key: (B, K, T, d), likewise; K divides H (grouped-query attention).
+        query: (B, H, T, d), scaled by its temperature.
+        key: (B, K, T, d), scaled by its temperature; K divides H (grouped-query attention).
         visible_keys: n, the number of keys each query sees: its own and the n - 1 before it, (T,) or (B, T); by default
             all before it.
-        chunk_elements: the most logits to hold at once (one row of all heads at least).
+        chunk_elements: largest number of logits in memory, at least one row of all heads.
     """
     batch, heads, length, head_dim = query.shape
     query, key = query.float() * head_dim**-0.5, key.float().repeat_interleave(heads // key.size(1), dim=1)
@@ -96,12 +96,12 @@ def attention_statistics(
     visible_keys: Tensor | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> AttentionStatistics:
-    """Runs a model over a fixed batch, a sequence at a time, each layer reduced as soon as it is computed.
+    """Runs a model over a batch, one sequence at a time, and reduces each layer as soon as it is computed.
 
     Args:
-        model: in evaluation mode; its compiled form (if any) is left alone.
+        model: in evaluation mode; not compiled.
         ids: token ids, (B, T).
-        visible_keys: as the model takes it, (B, T).
+        visible_keys: as in `Transformer.forward`, (B, T).
         advance: called with T after each sequence.
     """
     sequences: list[AttentionStatistics] = []
@@ -122,11 +122,11 @@ def head_means(statistics: AttentionStatistics) -> dict[str, Tensor]:
 
 
 def attention_metrics(statistics: AttentionStatistics) -> dict[str, float]:
-    """The numbers of a batch by metric name, as a validation logs them.
+    """The metrics of a batch by name, as validation logs them.
 
-    ``attention_entropy`` is the mean over layers; ``.../layer_00`` that of a layer over heads, sequences and
-    positions; ``.../layer_00/head_00`` that of one head.  ``temperature/query/layer_00/mean`` and so on: mean, std,
-    min, max over heads, sequences and positions of a layer.
+    ``attention_entropy`` is the mean over layers; ``.../layer_00``, a layer's mean over heads, sequences and positions;
+    ``.../layer_00/head_00``, a head's.  ``temperature/query/layer_00/mean`` and so on: mean, std, min, max over a
+    layer's heads, sequences and positions.
     """
     heads = {name: means.tolist() for name, means in head_means(statistics).items()}
     layers = {name: [layer.nanmean().item() for layer in values] for name, values in _defined(statistics).items()}
@@ -150,10 +150,10 @@ def query_key_norms(model: Transformer) -> Tensor:
     """The operator norm (largest singular value) of each head's ``W = W_q^T W_k / sqrt(d)``, whose logits are
     ``x_i^T W x_j``: arXiv 2411.12892, figure 2.
 
-    With grouped queries, ``W_k`` is that of the head's group.  Of the weights alone: biases, the gain of the
-    normalization before them, rotation and temperatures are left out.
+    With grouped queries, ``W_k`` is the group's.  Only the weights count: biases, the gain of the preceding norm,
+    rotation and temperatures are left out.
 
-    W, of D x D numbers, is never formed: where ``W_q^T = Q R`` and ``W_k^T = P S`` with orthonormal columns, W has the
+    W, which is D x D, is never formed: with ``W_q^T = Q R`` and ``W_k^T = P S`` with orthonormal columns, W has the
     singular values of ``R S^T / sqrt(d)``, which is d x d.
 
     Returns:
@@ -165,13 +165,13 @@ def query_key_norms(model: Transformer) -> Tensor:
         heads = weight.reshape(-1, config.head_dim, config.d_model)
         query, key = heads[: config.n_head], heads[config.n_head : config.n_head + config.n_kv_head]
         key = key.repeat_interleave(config.n_head // config.n_kv_head, dim=0)  # (H, d, D)
-        r, s = (torch.linalg.qr(part.mT, mode="r").R for part in (query, key))
+        r, s = (torch.linalg.qr(projection.mT, mode="r").R for projection in (query, key))
         norms.append(torch.linalg.matrix_norm(r @ s.mT, 2) * config.head_dim**-0.5)
     return torch.stack(norms)
 
 
 def _defined(statistics: AttentionStatistics) -> dict[str, Tensor]:
-    """The rows that means are taken of; over one token there is no choice, and the normalized entropy is 0."""
+    """The statistics that means are taken over; with a single token, the normalized entropy counts as 0."""
     values = {name: getattr(statistics.rows, name) for name in MEANS}
     return {name: rows.nan_to_num(0) if rows.size(-1) == 1 else rows for name, rows in values.items()}
 

@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
-PROJECTIONS = ("query", "key", "value", "output")  # what a temperature can scale
+Projection = Literal["query", "key", "value", "output"]  # what a temperature can scale
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 SLOTS = ("multiplier", "token", "position")  # the terms of a temperature, in the order of their evaluation
 ALPHA_INIT = -4.5  # a slope of 0.011, where the authors' released GPT-2 code starts
 FINE_TUNING_ALPHA = -10.0  # leaves a pretrained model as it is: tau - 1 is below 0.0004 up to 1,024 keys

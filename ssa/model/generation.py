@@ -1,7 +1,7 @@
-"""Text generation: a token from the logits, over and over, the keys and values of earlier tokens kept.
+"""Text generation with a key-value cache.
 
-The *sampling temperature* here divides the logits of the next token, as everywhere.  It has nothing to do with the
-inverse temperatures of attention, which are the model's own.
+The *sampling temperature* here divides the next token's logits, as usual.  It is unrelated to the inverse temperatures
+of attention, which belong to the model.
 
 Letters: B batch, T tokens, V vocabulary.
 """
@@ -17,7 +17,7 @@ from ssa.model.config import ModelConfig
 from ssa.model.kv_cache import KVCache, visible_after_padding
 from ssa.model.transformer import Transformer
 
-_PAD = 0  # any id: nothing sees it
+_PAD = 0  # any id: no token sees it
 
 
 def generate(
@@ -35,26 +35,26 @@ def generate(
 ) -> list[list[int]]:
     """Continuations of token sequences, without dropout.
 
-    A row is sampled with ``seed`` plus its number, so that it does not depend on what else is in the batch (up to the
-    rounding of the logits).
+    A row is sampled with ``seed`` plus its number: it does not depend on the rest of the batch, up to the rounding of
+    the logits.
 
     Args:
         model: on any device.
-        prompts: B sequences of at least one token, of any lengths.
-        max_new_tokens: of each row.
+        prompts: B sequences of at least one token each.
+        max_new_tokens: largest number of new tokens per row.
         temperature: the sampling temperature, which divides the logits; not an inverse temperature of attention.
-        top_p: sample from the likeliest tokens, the fewest whose probabilities sum to this.
-        greedy: take the likeliest token instead of sampling.
+        top_p: sample from the smallest set of most likely tokens whose probabilities sum to this.
+        greedy: choose the most likely token instead of sampling.
         seed: of the sampling.
         stop: ids that end a row.
-        ended: called with the new tokens of a row after each one: whether it ends there.
-        on_token: called with row and id as soon as there is a new token.
+        ended: called with a row's new tokens after each token; True ends the row.
+        on_token: called with row and id of each new token.
 
     Returns:
-        The new tokens of each row, without the prompt and without the id that ended it.
+        The new tokens of each row, without the prompt and the id that ended it.
 
     Raises:
-        ValueError: a setting is out of range, a prompt is empty, or it would not fit the learned positions.
+        ValueError: a setting is out of range, a prompt is empty, or a row would exceed the learned positions.
     """
     _check(model, prompts, max_new_tokens, temperature, top_p)
     if not prompts or not max_new_tokens:
@@ -66,7 +66,7 @@ def generate(
             model,
             prompts,
             max_new_tokens,
-            _Choice(len(prompts), temperature, top_p, greedy, seed),
+            _Sampler(len(prompts), temperature, top_p, greedy, seed),
             frozenset(stop or ()),
             ended or (lambda tokens: False),
             on_token or (lambda row, token: None),
@@ -75,8 +75,8 @@ def generate(
         model.train(was_training)
 
 
-class _Choice:
-    """How the next token of each row is chosen; the random numbers of a row are its own."""
+class _Sampler:
+    """Sampling of the next token, with one random number generator per row."""
 
     def __init__(self, rows: int, temperature: float, top_p: float, greedy: bool, seed: int) -> None:
         self.temperature, self.top_p, self.greedy = temperature, top_p, greedy
@@ -92,10 +92,10 @@ class _Choice:
 
 
 def check_length(config: ModelConfig, prompt_tokens: int, max_new_tokens: int) -> None:
-    """See that a prompt and its continuation have positions; rotary ones do not end.
+    """Checks that a prompt and its continuation fit the learned positions; rotary positions have no limit.
 
     Raises:
-        ValueError: learned positions end before.
+        ValueError: they do not fit.
     """
     limit = config.max_positions
     if config.positions == "learned" and prompt_tokens + max_new_tokens > limit:
@@ -106,13 +106,13 @@ def check_length(config: ModelConfig, prompt_tokens: int, max_new_tokens: int) -
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """A token of each row by inversion: the first, likeliest first, at which the summed probability passes ``uniform``.
+    """One token per row by inverse transform sampling over the tokens in order of decreasing probability.
 
     Args:
         logits: (B, V).
         uniform: random numbers in [0, 1), (B,).
         temperature: the sampling temperature.
-        top_p: the mass of the nucleus (arXiv 1904.09751), the smallest set of likeliest tokens that reaches it.
+        top_p: probability mass of the nucleus (arXiv 1904.09751), the smallest set of most likely tokens to reach it.
 
     Returns:
         ids, (B,), on the CPU.
@@ -122,12 +122,12 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: flo
     mass = probabilities.cumsum(dim=-1)
     last = ((mass - probabilities) < top_p).sum(dim=-1, keepdim=True) - 1  # of the nucleus, (B, 1)
     reached = mass.gather(-1, last)
-    place = torch.searchsorted(mass, uniform[:, None] * reached, right=True)
-    return ids.gather(-1, place.minimum(last)).squeeze(-1)
+    index = torch.searchsorted(mass, uniform[:, None] * reached, right=True)
+    return ids.gather(-1, index.minimum(last)).squeeze(-1)
 
 
 class TextStream:
-    """The text of tokens that come one by one, in whole characters: a token may hold only some bytes of one.
+    """Decodes tokens one by one into whole characters: a token may hold only part of a character's bytes.
 
     Args:
         decode: the tokenizer's.
@@ -139,14 +139,14 @@ class TextStream:
         self._pending: list[int] = []
 
     def push(self, token: int) -> str:
-        """The text that is complete with this token and was not before; it may be empty."""
+        """The text completed by this token; may be empty."""
         self._pending.append(token)
         if self._text().endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
         return self.flush()
 
     def flush(self) -> str:
-        """The text of what is pending, a character that is not whole as U+FFFD."""
+        """The pending text, with U+FFFD for an incomplete character."""
         text = self._text()
         if self._pending:
             self._before, self._pending = self._pending, []
@@ -161,7 +161,7 @@ def _generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    choose: _Choice,
+    choose: _Sampler,
     stop: frozenset[int],
     ended: Callable[[list[int]], bool],
     on_token: Callable[[int, int], None],
@@ -170,7 +170,7 @@ def _generate(
     length = max(len(prompt) for prompt in prompts)
     padding = [length - len(prompt) for prompt in prompts]
     ids = torch.tensor([[_PAD] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)])
-    # Without padding all see all before them, which needs no mask.
+    # Without padding no mask is needed.
     visible_keys = visible_after_padding(torch.tensor(padding, device=device), length) if any(padding) else None
     cache = KVCache.empty(model.config.n_layer)
     rows: list[list[int]] = [[] for _ in prompts]
@@ -188,7 +188,7 @@ def _generate(
                     running.remove(row)
         if not running or number + 1 == max_new_tokens:
             break
-        ids = torch.tensor(chosen)[:, None]  # (B, 1); rows that have ended go on unread
+        ids = torch.tensor(chosen)[:, None]  # (B, 1); rows that have ended continue unread
         visible_keys = visible_keys[:, -1:] + 1 if visible_keys is not None else None
     return rows
 
@@ -203,5 +203,5 @@ def _check(
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p:g}: valid: > 0 and <= 1")
     if not all(prompts):
-        raise ValueError("a prompt has no tokens; the end-of-text token stands for the start of a text")
+        raise ValueError("a prompt has no tokens; use the end-of-text token to start a text")
     check_length(model.config, max((len(prompt) for prompt in prompts), default=0), max_new_tokens)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, so that a new token costs one query a layer."""
+"""Key-value caches for generation."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from torch import Tensor
 
 
 class LayerCache(Protocol):
-    """What attention needs of a cache, whoever keeps it."""
+    """A layer's cache, as attention uses it."""
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes new keys and values, (B, H, T, d) each, as attention uses them: scaled by their temperatures, keys
-        rotated.  Returns all so far, the new ones last.
-        """
+        """Appends keys and values, (B, K, T, d) each, scaled and (keys) rotated; returns all so far."""
         ...
 
 
 class GrowingCache:
-    """One layer's keys and values, in buffers that double when they are full.
+    """One layer's keys and values, in buffers that double when full.
 
     Args:
-        capacity: tokens that there is room for from the start; 0: twice what comes first.
+        capacity: initial size in tokens; 0: twice the first append.
     """
 
     def __init__(self, capacity: int = 0) -> None:
@@ -31,7 +29,7 @@ class GrowingCache:
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """As `LayerCache` says."""
+        """See `LayerCache`."""
         end = self.length + key.size(2)
         if self._buffers is None or self._buffers[0].size(2) < end:
             capacity = self._capacity if self._capacity >= end else 2 * end
@@ -43,7 +41,7 @@ class GrowingCache:
 
     @property
     def held(self) -> tuple[Tensor, Tensor]:
-        """Keys and values so far, (B, H, T, d) each."""
+        """Keys and values so far, (B, K, T, d) each."""
         assert self._buffers is not None, "nothing was appended"
         return self._buffers[0][:, :, : self.length], self._buffers[1][:, :, : self.length]
 
@@ -55,7 +53,7 @@ class GrowingCache:
 
 
 class KVCache:
-    """The caches of all layers, and how many tokens are in them."""
+    """The caches of all layers and their length in tokens."""
 
     def __init__(self, layers: list[LayerCache], length: int = 0) -> None:
         self.layers = layers
@@ -63,19 +61,19 @@ class KVCache:
 
     @classmethod
     def empty(cls, n_layer: int) -> KVCache:
-        """Of no tokens."""
+        """An empty cache."""
         return cls([GrowingCache() for _ in range(n_layer)])
 
 
 def visible_after_padding(padding: Tensor, length: int) -> Tensor:
-    """How many keys each query sees in sequences padded on the left.
+    """The number of visible keys in sequences padded on the left.
 
     Args:
-        padding: pad tokens before each sequence, (B,).
-        length: tokens of each row, pads among them.
+        padding: number of pad tokens before each sequence, (B,).
+        length: tokens in each row, padding included.
 
     Returns:
-        (B, length); pads see themselves alone.
+        (B, length); a pad token sees only itself.
     """
     slots = torch.arange(1, length + 1, device=padding.device)
     return (slots - padding[:, None]).clamp(min=1)

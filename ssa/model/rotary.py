@@ -1,6 +1,6 @@
 """Rotary position embedding (arXiv 2104.09864), in the form of GPT-NeoX and Llama: halves of a head's features rotate.
 
-A temperature is a scalar and commutes with the rotation, so that scaling before or after it is the same.
+Scalar temperatures commute with the rotation: scaling before or after it gives the same result.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def rotate(features: Tensor, by: Rotation) -> Tensor:
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """Radians a position, (d_rotary / 2,), from fast to slow."""
+    """Radians per position, (d_rotary / 2,), from fast to slow."""
     d = config.d_rotary
     frequencies = 1.0 / config.rope_theta ** (torch.arange(0, d, 2, dtype=torch.float32, device="cpu") / d)
-    return _stretched(frequencies, config.rope_scaling) if config.rope_scaling else frequencies
+    return _scaled(frequencies, config.rope_scaling) if config.rope_scaling else frequencies
 
 
-def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama-3's scaling: slow frequencies divided by ``factor``, fast ones kept, a linear blend between the two."""
+def _scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3's scaling: slow frequencies divided by ``factor``, fast ones kept, a linear blend in between."""
     turns = scaling.original_max_positions * frequencies / (2 * math.pi)  # in the context of pre-training
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)

@@ -1,6 +1,6 @@
-"""The decoder-only transformer: GPT-2, Pythia (GPT-NeoX) or Llama as its config's values say, with any temperatures.
+"""The decoder-only transformer: GPT-2, Pythia (GPT-NeoX) or Llama by its config, with any temperatures.
 
-Letters: B batch, T tokens, D width, V vocabulary.
+Letters: B batch, T tokens, D d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 class MLP(nn.Module):
-    """Width -> hidden -> width; gated: the activation of one projection times another (with SiLU: SwiGLU)."""
+    """D -> d_ff -> D; gated: the activation of one projection times another (with SiLU: SwiGLU)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on a normalized copy of the residual stream: one after the other, or both of the same."""
+    """Attention and MLP, each reading the normalized residual stream: one after the other, or in parallel."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Transformer(nn.Module):
 
     Args:
         config: the architecture and its temperatures.
-        vocab_size: V; default: the config's.
+        vocab_size: V, by default the config's.
         seed: of `reset_parameters`; with None, weights are to be loaded.
     """
 
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
             self.reset_parameters(seed)
 
     def tie_head(self) -> None:
-        """Makes the output matrix the token embedding itself, if the config says so."""
+        """Shares the token embedding with the output matrix, if the config says so."""
         if self.config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
 
@@ -135,22 +135,21 @@ class Transformer(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter in ours}
 
     def temperatures(self) -> list[Temperature]:
-        """All of them, first layer to last; none is vanilla attention."""
+        """All temperatures, from the first layer to the last; none in vanilla attention."""
         return [module for module in self.modules() if isinstance(module, Temperature)]
 
     def first_temperatures(self) -> dict[str, Temperature]:
-        """Those of the first layer, by what they scale; those of other layers are alike."""
+        """The first layer's temperatures by projection; all layers have the same ones."""
         found: Any = self.blocks[0].get_submodule("attention.temperature")
         return dict(found.items())
 
     @torch.no_grad()
     def set_token_counts(self, counts: Tensor) -> None:
-        """Tells the temperatures that read token frequencies how often each token occurs in the training text.
-
-        The add-one log-frequency, standardized to mean 0 and variance 1 over the text.
+        """Sets token frequencies, for the temperatures that read them: add-one log-frequencies of the training text,
+        standardized to mean 0 and variance 1 over it.
 
         Args:
-            counts: (V,).
+            counts: how often each token occurs, (V,).
         """
         if self.log_frequency is None:
             return
@@ -169,16 +168,16 @@ class Transformer(nn.Module):
         visible_keys: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Next-token logits, or with targets the loss of each token.
+        """Next-token logits or, with targets, the loss of each token.
 
         Args:
             ids: token ids, (B, T); learned positions end at ``config.max_positions``.
             targets: the tokens that follow, (B, T).
-            observe: called once a layer, first to last, with its `AttentionInputs`.
-            visible_keys: the number of tokens each token sees, (T,) or (B, T): itself and those just before it, also in
-                the cache.  It restarts at 1 with each document or after left padding, and so do positions.  Default:
-                all.
-            cache: of earlier tokens; these are added to it.
+            observe: called with the `AttentionInputs` of each layer, first to last.
+            visible_keys: the number of tokens each token sees, (T,) or (B, T): itself and those just before it, cached
+                ones included.  It restarts at 1 with each document or after left padding, and so do positions.
+                Default: all.
+            cache: earlier tokens; the new ones are added to it.
 
         Returns:
             logits (B, T, V); or negative log-likelihoods (B, T), float32, in nats.
@@ -196,7 +195,7 @@ class Transformer(nn.Module):
         visible_keys: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """What the output matrix reads, (B, T, D): for those who need few logits.  Arguments as in `forward`."""
+        """The input of the output matrix, (B, T, D), if few logits are needed.  Arguments as in `forward`."""
         past = cache.length if cache is not None else 0
         metadata = self._metadata(ids, visible_keys, past)
         x = self.token_embedding(ids)  # (B, T, D)
@@ -212,22 +211,22 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.token_embedding.weight.device
 
     def _metadata(self, ids: Tensor, visible_keys: Tensor | None, past: int) -> AttentionMetadata:
         length = ids.size(1)
-        all_in_sight = visible_keys is None
+        all_visible = visible_keys is None
         if visible_keys is None:
             visible_keys = torch.arange(past + 1, past + length + 1, device=ids.device)
-        plain = all_in_sight and (past == 0 or length == 1)  # what the kernel's own causal mask can say
+        plain = all_visible and (past == 0 or length == 1)  # the kernel's causal mask suffices
         mask = None if plain else causal_mask(visible_keys, past + length)
         turn = rotation(self.config, visible_keys - 1) if self.config.positions == "rotary" else None
         log_frequency = self.log_frequency[ids] if self.log_frequency is not None else None
         return AttentionMetadata(visible_keys, mask, turn, log_frequency)
 
     def count_parameters(self) -> dict[str, int]:
-        """Parameters in all, without embeddings and output matrix, and those of the temperatures."""
+        """Number of parameters: total, without embeddings and output matrix, and of the temperatures."""
         total = sum(parameter.numel() for parameter in self.parameters())
         embeddings = {self.token_embedding.weight, self.head.weight}
         embeddings |= {self.position_embedding.weight} if self.position_embedding is not None else set()

@@ -127,7 +127,7 @@ def test_packed_documents_do_not_see_each_other(backbone: str, rule: str) -> Non
 def test_the_rules_act_in_these_tests(backbone: str, rule: str) -> None:
     ids = random_ids(1, LENGTH)
     difference = (build(backbone, rule)(ids) - build(backbone, "none")(ids)).abs()
-    assert difference[0, 1:].max() > 1e-2  # at the first position attention has no choice
+    assert difference[0, 1:].max() > 1e-3  # 50 times the tolerance of `close`; the first query sees one key
 
 
 @torch.no_grad()
