@@ -42,8 +42,8 @@ def test_options_are_complete_and_described(path: Path) -> None:
     first, *lines = path.read_text().splitlines()
     assert first.startswith("# ")
     assert len(first) < 120
-    assert lines[:4] == ["defaults:", "  - _base", "  - _self_", ""]
-    keys = [line.split(":")[0] for line in lines[4:] if not line.startswith(" ")]
+    assert lines[:2] == ["defaults: [_base, _self_]", ""]
+    keys = [line.split(":")[0] for line in lines[2:] if not line.startswith(" ")]
     assert keys == [key for key in DataConfig.model_fields if key in keys]
     assert ("passkey" in keys) == (data.passkey is not None)
     assert data.source != "hub" or "/" in str(data.path)
