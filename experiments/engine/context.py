@@ -69,7 +69,7 @@ class ExperimentContext:
             kept.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             where = f"to={self.folder}, output_dir={settings.output_dir}"
-            raise UserError(f"{where}: no folder that can be written to ({error.strerror})") from None
+            raise UserError(f"{where}: cannot be written ({error.strerror})") from None
         self._facts = environment.describe(()).facts
         self._commit = str((self._facts["git"] or {}).get("commit"))
         self._jobs = JobCache(kept, experiment.name, self._commit, settings.jobs, settings.rerun, console)
@@ -89,7 +89,7 @@ class ExperimentContext:
         return self._jobs.compute(jobs)
 
     def train(self, runs: Sequence[Run]) -> list[Path]:
-        """The folders of finished runs, in order; what is not finished is run.
+        """Trains runs that are not finished; returns the folders of all.
 
         Raises:
             UserError: overrides are refused, or a run failed.

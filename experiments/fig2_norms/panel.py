@@ -39,7 +39,7 @@ def summary_row(
     panel: str, setup: str, quantity: str, values: Mapping[str, Sequence[float]], baseline: str = "vanilla"
 ) -> TableRow:
     """A row of the summary, from each method's values, one per seed; a dash for missing methods."""
-    row = {"panel": panel, "set-up": setup, "quantity": quantity}
+    row = {"panel": panel, "setup": setup, "quantity": quantity}
     for method, label in LABELS.items():
         row[label] = _mean(values.get(method, ()))
     for method, label in LABELS.items():

@@ -39,7 +39,7 @@ REFUSED = {
     "export.py run=nowhere to=exported": "nowhere is not a run folder",
     "report.py runs=nowhere": "runs=nowhere: no such folder",
     "report.py to=text.txt": "to=text.txt: cannot be written (Not a directory)",
-    "-m experiments fig2_norms scale=smoke output_dir=text.txt": "output_dir=text.txt: no folder that can be written",
+    "-m experiments fig2_norms scale=smoke output_dir=text.txt": "output_dir=text.txt: cannot be written",
     "-m sweeps sweeps/optuna_learning_rate.yaml output_dir=text.txt": "output_dir=text.txt: ",
 }
 
