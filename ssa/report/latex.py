@@ -1,4 +1,4 @@
-"""LaTeX rendering of tables; see `ssa.report.tables.Table.latex`."""
+"""LaTeX rendering of tables."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 LIGATURES = re.compile("-(?=-)|,(?=,)")  # "--" and ",," would become ligatures
 
 
-def latex(table: TableContents) -> str:
-    """See `Table.latex`."""
+def to_latex(table: TableContents) -> str:
+    r"""A ``table`` environment with booktabs for pdflatex, to be ``\input``.
+
+    References are in italics.  Characters without a LaTeX equivalent are written as ``U+`` and their code point.
+    """
     marks = table.marks()
     title, caption = table.heading()
     columns = "".join("l" if table.is_text(column) else "r" for column in range(len(table.columns)))

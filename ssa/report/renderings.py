@@ -1,8 +1,8 @@
-"""Markdown, CSV and HTML renderings of tables; see `ssa.report.tables.Table`."""
+"""Markdown, CSV and HTML renderings of tables."""
 
 from __future__ import annotations
 
-import csv as csv_file
+import csv
 import io
 import re
 from html import escape
@@ -13,8 +13,8 @@ from ssa.report.table_cells import TableCell, TableContents, lines_of
 MARKUP = re.compile(r"[\\`*\[\]<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
 
 
-def markdown(table: TableContents) -> str:
-    """See `Table.markdown`."""
+def to_markdown(table: TableContents) -> str:
+    """GitHub Markdown, title and caption above, footnotes below; references in italics."""
     marks = table.marks()
     title, caption = table.heading()
     rules = ["---" if table.is_text(column) else "--:" for column in range(len(table.columns))]
@@ -41,17 +41,20 @@ def _markdown(text: str) -> str:
     return "<br>".join(lines).replace("$", "<span>$</span>")
 
 
-def csv(table: TableContents) -> str:
-    """See `Table.csv`."""
+def to_csv(table: TableContents) -> str:
+    r"""Column names and cells, without title, caption and footnotes; line breaks are ``\n``."""
     file = io.StringIO()
-    writer = csv_file.writer(file, lineterminator="\n")
+    writer = csv.writer(file, lineterminator="\n")
     for row in [table.columns, *([cell.shown for cell in row] for row in table.rows)]:
         writer.writerow([re.sub(r"\r\n?", "\n", text) for text in row])  # csv does not quote "\r"
     return file.getvalue()
 
 
-def html(table: TableContents) -> str:
-    """See `Table.html`."""
+def to_html(table: TableContents) -> str:
+    """A ``<figure class=table>``; each cell has its state as class and its run ids as tooltip.
+
+    Inside, ``div.scroll`` holds the table, so that a wide table scrolls on its own, ``div.notes`` the footnotes.
+    """
     marks = table.marks()
     title, caption = table.heading()
     is_text = [table.is_text(column) for column in range(len(table.columns))]

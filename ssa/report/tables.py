@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ssa.report import latex, renderings
+from ssa.report.latex import to_latex
+from ssa.report.renderings import to_csv, to_html, to_markdown
 from ssa.report.table_cells import State, TableCell, TableContents
 
 __all__ = ["State", "Table", "TableCell"]
@@ -16,27 +17,10 @@ __all__ = ["State", "Table", "TableCell"]
 class Table(TableContents):
     """Table contents with their renderings; see `ssa.report.table_cells.TableContents`."""
 
-    def markdown(self) -> str:
-        """GitHub Markdown, title and caption above, footnotes below; references in italics."""
-        return renderings.markdown(self)
-
-    def latex(self) -> str:
-        r"""A ``table`` environment with booktabs for pdflatex, to be ``\input``.
-
-        References are in italics.  Characters without a LaTeX equivalent are written as ``U+`` and their code point.
-        """
-        return latex.latex(self)
-
-    def csv(self) -> str:
-        """Column names and cells, without title, caption and footnotes; line breaks are ``\\n``."""
-        return renderings.csv(self)
-
-    def html(self) -> str:
-        """A ``<figure class=table>``; each cell has its state as class and its run ids as tooltip.
-
-        Inside, ``div.scroll`` holds the table, so that a wide table scrolls on its own, ``div.notes`` the footnotes.
-        """
-        return renderings.html(self)
+    markdown = to_markdown
+    latex = to_latex
+    csv = to_csv
+    html = to_html
 
     def plain(self) -> dict[str, Any]:
         """Plain values for JSON; `of` is the inverse."""
