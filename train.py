@@ -2,7 +2,6 @@
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
 from ssa.command_line import cli, preflight
@@ -10,16 +9,15 @@ from ssa.config import Config
 
 
 def train(config: Config, command: list[str]) -> float:
-    """Train as `config` says; returns the validation loss, the number a sweeper minimizes."""
+    """Train; returns the validation loss of the best weights, which sweepers minimize."""
     preflight.check_train(config)
     from ssa.training import train as job  # imports torch, which takes seconds
 
     return float(job.train(config, command)["best/val/loss"])
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> float:
-    """One job: what Hydra composed, made typed, then trained."""
+    """Train on a config composed by Hydra."""
     return cli.run(composed, train)
 
 

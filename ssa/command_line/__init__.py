@@ -1,1 +1,1 @@
-"""From the command line to a typed config."""
+"""The command line: from arguments to typed settings, with one line for every mistake."""

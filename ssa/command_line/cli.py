@@ -1,6 +1,6 @@
-"""From the command line to a job: what the programs in the repository's root share.
+"""The command line of train.py: Hydra, with one line on stderr and exit code 2 for every mistake of the user.
 
-Whatever is the user's to mend ends as one line on stderr and exit code 2, before anything heavy is imported.
+Configs are checked before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra._internal.utils import get_args_parser
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -34,13 +35,19 @@ from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, fi
 
 _LABELS = {"model/size": "model.size", "model/temperature": "model.temperature.name", "scale": "scale"}
 
-_FAILED = "failed.jsonl"  # in a sweep's folder, a line for each failed job, which may be on another machine
-_launches = False  # whether this process is the one that was typed, and not one of a launcher
-_sweep_dir: Path | None = None  # of the sweep that it launches
+_FAILED = "failed.jsonl"  # in the folder of a sweep, a line for each failed job, which may run on another machine
+_launches = False  # whether this is the user's process, not one started by a launcher
+_sweep_dir: Path | None = None  # folder of the sweep that this process launches
 
 
-def command_line(main: Callable[[], Any], program: str, purpose: str) -> int:
-    """Run `main`, a ``hydra.main`` function that calls `run`, on ``sys.argv``; returns the exit code."""
+def command_line(main: Callable[[DictConfig], float], program: str, purpose: str) -> int:
+    """Compose ``conf/`` with the arguments of this process and run `main`; returns the exit code.
+
+    Args:
+        main: called with each composed config; it calls `run`.
+        program: the name of its file.
+        purpose: one line for the help page.
+    """
     global _launches, _sweep_dir
     _launches, _sweep_dir = True, None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing and exiting
@@ -50,11 +57,11 @@ def command_line(main: Callable[[], Any], program: str, purpose: str) -> int:
             print(conf_groups.help_text(program, purpose))
         else:
             if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
-                _sweep_dir = _folder_of_sweep(arguments.overrides)
+                _sweep_dir = _prepare_sweep(arguments.overrides)
                 (_sweep_dir / _FAILED).unlink(missing_ok=True)
-            _compose_and_run(main, arguments.overrides)
+            _compose_and_run(main, arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserError as error:
@@ -64,30 +71,37 @@ def command_line(main: Callable[[], Any], program: str, purpose: str) -> int:
     return _sweep_result()
 
 
-def _compose_and_run(main: Callable[[], Any], overrides: list[str]) -> None:
+def _compose_and_run(main: Callable[[DictConfig], float], arguments: argparse.Namespace) -> None:
+    version.setbase("1.3")
+    overrides = list(arguments.overrides)  # Hydra adds its own
     try:
-        main()
+        # As in `hydra.main`, which would read sys.argv once more.
+        _run_hydra(arguments, get_args_parser(), main, str(conf_groups.CONF), "config")
     except BrokenPipeError:
         raise
-    except compose_errors.COMPOSITION_ERRORS as error:  # `run` lets none of a job's through, so it is Hydra's
+    except compose_errors.COMPOSITION_ERRORS as error:  # Hydra's: `run` catches those of a job
         raise UserError(compose_errors.explain(error, overrides)) from None
     except Exception as error:
         launcher = read_overrides(overrides).get("hydra/launcher", "basic")
         if _sweep_dir is None or launcher == "basic":
             raise
-        _sweep_result()  # what failed, besides a job that was killed, or a launcher without its cluster
+        _sweep_result()  # a job may have failed besides the one that was killed
         what = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"hydra/launcher={launcher}: {what}; its files: {_sweep_dir}") from None
 
 
 def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> float:
-    """`job` on the typed config of one Hydra job, and on the command line that repeats it.
+    """Run a Hydra job; returns its result, or NaN if it failed in a sweep.
 
-    A failure ends the process, with one line if it is the user's to mend and with a traceback if not.  In a sweep it
-    is reported at once, with the job's overrides; the other jobs go on, and the process ends with its exit code.
+    A failure ends the process, with one line for a `UserError` and a traceback for a bug.  In a sweep it is reported
+    at once, with the job's overrides; the other jobs run, and the process ends with the exit code of the failure.
+
+    Args:
+        composed: the config.
+        job: called with the typed config and the command that reproduces it.
     """
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    sent = in_sweep and not _launches  # by a launcher, to this process
+    sent = in_sweep and not _launches  # this process was started by a launcher
     command = [f"{HydraConfig.get().job.name}.py", *_overrides()] if sent else list(sys.argv)
     name = " ".join(_overrides())
     try:
@@ -107,14 +121,14 @@ def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> floa
     failure = {"job": name, "code": code, "said": "" if not sent else line}
     with open(Path(HydraConfig.get().sweep.dir) / _FAILED, "a", encoding="utf-8") as file:
         file.write(json.dumps(failure) + "\n")
-    return float("nan")  # what sweepers take for a failed trial
+    return float("nan")  # a failed trial, for Hydra's sweepers
 
 
 def configure(composed: DictConfig) -> Config:
     """The typed config of the current Hydra job.
 
     Raises:
-        UserError: the first thing wrong with it.
+        UserError: the first mistake in it.
     """
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -130,13 +144,13 @@ def configure(composed: DictConfig) -> Config:
 
 
 def _overrides() -> list[str]:
-    """What was typed for the current Hydra job, as it was typed."""
+    """The overrides of the current Hydra job, as typed."""
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return list(typed)
 
 
 def _check_choices(values: dict[str, Any], choices: Mapping[str, Any]) -> None:
-    """Refuse what composes but does not choose: no option, two of them, or the name of one in place of its values."""
+    """Refuse groups without an option or with two, and the name of an option in place of its values."""
     for group, options in conf_groups.options().items():
         valid = f"valid: {', '.join(options)}"
         if group not in choices:
@@ -154,6 +168,8 @@ def _checked_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.resolve and not arguments.cfg:
         raise UserError("--resolve: only with --cfg; write --cfg job --resolve")
+    if arguments.experimental_rerun:
+        raise UserError("--experimental-rerun: not supported; resume=RUN_FOLDER continues a run")
     return arguments
 
 
@@ -170,17 +186,17 @@ def _refuse_flag(message: str) -> NoReturn:
     )
 
 
-def _folder_of_sweep(overrides: list[str]) -> Path:
-    """Where the jobs of a sweep say that they failed: as ``hydra.sweep.dir`` says, else Hydra's own, which vanishes.
+def _prepare_sweep(overrides: list[str]) -> Path:
+    """The folder where the jobs of a sweep report failures: ``hydra.sweep.dir``, or a temporary one.
 
-    Jobs that a launcher sends elsewhere need one that all machines see, beside the runs.
+    Jobs on other machines need one that all machines see; it is beside the runs, and added to `overrides`.
     """
     given = read_overrides(overrides)
     folder, launcher = given.get("hydra.sweep.dir"), given.get("hydra/launcher", "basic")
     if folder is None and launcher != "basic":
         began = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         folder = f"{given.get('output_dir', 'outputs')}/sweeps/{launcher}-{began}-{os.getpid()}"
-        sys.argv.append(f"hydra.sweep.dir='{folder}'")
+        overrides.append(f"hydra.sweep.dir='{folder}'")
     if folder is not None and "$" in folder:
         raise UserError(f"hydra.sweep.dir={folder}: valid: a plain path")
     return Path(folder or _scratch_dir())
@@ -205,14 +221,14 @@ def _say(line: str) -> int:
 
 @functools.cache
 def _scratch_dir() -> str:
-    """Hydra insists on a folder for a sweep: one that vanishes with the process."""
+    """A folder for the sweep, which Hydra requires; it is removed when the process ends."""
     folder = tempfile.mkdtemp(prefix="ssa-sweep-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def _if_pretrained(tuned: Any, scratch: Any, *, _root_: DictConfig) -> Any:
-    """``${if_pretrained:A,B}``: A where ``init_from`` names a pretrained model to fine-tune, else B."""
+    """``${if_pretrained:A,B}``: A if ``init_from`` names a pretrained model to fine-tune, else B."""
     return tuned if _root_.get("init_from") else scratch
 
 

@@ -13,6 +13,7 @@ import programs
 import pytest
 import yaml
 from conftest import ROOT
+from omegaconf import DictConfig
 
 from ssa.command_line import cli
 
@@ -115,6 +116,7 @@ TYPED_WRONG = {
     "--multirn": ["--multirn:", "did you mean --multirun?"],
     "--batch_size=3": ["--batch_size=3:", "without dashes"],
     "--resolve": ["--resolve:", "--cfg job"],
+    "--experimental-rerun=x": ["--experimental-rerun:", "resume=RUN_FOLDER"],
     "--cfg": ["--cfg", "expected one argument"],
     "--config-name=foo": ["foo"],
     "--config-dir=nowhere": ["nowhere"],
@@ -225,7 +227,7 @@ def test_cfg_prints_the_composed_config(launch: Callable[..., Outcome]) -> None:
 def test_an_interrupt_before_training_is_quiet(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted() -> None:
+    def interrupted(_: DictConfig) -> float:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", [TRAIN])
