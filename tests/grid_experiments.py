@@ -1,4 +1,4 @@
-"""A grid of tiny runs as an experiment of its own folder, for tests of how grids are launched."""
+"""An experiment that is a grid of tiny runs, in its own folder, for tests of grids."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
 
 def grid(**changes: Any) -> dict[str, Any]:
-    """A declaration, as config.yaml has it."""
+    """The declaration of a grid, with changes."""
     return {**copy.deepcopy(GRID), **changes}
 
 

@@ -73,7 +73,7 @@ def fewest_seeds(experiment: Experiment, scale: str) -> int:
     return 2 if scale == "smoke" else 3 if experiment.grid else 5
 
 
-def test_the_papers_tables_and_figures_are_there() -> None:
+def test_every_table_and_figure_of_the_paper_has_an_experiment() -> None:
     assert set(NAMES) >= REQUIRED
     assert {experiment.name for experiment in ALL if experiment.grid} >= {
         name for name in REQUIRED if name.startswith("ablation")
@@ -92,7 +92,7 @@ def test_every_scale_has_valid_settings(experiment: Experiment, scale: str) -> N
 
 
 @every_experiment
-def test_a_mistake_is_refused_before_torch_is_imported(experiment: Experiment) -> None:
+def test_mistake_is_refused_before_torch_is_imported(experiment: Experiment) -> None:
     code = (
         "import sys; from experiments.__main__ import main; "
         f"code = main(['{experiment.name}', 'scale=huge']); print(code, 'torch' in sys.modules)"
@@ -105,7 +105,7 @@ def test_a_mistake_is_refused_before_torch_is_imported(experiment: Experiment) -
 
 
 @every_experiment
-def test_the_papers_cells_have_a_grade(experiment: Experiment) -> None:
+def test_reference_values_have_a_grade(experiment: Experiment) -> None:
     cells = experiment.references()
     assert cells
     for cell in cells:
@@ -116,7 +116,7 @@ def test_the_papers_cells_have_a_grade(experiment: Experiment) -> None:
 
 
 @every_result
-def test_the_readme_says_what_the_committed_results_say(experiment: Experiment) -> None:
+def test_readme_quotes_every_committed_conclusion(experiment: Experiment) -> None:
     readme = " ".join((experiment.folder / "README.md").read_text(encoding="utf-8").split())
     conclusions = committed(experiment, "conclusions")
     assert conclusions
@@ -126,7 +126,7 @@ def test_the_readme_says_what_the_committed_results_say(experiment: Experiment) 
 
 
 @every_result
-def test_the_committed_results_are_of_the_settings_at_hand(experiment: Experiment) -> None:
+def test_committed_results_have_the_current_settings(experiment: Experiment) -> None:
     done = json.loads((experiment.folder / "results" / "laptop_provenance.json").read_text(encoding="utf-8"))
     assert experiment.has_default_settings(experiment.settings(**done["settings"]))
     assert done["seconds_of_cached_jobs"] / done["settings"]["jobs"] < 30 * 60  # runs may have shared the machine
@@ -137,8 +137,8 @@ def test_the_committed_results_are_of_the_settings_at_hand(experiment: Experimen
 @pytest.mark.parametrize(
     "experiment", [experiment for experiment in WITH_RESULTS if experiment.grid], ids=lambda experiment: experiment.name
 )
-def test_the_committed_table_is_of_the_runs_beside_it(experiment: Experiment) -> None:
-    """Every cell is a number of finished runs, or says what it lacks; each run that is declared is counted."""
+def test_committed_table_matches_the_committed_runs(experiment: Experiment) -> None:
+    """Every cell has finished runs or a note on how to fill it; every declared run is listed."""
     plain = json.loads((experiment.folder / "results" / "laptop_summary.json").read_text(encoding="utf-8"))
     table = Table.of(plain)
     forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html()}
@@ -157,7 +157,7 @@ def test_the_committed_table_is_of_the_runs_beside_it(experiment: Experiment) ->
 
 
 @every_result
-def test_every_figure_is_there_as_vector_and_pixels(experiment: Experiment) -> None:
+def test_every_figure_exists_as_png_and_svg(experiment: Experiment) -> None:
     results = experiment.folder / "results"
     pictures = {kind: {path.stem for path in results.glob(f"laptop_*.{kind}")} for kind in ("png", "svg")}
     assert pictures["png"] == pictures["svg"] != set()
@@ -165,20 +165,20 @@ def test_every_figure_is_there_as_vector_and_pixels(experiment: Experiment) -> N
     assert any(f"results/{stem}.png" in readme for stem in pictures["png"])
 
 
-def test_without_an_item_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_all_experiments_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert all(experiment.name in printed and experiment.purpose in printed for experiment in ALL)
 
 
-def test_an_unknown_item_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_experiment_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fig2_norm"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: fig2_norm: no such experiment, did you mean fig2_norms?; valid: ")
     assert error.count("\n") == 1
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import importlib.util
 
     found = importlib.util.find_spec
@@ -221,55 +221,55 @@ def context(tmp_path: Path) -> ExperimentContext:
     )
 
 
-def test_parts_are_kept_and_equal_ones_computed_once(context: ExperimentContext) -> None:
-    parts = [(square, {"number": number}) for number in (1, 2, 1)]
-    assert context.compute(parts) == [1 / 3, 4 / 3, 1 / 3]
-    assert context.compute(parts) == [1 / 3, 4 / 3, 1 / 3]
+def test_jobs_are_cached_and_equal_ones_computed_once(context: ExperimentContext) -> None:
+    jobs = [(square, {"number": number}) for number in (1, 2, 1)]
+    assert context.compute(jobs) == [1 / 3, 4 / 3, 1 / 3]
+    assert context.compute(jobs) == [1 / 3, 4 / 3, 1 / 3]
     assert calls == [1, 2]
 
 
-def test_what_is_done_before_a_failure_stays_done(context: ExperimentContext) -> None:
+def test_jobs_finished_before_a_failure_stay_cached(context: ExperimentContext) -> None:
     with pytest.raises(ValueError, match="negative"):
         context.compute([(square, {"number": number}) for number in (3, -1)])
     assert context.compute([(square, {"number": 3})]) == [3]
     assert calls == [3, -1]
 
 
-def test_rerun_computes_again(context: ExperimentContext) -> None:
+def test_rerun_recomputes(context: ExperimentContext) -> None:
     context.compute([(square, {"number": 3})])
     context._jobs.rerun = True
     context.compute([(square, {"number": 3})])
     assert calls == [3, 3]
 
 
-def test_processes_compute_what_one_does(context: ExperimentContext) -> None:
-    parts = [(draws, {"number": number}) for number in range(4)]
-    alone = context.compute(parts)
+def test_several_processes_compute_the_same_as_one(context: ExperimentContext) -> None:
+    jobs = [(draws, {"number": number}) for number in range(4)]
+    alone = context.compute(jobs)
     context._jobs.rerun, context._jobs.jobs = True, 2
-    assert context.compute(parts) == alone
+    assert context.compute(jobs) == alone
 
 
-def test_a_process_that_is_killed_is_one_line_and_the_others_parts_stay(context: ExperimentContext) -> None:
+def test_killed_process_is_one_line_and_other_jobs_stay_cached(context: ExperimentContext) -> None:
     context._jobs.jobs = 2
     with pytest.raises(UserError, match="jobs=2: a process was killed, most often for lack of memory"):
         context.compute([(draws, {"number": 1}), (die, {})])
 
 
-def test_other_code_computes_again(context: ExperimentContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_code_invalidates_the_cache(context: ExperimentContext, monkeypatch: pytest.MonkeyPatch) -> None:
     context.compute([(square, {"number": 3})])
     monkeypatch.setattr(job_cache, "source_hash", lambda module: "other")
     context.compute([(square, {"number": 3})])
     assert calls == [3, 3]
 
 
-def test_tables_are_plain_and_short(context: ExperimentContext) -> None:
+def test_table_has_six_digits_and_dashes_for_nan(context: ExperimentContext) -> None:
     context.table("runs", [{"seed": 0, "loss": 1 / 3, "text": 'a, "b"', "absent": float("nan")}])
     context.finish(1.0)
     assert (context.folder / "smoke_runs.csv").read_text() == 'seed,loss,text,absent\n0,0.333333,"a, ""b""",-\n'
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_paper_column_is_shown_if_a_value_is_known(
+def test_paper_column_is_shown_if_a_value_is_known(
     context: ExperimentContext, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value = "1.5" if known else "-"
@@ -280,7 +280,7 @@ def test_a_paper_column_is_shown_if_a_value_is_known(
     assert table.caption == ("In nats." if known else "In nats. The paper's values are not known.")
 
 
-def test_settings_extend_the_defaults_that_a_config_names() -> None:
+def test_config_extends_shared_defaults() -> None:
     graph, table1 = find_experiment("fig3_token_graph"), find_experiment("table1_degree_temperature")
     for scale in SCALES:
         values = graph.values(scale)
@@ -291,7 +291,7 @@ def test_settings_extend_the_defaults_that_a_config_names() -> None:
     assert "parameters" in [metric.name for metric in parameters.metrics], "a list is replaced"
 
 
-def test_results_take_the_place_of_the_earlier_ones_together(context: ExperimentContext) -> None:
+def test_results_replace_earlier_ones_all_at_once(context: ExperimentContext) -> None:
     old = [context.folder / name for name in ("smoke_conclusions.csv", "smoke_runs.csv", "laptop_runs.csv")]
     for path in old:
         path.write_text("old")
@@ -306,7 +306,7 @@ def test_results_take_the_place_of_the_earlier_ones_together(context: Experiment
     ]
 
 
-def test_a_failure_leaves_the_earlier_results(context: ExperimentContext) -> None:
+def test_failure_keeps_earlier_results(context: ExperimentContext) -> None:
     (context.folder / "smoke_runs.csv").write_text("old")
     context.table("runs", [{"seed": 0}])
     context.discard()
@@ -315,7 +315,7 @@ def test_a_failure_leaves_the_earlier_results(context: ExperimentContext) -> Non
 
 
 @pytest.mark.parametrize("key", ["to", "output_dir"])
-def test_a_file_in_place_of_a_folder_is_one_line(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_instead_of_a_folder_is_one_line(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     folders = {"to": str(tmp_path / "to"), "output_dir": str(tmp_path / "out"), key: str(tmp_path / "file")}
     assert main(["table2_denoising", "scale=smoke", *(f"{name}={value}" for name, value in folders.items())]) == 2
@@ -335,30 +335,30 @@ def test_a_file_in_place_of_a_folder_is_one_line(key: str, tmp_path: Path, capsy
         ("attention_dilution", "seeds=1", "seeds=1: "),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_trained(
+def test_invalid_settings_are_refused_before_training(
     experiment: str, argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
     assert main([experiment, "scale=smoke", argument, *where]) == 2
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # nothing is left behind
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the handler is restored
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("to/smoke_*"))
 
 
-def test_the_code_of_a_part_is_all_that_it_imports_of_the_package() -> None:
+def test_source_hash_covers_imports_from_the_package() -> None:
     assert source_hash("ssa.theory.token_graph") != source_hash("ssa.theory.denoising")
     sources = {path.name for path in source_hash_module._sources("ssa.theory.token_graph").values()}
     assert {"token_graph.py", "attention_map.py", "ensemble.py", "temperature.py", "config.py"} <= sources
     assert "train.py" not in sources
 
 
-def test_the_checks_of_denoising_have_passed() -> None:
+def test_committed_denoising_checks_passed() -> None:
     assert {row["passed"] for row in committed(find_experiment("table2_denoising"), "checks")} == {"True"}
 
 
-def test_other_settings_do_not_touch_the_committed_results(tmp_path: Path) -> None:
+def test_other_settings_write_to_another_folder(tmp_path: Path) -> None:
     experiment = find_experiment("table2_denoising")
     values = experiment.values("laptop")
     console = Console(quiet=True)
@@ -382,27 +382,27 @@ def test_other_settings_do_not_touch_the_committed_results(tmp_path: Path) -> No
         (float("nan"), float("nan"), "higher", "undecided"),
     ],
 )
-def test_a_verdict_is_what_the_interval_supports(low: float, high: float, expected: str, verdict: str) -> None:
+def test_verdict_follows_the_interval(low: float, high: float, expected: str, verdict: str) -> None:
     estimate = Estimate((low + high) / 2, low, high, 0.1, 5)
     assert Conclusion("it is so", "difference", estimate, expected).verdict == verdict  # type: ignore[arg-type]
 
 
-def test_a_ratio_is_judged_against_one() -> None:
+def test_ratio_is_compared_with_one() -> None:
     conclusion = Conclusion("it is so", "ratio", Estimate(0.5, 0.2, 0.9, 0.1, 5), "higher", 1.0)
     assert conclusion.sentence == "Does not hold: it is so (ratio: 0.5, 95% interval 0.2 to 0.9, 5 seeds)."
 
 
-def test_a_bound_near_the_threshold_is_not_rounded_to_it() -> None:
+def test_bound_near_the_threshold_is_not_rounded_to_it() -> None:
     conclusion = Conclusion("it is so", "ratio", Estimate(1.1, 1.0004, 1.2, 0.1, 5), "higher", 1.0)
     assert conclusion.sentence == "Holds: it is so (ratio: 1.1, 95% interval 1.0004 to 1.2, 5 seeds)."
 
 
-def test_an_estimate_is_shown_with_its_interval() -> None:
+def test_estimate_is_shown_with_its_interval() -> None:
     assert shown(mean_interval([1.0, 2.0, 3.0])) == "2.000 [-0.484, 4.484]"
 
 
 @pytest.mark.parametrize("name", ["runs.yaml", "grids.yaml"])
-def test_the_shared_runs_are_settings_of_the_command_line(name: str) -> None:
+def test_shared_training_settings_are_valid_overrides(name: str) -> None:
     from ssa.launch.run import Run
 
     shared = yaml.safe_load((SHARED / name).read_text())
@@ -411,8 +411,8 @@ def test_the_shared_runs_are_settings_of_the_command_line(name: str) -> None:
         assert Run(tuple(overrides), scale).config.scale == scale
 
 
-def test_every_run_of_figure_4_has_its_own_label_and_every_setting_one_row(tmp_path: Path) -> None:
-    """Runs that differ in the learning rate alone are told apart in failures and tables."""
+def test_runs_of_figure_4_have_distinct_labels(tmp_path: Path) -> None:
+    """Runs that differ only in learning rate are distinguished in messages and tables."""
     from experiments.fig4_convergence.experiment import finetuning_runs
     from ssa.launch.pool import outcome
 

@@ -1,6 +1,6 @@
-"""Grids of runs: what is declared, what is planned, what the table says of runs that count and of those that do not.
+"""Grids of runs: declaration, plan, and tables of valid and invalid runs.
 
-The run folders are of `run_folders`: real configs and formats, numbers made up in milliseconds.
+Run folders come from `run_folders`: real configs and formats, invented numbers.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ every_grid = pytest.mark.parametrize("experiment", GRIDS, ids=[experiment.name f
 SEEDS = range(3)
 
 
-# What is declared
+# Declarations
 
 
 @every_grid
-def test_every_run_is_one_that_train_takes(experiment: Experiment) -> None:
+def test_every_run_has_valid_overrides(experiment: Experiment) -> None:
     scale = "laptop"  # CI runs scale=smoke
     settings = experiment.settings.model_validate({**experiment.values(scale), "scale": scale})
     one_seed = settings.model_copy(update={"seeds": 1})
@@ -56,7 +56,7 @@ def test_every_run_is_one_that_train_takes(experiment: Experiment) -> None:
 
 
 @every_grid
-def test_the_papers_cells_have_a_place(experiment: Experiment) -> None:
+def test_reference_values_name_a_group_metric_and_row(experiment: Experiment) -> None:
     declaration = declared(experiment)
     quantities = {f"{group.name}: {metric.name}" for group in declaration.groups for metric in declaration.metrics}
     for cell in experiment.references():
@@ -92,7 +92,7 @@ SCRATCH = grid()["groups"][0]
         ({"note": "x"}, "note: unknown key, did you mean notes?"),
     ],
 )
-def test_a_declaration_with_a_mistake_is_one_line(
+def test_invalid_declaration_is_one_line(
     changes: dict[str, Any],
     line: str,
     tmp_path: Path,
@@ -108,7 +108,7 @@ def test_a_declaration_with_a_mistake_is_one_line(
     assert not list(tmp_path.glob("to/*"))
 
 
-# What the table says, of a frame made by hand
+# Tables of synthetic results
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ Made = Callable[..., Results]
 
 @pytest.fixture
 def made(settings: GridSettings) -> Made:
-    """A function that makes the results of the grid of three rows, with ``lost``: what is changed of a run, by cell."""
+    """A function that makes results of a grid with three rows; ``lost`` has the changes of runs, by cell."""
     declaration = Grid.model_validate(
         grid(groups=[SCRATCH, {"name": "large", "overrides": ["model=gpt2", "model/size=small"], "at": {"gpu": []}}])
     )
@@ -160,7 +160,7 @@ PAPER = [
 
 
 def cells(results: Results, row: str, group: str = "GPT-2") -> dict[str, tables.TableCell]:
-    """Of a row by column; columns of one name are numbered."""
+    """Cells of a row, by column."""
     shown = table(results, PAPER)
     (found,) = (cells for cells in shown.rows if (cells[0].text, cells[1].text) == (group, row))
     return dict(zip(shown.columns, found, strict=True))
@@ -175,7 +175,7 @@ def ids(results: Results, row: str, *seeds: int) -> tuple[str, ...]:
     return tuple(str(results.run_id(GridCell("GPT-2", row, seed))) for seed in seeds or SEEDS)
 
 
-def test_a_whole_grid(made: Made) -> None:
+def test_complete_grid(made: Made) -> None:
     results = made()
     shown = table(results, PAPER)
     assert shown.columns == (
@@ -197,11 +197,11 @@ def test_a_whole_grid(made: Made) -> None:
     assert "Loss in nats per token." in shown.caption
 
 
-def test_a_paper_column_without_a_known_value_is_left_out(made: Made) -> None:
+def test_paper_column_without_a_known_value_is_left_out(made: Made) -> None:
     assert "paper" not in table(made(), [{**cell, "value": "-"} for cell in PAPER]).columns
 
 
-def test_p_values_are_scipys_corrected_over_the_column(made: Made) -> None:
+def test_p_values_are_scipys_with_holms_correction(made: Made) -> None:
     results = made()
     base = losses(results, "vanilla")
     p = {row: float(ttest_rel(losses(results, row), base).pvalue) for row in ("constant", "SSA")}
@@ -224,8 +224,10 @@ def test_p_values_are_scipys_corrected_over_the_column(made: Made) -> None:
         ({"best/val/loss": math.nan}, "missing", "has no best/val/loss"),
     ],
 )
-def test_a_run_that_does_not_count(made: Made, change: dict[str, Any] | None, state: str, reason: str) -> None:
-    """It is named with its reason and the command; the others count, and pairs are of the seeds that are left."""
+def test_invalid_run_is_left_out_with_its_reason(
+    made: Made, change: dict[str, Any] | None, state: str, reason: str
+) -> None:
+    """Its reason and the command are named; other runs count, and pairs use the remaining seeds."""
     results = made({("SSA", 1): change})
     whole, cell = made(), cells(results, "SSA")
     assert cell["loss"].state == state
@@ -240,14 +242,14 @@ def test_a_run_that_does_not_count(made: Made, change: dict[str, Any] | None, st
     assert cells(results, "vanilla")["loss"] == cells(whole, "vanilla")["loss"]
 
 
-def test_a_run_that_is_lost_of_the_baseline(made: Made) -> None:
+def test_missing_baseline_run(made: Made) -> None:
     results = made({("vanilla", 0): None})
     assert cells(results, "SSA")["loss"].state == "value"
     assert cells(results, "SSA")["difference"].runs == (*ids(results, "SSA"), *ids(results, "vanilla", 1, 2))
     assert cells(results, "vanilla")["loss"].state == "missing"
 
 
-def test_no_run_is_left(made: Made) -> None:
+def test_row_without_runs(made: Made) -> None:
     lost = made({("SSA", seed): None for seed in SEEDS})
     cell = cells(lost, "SSA")
     assert (cell["loss"].shown, cell["difference"].shown, cell["p (Holm)"].shown) == ("missing", "missing", "–")
@@ -256,13 +258,13 @@ def test_no_run_is_left(made: Made) -> None:
     assert tested.p_holm == tested.p, "what is not there is not tested"
 
 
-def test_one_run_is_left(made: Made) -> None:
+def test_row_with_one_run(made: Made) -> None:
     cell = cells(made({("SSA", seed): None for seed in (0, 1)}), "SSA")
     assert "[" not in cell["loss"].text + cell["difference"].text
     assert cell["p (Holm)"].state == "none"
 
 
-def test_the_gravest_is_the_cells_state_and_all_are_named(made: Made) -> None:
+def test_worst_gap_is_the_cells_state_and_all_are_named(made: Made) -> None:
     lost = {("SSA", 0): None, ("SSA", 1): {"damage": "config.yaml removed"}, ("SSA", 2): {"status": "failed"}}
     assert cells(made({**lost}), "SSA")["loss"].state == "failed"
     cell = cells(made({**lost, ("SSA", 2): {}}), "SSA")["loss"]
@@ -273,15 +275,15 @@ def test_the_gravest_is_the_cells_state_and_all_are_named(made: Made) -> None:
     )
 
 
-def test_a_run_that_failed_just_now(made: Made) -> None:
-    """Its reason is the log's last line; damage comes first, for it says how to mend it."""
+def test_run_that_failed_just_now(made: Made) -> None:
+    """Its reason is the last line of the log; damage comes first, as it says how to repair it."""
     reasons = {("SSA", 0): "error: no data (x.log)", ("constant", 0): "error: damaged (y.log)"}
     results = made({("SSA", 0): None, ("constant", 0): {"damage": "status.json changed"}}, failed=reasons)
     assert cells(results, "SSA")["loss"].note.startswith("seed 0 failed (error: no data (x.log))")
     assert cells(results, "constant")["loss"].state == "damaged"
 
 
-def test_a_run_whose_start_has_not_finished(made: Made) -> None:
+def test_run_whose_pretrained_run_has_not_finished(made: Made) -> None:
     results = made()
     lost = replace(results, runs={**results.runs, GridCell("GPT-2", "SSA", 0): None})
     note = cells(lost, "SSA")["loss"].note
@@ -290,17 +292,17 @@ def test_a_run_whose_start_has_not_finished(made: Made) -> None:
     assert cells(lost, "SSA")["loss"].runs == ids(results, "SSA", 1, 2)
 
 
-def test_an_evaluation_that_failed_costs_its_own_columns(made: Made) -> None:
+def test_failed_evaluation_affects_only_its_own_columns(made: Made) -> None:
     cell = cells(made(unevaluated={("SSA", 2): "evaluation: no memory (x.log)"}), "SSA")
     assert (cell["loss"].state, cell["accuracy"].state) == ("value", "failed")
     assert cell["accuracy"].note.startswith("seed 2 failed (evaluation: no memory (x.log))")
 
 
-def test_a_run_from_before_checksums_counts(made: Made) -> None:
+def test_run_without_checksums_is_valid(made: Made) -> None:
     assert cells(made({("SSA", 0): {"damage": NO_CHECKSUMS}}), "SSA")["loss"].state == "value"
 
 
-def test_what_is_not_measured_says_which_command_does(made: Made) -> None:
+def test_unmeasured_cell_names_the_command_that_fills_it(made: Made) -> None:
     results = made(settings={"evaluate": ["tasks=perplexity", "trials=3"]})
     cell = cells(results, "SSA")["accuracy"]
     assert (cell.shown, cell.state) == ("unmeasured", "unmeasured")
@@ -317,19 +319,19 @@ def test_what_is_not_measured_says_which_command_does(made: Made) -> None:
     )
 
 
-def test_an_empty_store_is_a_table_of_gaps(made: Made) -> None:
+def test_table_without_any_run(made: Made) -> None:
     columns = ["folder", "experiment", "status", "error", "damage", "commit", "data_hash"]
     empty = replace(made(), frame=pd.DataFrame(columns=columns))
     assert cells(empty, "SSA")["loss"].state == "missing"
     assert "commit -; data -" in table(empty, []).caption
 
 
-# The command, over run folders that are there
+# The command, with existing run folders
 
 
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """A function that computes the experiment; its run folders are at hand where ``prepare`` made them."""
+    """A function that computes the experiment from the run folders that ``prepare`` made."""
     make_experiment(tmp_path / "grids", tmp_path / "text.txt")
     (tmp_path / "text.txt").write_text("text")
     use(tmp_path / "grids", monkeypatch)
@@ -338,7 +340,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
 
 
 def prepare(tmp_path: Path, ended: dict[tuple[str, int], int] | None = None) -> dict[tuple[str, int], Path]:
-    """Run folders of the experiment by row and seed; how they ended, by `run_folders.write`; None: not begun."""
+    """Run folders by row and seed; ``ended``: exit codes as in `run_folders.write`, None if not started."""
     experiment = Experiment("tiny")
     settings = GridSettings.model_validate(
         {**experiment.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"}
@@ -362,7 +364,7 @@ def lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_plan_says_what_is_done_and_writes_nothing(
+def test_plan_counts_finished_runs_and_writes_nothing(
     begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = prepare(tmp_path, {("constant", 1): INTERRUPTED, ("SSA", 0): INTERRUPTED})
@@ -386,7 +388,7 @@ def test_a_plan_says_what_is_done_and_writes_nothing(
     assert files(tmp_path) == before
 
 
-def test_a_plan_of_a_first_time(begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_before_any_run(begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert begin("plan=true", "train=scale=smoke,optim.lr=-1") == 0
     assert "6 runs are refused: optim.lr=-1: out of range" in capsys.readouterr().out
     assert begin("plan=true") == 0
@@ -396,7 +398,7 @@ def test_a_plan_of_a_first_time(begin: Callable[..., int], tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("arguments", [["evaluate=tasks=passkey,trails=3"], ["evaluate=tasks="]])
-def test_evaluations_that_are_refused_are_so_before_anything_is_trained(
+def test_invalid_evaluations_are_refused_before_training(
     begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     assert begin(*arguments) == 2
@@ -406,7 +408,7 @@ def test_evaluations_that_are_refused_are_so_before_anything_is_trained(
     assert not list((tmp_path / "out").rglob("*.log"))
 
 
-def test_tasks_between_commas_are_one_argument() -> None:
+def test_comma_separated_tasks_are_one_argument() -> None:
     asked = parse(GridSettings, ["seeds=2", "train=scale=laptop", "evaluate=tasks=passkey,length,trials=2"])
     assert asked.evaluate == ["tasks=passkey,length", "trials=2"]
     assert asked.tasks() == ["passkey", "length"]
@@ -429,7 +431,7 @@ FILES = (
 
 
 @pytest.mark.parametrize(("change", "what"), [(edit, "changed"), (Path.unlink, "removed")])
-def test_files_that_are_not_as_they_were(
+def test_changed_and_removed_files(
     begin: Callable[..., int], tmp_path: Path, change: Callable[[Path], object], what: str
 ) -> None:
     folders = prepare(tmp_path)
@@ -446,7 +448,7 @@ def test_files_that_are_not_as_they_were(
     assert not list((tmp_path / "out").rglob("*.log")), "nothing is run by itself"
 
 
-def test_a_damaged_run_leaves_the_others(begin: Callable[..., int], tmp_path: Path) -> None:
+def test_damaged_run_does_not_affect_others(begin: Callable[..., int], tmp_path: Path) -> None:
     folders = prepare(tmp_path)
     (folders["constant", 1] / "summary.json").write_text("{")
     assert begin() == 0
@@ -458,7 +460,7 @@ def test_a_damaged_run_leaves_the_others(begin: Callable[..., int], tmp_path: Pa
     assert 5 * 12 <= provenance["seconds_of_runs"] <= 5 * 13
 
 
-def test_the_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_result_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(tmp_path)
     for left in (
         f".smoke.{2**22 + 5}.partial",
@@ -484,7 +486,7 @@ def test_the_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsys: 
     assert {**files(tmp_path / "to"), provenance: b""} == {**found, provenance: b""}, "byte by byte"
 
 
-def test_a_claim_without_runs_is_undecided_and_stays_the_first(
+def test_claim_without_runs_is_undecided_and_stays_first(
     begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = prepare(tmp_path)
@@ -495,7 +497,7 @@ def test_a_claim_without_runs_is_undecided_and_stays_the_first(
     assert (conclusion["verdict"], conclusion["seeds"], conclusion["mean"]) == ("undecided", "0", "-")
 
 
-def test_a_source_that_is_misspelled_is_one_line_and_nothing_is_run(
+def test_misspelled_source_is_one_line_and_nothing_is_run(
     begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "to").mkdir()
@@ -506,7 +508,7 @@ def test_a_source_that_is_misspelled_is_one_line_and_nothing_is_run(
     assert {path.name: text for path, text in files(tmp_path / "to").items()} == {"smoke_runs.csv": b"old"}
 
 
-def test_an_item_that_is_no_grid_has_no_plan() -> None:
+def test_only_grids_have_a_plan() -> None:
     with pytest.raises(UserError, match=r"^plan: unknown key"):
         parse(
             find_experiment("table2_denoising").settings,
@@ -515,7 +517,7 @@ def test_an_item_that_is_no_grid_has_no_plan() -> None:
         )
 
 
-def test_how_runs_that_failed_before_are_shown(made: Made) -> None:
+def test_run_that_failed_earlier_is_shown(made: Made) -> None:
     assert FAILED != INTERRUPTED
     results = made({("SSA", 0): {"status": "failed", "error": ""}})
     assert cells(results, "SSA")["loss"].note.startswith("seed 0 failed (failed)")
@@ -530,7 +532,7 @@ def test_how_runs_that_failed_before_are_shown(made: Made) -> None:
         ("trainer.steps=2", "train=trainer.steps=2: without scale=smoke; train= replaces all"),
     ],
 )
-def test_an_override_that_would_be_lost_is_refused(
+def test_override_that_the_grid_sets_is_refused(
     train: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
@@ -538,7 +540,7 @@ def test_an_override_that_would_be_lost_is_refused(
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-def test_a_key_that_no_run_has_is_refused() -> None:
+def test_metric_that_no_run_has_is_refused() -> None:
     grid = declared(find_experiment("ablation_strategies"))
     misspelled = grid.model_copy(update={"metrics": [Metric(name="loss", key="best/val/los")]})
     frame = pd.DataFrame({"status": ["finished"], "best/val/loss": [1.0]})

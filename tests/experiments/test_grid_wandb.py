@@ -1,4 +1,4 @@
-"""A grid's table made of the runs that W&B has is that of the run folders, byte by byte, through W&B's real client."""
+"""A grid's table from runs on W&B, through its real client, equals that from run folders byte for byte."""
 
 from __future__ import annotations
 

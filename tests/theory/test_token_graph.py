@@ -200,12 +200,12 @@ def test_the_wider_vanilla_is_the_first_that_is_not_smaller_than_ssa() -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_both_experiments_use_the_same_runs(scale: str) -> None:
-    parts = []
+    jobs = []
     for experiment in (find_experiment("fig3_token_graph"), find_experiment("table1_degree_temperature")):
         settings = experiment.settings(**experiment.values(scale))
         assert isinstance(settings, TokenGraphSettings)
-        parts.append([cached_job(settings, "ssa", lr, settings.seeds) for lr in settings.learning_rates])
-    assert parts[0] == parts[1]
+        jobs.append([cached_job(settings, "ssa", lr, settings.seeds) for lr in settings.learning_rates])
+    assert jobs[0] == jobs[1]
 
 
 def test_association() -> None:
