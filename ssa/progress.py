@@ -58,13 +58,17 @@ class ProgressBar:
         self._main = self._bars.add_task(name, total=total, text="")
         self._bars.update(self._main, completed=completed)
         self._rows: list[TaskID] = []
-        self._before, self._began = completed, time.perf_counter()
+        self.restart_clock()
         self._printed = self._began
 
     @property
     def rate(self) -> float:
         """Units per second since the start."""
         return (self.completed - self._before) / max(time.perf_counter() - self._began, 1e-9)
+
+    def restart_clock(self) -> None:
+        """Measure the speed from here on, such as after a warm-up."""
+        self._before, self._began = self.completed, time.perf_counter()
 
     def expect(self, amount: float) -> None:
         """Add to the total."""

@@ -47,6 +47,16 @@ def test_without_a_terminal_a_line_is_printed_at_intervals(clock: Clock) -> None
     assert len(output(bar).splitlines()) == 1
 
 
+def test_a_warm_up_does_not_count_for_the_speed(clock: Clock) -> None:
+    bar = ProgressBar("step", 10, console=console(False))
+    clock.now += 300
+    bar.advance()
+    bar.restart_clock()
+    clock.now += 2
+    bar.update(3, line=True)
+    assert output(bar) == "step 3/10  ETA 0:07\n"
+
+
 def test_the_total_may_be_unknown_or_grow(clock: Clock) -> None:
     bar = ProgressBar("work", unit="MB", interval=1, console=console(False))
     clock.now += 2

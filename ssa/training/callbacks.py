@@ -199,8 +199,11 @@ class TrainingProgress(Callback):
         step = trainer.global_step
         speed = self.rows.tokens_per_second
         text = f"{step}/{self.config.steps}  loss {module.trained['train/loss']:.3f}  {speed:,.0f} tokens/s"
-        early = step - self.began == self.config.log_every  # for a first estimate of the time left
+        done = step - self.began
+        early = done == 1 + self.config.log_every  # for a first estimate of the time left
         self.bar.update(step, text, line=early or step % (10 * self.config.log_every) == 0)
+        if done == 1:  # the first step warms up, or compiles
+            self.bar.restart_clock()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, LanguageModule)

@@ -112,7 +112,7 @@ def test_every_training_pass_belongs_to_a_step(tiny, monkeypatch, capsys) -> Non
     monkeypatch.setattr(Transformer, "forward", counted)
     train(tiny())
     assert sum(passes) == 8 * 2, "two micro-batches a step"
-    assert re.search(r"^step 1/8  .* ETA \d+:\d\d$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^step 2/8  .* ETA \d+:\d\d$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
