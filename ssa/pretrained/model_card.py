@@ -18,8 +18,8 @@ and `temperature_rules.py`.
 
 """
 _CODE = """\
-The model's code is in this folder, so that loading it takes `trust_remote_code=True`, torch, transformers (4.56 or
-later) and pydantic, and nothing else. Batches are padded on the left.
+The model's code is in this folder: loading it takes `trust_remote_code=True`, torch and transformers (4.56 or later).
+Batches are padded on the left.
 
 """
 _PROMPTS = """\

@@ -121,7 +121,7 @@ def test_losses_are_the_negative_log_likelihoods(model_config) -> None:
     torch.testing.assert_close(model(inputs, targets), want)
 
 
-def test_initialisation_is_gpt2s(model_config) -> None:
+def test_initialization_is_gpt2s(model_config) -> None:
     model = Transformer(model_config(n_layer=4, d_model=128, n_head=4), 2000)
     block = model.blocks[0]
     assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
