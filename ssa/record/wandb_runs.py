@@ -55,10 +55,7 @@ def _attempts(project: str) -> dict[str, list[Any]]:
     try:
         for run in wandb.Api(timeout=timeout).runs(project, per_page=_PAGE, lazy=False):
             with suppress(OSError):
-                for folder in (
-                    Path(run.dir),
-                    *Path(run.dir).parents[:2],
-                ):  # W&B creates empty folders: entity/project/id
+                for folder in (Path(run.dir), *Path(run.dir).parents[:2]):  # W&B creates them, empty
                     folder.rmdir()
             if set(run.config) >= SECTIONS:
                 attempts[run.name].append(run)

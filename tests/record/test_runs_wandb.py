@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,7 @@ from ssa.record.environment import Environment
 from ssa.record.run_record import RunRecord, run_folder
 from ssa.record.runs import load
 from ssa.record.wandb_mirror import WandbMirror
+from ssa.record.wandb_runs import _found
 from ssa.training.lit_module import LanguageModule
 from ssa.training.train import train
 
@@ -150,7 +152,22 @@ def test_non_finite_values_and_failed_runs(
     assert not [name for name in there.columns if name.startswith("val/")]
 
 
-# What can go wrong is one line, and no matter to local runs
+@pytest.mark.parametrize("prefix", ["", "best/"])
+def test_metrics_of_the_best_weights_have_one_name(wandb_config: Configured, prefix: str) -> None:
+    """Version 0.1 overwrote the last value of ``val/loss`` with that of the best weights."""
+    summary = {
+        "status": "finished",
+        "train/loss": 2.0,
+        "val/loss": 3.0,
+        f"{prefix}val/loss": 2.5,
+        "step_0/val/loss": 9.0,
+    }
+    config = wandb_config().plain()
+    found = _found("an-id", [SimpleNamespace(summary_metrics=summary, config=config, url="", state="finished")])
+    assert found.summary == {"status": "finished", "best/val/loss": 2.5, "step_0/val/loss": 9.0}
+
+
+# Errors are one line, and do not affect local runs
 
 
 def refused(source: str = SOURCE) -> tuple[str, float]:
