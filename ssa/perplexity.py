@@ -21,8 +21,8 @@ def windows(n_tokens: int, length: int, stride: int) -> Iterator[Window]:
     Args:
         n_tokens: tokens of the text.
         length: tokens per window, at most; one more than the model's inputs.
-        stride: tokens from the start of one window to the next; below ``length``, so that only the first token of the
-            text is not predicted.
+        stride: tokens from the start of one window to the next; below ``length``, only the first token of the text
+            is not predicted.
     """
     done = 0
     for begin in range(0, n_tokens, stride):

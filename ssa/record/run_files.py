@@ -90,10 +90,10 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is none yet, or it is damaged.
     """
-    return renamed(_read(folder, "summary.json"))
+    return upgraded_summary(_read(folder, "summary.json"))
 
 
-def renamed(summary: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary with the names of this version; in version 0.1, ``best/val/loss`` was called ``val/loss``."""
     is_old = not any(name.startswith("best/") for name in summary)
     return {summary_name(name) if is_old else name: value for name, value in summary.items()}

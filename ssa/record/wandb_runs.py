@@ -13,7 +13,7 @@ import psutil
 
 from ssa.config import upgraded
 from ssa.errors import UserError, first_line
-from ssa.record.run_files import State, renamed
+from ssa.record.run_files import State, upgraded_summary
 from ssa.record.run_table import SECTIONS, FoundRun
 
 _SOURCE = re.compile(r"wandb:([^/\s:]+)/([^/\s:]+)")
@@ -119,6 +119,6 @@ def _values(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The values of summary.json, without those that W&B adds and the last values of the rows."""
-    for name, value in renamed(summary).items():
+    for name, value in upgraded_summary(summary).items():
         if name != "step" and not name.startswith(("_", "train/", "val/", "eval/")):
             yield name, value
