@@ -1,4 +1,4 @@
-"""Evaluate a trained or a pretrained model: ``python evaluate.py run=RUN_FOLDER tasks=...``; see ``--help``."""
+"""Evaluate a trained or pretrained model: ``python evaluate.py run=RUN_FOLDER tasks=...``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ssa.evaluation.settings import EvaluateSettings
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Evaluate, once the settings are known to be usable."""
+    """Check files and folders, then evaluate."""
     preflight.check_evaluate(settings)
     from ssa.evaluation.evaluate import evaluate  # imports torch, which takes seconds
 
@@ -23,7 +23,7 @@ if __name__ == "__main__":
             EvaluateSettings,
             run,
             name="evaluate.py",
-            purpose="Evaluate a model: perplexity, lm-evaluation-harness, passkey retrieval, its attention.",
+            purpose="Evaluate a model: perplexity, lm-evaluation-harness, passkey retrieval, attention statistics.",
             examples=(
                 "run=outputs/main/RUN_ID",
                 "run=outputs/main/RUN_ID tasks=paper",
@@ -31,5 +31,12 @@ if __name__ == "__main__":
                 "run=outputs/main/RUN_ID tasks=length,passkey lengths=256,512,1024",
                 "run=outputs/main/RUN_ID tasks=perplexity_hf_strided text=wikitext stride=128",
             ),
+            files={
+                "ssa/evaluation/evaluate.py": "runs the tasks and prints the table",
+                "ssa/evaluation/settings.py": "the keys above",
+                "ssa/evaluation/tasks/": "perplexity, length, passkey, lm-evaluation-harness",
+                "ssa/evaluation/attention/": "the attention report",
+                "ssa/evaluation/results.py": "result files, evaluation/TASK.json in the run folder",
+            },
         )
     )

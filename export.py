@@ -1,4 +1,4 @@
-"""A trained model for Hugging Face tools: ``python export.py run=RUN_FOLDER to=FOLDER``; see ``--help``."""
+"""Export a trained model to Hugging Face's format: ``python export.py run=RUN_FOLDER to=FOLDER``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Text = Annotated[str, Field(min_length=1)]
 Kind = Annotated[
     Literal["auto", "ssa"],
     Field(
-        description="auto: vanilla models for the class that transformers has for them; "
-        "ssa: with this project's own code, as models with temperatures always are"
+        description="auto: transformers' own class for models without temperatures, this project's code for "
+        "others; ssa: this project's code for all"
     ),
 ]
 
 
 class _Folders(Section):
-    run: Text = Field(description="the folder of a run, outputs/<experiment>/<run-id>; its best weights are used")
-    to: Text = Field(description="the folder to write, which must not exist or be empty")
+    run: Text = Field(description="run folder, outputs/<experiment>/<run-id>; its best weights are used")
+    to: Text = Field(description="folder to write; it must be new or empty")
 
 
-fields: dict[str, Any] = {"as": (Kind, "auto")}  # a word that the class statement does not take
+fields: dict[str, Any] = {"as": (Kind, "auto")}  # a keyword, which a class body does not accept as a name
 ExportSettings = create_model("ExportSettings", __base__=_Folders, **fields)
 
 
 def export(settings: _Folders) -> None:
-    """Write the folder; say how large it is and how it is loaded."""
+    """Write the folder; print its size and the code that loads it."""
     load_run_config(settings.run)
     check_new_folder(Path(settings.to).expanduser().resolve(), f"to={settings.to}")
     from ssa.pretrained import export as writer  # imports torch, which takes seconds
@@ -42,7 +42,7 @@ def export(settings: _Folders) -> None:
     folder, own = writer.export(settings.run, settings.to, getattr(settings, "as"))
     size = sum(path.stat().st_size for path in folder.iterdir())
     if not (Path(settings.run) / "summary.json").exists():
-        print(f"{settings.run} has not finished: its best weights so far")
+        print(f"{settings.run} has not finished: exported its best weights so far")
     print(f"{folder}: {size / 1e6:.1f} MB", loading(str(folder), own), sep="\n")
 
 
@@ -54,5 +54,11 @@ if __name__ == "__main__":
             name="export.py",
             purpose="Write a trained model as a folder that Hugging Face's transformers loads.",
             examples=("run=outputs/main/RUN_ID to=my-model", "run=outputs/main/RUN_ID to=my-model as=ssa"),
+            files={
+                "ssa/pretrained/export.py": "writes the folder",
+                "ssa/pretrained/families.py": "parameter names of GPT-2, GPT-NeoX and Llama in transformers",
+                "ssa/pretrained/remote/": "the model code that goes into the folder",
+                "ssa/pretrained/model_card.py": "its README",
+            },
         )
     )

@@ -1,4 +1,4 @@
-"""One page of all runs and results: ``python report.py``; see ``--help``."""
+"""Write a web page of all runs and results: ``python report.py``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ssa.report.page.settings import ReportSettings
 
 
 def run(settings: ReportSettings) -> None:
-    """Import what is heavy only now: a mistyped key is refused at once."""
-    from ssa.report.page.write import write
+    """Write the page; print its path and size."""
+    from ssa.report.page.write import write  # imports pandas
 
     path = write(settings)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
@@ -22,11 +22,16 @@ if __name__ == "__main__":
             ReportSettings,
             run,
             name="report.py",
-            purpose="Write one page of all runs and results: verdicts, tables, figures, curves, differences.",
+            purpose="Write a web page of all runs and results: verdicts, tables, figures, curves, differences.",
             examples=(
                 "runs=outputs experiments=experiments",
                 "runs=outputs/ablations to=outputs/ablations-report",
                 "source=wandb:ENTITY/PROJECT",
             ),
+            files={
+                "ssa/report/page/": "the page: write.py collects, page.html.j2 is the template",
+                "ssa/report/": "tables as Markdown, LaTeX, CSV and HTML",
+                "ssa/record/runs.py": "loads runs as a table, from disk or Weights & Biases",
+            },
         )
     )

@@ -1,4 +1,4 @@
-"""Train one model, for example ``python train.py model=ssa_gpt2 data=wikitext``; ``--help`` lists what can be set."""
+"""Train a model: ``python train.py model=ssa_gpt2 data=wikitext``; see ``--help``."""
 
 import sys
 

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h"):
         width = max(len(experiment.name) for experiment in all_experiments())
         lines = [f"  {experiment.name:<{width}}  {experiment.purpose}" for experiment in all_experiments()]
-        print("\n".join([USAGE, "", *lines]))
+        print("\n".join([USAGE, "", *lines, "", "experiments/NAME/ has the settings, results and README of each"]))
         return 0
     try:
         experiment = find_experiment(arguments[0])
@@ -36,6 +36,11 @@ def main(arguments: list[str]) -> int:
             name=f"-m experiments {experiment.name}",
             purpose=experiment.purpose,
             examples=("scale=smoke", "scale=laptop", "scale=laptop rerun=true to=/tmp/again"),
+            files={
+                f"experiments/{experiment.name}/": "config.yaml: settings at each scale; README.md; results/",
+                "experiments/engine/": "runs experiments: grids of runs, cached jobs, conclusions, tables",
+                "ssa/launch/": "training runs as processes, several at once",
+            },
             arguments=arguments[1:],
             defaults=experiment.values(scale if scale in SCALES else "laptop"),
         )

@@ -48,6 +48,11 @@ def main(arguments: list[str]) -> int:
         name=f"-m sweeps {file}",
         purpose="Search hyperparameters with Optuna; rerun the command to resume.",
         examples=("trials=20 jobs=2", "trials=4 train=scale=smoke"),
+        files={
+            "sweeps/": "search spaces, *.yaml: optuna_* for this program, wandb_* for W&B sweeps",
+            "sweeps/search.py": "trials and pruning",
+            "ssa/launch/": "training runs as processes, several at once",
+        },
         arguments=arguments[1:],
     )
 

@@ -1,4 +1,4 @@
-"""Configs as the command line makes them, for Python that has overrides rather than a terminal."""
+"""Configs from overrides, without a terminal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ssa.errors import UserError
 
 
 def configured(*overrides: str) -> Config:
-    """What ``python train.py`` with these overrides would run.
+    """The config of ``python train.py OVERRIDES``.
 
     Raises:
-        UserError: it would refuse them.
+        UserError: the overrides are refused.
     """
     try:
         return cli.configure(composed(*overrides))
@@ -27,7 +27,7 @@ def configured(*overrides: str) -> Config:
 
 
 def composed(*overrides: str) -> DictConfig:
-    """What Hydra makes of them; Hydra's own config is set, as in a job of its own."""
+    """The config that Hydra composes from overrides; Hydra's own config is set too, as in a job."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         whole = compose("config", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(whole)

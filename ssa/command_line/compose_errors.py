@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's exceptions, raised before a job starts, in one plain line."""
+"""Errors of Hydra and OmegaConf in composing a config, in one plain line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from ssa.command_line import conf_groups
 from ssa.config import Config
 from ssa.config_errors import closest, unknown_key
 
-# Everything that reading and composing a config raises when the config is wrong.
+# Raised by Hydra for a wrong config
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError)
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str:
-    """What the user has to mend: `error` is one of `COMPOSITION_ERRORS`, `overrides` what was typed."""
+    """The line for an error.
+
+    Args:
+        error: one of `COMPOSITION_ERRORS`.
+        overrides: as typed.
+    """
     chain, groups = list(_chain(error)), conf_groups.options()
     is_number = "Config group override must be" in str(error)  # Hydra takes an option such as 124 for a number
     for key, _, option in (override.partition("=") for override in overrides):
@@ -29,9 +34,9 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
         text = _known(cause)
         if text:
             return text
-    told = [line for line in str(chain[0]).splitlines() if line.strip()][:1]
+    first = [line for line in str(chain[0]).splitlines() if line.strip()][:1]
     why = [str(cause).splitlines()[0] for cause in chain[1:] if str(cause)]
-    return ": ".join(dict.fromkeys(filter(None, [" ".join(overrides), *told, *why]))) or type(error).__name__
+    return ": ".join(dict.fromkeys(filter(None, [" ".join(overrides), *first, *why]))) or type(error).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -56,7 +61,7 @@ def _known(error: BaseException) -> str | None:
 
 
 def _known_by_message(message: str) -> str | None:
-    """Hydra raises one class for most mistakes, so that only its words tell them apart."""
+    """Most mistakes have one exception class in Hydra, and differ in the message only."""
     file = re.match(r"In '([^']+)': ", message)
     where = f"{file[1]}.yaml: " if file and file[1] != "config" else ""
     if found := re.search(r"Could not (?:override|delete(?: from config\.)?) '([^']+)'", message):

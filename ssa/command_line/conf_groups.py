@@ -1,4 +1,4 @@
-"""The Hydra groups in ``conf/``, read from the folder itself, so that help and error messages cannot go stale."""
+"""The config groups in ``conf/``, read from the folder, and the help page of train.py."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from ssa.command_line.settings import closing_sections
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FLAGS = {
     "--help, -h": "this page",
     "--multirun, -m": "run every combination of comma-separated values: -m model=gpt2,ssa_gpt2 seed=0,1,2",
-    "--cfg job --resolve": "print the composed config, with every key there is, and stop",
+    "--cfg job --resolve": "print the composed config, with all keys, and exit",
 }
 
 
 def options() -> dict[str, dict[str, str]]:
-    """Group -> option -> one-line description, the first comment in its file that is no ``# @`` directive.
+    """Group -> option -> one-line description: the first comment of its file, except ``# @`` directives.
 
     Files named ``_*`` are shared settings for other files to build on, not options.
     """
@@ -28,13 +30,13 @@ def options() -> dict[str, dict[str, str]]:
 
 
 def help_text(program: str, purpose: str) -> str:
-    """The page that ``--help`` prints."""
+    """The page printed by ``--help``."""
     defaults = _defaults()
     lines = [purpose, "", f"usage: python {program} [GROUP=OPTION ...] [KEY=VALUE ...] [FLAG ...]", ""]
     for group, choices in options().items():
         lines.append(f"{group}=  (default: {defaults.get(group, 'as the model= or scale= file says')})")
         lines += [f"  {name:<22} {text}" for name, text in choices.items()]
-    lines += ["", "flags", *(f"  {flag:<22} {text}" for flag, text in FLAGS.items()), "", "examples"]
+    lines += ["", "flags", *(f"  {flag:<22} {text}" for flag, text in FLAGS.items())]
     examples = (
         "model=ssa_gpt2 data=wikitext",
         "model=gpt2 scale=smoke logger=none",
@@ -44,7 +46,18 @@ def help_text(program: str, purpose: str) -> str:
         "model=ssa_llama init_from=HuggingFaceTB/SmolLM2-135M optim.train=temperature",
         "resume=outputs/main/RUN_ID",
     )
-    return "\n".join([*lines, *(f"  python {program} {example}" for example in examples)])
+    files = {
+        "conf/config.yaml": "the default run",
+        "conf/": "GROUP/OPTION.yaml: the options above",
+        "ssa/config.py": "all keys with their types and valid values",
+        "ssa/model/": "the transformer, attention and its temperatures",
+        "ssa/text/": "corpora, tokenizers, the token cache, batches",
+        "ssa/training/": "the training loop, optimizer and learning-rate schedule",
+        "ssa/pretrained/": "init_from=: weights from the Hugging Face Hub",
+        "ssa/record/": "run folders, checkpoints, metrics, Weights & Biases",
+        "ssa/launch/": "hydra/launcher=: runs on a cluster",
+    }
+    return "\n".join([*lines, *closing_sections(program, examples, files)])
 
 
 def _defaults() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``init_from=MODEL``: the architecture of the pretrained model in place of the one that was composed."""
+"""``init_from=MODEL``: the architecture of the pretrained model replaces the composed one."""
 
 from __future__ import annotations
 
@@ -17,28 +17,26 @@ from ssa.model.config import ModelConfig
 from ssa.pretrained.families import ARCHITECTURE
 from ssa.pretrained.source import Pretrained, architecture, check_temperatures, describe
 
-_BACKBONE = ("positions", "norm", "gated_mlp")  # what tells GPT-2, GPT-NeoX and Llama apart
+_BACKBONE = ("positions", "norm", "gated_mlp")  # differ between GPT-2, GPT-NeoX and Llama
 _MODELS = conf_groups.CONF / "model"
 
 
 def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The composed config, as plain values, with the architecture of the model in ``values["init_from"]``.
-
-    It reads no more than that model's config.json.
+    """The config with the architecture of the pretrained model, from its config.json.
 
     Args:
-        values: as composed.
-        overrides: what was typed on the command line, which may not say otherwise.
+        values: the composed config, as plain values; ``init_from`` names the model.
+        overrides: as typed; they may not contradict the model.
         choices: the option of each config group.
 
     Raises:
-        UserError: the model cannot be had, or something that was typed or chosen differs from it.
+        UserError: the model is not available, or a typed or chosen setting differs from it.
     """
     model, init_from = values.get("model"), values["init_from"]
     if not isinstance(init_from, str) or not init_from:
         raise UserError(f"init_from={shown(init_from)}: valid: a folder, or an id of the Hub")
     if not isinstance(model, dict):
-        return values  # for `parse` to refuse
+        return values  # `parse` refuses it
     values = _with_whole_path(values)
     pretrained = describe(values["init_from"])
     extended: dict[str, Any] = {}
@@ -56,13 +54,13 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
     try:
         described = validated(ModelConfig, values["model"])
     except UserError:
-        return values  # for `parse` to refuse
+        return values  # `parse` refuses it
     check_temperatures(described, pretrained)
     return values
 
 
 def _with_whole_path(values: dict[str, Any]) -> dict[str, Any]:
-    """A folder by its whole path, here and where the tokenizer is that of the pretrained model: one run, one name."""
+    """Resolve a folder in ``init_from`` and ``data.tokenizer``, so that the run id does not depend on its spelling."""
     init_from, data = values["init_from"], values.get("data")
     folder = Path(init_from).expanduser()
     if not folder.is_dir():
@@ -74,20 +72,20 @@ def _with_whole_path(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_field(model: dict[str, Any], path: Sequence[str], pretrained: Pretrained) -> None:
-    """Refuse ``model.FIELD=VALUE`` that differs."""
+    """Refuse ``model.FIELD=VALUE`` if the pretrained model has another value."""
     if not _agrees(model, path[0], pretrained):
         value, has = _at(model, path), _at(architecture(pretrained.model), path)
         raise UserError(f"model.{'.'.join(path)}={shown(value)}: init_from={pretrained.init_from} has {shown(has)}")
 
 
 def _extends(model: dict[str, Any], pretrained: Pretrained) -> bool:
-    """Whether the typed number of positions goes beyond those of pre-training, as rotary ones can."""
+    """Whether the typed number of positions exceeds that of pretraining, which rotary positions allow."""
     typed, has = model.get("max_positions"), pretrained.model
     return has.positions == "rotary" and isinstance(typed, int) and typed > has.max_positions
 
 
 def _check_size(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:
-    """Refuse ``model/size=OPTION`` that differs."""
+    """Refuse ``model/size=OPTION`` if the pretrained model has another size."""
     file = _MODELS / "size" / f"{option}.yaml"
     fields = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else model
     for field in ARCHITECTURE:
@@ -100,7 +98,7 @@ def _check_size(model: dict[str, Any], option: str, pretrained: Pretrained) -> N
 
 
 def _check_backbone(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:
-    """Refuse ``model=OPTION`` of another family, chosen or by default: its other settings would not be meant."""
+    """Refuse ``model=OPTION`` of another family, chosen or default: its other settings would not fit."""
     backbone = _backbone(architecture(pretrained.model))
     if _backbone(model) != backbone:
         fitting = [name for name in conf_groups.options()["model"] if _backbone(_fields(name)) == backbone]
@@ -112,7 +110,7 @@ def _check_backbone(model: dict[str, Any], option: str, pretrained: Pretrained) 
 
 
 def _agrees(model: dict[str, Any], field: str, pretrained: Pretrained) -> bool:
-    """Whether the pretrained model with this one field of `model` would be the same."""
+    """Whether the pretrained model has the same value of this field."""
     try:
         changed = validated(ModelConfig, {**pretrained.model.plain(), field: model.get(field)})
     except UserError:
@@ -131,7 +129,7 @@ def _backbone(fields: Mapping[str, Any]) -> list[Any]:
 
 
 def _fields(option: str) -> dict[str, Any]:
-    """What the file of ``model=OPTION`` sets, with those that it begins with."""
+    """The settings of ``model=OPTION``, with those it inherits."""
     return dict(_entries(option))
 
 

@@ -1,4 +1,4 @@
-"""``resume=RUN_FOLDER``: the run's own config, with what the command line adds to it."""
+"""``resume=RUN_FOLDER``: the config of the run, with the overrides of the command line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ssa.record.run_files import check_unchanged, load_config
 
 
 def resumed(composed: dict[str, Any], overrides: Sequence[str], groups: set[str]) -> Config:
-    """The config in the folder ``composed["resume"]``, changed by what the user typed and by no default.
+    """The config in the folder ``composed["resume"]``, changed by overrides but not by defaults.
 
     Args:
-        composed: the config that Hydra composed, as plain values.
-        overrides: what was typed on the command line.
-        groups: the config groups, to tell ``data=wikitext`` from ``seed=1``.
+        composed: the composed config, as plain values.
+        overrides: as typed.
+        groups: the config groups.
 
     Raises:
-        UserError: it is not a run folder, or an override would change what the run is.
+        UserError: it is not a run folder, or an override would change the run's results.
     """
     folder = composed["resume"]
     values = load_config(folder).plain() | {key: composed[key] for key in ("resume", "rerun")}
@@ -35,7 +35,7 @@ def resumed(composed: dict[str, Any], overrides: Sequence[str], groups: set[str]
 
 
 def label(values: dict[str, Any], group: str) -> Any:
-    """What a config, as plain values, calls the option of `group` that it holds; None where options have no name."""
+    """The name of the option of `group` in a config of plain values; None if the options have no name."""
     chosen: Any = values
     for part in group.split("/"):
         chosen = chosen.get(part) if isinstance(chosen, dict) else None
@@ -43,7 +43,7 @@ def label(values: dict[str, Any], group: str) -> Any:
 
 
 def _choose(values: dict[str, Any], composed: dict[str, Any], group: str) -> None:
-    """Take the typed option of `group`: nothing to do if it is the run's own, and only the logger may be another."""
+    """Apply a typed option of `group`: it must be the run's own, except for the logger."""
     before, after = label(values, group), label(composed, group)
     if after is None or (group == "logger" and before != after):
         values[group] = composed[group]
@@ -55,7 +55,7 @@ def _choose(values: dict[str, Any], composed: dict[str, Any], group: str) -> Non
 
 
 def _copy(values: dict[str, Any], composed: dict[str, Any], path: Sequence[str]) -> None:
-    """Take over one value, also one that was added or deleted: `parse` judges the result."""
+    """Apply a typed value, also one that was added or deleted; `parse` checks the result."""
     head, *rest = path
     if head not in composed:
         values.pop(head, None)

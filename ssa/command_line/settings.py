@@ -1,7 +1,6 @@
-"""The command line of the small programs: KEY=VALUE by the fields of one pydantic model, without Hydra.
+"""KEY=VALUE command lines of programs without config groups: the fields of one pydantic model.
 
-Values have the grammar of `ssa.command_line.values`.  A field of text takes ``prompt="a=b, (c): d"`` without a second
-pair of quotes.
+Values have the grammar of `ssa.command_line.values`.  Text needs no second pair of quotes: ``prompt="a=b, (c): d"``.
 """
 
 from __future__ import annotations
@@ -36,32 +35,34 @@ def program(
     name: str,
     purpose: str,
     examples: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
     arguments: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> int:
-    """Run `job` on what the arguments say; returns the exit code.
+    """Parse the arguments and run `job`; returns the exit code.
 
-    What is the user's to mend is one line on stderr and 2, an interrupt 130; a bug keeps its traceback and is 1.
+    A `UserError` is one line on stderr and exit code 2; an interrupt is 130; a bug is a traceback and 1.
 
     Args:
-        settings: flat: text, numbers, booleans, choices, and lists; ``Field(description=...)`` is for the help page.
-        job: imports what is heavy itself, so that a mistyped key is refused before.
-        name: of the program's file.
-        purpose: one line.
-        examples: arguments, as typed.
-        arguments: default: of ``sys.argv``.
-        defaults: values of fields, in place of the defaults they are declared with.
+        settings: text, numbers, booleans, choices and lists; ``Field(description=...)`` is shown on the help page.
+        job: heavy imports belong inside it, so that mistakes are reported at once.
+        name: the program's file.
+        purpose: one line for the help page.
+        examples: arguments, for the help page.
+        files: for the help page, what each file or folder of the repository contains.
+        arguments: default: ``sys.argv[1:]``.
+        defaults: replace the defaults declared in `settings`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character still gets the others
+        sys.stdout.reconfigure(errors="replace")  # for terminals that lack a character
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if {"--help", "-h"} & set(arguments):
-            print(help_text(settings, name, purpose, examples, defaults))
+            print(help_text(settings, name, purpose, examples, files, defaults))
         else:
             job(parse(settings, arguments, defaults))
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         return complain(error)
@@ -74,16 +75,16 @@ def program(
 
 
 def complain(error: UserError) -> int:
-    """One line on stderr; returns the exit code."""
+    """Print one line on stderr; returns the exit code."""
     print("error:", error, file=sys.stderr)
     return EXIT_BAD_INPUT
 
 
 def parse(settings: type[S], arguments: Sequence[str], defaults: Mapping[str, Any] | None = None) -> S:
-    """``KEY=VALUE`` arguments, and ``defaults`` for what they leave out -> the typed settings.
+    """Settings from ``KEY=VALUE`` arguments, with ``defaults`` for keys that are not given.
 
     Raises:
-        UserError: the first thing wrong with them.
+        UserError: the first mistake.
     """
     fields = _fields(settings)
     values: dict[str, Any] = {}
@@ -110,9 +111,10 @@ def help_text(
     name: str,
     purpose: str,
     examples: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page that ``--help`` prints."""
+    """The page printed by ``--help``; see `program`."""
     lines = [purpose, "", f"usage: python {name} KEY=VALUE ...", ""]
     for key, schema in _fields(settings).items():
         field = settings.model_fields[key]
@@ -126,23 +128,31 @@ def help_text(
             lines.append(left)
             left = ""
         lines += [f"{start:<{_COLUMN}}{line}" for start, line in zip([left, *[""] * len(text)], text, strict=False)]
-    lines += ["", "examples", *(f"  python {name} {example}" for example in examples)] if examples else []
-    return "\n".join(lines)
+    return "\n".join([*lines, *closing_sections(name, examples, files)])
+
+
+def closing_sections(name: str, examples: Sequence[str], files: Mapping[str, str] | None) -> list[str]:
+    """The last lines of a help page: examples, and where the code is."""
+    lines = ["", "examples", *(f"  python {name} {example}" for example in examples)] if examples else []
+    if files:
+        width = max(map(len, files))
+        lines += ["", "where to look", *(f"  {path:<{width}}  {content}" for path, content in files.items())]
+    return lines
 
 
 def _fields(settings: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """The JSON schema of each field, of an optional one that of its value with ``optional`` set."""
+    """The JSON schema of each field, with ``optional`` for whether it may be null."""
     fields = {}
     for key, schema in settings.model_json_schema()["properties"].items():
         kinds = schema.get("anyOf", [schema])
         (kind, *others) = [kind for kind in kinds if kind.get("type") != "null"]
-        assert not others, f"{key}: a union of types has no one way to be read"
+        assert not others, f"{key}: a union of types is ambiguous"
         fields[key] = {**kind, "optional": len(kinds) > 1}
     return fields
 
 
 def _read(key: str, text: str, schema: Mapping[str, Any]) -> Any:
-    """A value as typed -> a value of the field's type, or one that validation refuses."""
+    """A value of the field's type, or one that validation refuses."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{key}={shown(ascii(text)[1:-1])}: not valid UTF-8")
     if schema["optional"] and read_value(text) is None:
@@ -155,7 +165,7 @@ def _read(key: str, text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _number(value: Any, schema: Mapping[str, Any]) -> Any:
-    """Accepts 010 as 10, which Hydra's grammar reads as text."""
+    """Read 010 as 10; in Hydra's grammar it is text."""
     is_number = schema.get("type") in ("integer", "number") and isinstance(value, str)
     return int(value) if is_number and re.fullmatch(r"[+-]?0\d+", value, re.ASCII) else value
 
@@ -166,4 +176,6 @@ def _kind(schema: Mapping[str, Any]) -> str:
 
 
 def _typed(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return ",".join(map(_typed, value))
     return value if isinstance(value, str) and value else json.dumps(value)
