@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 import ssa.command_line.cli  # noqa: F401  # the resolvers that the YAML files use
 from ssa.config import Config, parse
-from ssa.record.checksums import sealed
+from ssa.record.checksums import with_checksums
 from ssa.record.run_files import Row, Status, to_line
 
 CONF = ROOT / "conf"
@@ -93,7 +93,7 @@ def write(path: Path, config: Config, numbers: random.Random, number: int = 0) -
         if number % EVALUATED == 0:
             (path / "evaluation").mkdir()
             _write_json(path / "evaluation" / "perplexity.json", _evaluation(rows[-1]["val/loss"] + 0.01))
-        _write_json(path / "summary.json", sealed(path, _summary(config, rows), {}))
+        _write_json(path / "summary.json", with_checksums(path, _summary(config, rows), {}))
 
 
 def _composed(temperature: str) -> Config:

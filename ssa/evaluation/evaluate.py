@@ -21,7 +21,7 @@ from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
 from ssa.progress import ProgressBar
-from ssa.record.checksums import reseal
+from ssa.record.checksums import add_evaluations
 from ssa.record.wandb_mirror import mirror_evaluation
 
 _MODEL_SETTINGS = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
@@ -73,7 +73,7 @@ class _Evaluation:
                 try:
                     self._find_or_run(task)
                 finally:
-                    reseal(self.evaluated.folder, since)
+                    add_evaluations(self.evaluated.folder, since)
 
     @contextmanager
     def _failures_reported(self, name: str) -> Iterator[None]:

@@ -21,7 +21,7 @@ _LARGE = 2**20  # bytes; a larger file is hashed again only if its size or time 
 _UNCOVERED = {SUMMARY, "wandb", "wandb.json"}
 
 
-def sealed(folder: Path, values: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+def with_checksums(folder: Path, values: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
     """A summary with checksums.
 
     Args:
@@ -34,7 +34,7 @@ def sealed(folder: Path, values: Mapping[str, Any], texts: Mapping[str, str]) ->
     return _with_own({**values, "files": files})
 
 
-def reseal(folder: Path, since: float) -> None:
+def add_evaluations(folder: Path, since: float) -> None:
     """Add the files that an evaluation wrote to the checksums of a finished run; earlier changes stay detectable.
 
     Args:
@@ -45,10 +45,10 @@ def reseal(folder: Path, since: float) -> None:
         return
     lock = folder.resolve().with_name(f".{folder.resolve().name}.seal")
     with locked(lock):
-        _add_evaluations(folder, since)
+        _add(folder, since)
 
 
-def _add_evaluations(folder: Path, since: float) -> None:
+def _add(folder: Path, since: float) -> None:
     values = read_json(folder / SUMMARY)
     if not set(KEYS) <= set(values) or values["sha256"] != _of_values(values):
         return

@@ -33,7 +33,7 @@ from ssa import files
 from ssa.config import Config
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.files import to_json, write_atomic, write_json
-from ssa.record.checksums import sealed
+from ssa.record.checksums import with_checksums
 from ssa.record.environment import Environment
 from ssa.record.run_files import (
     Row,
@@ -176,7 +176,7 @@ class RunRecord:
         """Write summary.json, with checksums of all files, and mark the run as finished."""
         status = replace(load_status(self.folder), status="finished", time=_now(), step=step, error=None)
         text = to_json(asdict(status))
-        write_json(self.folder / "summary.json", sealed(self.folder, values, {"status.json": text}))
+        write_json(self.folder / "summary.json", with_checksums(self.folder, values, {"status.json": text}))
         write_atomic(self.folder / "status.json", text)
 
     def set_status(self, status: State, *, step: int | None = None, error: str | None = None) -> None:

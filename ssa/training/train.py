@@ -63,8 +63,8 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
         if record.finished:
             record.check_same(weights_hash=weights_hash(config.init_from) if config.init_from else None)
             console.print("This run finished before (rerun=true runs it again).")
-            sealed = read_summary(record.folder)
-            summary = {key: value for key, value in sealed.items() if key not in checksums.KEYS}
+            recorded = read_summary(record.folder)
+            summary = {key: value for key, value in recorded.items() if key not in checksums.KEYS}
             wandb_mirror.mirror_finished(config, record.folder, summary)
         else:
             wandb_mirror.check(config.logger)

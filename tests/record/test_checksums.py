@@ -12,7 +12,7 @@ import pytest
 
 from ssa.config import Config
 from ssa.record import checksums
-from ssa.record.checksums import damage, reseal
+from ssa.record.checksums import add_evaluations, damage
 from ssa.record.environment import Environment
 from ssa.record.run_record import RunRecord
 
@@ -87,28 +87,28 @@ def test_only_evaluations_are_added_to_the_checksums(run: Path) -> None:
     (folder / "early.json").write_text("{}")
     os.utime(folder / "early.json", (0, 0))
     assert damage(run) == ["evaluation/early.json added"]
-    reseal(run, time.time())
+    add_evaluations(run, time.time())
     assert damage(run) == []
     (folder / "early.json").write_text("[1]")
     os.utime(folder / "early.json", (0, 0))
     began = time.time()
     (folder / "late.json").write_text("{}")
     (run / "metrics.jsonl").write_text("")
-    reseal(run, began)
+    add_evaluations(run, began)
     assert damage(run) == ["evaluation/early.json changed", "metrics.jsonl changed"]
     (folder / "late.json").write_text("[]")
     assert "evaluation/late.json changed" in damage(run)
     assert not list(run.parent.glob(".*seal"))
 
 
-def test_an_edited_summary_is_not_resealed(run: Path) -> None:
+def test_an_edited_summary_gets_no_new_checksums(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "best/val/loss": 2.4}))
-    reseal(run, 0)
+    add_evaluations(run, 0)
     assert damage(run) == ["summary.json changed"]
 
 
 def test_a_run_without_checksums_is_reported(run: Path) -> None:
     (run / "summary.json").write_text('{"best/val/loss": 2.5}')
-    reseal(run, 0)
+    add_evaluations(run, 0)
     assert damage(run) == ["no checksums"]

@@ -22,7 +22,7 @@ from conftest import ROOT
 
 from ssa.errors import UserError
 from ssa.files import write_json
-from ssa.record.checksums import KEYS, sealed
+from ssa.record.checksums import KEYS, with_checksums
 from ssa.record.run_files import load_config, load_status, read_rows, read_summary
 from ssa.record.run_record import RunRecord
 from ssa.record.run_table import FIXED, FoundRun, table
@@ -177,7 +177,7 @@ def test_metric_names_of_an_old_summary_are_translated(run: Path) -> None:
     old = {name.removeprefix("best/").removeprefix("reference/"): value for name, value in now.items()}
     assert {"val/loss", "test/perplexity", "val/unigram_perplexity", "val/bigram_perplexity"} <= set(old)
     values = {name: value for name, value in old.items() if name not in KEYS}
-    write_json(run / "summary.json", sealed(run, values, {}))
+    write_json(run / "summary.json", with_checksums(run, values, {}))
     assert read_summary(run).keys() == now.keys()
     pd.testing.assert_series_equal(found(run), row)
 
