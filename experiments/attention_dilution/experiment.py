@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.context import ExperimentContext
 from experiments.engine.drawing import band
 from experiments.engine.experiment import Rules, TrainingSettings
 from experiments.engine.shared_runs import attention_of, run_of, weights_of
 from ssa.record.run_files import read_summary
 from ssa.statistics import mean_interval, paired_interval
 from ssa.viz import plot_style
-
-if TYPE_CHECKING:
-    from experiments.engine.context import ExperimentContext
 
 NAMES = {"none": "vanilla", "position": "position-aware", "token": "token-aware", "ssa": "both (SSA)"}
 METRICS = {  # of the attention report, with their names in tables

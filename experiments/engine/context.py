@@ -144,9 +144,8 @@ class ExperimentContext:
             texts = [f"{cell.shown} [{marks[cell.note]}]" if cell.note else cell.shown for cell in row]
             printed.add_row(*map(Text, texts))  # brackets are not Rich markup
         width = Measurement.get(self.console, self.console.options.update(max_width=1000), printed).maximum
-        Console(width=max(width, self.console.width)).print(
-            printed
-        )  # on a narrow terminal lines wrap, but no number is cut
+        # on a narrow terminal lines wrap, but no number is cut
+        Console(width=max(width, self.console.width)).print(printed)
         for note, mark in marks.items():
             self.console.print(f"[{mark}] {note}", markup=False)
         self.console.print(table.caption, markup=False)
@@ -170,9 +169,9 @@ class ExperimentContext:
             drawing.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=plot_style.INK)
             plot_style.save(drawing, self.path(name))
 
-    def conclude(self, conclusion: Conclusion) -> None:
-        """Adds a conclusion; the first is the main one."""
-        self.conclusions.append(conclusion)
+    def conclude(self, *conclusions: Conclusion) -> None:
+        """Adds conclusions; the first of all is the main one."""
+        self.conclusions += conclusions
 
     def path(self, name: str) -> Path:
         """Where to write a file that becomes the result ``<scale>_<name>``."""

@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from experiments.engine.experiment import Experiment, TrainingSettings
+from experiments.engine.shared_runs import start_of
 from ssa.command_line.settings import parse
 from ssa.config import SCALES, Scale, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
-
-if TYPE_CHECKING:
-    from ssa.launch.run import Run
+from ssa.launch.run import Run
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -189,7 +188,6 @@ def runs(grid: Grid, settings: GridSettings) -> dict[GridCell, Run | None]:
 
 
 def _run(settings: GridSettings, group: GridGroup, row: GridRow, cell: GridCell, start: Sequence[str]) -> Run:
-    from ssa.launch.run import Run
 
     where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
     of_group = (*group.overrides, *group.at[settings.scale], *start)
@@ -203,7 +201,6 @@ def _start(
     """Overrides that name the model to fine-tune; None where it does not exist yet."""
     if settings.scale not in group.start:
         return ()
-    from experiments.engine.shared_runs import start_of
 
     base = known.get(GridCell(group.start[settings.scale], grid.rows[0].name, seed))
     try:

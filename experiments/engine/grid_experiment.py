@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.engine.context import ExperimentContext
+from experiments.engine.evaluations import evaluate
 from experiments.engine.grid import Grid, GridSettings, check_train, declared, runs
 from ssa.config_errors import closest
 from ssa.errors import UserError
+from ssa.launch.pool import refused, run_all
+from ssa.launch.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from experiments.engine.context import ExperimentContext
-    from ssa.launch.run import Run
 
 
 def run(settings: GridSettings, context: ExperimentContext) -> None:
@@ -25,7 +26,6 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     """
     from experiments.engine.grid_results import Results
     from experiments.engine.grid_tables import write
-    from ssa.launch.pool import refused
     from ssa.record.runs import load
 
     grid = declared(context.experiment)
@@ -52,8 +52,6 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
 
 def _train(wanted: Sequence[Run], settings: GridSettings, context: ExperimentContext) -> dict[Run, str]:
     """Trains what is not finished; returns the failed runs, each with the reason."""
-    from ssa.launch.pool import run_all
-
     failed = run_all(
         wanted,
         jobs=settings.jobs,
@@ -64,10 +62,10 @@ def _train(wanted: Sequence[Run], settings: GridSettings, context: ExperimentCon
         launcher_overrides=settings.launcher_overrides,
         output_dir=Path(settings.output_dir) / "experiments",
     )
-    return _taken(wanted, failed, settings, context)
+    return _recorded(wanted, failed, settings, context)
 
 
-def _taken(
+def _recorded(
     wanted: Sequence[Run], failed: dict[Run, str], settings: GridSettings, context: ExperimentContext
 ) -> dict[Run, str]:
     context.add_runs(wanted, failed)
@@ -90,10 +88,8 @@ def check_keys(grid: Grid, frame: pd.DataFrame) -> None:
 
 def _evaluate(trained: Sequence[Run], settings: GridSettings, context: ExperimentContext) -> dict[Run, str]:
     """Runs evaluate.py on each finished run; finished tasks are skipped."""
-    from experiments.engine.evaluations import evaluate
-
     if not settings.evaluate:
         return {}
     finished = [run for run in trained if run.is_finished()]
     failed = evaluate(finished, settings.evaluate, settings.jobs, context.console)
-    return _taken(finished, failed, settings, context)
+    return _recorded(finished, failed, settings, context)

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.context import ExperimentContext
 from experiments.engine.grid import Metric
 from experiments.engine.grid_results import ABSENT, Results, Statistic
 from ssa.evaluation import catalog
 from ssa.report import tables
 from ssa.report.table_cells import State
 from ssa.statistics import Estimate, paired_interval
+from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from experiments.engine.context import ExperimentContext
 
 _NONE = tables.TableCell("", "none")
 _GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
@@ -185,8 +185,6 @@ def _draw(results: Results, metric: Metric, context: ExperimentContext) -> None:
 
 def _panel(axes: Axes, results: Results, metric: Metric, group: str) -> None:
     from matplotlib.ticker import MaxNLocator
-
-    from ssa.viz import plot_style
 
     base = results.grid.rows[0].name
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -5,26 +5,25 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import TrainingSettings
 from experiments.engine.shared_runs import run_of, weights_of
+from ssa.config import Config
 from ssa.errors import UserError
 from ssa.model.config import Projection
+from ssa.record.run_model import load_run, load_run_config, with_own_tokenizer
 from ssa.statistics import jackknife_interval, mean_interval
 from ssa.viz import plot_style
 from ssa.viz.temperature_map import TemperatureView, check_choice, over
 from ssa.viz.temperature_map import shown as glyphs
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from experiments.engine.context import ExperimentContext
-    from ssa.config import Config
+from ssa.viz.temperature_map_files import write_html, write_picture
 
 Text = Annotated[str, Field(min_length=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -42,8 +41,6 @@ class TemperatureMapSettings(TrainingSettings):
 
 def run(settings: TemperatureMapSettings, context: ExperimentContext) -> None:
     """Shades the text by the given run, or by one trained run per seed."""
-    from ssa.record.run_model import load_run_config
-
     chosen = (settings.of, settings.layer, settings.head)
     if settings.run is not None:
         folders = [Path(settings.run)]
@@ -85,7 +82,6 @@ def temperatures_of(run: str, weights: str, text: str, of: str, counted: bool) -
     Raises:
         UserError: the text is too long.
     """
-    from ssa.record.run_model import load_run, with_own_tokenizer
     from ssa.text.token_cache import prepare
     from ssa.viz.temperature_map import all_temperatures, token_pieces
 
@@ -128,7 +124,6 @@ def _shade(
     values: npt.NDArray[Any],
 ) -> None:
     """The text as HTML, PNG and SVG; the page also has every layer and head on the same color scale."""
-    from ssa.viz.temperature_map_files import write_html, write_picture
 
     def view(layer: int | None, head: int | None) -> TemperatureView:
         chosen = values[slice(None) if layer is None else [layer]][:, slice(None) if head is None else [head]]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from experiments.engine.context import ExperimentContext
+from experiments.fig2_norms import lookup, targets
 from experiments.fig2_norms.settings import NormSettings
-
-if TYPE_CHECKING:
-    from experiments.engine.context import ExperimentContext
 
 
 def run(settings: NormSettings, context: ExperimentContext) -> None:
     """Computes and draws both panels."""
-    from experiments.fig2_norms import lookup, targets
-
     panels = [targets.panel(settings, context), lookup.panel(settings, context)]
     context.table("runs", [row for panel in panels for row in panel.runs])
     context.summary(

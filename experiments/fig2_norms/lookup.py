@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.engine.conclusion import Conclusion
+from experiments.engine.context import ExperimentContext, TableRow
+from experiments.engine.job_cache import CachedJob
 from experiments.engine.tuning import best_setting
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, short, summary_row
 from experiments.fig2_norms.settings import NormSettings
 from ssa.viz import plot_style
-
-if TYPE_CHECKING:
-    from experiments.engine.context import ExperimentContext, TableRow
-    from experiments.engine.job_cache import CachedJob
 
 METHODS = ("vanilla", "ssa")
 PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.engine.conclusion import Conclusion
+from experiments.engine.context import ExperimentContext, TableRow
 from experiments.engine.drawing import error_bars, points
+from experiments.engine.job_cache import CachedJob
 from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
 from experiments.fig2_norms.settings import NormSettings
 from ssa.statistics import mean_interval
@@ -14,9 +16,6 @@ from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from experiments.engine.context import ExperimentContext, TableRow
-    from experiments.engine.job_cache import CachedJob
 
 FAMILIES = {"scaled": "rows s_i x_i^T M x_j", "groups": "rows uniform over groups"}
 QUANTITIES = ("norm_mean", "norm_max", "norm_geometric", "norm", "frobenius", "l1", "spikiness", "spikiness_error")

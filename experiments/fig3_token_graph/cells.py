@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from experiments.engine.experiment import TheorySettings
+from experiments.engine.job_cache import CachedJob
 from experiments.engine.tuning import best_setting
 from ssa.config import PositiveFloat, PositiveInt
 from ssa.statistics import Estimate, paired_interval
-
-if TYPE_CHECKING:
-    from experiments.engine.job_cache import CachedJob
 
 Spread = Literal["equal", "narrow", "wide", "widest"]
 DEGREES: dict[Spread, list[int]] = {  # about equal geometric means, 5.7, hence about equal entropy

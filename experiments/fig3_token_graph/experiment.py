@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.context import ExperimentContext, TableRow
+from experiments.fig3_token_graph import figures
 from experiments.fig3_token_graph.cells import LABELS, TokenGraphCell, TokenGraphGridSettings, cached_job, cells
 from ssa.statistics import mean_interval, paired_interval
-
-if TYPE_CHECKING:
-    from experiments.engine.context import ExperimentContext, TableRow
 
 
 def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
     """Trains every method at every learning rate in every cell."""
-    from experiments.fig3_token_graph import figures
-
     found = cells(settings)
     keys = [(cell, method, lr) for cell in found for method in cell.methods for lr in cell.rates]
     jobs = [cached_job(settings, method, lr, cell.seeds, **cell.changes) for cell, method, lr in keys]
@@ -36,8 +32,7 @@ def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
     figures.matrices(context, settings, found[0])
     figures.grid(context, settings, found)
     figures.rates(context, settings, found[0])
-    for conclusion in _conclusions(found[0]):
-        context.conclude(conclusion)
+    context.conclude(*_conclusions(found[0]))
 
 
 def _runs(found: list[TokenGraphCell]) -> Iterator[TableRow]:

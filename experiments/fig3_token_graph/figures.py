@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.engine.context import ExperimentContext
 from experiments.engine.drawing import points
 from experiments.fig3_token_graph.cells import DEGREES, LABELS, TokenGraphCell, TokenGraphGridSettings
 from ssa.statistics import Estimate, mean_interval
@@ -13,8 +14,6 @@ from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from experiments.engine.context import ExperimentContext
 
 MARKS = {"vanilla": ("s", "--"), "ssa": ("o", "-"), "wider": ("^", "-."), "constant": ("D", ":")}
 

@@ -10,9 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import Rules, TrainingSettings
 from experiments.engine.shared_runs import run_of, start_of
 from ssa.config import PositiveFloat
+from ssa.launch.run import Run
 from ssa.record.run_files import read_rows
 from ssa.report.convergence import Curve, speed_up
 from ssa.statistics import bootstrap_interval, mean_interval, paired_interval
@@ -20,9 +22,6 @@ from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from experiments.engine.context import ExperimentContext
-    from ssa.launch.run import Run
 
 NAMES = {"none": "vanilla", "ssa": "SSA"}
 STYLES = {"none": "-", "ssa": "--"}

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.context import ExperimentContext, TableRow
 from experiments.engine.drawing import points
 from experiments.engine.tuning import best_setting
 from experiments.fig3_token_graph.cells import DEGREES, TokenGraphSettings, cached_job
 from ssa.statistics import mean_interval
 from ssa.viz import plot_style
-
-if TYPE_CHECKING:
-    from experiments.engine.context import ExperimentContext, TableRow
 
 Runs = list[dict[str, Any]]  # one per seed
 
@@ -47,8 +45,7 @@ def run(settings: TokenGraphSettings, context: ExperimentContext) -> None:
         "over nodes that the degree explains. -: undefined because all temperatures of a run are equal.",
     )
     _draw(settings, context, runs, best["ssa"])
-    for conclusion in _conclusions([association(run["temperature"], run["degree"]) for run in runs]):
-        context.conclude(conclusion)
+    context.conclude(*_conclusions([association(run["temperature"], run["degree"]) for run in runs]))
 
 
 def association(temperature: Sequence[float], degree: Sequence[int]) -> tuple[float, float]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.engine.conclusion import Conclusion
+from experiments.engine.context import ExperimentContext
+from experiments.engine.job_cache import CachedJob
+from experiments.table2_denoising import figures, tables
 from experiments.table2_denoising.cells import DenoisingCell, DenoisingResults, DenoisingSettings, methods
 from ssa.statistics import paired_interval
-
-if TYPE_CHECKING:
-    from experiments.engine.context import ExperimentContext
-    from experiments.engine.job_cache import CachedJob
 
 
 def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
     """Trains every method in every cell."""
-    from experiments.table2_denoising import figures, tables
-
     found = compute(settings, context)
     paper = {row["method"]: row["value"] for row in context.experiment.references()}
     context.table("runs", list(tables.runs(found)))
@@ -37,8 +34,7 @@ def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
         f"{'all passed' if not failed else '; '.join(row['check'] for row in failed) + ' FAILED'}.",
     )
     figures.draw(context, settings, found)
-    for conclusion in _conclusions(found):
-        context.conclude(conclusion)
+    context.conclude(*_conclusions(found))
 
 
 def compute(settings: DenoisingSettings, context: ExperimentContext) -> DenoisingResults:

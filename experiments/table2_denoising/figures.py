@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from experiments.engine.context import ExperimentContext
 from experiments.engine.drawing import band
 from experiments.table2_denoising.cells import LEARNED, UNIFORM, DenoisingCell, DenoisingResults, DenoisingSettings
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from experiments.engine.context import ExperimentContext
 
 STYLES = {  # label, marker and its size, line; markers that overlap differ in size
     "vanilla": ("vanilla, learned map", "s", 8, "-"),

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
+from experiments.engine.context import TableRow
 from experiments.table2_denoising.cells import LEARNED, METHODS, UNIFORM, DenoisingResults
 from ssa.statistics import mean_interval
-
-if TYPE_CHECKING:
-    from experiments.engine.context import TableRow
 
 NOISE_LIMIT = 4.0  # standard errors; exceeded by chance once in 16,000
 
