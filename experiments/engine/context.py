@@ -174,7 +174,7 @@ class ExperimentContext:
         self.conclusions += conclusions
 
     def path(self, name: str) -> Path:
-        """Where to write a file that becomes the result ``<scale>_<name>``."""
+        """Path to write to for the result ``<scale>_<name>``."""
         return self._staging / f"{self.settings.scale}_{name}"
 
     def finish(self, seconds: float) -> None:

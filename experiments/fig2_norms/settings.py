@@ -1,4 +1,4 @@
-"""What figure 2 is told."""
+"""Settings of figure 2."""
 
 from __future__ import annotations
 

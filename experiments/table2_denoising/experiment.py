@@ -87,13 +87,13 @@ def _conclusions(found: DenoisingResults) -> Iterator[Conclusion]:
     for method, baseline, claim in compared:
         quantity = f"difference of the MSE per dimension, {method} - {baseline}"
         yield Conclusion(claim, quantity, found.difference(found.default, method, baseline), "lower")
-    apart = max((cell for cell in found.cells if cell.lr == found.default.lr), key=found.gap)
+    widest = max((cell for cell in found.cells if cell.lr == found.default.lr), key=found.gap)
     yield Conclusion(
         f"exploratory, as lengths were added after a trial: {learned} where its limit in closed form is lowest below "
-        f"vanilla's, by {found.gap(apart):.3g} per cent of the Bayes risk (noise rate {apart.noise_rate:g}, "
-        f"L = {apart.length})",
+        f"vanilla's, by {found.gap(widest):.3g} percent of the Bayes risk (noise rate {widest.noise_rate:g}, "
+        f"L = {widest.length})",
         "difference of the MSE per dimension, value-selective - vanilla",
-        found.difference(apart, "value-selective", "vanilla"),
+        found.difference(widest, "value-selective", "vanilla"),
         "lower",
     )
     value, vanilla = (found.best(method) for method in ("value-selective", "vanilla"))
