@@ -184,7 +184,7 @@ def _compare(
     estimates = {
         "mean temperature": mean_interval(tokens.mean(1).tolist()),
         "sd over tokens": mean_interval(tokens.std(1).tolist()),
-        "sd over tokens without the position's part": mean_interval(own.std(1).tolist()),
+        "sd over tokens without the fit in log n": mean_interval(own.std(1).tolist()),
         "rank correlation of two seeds": agree,
         "rank correlation with the token's log frequency": mean_interval(counts),
     }

@@ -48,7 +48,7 @@ def draw(context: ExperimentContext, settings: DenoisingSettings, found: Denoisi
             lower.set_xlabel(name)
         panels[0, 0].set_ylabel("MSE per dimension")
         panels[1, 0].set_ylabel("excess over Bayes, %")
-        drawing.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside uppercenter", ncols=3, fontsize=8)
+        drawing.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
 
 
 def _risks(axes: Axes, found: DenoisingResults, cells: list[DenoisingCell], places: list[float]) -> None:
