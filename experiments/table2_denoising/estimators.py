@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ssa.theory.denoising import DATA, FIXED, METHODS, ROWS, TEST, Denoiser, Task, bayes, simulate
-from ssa.theory.ensemble import CHUNK, train
-from ssa.theory.streams import generator
+from ssa.theory.ensemble import CHUNK, generator, train
 
 
 def fixed(*, task: dict[str, Any], contexts: int, seeds: int) -> dict[str, dict[str, float]]:

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig, Terms
-from ssa.model.temperature import build_temperatures
-from ssa.model.temperature_terms import Shape, Tokens
-from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
-from ssa.theory.streams import generator
+from ssa.model.temperature_terms import Shape
+from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, initial_temperatures, tau_of
+from ssa.theory.ensemble import generator
 
 VALUE = TemperatureConfig(name="value", value=Terms(token="shared", position="log"))  # SSA, weight-shared
 MODEL, DATA, TEST = range(3)  # first number of a `generator` key
@@ -34,30 +33,20 @@ ROWS = 1000  # contexts per batch of estimates
 
 @dataclass(frozen=True)
 class Task:
-    """The data process.
+    """The data process."""
 
-    Attributes:
-        length: L, tokens per context.
-        noise_rate: rho, the probability that a token is noise.
-        dimension: m.
-        sigma: standard deviation of a clean token around its signal, above 0.
-        noise_scale: s, standard deviation of a noise token; None: sqrt(1 + sigma^2), that of a clean token.
-    """
-
-    length: int
-    noise_rate: float
-    dimension: int
-    sigma: float
-    noise_scale: float | None = None
+    length: int  # L, tokens per context
+    noise_rate: float  # rho, the probability that a token is noise
+    dimension: int  # m
+    sigma: float  # standard deviation of a clean token around its signal, above 0
+    noise_scale: float | None = None  # s, standard deviation of a noise token; None: that of a clean token
 
     @property
     def s(self) -> float:
-        """The standard deviation of a noise token."""
         return (1 + self.sigma**2) ** 0.5 if self.noise_scale is None else self.noise_scale
 
     @property
     def width(self) -> int:
-        """D."""
         return self.dimension + 2
 
     def draw(self, n: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -120,10 +109,7 @@ def clean_average(task: Task) -> Estimator:
 
 
 def bayes(task: Task) -> Estimator:
-    """The posterior mean given the markers, ``(sum of clean v) / (k + sigma^2)``: the minimum risk.
-
-    Its risk is ``E[sigma^2 / (k + sigma^2)]``.
-    """
+    """The posterior mean given the markers, with the minimum risk, ``E[sigma^2 / (k + sigma^2)]``."""
     k, _ = task.counts()
     return Estimator(1 / (k + task.sigma**2), torch.zeros_like(k))
 
@@ -192,19 +178,17 @@ class Denoiser(nn.Module):
 
     def __init__(self, task: Task, method: Method, seed: int) -> None:
         super().__init__()
-        width, rows = task.width, {"value": task.width, "output": task.dimension}
+        width = task.width
         attention = AttentionMap(width, width, QUERY if method.query else VANILLA, seed=seed)
         self.attention = attention if method.learned_map else None
         draws = generator(MODEL, seed)
-        values = {name: torch.randn(n, width, generator=draws, dtype=torch.float64) for name, n in rows.items()}
-        self.value, self.output = (nn.Parameter(values[name] * width**-0.5) for name in rows)
-        self.temperature = build_temperatures(VALUE if method.value else VANILLA, Shape(1, width, width)).double()
-        for tau in self.temperature.values():
-            tau.reset_parameters()  # type: ignore[operator]
+        start = [torch.randn(rows, width, generator=draws, dtype=torch.float64) for rows in (width, task.dimension)]
+        self.value, self.output = (nn.Parameter(values * width**-0.5) for values in start)
+        self.temperature = initial_temperatures(VALUE if method.value else VANILLA, Shape(1, width, width), seed)
         self.register_buffer("read_out", torch.eye(width, dtype=torch.float64)[-1:])  # (1, D)
 
     def forward(self, tokens: Tensor, signal: Tensor) -> Tensor:
-        """The loss: mean squared error per dimension, of (B, L, D) and (B, m)."""
+        """The loss for (B, L, D) and (B, m): mean squared error per dimension."""
         return (self.denoise(tokens) - signal).square().mean()
 
     def denoise(self, tokens: Tensor) -> Tensor:
@@ -224,18 +208,12 @@ class Denoiser(nn.Module):
         if "value" not in self.temperature:
             return tokens.new_ones(1, 1)
         features = (tokens @ self.value.mT).unsqueeze(1)  # (B, 1, L, D)
-        visible_keys = torch.full((tokens.size(-2),), tokens.size(-2), device=tokens.device)
-        tau: Tensor = self.temperature["value"](features, Tokens(tokens, visible_keys))
-        return tau[:, 0, :, 0]
+        return tau_of(self.temperature, "value", tokens, features, tokens.size(-2))[:, 0, :, 0]
 
 
 @torch.no_grad()
 def simulate(task: Task, estimates: Sequence[Callable[[Tensor], Tensor]], contexts: int, seed: int = 0) -> Tensor:
-    """Monte Carlo squared errors per dimension of estimators (B, L, D) -> (B, m).
-
-    Returns:
-        (estimators, contexts), all on the same contexts; the mean over contexts estimates the risk.
-    """
+    """Squared errors per dimension of estimators (B, L, D) -> (B, m) on the same contexts, (estimators, contexts)."""
     draws, errors = generator(TEST, seed), []
     for start in range(0, contexts, ROWS):
         tokens, signal = task.draw(min(ROWS, contexts - start), draws)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -19,6 +21,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 CHUNK = 50  # steps whose batches are drawn at once
 Batches = tuple[Tensor, ...]  # each (CHUNK, ...): the arguments of CHUNK forward passes
+
+
+def generator(*key: int) -> torch.Generator:
+    """The independent random stream of a purpose, seed and chunk: non-negative integers; trailing zeros are ignored.
+
+    Hashed with `SeedSequence`, as `manual_seed` alone uses only 32 bits.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 def train(
@@ -40,7 +50,7 @@ def train(
     """
     if not vectorized:
         for number, member in enumerate(members):
-            _train_one(member, lambda chunk, number=number: draw(number, chunk), steps, lr)  # type: ignore[misc]
+            _optimize(member.parameters(), member, partial(draw, number), steps, lr)
         return
     parameters, buffers = stack_module_state(list(members))
     skeleton = copy.deepcopy(members[0]).to("meta")
@@ -50,33 +60,26 @@ def train(
 
     losses = vmap(loss)
 
-    def chunk_of(chunk: int) -> Batches:
+    def draw_all(chunk: int) -> Batches:
         drawn = [draw(number, chunk) for number in range(len(members))]
         return tuple(torch.stack(parts, dim=1) for parts in zip(*drawn, strict=True))  # (CHUNK, members, ...)
 
-    trained = [values for values in parameters.values() if values.requires_grad]
-    _loop(trained, chunk_of, lambda batch: losses(parameters, buffers, *batch).sum(), steps, lr)
-    for number, member in enumerate(members):
-        with torch.no_grad():
+    _optimize(parameters.values(), lambda *batch: losses(parameters, buffers, *batch).sum(), draw_all, steps, lr)
+    with torch.no_grad():
+        for number, member in enumerate(members):
             for name, values in member.named_parameters():
                 values.copy_(parameters[name][number])
 
 
-def _train_one(member: nn.Module, chunk_of: Callable[[int], Batches], steps: int, lr: float) -> None:
-    trained: list[Tensor] = [values for values in member.parameters() if values.requires_grad]
-    _loop(trained, chunk_of, lambda batch: member(*batch), steps, lr)
-
-
-def _loop(
-    trained: list[Tensor], chunk_of: Callable[[int], Batches], loss: Callable[[Batches], Tensor], steps: int, lr: float
+def _optimize(
+    parameters: Iterable[Tensor], loss: Callable[..., Tensor], draw: Callable[[int], Batches], steps: int, lr: float
 ) -> None:
-    optimizer = Adam(trained, lr=lr)
+    optimizer = Adam([values for values in parameters if values.requires_grad], lr=lr)
     schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     for step in range(steps):
         if step % CHUNK == 0:
-            chunk = chunk_of(step // CHUNK)
+            chunk = draw(step // CHUNK)
         optimizer.zero_grad(set_to_none=True)
-        value = loss(tuple(part[step % CHUNK] for part in chunk))
-        value.backward()  # type: ignore[no-untyped-call]
+        loss(*(part[step % CHUNK] for part in chunk)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()

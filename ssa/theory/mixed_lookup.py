@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig
 from ssa.theory import ensemble
-from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, spikiness
-from ssa.theory.streams import generator
+from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, map_metrics, spikiness
 
 METHODS: dict[str, TemperatureConfig] = {"vanilla": VANILLA, "ssa": QUERY}
 
@@ -61,13 +60,9 @@ def balanced_queries(levels: Sequence[int], items: int) -> Tensor:
 
 
 class MixedLookup(nn.Module):
-    """The attention layer described above; calling it returns the loss on a batch.
+    """The attention layer described above, over embeddings of (2 L - 1, D); calling it returns the loss on a batch.
 
-    Args:
-        nodes: embeddings, (2 L - 1, D); the last L are the items.
-        attention: the map.
-        value_dim: m.
-        draws: for the initial projections, normal(0, 1 / sqrt(m)) and normal(0, 1 / sqrt(H m)).
+    V_h and O_h start as normal(0, 1 / sqrt(m)) and normal(0, 1 / sqrt(H m)).
     """
 
     nodes: Tensor
@@ -79,13 +74,9 @@ class MixedLookup(nn.Module):
         heads = attention.n_head
         start = torch.randn(2, heads, value_dim, value_dim, generator=draws, dtype=torch.float64) * value_dim**-0.5
         self.value, self.output = nn.Parameter(start[0].clone()), nn.Parameter(start[1] * heads**-0.5)  # (H, m, m)
+        self.items = (len(nodes) + 1) // 2  # L
         self.register_buffer("nodes", nodes)
         self.register_buffer("ideal", ideal_maps(self.items))
-
-    @property
-    def items(self) -> int:
-        """L."""
-        return (len(self.nodes) + 1) // 2
 
     def maps(self, queries: Tensor | slice = slice(None)) -> Tensor:
         """P of all nodes, or of the given node indices, (H, 2 L - 1 or B, L)."""
@@ -95,12 +86,8 @@ class MixedLookup(nn.Module):
     def forward(self, queries: Tensor, values: Tensor) -> Tensor:
         """Mean squared error over contexts and dimensions, for node indices, (B,), and values, (B, L, m)."""
         wanted = (self.ideal[queries].unsqueeze(1) @ values).squeeze(1)  # (B, m)
-        return (self.answer(queries, values) - wanted).square().mean()
-
-    def answer(self, queries: Tensor, values: Tensor) -> Tensor:
-        """(B,), (B, L, m) -> (B, m)."""
         read = self.maps(queries).transpose(0, 1) @ values  # (B, H, m)
-        return torch.einsum("bhi,hij->bj", read, self._value_output())
+        return (torch.einsum("bhi,hij->bj", read, self._value_output()) - wanted).square().mean()
 
     def _value_output(self) -> Tensor:
         """(O_h V_h)^T of each head, (H, m, m)."""
@@ -115,37 +102,25 @@ class MixedLookup(nn.Module):
 
     @torch.no_grad()
     def measure(self, levels: Sequence[int]) -> dict[str, Any]:
-        """Metrics on the T `balanced_queries`; means are over heads and queries.
+        """Metrics on the T `balanced_queries`.
 
         Returns:
-            mse; ``norm``, the mean of ``||W_h||``; ``norm_mean`` and ``norm_max`` of ``tau_i ||W_h||``, the operator
-            norm of the matrix behind a query's logits, and ``norm_geometric``, with tau normalized to geometric mean 1
-            in each head; tau_min, tau_max; spikiness, and its mean absolute difference from the ideal; ``by_level``:
-            mse per level, tau and spikiness averaged per level and head; ``tokens``: norm and spikiness, each (H, T).
+            mse; `map_metrics`; ``norm_mean``, the mean of ``tau_i ||W_h||``; ``by_level``: mse per level, tau and
+            spikiness averaged per level and head; ``tokens``: ``tau_i ||W_h||`` and spikiness, each (H, T).
         """
         queries = balanced_queries(levels, self.items)
         x, shape = self.nodes.unsqueeze(0), (self.attention.n_head, len(levels), -1)
         tau = self.attention.temperatures(x[:, queries], self.items)[0]  # (H, T)
-        norms, errors = self.attention.norms().unsqueeze(-1), self.errors()[queries].reshape(len(levels), -1).mean(-1)
-        reached, wanted = spikiness(self.maps(queries)), spikiness(self.ideal[queries])
-        found = {
-            "mse": errors.mean(),
-            "norm": norms.mean(),
-            "norm_mean": (tau * norms).mean(),
-            "norm_max": (tau * norms).max(),
-            "norm_geometric": (tau.log().mean(-1).exp() * norms.squeeze(-1)).mean(),
-            "tau_min": tau.min(),
-            "tau_max": tau.max(),
-            "spikiness": reached.mean(),
-            "target_spikiness": wanted.mean(),
-            "spikiness_error": (reached - wanted).abs().mean(),
-        }
+        maps, norms = self.maps(queries), self.attention.norms()
+        norm, spiky = tau * norms.unsqueeze(-1), spikiness(maps)
+        errors = self.errors()[queries].reshape(len(levels), -1).mean(-1)
+        found = {"mse": errors.mean(), "norm_mean": norm.mean(), **map_metrics(maps, self.ideal[queries], tau, norms)}
         by_level = {
             "mse": errors.tolist(),
             "tau": tau.reshape(shape).mean(-1).mT.tolist(),
-            "spikiness": reached.reshape(shape).mean(-1).mT.tolist(),
+            "spikiness": spiky.reshape(shape).mean(-1).mT.tolist(),
         }
-        tokens = {"norm": (tau * norms).tolist(), "spikiness": reached.tolist()}
+        tokens = {"norm": norm.tolist(), "spikiness": spiky.tolist()}
         return {**{name: value.item() for name, value in found.items()}, "by_level": by_level, "tokens": tokens}
 
 
@@ -168,24 +143,22 @@ def train_lookup(
     width: int,
     heads: int,
     value_dim: int,
-    lr: float,
-    steps: int,
     batch: int,
     seeds: int,
-    vectorized: bool,
+    **training: Any,
 ) -> list[dict[str, Any]]:
-    """Train one `MixedLookup` per seed, as one ensemble, and measure each.  Heads have D / H dimensions.
+    """Train one `MixedLookup` per seed, as one ensemble, and measure each; ``training`` is for `ensemble.train`.
 
-    Equal seeds give the same tree, initial weights and data for all methods.
+    Heads have D / H dimensions.  Equal seeds give the same tree, initial weights and data for all methods.
     """
     members = []
     for seed in range(seeds):
         attention = AttentionMap(width, width // heads, METHODS[method], n_head=heads, seed=seed)
-        tree = tree_embeddings(items, width, generator(seed, 0))
-        members.append(MixedLookup(tree, attention, value_dim, generator(seed, 1)))
+        tree = tree_embeddings(items, width, ensemble.generator(seed, 0))
+        members.append(MixedLookup(tree, attention, value_dim, ensemble.generator(seed, 1)))
 
     def draw(seed: int, chunk: int) -> ensemble.Batches:
-        return draw_batches(items, levels, batch, value_dim, generator(seed, 2, chunk))
+        return draw_batches(items, levels, batch, value_dim, ensemble.generator(seed, 2, chunk))
 
-    ensemble.train(members, draw, steps=steps, lr=lr, vectorized=vectorized)
+    ensemble.train(members, draw, **training)
     return [{"seed": seed, **member.measure(levels)} for seed, member in enumerate(members)]

@@ -18,15 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssa.theory import ensemble
-from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, spikiness
-from ssa.theory.streams import generator
+from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, map_metrics
 
 Family = Literal["scaled", "groups"]
 Penalty = Literal["effective", "weights"]
@@ -35,8 +34,7 @@ Method = Literal["vanilla", "ssa", "free"]  # no temperature; SSA with weight sh
 
 def embeddings(n: int, width: int, draws: torch.Generator) -> Tensor:
     """n Gaussian vectors scaled to norm sqrt(width), (n, width)."""
-    x = torch.randn(n, width, generator=draws, dtype=torch.float64)
-    return F.normalize(x, dim=-1) * math.sqrt(width)
+    return F.normalize(torch.randn(n, width, generator=draws, dtype=torch.float64), dim=-1) * math.sqrt(width)
 
 
 def sharpness(n: int, spread: float, mean: float) -> Tensor:
@@ -74,7 +72,7 @@ def problem(family: Family, n: int, width: int, spread: float, mean: float, seed
     """Embeddings (N, D) and target (N, N) of a seed; M's entries are normal(0, 1 / D), so that logits before s are
     about normal(0, 1).  ``mean`` is the mean sharpness in the family "scaled"; "groups" ignores it.
     """
-    draws = generator(seed)  # equal embeddings, and equal M or token order per row, for all spreads
+    draws = ensemble.generator(seed)  # equal embeddings, and equal M or token order per row, for all spreads
     x = embeddings(n, width, draws)
     if family == "groups":
         return x, group_target(group_sizes(n, spread), draws)
@@ -83,15 +81,9 @@ def problem(family: Family, n: int, width: int, spread: float, mean: float, seed
 
 
 class TargetFit(nn.Module):
-    """A single-head map, d = D, over fixed embeddings; calling it returns the loss above.
+    """A single-head map, d = D, over fixed embeddings x, (N, D), with target P*, (N, N); calling it returns the loss.
 
-    Args:
-        x: embeddings, (N, D).
-        target: P*, (N, N).
-        method: source of the temperatures; "free" ones are ``exp(theta_i)``, with theta = 0 at the start.
-        decay: strength of the penalty.
-        penalty: "effective" or "weights".
-        seed: of the initial weights.
+    "free" temperatures are ``exp(theta_i)``, with theta = 0 at the start.
     """
 
     x: Tensor
@@ -108,7 +100,11 @@ class TargetFit(nn.Module):
 
     def forward(self) -> Tensor:
         """The loss, a scalar, in nats."""
-        return self.kl(self.log_maps()) + self.decay * self._penalty()
+        kl = self.kl(self.log_maps())
+        if self.penalty == "effective":
+            return kl + self.decay * self._effective()
+        squares = self.map.query.square().sum() + self.map.key.square().sum()
+        return kl + self.decay * (squares / (2 * math.sqrt(self.map.head_dim)))
 
     def log_maps(self) -> Tensor:
         """log P, (N, N)."""
@@ -125,48 +121,27 @@ class TargetFit(nn.Module):
         """tau, (N,)."""
         return self.map.temperatures(self.x.unsqueeze(0), len(self.x))[0, 0] * self.theta.exp()
 
-    def _penalty(self) -> Tensor:
-        if self.penalty == "weights":
-            q, k = self._weights()
-            return (q.square().sum() + k.square().sum()) / (2 * math.sqrt(self.map.head_dim))
-        return self._effective()
-
     def _effective(self) -> Tensor:
         """mean_i ||tau_i W||_F^2, a scalar."""
-        q, k = self._weights()
-        return self.temperatures().square().mean() * (q.mT @ k).square().sum() / self.map.head_dim
-
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        """W_q and W_k, each (d, D), also if torch.func substitutes plain tensors."""
-        q, k = (getattr(self.map, name) for name in ("query", "key"))
-        return q, k
+        product = self.map.query.mT @ self.map.key
+        return self.temperatures().square().mean() * product.square().sum() / self.map.head_dim
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Fit, norms, spikiness and temperatures, over rows.
+        """Fit, norms, spikiness and temperatures, over rows: `map_metrics` and others.
 
-        ``explained`` is the relative reduction of KL from uniform maps (norm 0); ``norm_mean`` and ``norm_max`` are
-        over ``tau_i ||W||``, the operator norm of the matrix behind a query's logits, ``norm_geometric`` is ``||W||``
-        with tau normalized to geometric mean 1, ``frobenius`` the root mean square of ``||tau_i W||_F``.
+        ``explained`` is the relative reduction of KL from uniform maps (norm 0), ``norm_mean`` the mean of
+        ``tau_i ||W||``, ``frobenius`` the root mean square of ``||tau_i W||_F``.
         """
-        log_maps, tau, norm = self.log_maps(), self.temperatures(), self.map.norms()[0]
-        maps, n = log_maps.exp(), len(self.x)
-        reached, wanted = spikiness(maps), spikiness(self.target)
-        kl, uniform = self.kl(log_maps), self.kl(torch.full_like(log_maps, -math.log(n)))
+        log_maps, tau, norms = self.log_maps(), self.temperatures(), self.map.norms()
+        kl, uniform = self.kl(log_maps), self.kl(torch.full_like(log_maps, -math.log(len(self.x))))
         found = {
             "kl": kl,
             "explained": 1 - kl / uniform,
-            "l1": (maps - self.target).abs().sum(-1).mean(),
-            "norm": norm,
-            "norm_mean": tau.mean() * norm,
-            "norm_max": tau.max() * norm,
-            "norm_geometric": tau.log().mean().exp() * norm,
+            "l1": (log_maps.exp() - self.target).abs().sum(-1).mean(),
+            "norm_mean": tau.mean() * norms[0],
             "frobenius": self._effective().sqrt(),
-            "tau_min": tau.min(),
-            "tau_max": tau.max(),
-            "spikiness": reached.mean(),
-            "target_spikiness": wanted.mean(),
-            "spikiness_error": (reached - wanted).abs().mean(),
+            **map_metrics(log_maps.exp().unsqueeze(0), self.target, tau.unsqueeze(0), norms),
         }
         return {name: value.item() for name, value in found.items()}
 
@@ -181,19 +156,16 @@ def fit(
     spread: float,
     mean: float,
     decays: Sequence[float],
-    lr: float,
-    steps: int,
     seeds: int,
-    vectorized: bool,
+    **training: Any,
 ) -> list[dict[str, float]]:
-    """`TargetFit.measure` for each seed and decay, all fitted as one ensemble."""
-    cases = [(seed, decay) for seed in range(seeds) for decay in decays]
-    problems = [problem(family, n, width, spread, mean, seed) for seed in range(seeds)]
-    members = [TargetFit(*problems[seed], method, decay, penalty, seed) for seed, decay in cases]
-    ensemble.train(members, lambda number, chunk: (), steps=steps, lr=lr, vectorized=vectorized)
-    return [
-        {"seed": seed, "decay": decay, **member.measure()} for (seed, decay), member in zip(cases, members, strict=True)
-    ]
+    """`TargetFit.measure` for each seed and decay, all fitted as one ensemble; ``training`` is for `ensemble.train`."""
+    members = []
+    for seed in range(seeds):
+        x, target = problem(family, n, width, spread, mean, seed)
+        members += [(seed, decay, TargetFit(x, target, method, decay, penalty, seed)) for decay in decays]
+    ensemble.train([member for *_, member in members], lambda number, chunk: (), **training)
+    return [{"seed": seed, "decay": decay, **member.measure()} for seed, decay, member in members]
 
 
 def at_level(path: Sequence[Mapping[str, float]], level: float, name: str) -> float:
@@ -201,8 +173,7 @@ def at_level(path: Sequence[Mapping[str, float]], level: float, name: str) -> fl
 
     Interpolated linearly in ``explained`` between decays; nan if no two decays bracket the level.
     """
-    ordered = sorted(path, key=lambda row: -row["decay"])
-    for before, after in pairwise(ordered):
+    for before, after in pairwise(sorted(path, key=lambda row: -row["decay"])):
         low, high = before["explained"], after["explained"]
         if low <= level < high:
             return before[name] + (level - low) / (high - low) * (after[name] - before[name])

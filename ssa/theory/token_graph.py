@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig, Terms
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap
-from ssa.theory.ensemble import CHUNK, train
-from ssa.theory.streams import generator
+from ssa.theory.ensemble import CHUNK, generator, train
 
 METHODS = {
     "vanilla": VANILLA,
@@ -33,25 +32,16 @@ _GRAPH, _EMBEDDINGS, _DATA = range(3)  # random streams
 
 @dataclass(frozen=True, eq=False)
 class TokenGraph:
-    """A Markov chain over V tokens.
+    """A Markov chain over V tokens."""
 
-    Attributes:
-        transitions: P*, (V, V), float64; row i is uniform over the out-neighbors of i.
-    """
-
-    transitions: Tensor
+    transitions: Tensor  # P*, (V, V), float64; row i is uniform over the out-neighbors of i
 
     @classmethod
     def draw(cls, vocabulary: int, degrees: Sequence[int], seed: int) -> TokenGraph:
         """A random directed graph without self-loops.
 
         One neighbor of each node follows a random cycle through all nodes, so that every node is reachable; the others
-        are uniform among the rest.
-
-        Args:
-            vocabulary: V.
-            degrees: out-degrees, from 1 to V - 1, assigned to nodes at random, as equally often as V allows.
-            seed: of the graph.
+        are uniform among the rest.  Out-degrees are assigned to nodes at random, as equally often as V allows.
 
         Raises:
             ValueError: no degrees, or one out of range.
@@ -70,7 +60,7 @@ class TokenGraph:
 
     @cached_property
     def degrees(self) -> Tensor:
-        """Out-degree of each node, (V,), int64."""
+        """Out-degrees, (V,), int64."""
         return (self.transitions > 0).sum(1)
 
     @cached_property
@@ -97,16 +87,9 @@ class TokenGraph:
         return (log_p.exp() - self.transitions).abs().sum(1)
 
     def counts(self, steps: int, sequences: int, length: int, draws: torch.Generator) -> Tensor:
-        """Transition counts in minibatches of sequences that start in pi.
+        """Transition counts in minibatches of sequences that start in pi, one minibatch per step.
 
-        Args:
-            steps: number of minibatches.
-            sequences: sequences per minibatch.
-            length: transitions per sequence, one less than its tokens.
-            draws: the generator, which is advanced.
-
-        Returns:
-            (steps, V, V), float32, exact; each minibatch sums to ``sequences * length``.
+        A sequence has ``length`` transitions, one less than its tokens.  Returns (steps, V, V), float32, exact.
         """
         size, runs = self.transitions.size(0), steps * sequences
         ways = self._moves.size(1)
@@ -130,14 +113,8 @@ class TokenGraph:
 class NextToken(nn.Module):
     """Predicts a token from the previous one: an `AttentionMap` from its embedding over the vocabulary's embeddings.
 
-    Args:
-        vocabulary: V.
-        width: D, and head_dim.
-        temperature: of the map's query.
-        normalized: divide each embedding by its root mean square, as a transformer's layers do.
-        seed: equal seeds give equal initial embeddings, W_q and W_k, with or without temperatures.
-
-    Embeddings start as normal(0, 1), so that logits are of order 1.
+    Embeddings start as normal(0, 1), so that logits are of order 1; ``normalized`` divides each by its root mean
+    square, as a transformer's layers do.  Equal seeds give equal embeddings, W_q and W_k, with or without temperatures.
     """
 
     def __init__(
@@ -158,17 +135,16 @@ class NextToken(nn.Module):
         return self.logits().log_softmax(-1)
 
     def logits(self) -> Tensor:
-        """Logits from each token to each token, (V, V)."""
+        """(V, V)."""
         x = self._vectors()
         return self.attention.logits(x, x)[0, 0]
 
     def temperatures(self) -> Tensor:
-        """Tau of each token, (V,)."""
+        """(V,)."""
         x = self._vectors()
         return self.attention.temperatures(x, x.size(1))[0, 0]
 
-    def _vectors(self) -> Tensor:
-        """(1, V, D)."""
+    def _vectors(self) -> Tensor:  # (1, V, D)
         x = self.embeddings
         return (x * x.square().mean(-1, keepdim=True).rsqrt() if self.normalized else x)[None]
 
@@ -180,22 +156,15 @@ def learn(
     degrees: list[int],
     width: int,
     normalized: bool,
-    lr: float,
-    steps: int,
     sequences: int,
     length: int,
     seeds: int,
-    vectorized: bool,
+    **training: Any,
 ) -> dict[str, Any]:
     """Train a method on the graphs of seeds 0, 1, ... and measure it exactly, against P* and under pi.
 
-    Args:
-        method: one of `METHODS`; graph, data and initial weights of a seed are the same for all methods.
-        vocabulary, degrees: see `TokenGraph.draw`.
-        width, normalized: see `NextToken`.
-        lr, steps, vectorized: see `train`.
-        sequences, length: new sequences per step, and their length.
-        seeds: number of seeds.
+    The method is one of `METHODS`; graph, data and initial weights of a seed are the same for all.  The other arguments
+    are those of `TokenGraph.draw`, `NextToken`, `TokenGraph.counts` and, ``training``, `train`.
 
     Returns:
         ``parameters``, the model's number of them; ``matrix``, P of seed 0; ``runs``, for each seed: ``floor`` and
@@ -208,10 +177,9 @@ def learn(
     def draw(seed: int, chunk: int) -> tuple[Tensor]:
         return (graphs[seed].counts(CHUNK, sequences, length, generator(_DATA, seed, chunk)),)
 
-    train(models, draw, steps=steps, lr=lr, vectorized=vectorized)
-    with torch.no_grad():
-        runs = [_measured(graph, model) for graph, model in zip(graphs, models, strict=True)]
-        matrix = models[0].log_probabilities().exp().tolist()
+    train(models, draw, **training)
+    runs = [_measured(graph, model) for graph, model in zip(graphs, models, strict=True)]
+    matrix = models[0].log_probabilities().detach().exp().tolist()
     return {"parameters": parameters(vocabulary, width, method), "runs": runs, "matrix": matrix}
 
 
@@ -220,6 +188,7 @@ def parameters(vocabulary: int, width: int, method: str) -> int:
     return sum(values.numel() for values in NextToken(vocabulary, width, METHODS[method]).parameters())
 
 
+@torch.no_grad()
 def _measured(graph: TokenGraph, model: NextToken) -> dict[str, Any]:
     log_p = model.log_probabilities()
     l1 = graph.l1(log_p)

@@ -28,8 +28,7 @@ from ssa.theory.denoising import (
     naive,
     simulate,
 )
-from ssa.theory.ensemble import CHUNK, train
-from ssa.theory.streams import generator
+from ssa.theory.ensemble import CHUNK, generator, train
 
 TASK = Task(length=7, noise_rate=0.35, dimension=3, sigma=0.7)
 OTHERS = [  # not in the experiment's grid

@@ -9,6 +9,7 @@ import torch
 
 from ssa.theory import ensemble
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, spikiness
+from ssa.theory.ensemble import generator
 from ssa.theory.mixed_lookup import (
     MixedLookup,
     balanced_queries,
@@ -18,7 +19,6 @@ from ssa.theory.mixed_lookup import (
     train_lookup,
     tree_embeddings,
 )
-from ssa.theory.streams import generator
 
 ITEMS, WIDTH, HEADS, VALUE_DIM = 8, 6, 2, 3
 NODES = 2 * ITEMS - 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from experiments.__main__ import main
 from ssa.theory import ensemble
 from ssa.theory.attention_map import spikiness
-from ssa.theory.streams import generator
+from ssa.theory.ensemble import generator
 from ssa.theory.target_maps import (
     TargetFit,
     at_level,

@@ -18,8 +18,7 @@ from experiments.fig3_token_graph.cells import DEGREES, TokenGraphSettings, cach
 from experiments.table1_degree_temperature.experiment import association
 from ssa.config import SCALES
 from ssa.theory.attention_map import QUERY, VANILLA
-from ssa.theory.ensemble import train
-from ssa.theory.streams import generator
+from ssa.theory.ensemble import generator, train
 from ssa.theory.token_graph import METHODS, NextToken, TokenGraph, learn, parameters
 
 WIDE = [2, 4, 8, 16]
