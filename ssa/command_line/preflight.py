@@ -15,10 +15,10 @@ from ssa.text.tokenization import local_definition
 
 
 def check_train(config: Config) -> None:
-    """Refuse a run whose folder, text, tokenizer or cache is not usable; a finished run needs none of the last three.
+    """Check the folder of a run and, unless the run is finished, its text files, tokenizer and cache.
 
     Raises:
-        UserError: the first of them.
+        UserError: one is missing, in use or cannot be written.
     """
     with RunRecord.open(config) as record:
         if record.finished:
@@ -28,15 +28,15 @@ def check_train(config: Config) -> None:
         split_files(data)
     local_definition(data.tokenizer)
     cache = cache_root(data.cache_dir)
-    if not (cache.is_dir() and any(cache.iterdir())):  # tokens in a read-only cache are read
+    if not (cache.is_dir() and any(cache.iterdir())):  # a read-only cache may hold the tokens
         check_writable(cache, f"data.cache_dir={cache}")
 
 
 def check_evaluate(settings: EvaluateSettings) -> None:
-    """Refuse a model, tokenizer or text that is not there, or a folder for results that cannot be written.
+    """Check the model, its tokenizer, text files, and the folder for results.
 
     Raises:
-        UserError: the first of them.
+        UserError: one is missing or cannot be written.
     """
     if settings.run is not None:
         load_run_config(settings.run)
@@ -47,5 +47,5 @@ def check_evaluate(settings: EvaluateSettings) -> None:
     if settings.text not in (None, *NAMED_TEXTS):
         find_files("text", settings.text, NAMED_TEXTS)
     results = Path(settings.output_dir, "pretrained")
-    if settings.run is None and not results.is_dir():  # finished results in a read-only folder are read
+    if settings.run is None and not results.is_dir():  # a read-only folder may hold the results
         check_writable(results, f"output_dir={settings.output_dir}")

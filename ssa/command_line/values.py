@@ -23,14 +23,14 @@ def read_value(text: str) -> Any:
 
 
 def read_text(text: str) -> str:
-    """A value that is text whatever it looks like: unchanged, but for quotes around the whole of it."""
+    """A value of a text field: unchanged, except that quotes around all of it are removed."""
     return str(read_value(text)) if text.lstrip()[:1] in ("'", '"') else text
 
 
 def read_list(text: str) -> list[Any]:
-    """The values between commas, with or without brackets around all of them.
+    """Values separated by commas, with or without brackets around them.
 
-    Commas in quotes or in brackets do not separate: ``a=[1,2],b=3`` is a list of two.
+    Commas inside quotes or brackets do not separate: ``a=[1,2],b=3`` has two items.
     """
     items = list(_items(text))
     if len(items) == 1 and items[0][0] == "[" and items[0][-1] == "]":
@@ -44,7 +44,7 @@ def read_overrides(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def overridden(overrides: Iterable[str]) -> list[str]:
-    """The keys and groups of overrides, without ``+``, ``~`` and ``@package``; what Hydra cannot read is left out."""
+    """Keys and groups of overrides, without ``+``, ``~`` and ``@package``; unparsable overrides are skipped."""
     return [override.key_or_group for override in map(_parsed, overrides) if override is not None]
 
 
@@ -59,7 +59,7 @@ def _parsed(override: str) -> Override | None:
 
 
 def _items(text: str) -> Iterator[str]:
-    """What is between commas outside of quotes and brackets; nothing between two commas is no item."""
+    """Split at commas outside quotes and brackets; empty items are skipped."""
     depth, item = 0, ""
     for piece in _PIECES.findall(text):
         depth += (piece in "[{(") - (piece in "]})" and depth > 0)

@@ -1,4 +1,4 @@
-"""The command line: what is typed wrong ends in one clear line, exit code 2, and nothing on disk."""
+"""The command line of train.py: a mistake is one line and exit code 2, and leaves nothing on disk."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def launch_process(*arguments: str, cwd: Path) -> Outcome:
 
 
 SECTIONS = "valid: model, data, optim, trainer, logger, scale, experiment, seed"
-TYPED_WRONG = {
+WRONG_ARGUMENTS = {
     # groups and options
     "data=wikitex": ["data=wikitex:", "did you mean wikitext?", "pydocs"],
     "model=gpt3": ["model=gpt3:", "did you mean gpt2?", "valid: gpt2, llama"],
@@ -125,21 +125,21 @@ TYPED_WRONG = {
 }
 
 
-@pytest.mark.parametrize("argument", TYPED_WRONG)
+@pytest.mark.parametrize("argument", WRONG_ARGUMENTS)
 def test_one_line_for_a_wrong_argument(argument: str, launch: Callable[..., Outcome]) -> None:
     error = launch(argument).only_error()
-    assert [part for part in TYPED_WRONG[argument] if part not in error] == [], error
+    assert [part for part in WRONG_ARGUMENTS[argument] if part not in error] == [], error
 
 
 @pytest.mark.parametrize("flags", [("--cfg", "job"), ("-m",), ("--cfg", "job", "--resolve")])
-def test_an_old_key_is_named_under_flags_too(flags: tuple[str, ...], launch: Callable[..., Outcome]) -> None:
+def test_renamed_keys_are_reported_with_flags_too(flags: tuple[str, ...], launch: Callable[..., Outcome]) -> None:
     error = launch(*flags, "model.width=64").only_error()
     assert error == "error: model.width: renamed; write model.d_model\n"
 
 
 GLOBAL = "# @package _global_\n"
 SMOKE = GLOBAL + "defaults: [smoke, _self_]\nscale: mine\n"
-WRITTEN_WRONG = {
+WRONG_FILES = {
     "misspelled key": (SMOKE + "trainer:\n  step: 5\n", ["trainer.step:", "did you mean trainer.steps?"]),
     "misspelled section": (SMOKE + "trayner:\n  steps: 5\n", ["trayner:", "did you mean trainer?"]),
     "quoted number": (SMOKE + 'trainer:\n  steps: "5"\n', ["trainer.steps=5:", "whole number, not text"]),
@@ -159,9 +159,9 @@ WRITTEN_WRONG = {
 }
 
 
-@pytest.mark.parametrize("mistake", WRITTEN_WRONG)
+@pytest.mark.parametrize("mistake", WRONG_FILES)
 def test_one_line_for_a_wrong_scale_file(mistake: str, launch: Callable[..., Outcome], tmp_path: Path) -> None:
-    text, expected = WRITTEN_WRONG[mistake]
+    text, expected = WRONG_FILES[mistake]
     folder = tmp_path / "conf" / "scale"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_bytes(text.encode(errors="surrogateescape"))
@@ -172,21 +172,21 @@ def test_one_line_for_a_wrong_scale_file(mistake: str, launch: Callable[..., Out
 @pytest.mark.parametrize(
     "arguments", [("data=wikitex",), ("trainer.step=5",), ("model.n_head=3",), ("trainer.steps=0",), ("--foo",)]
 )
-def test_an_error_comes_before_heavy_imports(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_errors_are_reported_before_heavy_imports(arguments: tuple[str, ...], tmp_path: Path) -> None:
     outcome = programs.launch("train.py", *arguments, cwd=tmp_path)
     assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())
     assert outcome.err.startswith("error: ")
 
 
 @pytest.mark.parametrize("field", ["token=shraed", "position=releasd", "multiplier=yran"])
-def test_an_unknown_temperature_term_is_refused_before_torch_is_imported(field: str, tmp_path: Path) -> None:
+def test_unknown_temperature_terms_are_refused_before_importing_torch(field: str, tmp_path: Path) -> None:
     outcome = programs.launch("train.py", f"model.temperature.query.{field}", cwd=tmp_path)
     assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())
     assert outcome.err.startswith(f"error: model.temperature.query.{field}: not one of the choices, did you mean ")
     assert "; valid: none, " in outcome.err
 
 
-def test_a_sweep_names_each_job_that_fails(tmp_path: Path) -> None:
+def test_a_sweep_names_each_failed_job(tmp_path: Path) -> None:
     outcome = launch_process("-m", "trainer.steps=0,abc", "seed=1", cwd=tmp_path)
     assert outcome.code == 2
     assert outcome.err.splitlines() == [
@@ -196,11 +196,11 @@ def test_a_sweep_names_each_job_that_fails(tmp_path: Path) -> None:
     ]
 
 
-def test_a_sweep_over_a_wrong_option_starts_no_job(launch: Callable[..., Outcome]) -> None:
+def test_a_sweep_with_a_wrong_option_starts_no_job(launch: Callable[..., Outcome]) -> None:
     assert "data=wikitex:" in launch("-m", "data=pydocs,wikitex", "trainer.steps=0").only_error()
 
 
-def test_help_lists_every_group_option_and_its_line(tmp_path: Path) -> None:
+def test_help_lists_and_describes_every_option(tmp_path: Path) -> None:
     outcome = programs.launch("train.py", "--help", cwd=tmp_path)
     assert (outcome.code, outcome.err, outcome.heavy) == (0, "", set())
     lines = outcome.out.splitlines()
@@ -212,7 +212,7 @@ def test_help_lists_every_group_option_and_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--cfg job"])
-def test_output_may_be_cut_short(arguments: str, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_no_error(arguments: str, tmp_path: Path) -> None:
     command = f"{sys.executable} {TRAIN} {arguments} | true"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""

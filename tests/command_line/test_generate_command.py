@@ -1,4 +1,4 @@
-"""``generate.py``: a trained run continues a text and shows its temperatures; mistakes are one line."""
+"""``generate.py``: continuations, temperatures, and one line for each mistake."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     return launch
 
 
-def test_it_prints_prompt_and_continuation(run: Path, launch: Launch) -> None:
+def test_prompt_and_continuation_are_printed(run: Path, launch: Launch) -> None:
     code, out, err = launch(f"run={run}", f"prompt={PROMPT}", "greedy=true", "max_new_tokens=12")
     _, model, tokenizer = load_run(run)
     assert not model.training
@@ -83,7 +83,7 @@ def test_it_prints_prompt_and_continuation(run: Path, launch: Launch) -> None:
     assert [shown(line) for line in out.split("\n")] == [shown(line) for line in f"{expected}\n".split("\n")]
 
 
-def test_samples_come_from_the_seed(run: Path, launch: Launch) -> None:
+def test_the_seed_determines_the_samples(run: Path, launch: Launch) -> None:
     def sampled(*arguments: str) -> str:
         return launch(f"run={run}", "prompt=", *arguments).out
 
@@ -91,7 +91,7 @@ def test_samples_come_from_the_seed(run: Path, launch: Launch) -> None:
     assert sampled("seed=1", "top_p=0.001") == sampled("greedy=true")
 
 
-def test_text_is_written_as_it_comes(run: Path) -> None:
+def test_text_is_streamed(run: Path) -> None:
     _, model, tokenizer = load_run(run)
     pieces: list[str] = []
     ids = continue_text(model, tokenizer, PROMPT, 20, pieces.append)
@@ -100,7 +100,7 @@ def test_text_is_written_as_it_comes(run: Path) -> None:
     assert "".join(pieces) == tokenizer.decode(ids[1:])
 
 
-def test_a_prompt_cannot_command_the_terminal(run: Path, launch: Launch) -> None:
+def test_control_characters_of_a_prompt_are_not_printed(run: Path, launch: Launch) -> None:
     assert launch(f"run={run}", "prompt=a\x1b[31mb\tc", "max_new_tokens=0").out == "a␛[31mb\tc\n"
 
 
@@ -131,7 +131,7 @@ def test_png_is_written_and_its_path_printed(run: Path, launch: Launch, tmp_path
     assert (tmp_path / "cwd" / "view.png").stat().st_size > 1000
 
 
-def test_an_old_run_without_a_tokenizer_finds_it_again(broken: Path, run: Path, launch: Launch) -> None:
+def test_the_tokenizer_of_a_run_without_one_is_trained_again(broken: Path, run: Path, launch: Launch) -> None:
     (broken / "tokenizer.json").unlink(missing_ok=True)
     arguments = (f"prompt={PROMPT}", "greedy=true", "max_new_tokens=5")
     assert launch(f"run={broken}", *arguments) == launch(f"run={run}", *arguments)
@@ -172,13 +172,11 @@ def test_one_line_for_a_wrong_argument(argument: str, run: Path, launch: Launch)
         (["of=value", "head=1"], "head=1: no such head of value; valid: 0"),
     ],
 )
-def test_one_line_for_temperatures_that_are_not_there(
-    arguments: list[str], message: str, run: Path, launch: Launch
-) -> None:
+def test_one_line_for_missing_temperatures(arguments: list[str], message: str, run: Path, launch: Launch) -> None:
     assert only_error(launch(f"run={run}", "prompt=x", "show=temperature", *arguments)) == f"error: {message}\n"
 
 
-def test_one_line_for_a_device_that_is_not_there(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line_for_a_missing_device(run: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert only_error(launch(f"run={run}", "prompt=x", "device=cuda")).startswith("error: device=cuda: not available")
 
@@ -210,7 +208,7 @@ def test_one_line_beyond_the_learned_positions(
     assert launch(f"run={folder}", "prompt=", "max_new_tokens=63").code == 0
 
 
-def test_one_line_for_a_folder_that_is_no_run(launch: Launch, tmp_path: Path) -> None:
+def test_one_line_for_a_folder_without_a_run(launch: Launch, tmp_path: Path) -> None:
     assert "nowhere is not a run folder" in only_error(launch("run=nowhere", "prompt=x"))
     (tmp_path / "config.json").write_text("{}")
     assert "exported model, not a run folder" in only_error(launch(f"run={tmp_path}", "prompt=x"))
@@ -231,7 +229,7 @@ def test_one_line_for_a_damaged_file(file: str, broken: Path, launch: Launch) ->
 
 
 @pytest.mark.parametrize("arguments", [["promt=x"], ["run=nowhere", "prompt=x"]])
-def test_an_error_comes_before_heavy_imports(arguments: list[str], tmp_path: Path) -> None:
+def test_errors_are_reported_before_heavy_imports(arguments: list[str], tmp_path: Path) -> None:
     outcome = programs.launch("generate.py", *arguments, cwd=tmp_path)
     assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())
     assert outcome.err.startswith("error: ")

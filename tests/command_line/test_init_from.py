@@ -1,4 +1,4 @@
-"""``init_from=`` on the command line: the architecture is the pretrained model's, and nothing typed is ignored."""
+"""``init_from=`` on the command line: the architecture is the pretrained model's, and contradictions are refused."""
 
 from __future__ import annotations
 
@@ -115,19 +115,19 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_one_line_for_what_does_not_fit(case: str, folders: dict[str, Path]) -> None:
+def test_one_line_for_a_contradiction(case: str, folders: dict[str, Path]) -> None:
     name, overrides, expected = WRONG[case]
     with pytest.raises(UserError) as error:
         configured(f"init_from={folders[name]}", "data.block_size=64", *overrides)
     assert str(error.value).replace(str(folders[name]), "X").startswith(expected)
 
 
-def test_an_export_with_its_rule(folders: dict[str, Path]) -> None:
+def test_an_export_with_its_temperatures(folders: dict[str, Path]) -> None:
     config = configured("model=ssa_llama", f"init_from={folders['ssa']}", "data.block_size=64")
     assert config.model.n_kv_head == 2
 
 
-def test_other_values_of_init_from() -> None:
+def test_invalid_values_of_init_from() -> None:
     for value, shown in (("3", "3"), ('""', ""), ("[a]", r"\["), ("false", "false")):
         with pytest.raises(UserError, match=rf"^init_from={shown}.*: valid: a folder, or an id of the Hub$"):
             configured(f"init_from={value}")
@@ -136,7 +136,7 @@ def test_other_values_of_init_from() -> None:
     assert configured("init_from=null").model.vocab_size is None
 
 
-def test_nothing_heavy_is_imported(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_errors_are_reported_before_heavy_imports(folders: dict[str, Path], tmp_path: Path) -> None:
     arguments = ["model=ssa_llama", f"init_from={folders['llama']}", "data.block_size=65"]
     outcome = programs.launch("train.py", *arguments, cwd=tmp_path)
     assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())

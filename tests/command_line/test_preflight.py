@@ -1,4 +1,4 @@
-"""Files and folders that are missing or cannot be written: one line, before torch is imported, nothing left behind."""
+"""Missing files and unwritable folders are refused before torch is imported, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("command", REFUSED)
-def test_it_is_refused_before_torch_is_imported(command: str, tmp_path: Path) -> None:
+def test_refused_before_importing_torch(command: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("words")
     (tmp_path / "text.pdf").write_text("words")
     (tmp_path / "empty.txt").write_text("")
@@ -80,20 +80,20 @@ def test_a_finished_run_needs_neither_its_text_nor_a_cache(smoke: Callable[..., 
         check_train(again)
 
 
-def test_a_run_in_progress_is_named(smoke: Callable[..., Config]) -> None:
+def test_a_run_in_progress_is_refused(smoke: Callable[..., Config]) -> None:
     config = smoke()
     with RunRecord.open(config), pytest.raises(UserError, match="is in use by another process"):
         check_train(config)
 
 
-def test_a_folder_to_write() -> None:
+def test_unwritable_folders() -> None:
     with pytest.raises(UserError, match=r"^to=x: cannot be written \(File name too long\)$"):
         check_writable(Path("x" * 300), "to=x")
     with pytest.raises(UserError, match=r"^to=x: cannot be written \(Not a directory\)$"):
         check_writable(Path(__file__, "below", "it"), "to=x")
 
 
-def test_a_new_folder(tmp_path: Path) -> None:
+def test_new_folders(tmp_path: Path) -> None:
     check_new_folder(tmp_path / "a" / "b", "to=b")
     (tmp_path / "empty").mkdir()
     check_new_folder(tmp_path / "empty", "to=empty")

@@ -1,4 +1,4 @@
-"""KEY=VALUE command lines without Hydra: what is read, what is refused, and how a program ends."""
+"""KEY=VALUE command lines: values, mistakes, help pages and exit codes."""
 
 from __future__ import annotations
 
@@ -109,19 +109,19 @@ def test_one_line_for_a_wrong_argument(argument: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_what_must_be_set_is_asked_for() -> None:
+def test_required_keys() -> None:
     with pytest.raises(UserError, match=r"^run: not set; write run=VALUE$"):
         parse(Example, ["count=3"])
     with pytest.raises(UserError, match=r"^run=: expected text of at least one character$"):
         parse(Example, ["run="])
 
 
-def test_a_mistyped_key_is_named_before_the_one_that_it_leaves_unset() -> None:
+def test_a_mistyped_key_is_reported_before_the_missing_one() -> None:
     with pytest.raises(UserError, match=r"^runs: unknown key, did you mean run\?"):
         parse(Example, ["runs=x"])
 
 
-def test_help_names_each_field_with_kind_limits_default_and_description() -> None:
+def test_help_shows_kind_limits_default_and_description() -> None:
     page = help_text(Example, "example.py", "Do it.", ["run=x"])
     lines = page.splitlines()
     assert lines[:3] == ["Do it.", "", "usage: python example.py KEY=VALUE ..."]
@@ -198,7 +198,7 @@ sys.exit(program(Lines, lambda s: [print("\\u00e9 \\u65e5") for _ in range(s.cou
 """
 
 
-def test_output_may_be_cut_short() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     command = [sys.executable, "-c", PROGRAM, "count=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -209,7 +209,7 @@ def test_output_may_be_cut_short() -> None:
         assert process.wait(60) == 0
 
 
-def test_a_terminal_without_a_character_shows_the_others() -> None:
+def test_characters_that_the_terminal_lacks_are_replaced() -> None:
     environment = {"PYTHONIOENCODING": "latin-1", "PATH": ""}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, timeout=60, env=environment, check=True)

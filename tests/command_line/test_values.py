@@ -1,4 +1,4 @@
-"""The grammar of values: the same in every program, and the same as Hydra's."""
+"""The grammar of values: Hydra's, in every program."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VALUES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("text", VALUES)
-def test_one_value(text: str) -> None:
+def test_values(text: str) -> None:
     value = read_value(text)
     assert value == VALUES[text]
     assert type(value) is type(VALUES[text])
@@ -91,7 +91,7 @@ LISTS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("text", LISTS)
-def test_a_list_with_and_without_brackets(text: str) -> None:
+def test_lists_with_and_without_brackets(text: str) -> None:
     assert read_list(text) == LISTS[text]
 
 
@@ -116,12 +116,12 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_is_taken_as_it_stands_without_the_quotes_around_it(text: str) -> None:
+def test_text_is_unchanged_except_for_surrounding_quotes(text: str) -> None:
     assert read_text(text) == TEXTS[text]
 
 
 @given(st.text())
-def test_text_without_quotes_is_never_changed(text: str) -> None:
+def test_text_without_quotes_is_unchanged(text: str) -> None:
     unquoted = text.replace("'", "").replace('"', "")
     assert read_text(unquoted) == unquoted
     assert read_text(f"x{text}") == f"x{text}"
@@ -134,7 +134,7 @@ _ELEMENTS = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3).map
 
 
 @given(st.lists(_ELEMENTS, max_size=4), st.sampled_from([",", ", ", " ,"]))
-def test_a_list_is_what_hydra_reads_in_brackets(elements: list[str], comma: str) -> None:
+def test_lists_are_those_of_hydra(elements: list[str], comma: str) -> None:
     text = comma.join(elements)
     hydra = OverridesParser.create().parse_override(f"key=[{text}]").value()
     assert repr(read_list(f"[{text}]")) == repr(hydra)
@@ -143,7 +143,7 @@ def test_a_list_is_what_hydra_reads_in_brackets(elements: list[str], comma: str)
 
 
 @given(st.text())
-def test_no_text_is_too_strange(text: str) -> None:
+def test_any_text_can_be_read(text: str) -> None:
     read_value(text)
     read_list(text)
 
