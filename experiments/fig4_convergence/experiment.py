@@ -61,6 +61,7 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
     regimes = _regimes(settings, context)
     context.table("curves", [row for regime in regimes for row in _points(regime)])
     base, other = settings.rules
+    (known,) = (row for row in context.experiment.references() if row["value"] != "-")
     runs, rows = [], []
     for regime in regimes:
         ratios = regime.speed_ups(settings.rules)
@@ -79,7 +80,7 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
                 "difference of losses": shown(paired_interval(regime.final(other), regime.final(base)), 4),
                 "speed-up": shown(bootstrap_interval(logs).exponential(), 2),
                 "by Student's t": shown(mean_interval(logs).exponential(), 2),
-                "paper": "1.45 (grade C)" if regime.name == "fine-tuning" else "-",
+                "paper": f"{known['value']} (grade {known['grade']})" if regime.name == "fine-tuning" else "-",
             }
         )
     context.table("runs", runs)
