@@ -1,4 +1,4 @@
-"""Compute a table or figure of the paper: ``python -m experiments EXPERIMENT scale=smoke|laptop|gpu|paper``."""
+"""Compute a table or figure of the paper: ``python -m experiments NAME scale=smoke|laptop|gpu|paper``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssa.processes import interruptible
 
 INSTALL = "pip install -e '.[experiments]'"
 USAGE = (
-    f"usage: python -m experiments EXPERIMENT scale={'|'.join(SCALES)} KEY=VALUE ...; EXPERIMENT --help lists the keys"
+    f"usage: python -m experiments NAME scale={'|'.join(SCALES)} KEY=VALUE ...; NAME --help lists the keys"
 )
 
 

@@ -165,7 +165,7 @@ class Results:
             rows.append({**cell._asdict(), **numbers, "run": self.run_id(cell) or "-"})
         return rows
 
-    def statistic_rows(self) -> list[dict[str, Any]]:
+    def statistic_table(self) -> list[dict[str, Any]]:
         """Table rows: every statistic."""
         return [
             {

@@ -28,7 +28,7 @@ _GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
 def write(results: Results, context: ExperimentContext) -> None:
     """Writes tables, figure and conclusions."""
     context.table("runs", results.run_table())
-    context.table("statistics", results.statistic_rows())
+    context.table("statistics", results.statistic_table())
     context.show(table(results, results.experiment.references()))
     compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
     for metric in compared[:1]:
