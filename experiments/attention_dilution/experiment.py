@@ -60,7 +60,7 @@ def run(settings: DilutionSettings, context: ExperimentContext) -> None:
         context.conclude(
             Conclusion(
                 f"with {name} temperatures attention dilutes less than in {NAMES.get(base, base)}",
-                f"difference of the slopes of entropy in log n, {name} - {NAMES.get(base, base)}",
+                f"difference in the slope of entropy in log n, {name} - {NAMES.get(base, base)}",
                 paired_interval(of_rule(runs, rule, slope), of_rule(runs, base, slope)),
                 "lower",
             )

@@ -25,7 +25,7 @@ class Conclusion:
 
     Attributes:
         claim: a clause: "a query temperature fits the same maps with a smaller norm".
-        quantity: what is estimated, with its unit: "difference of the norms, SSA - vanilla".
+        quantity: what is estimated, with its unit: "difference in norms, SSA - vanilla".
         estimate: the quantity over seeds.
         expected: the side of ``threshold`` that the claim predicts.
         threshold: 0 for a difference, 1 for a ratio.

@@ -40,7 +40,7 @@ def write(results: Results, context: ExperimentContext) -> None:
             context.conclude(
                 Conclusion(
                     f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}",
-                    f"difference of the {claim.metric}, {claim.row} - {claim.against}",
+                    f"difference in {claim.metric}, {claim.row} - {claim.against}",
                     paired_interval(*pairs) if pairs[0] else ABSENT,
                     claim.expected,
                 )

@@ -96,7 +96,7 @@ def _conclusions(cell: TokenGraphCell) -> Iterator[Conclusion]:
         )
         yield Conclusion(
             f"SSA's transition matrix is closer to P* in {name} than {other}, {rates}",
-            f"difference of the {unit}, SSA - {LABELS[baseline]}",
+            f"difference in {unit}, SSA - {LABELS[baseline]}",
             cell.difference(baseline, quantity, tuned=tuned),
             "lower",
         )

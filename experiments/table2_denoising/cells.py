@@ -85,5 +85,5 @@ class DenoisingResults:
         return 100 * (vanilla - value) / self.optimal(cell)["closed"]
 
     def difference(self, cell: DenoisingCell, method: str, baseline: str) -> Estimate:
-        """Difference of the MSE at equal seed."""
+        """Difference in MSE at equal seed."""
         return paired_interval(self.values(cell, method), self.values(cell, baseline))

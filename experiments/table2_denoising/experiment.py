@@ -85,21 +85,21 @@ def _conclusions(found: DenoisingResults) -> Iterator[Conclusion]:
         ("SSA", "vanilla", "with a learned map, temperatures on query and value denoise better than vanilla attention"),
     )
     for method, baseline, claim in compared:
-        quantity = f"difference of the MSE per dimension, {method} - {baseline}"
+        quantity = f"difference in MSE per dimension, {method} - {baseline}"
         yield Conclusion(claim, quantity, found.difference(found.default, method, baseline), "lower")
     widest = max((cell for cell in found.cells if cell.lr == found.default.lr), key=found.gap)
     yield Conclusion(
         f"exploratory, as lengths were added after a trial: {learned} where its limit in closed form is lowest below "
         f"vanilla's, by {found.gap(widest):.3g} percent of the Bayes risk (noise rate {widest.noise_rate:g}, "
         f"L = {widest.length})",
-        "difference of the MSE per dimension, value-selective - vanilla",
+        "difference in MSE per dimension, value-selective - vanilla",
         found.difference(widest, "value-selective", "vanilla"),
         "lower",
     )
     value, vanilla = (found.best(method) for method in ("value-selective", "vanilla"))
     yield Conclusion(
         f"{learned} ({where}, each at its own best learning rate, {value.lr:g} and {vanilla.lr:g})",
-        "difference of the MSE per dimension, value-selective - vanilla",
+        "difference in MSE per dimension, value-selective - vanilla",
         paired_interval(found.values(value, "value-selective"), found.values(vanilla, "vanilla")),
         "lower",
     )
