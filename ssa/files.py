@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,13 @@ def to_json(values: Mapping[str, Any], indent: int | None = 2) -> str:
     ``float()`` accepts and `parse_json` turns back into floats.
     """
     return json.dumps(_to_finite(values), indent=indent, allow_nan=False) + "\n"
+
+
+def to_csv(rows: Iterable[Iterable[object]]) -> str:
+    r"""CSV text; lines end with ``\n``."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from filelock import Timeout
 from pydantic import Field
 
 from ssa.command_line.settings import program
 from ssa.config import PositiveInt, Section
 from ssa.errors import UserError
-from ssa.files import acquire, release
+from ssa.files import locked
 from ssa.processes import interruptible
 from ssa.progress import ProgressBar
 from sweeps.declaration import Sweep, load
 
-if TYPE_CHECKING:
-    from sweeps.search import Search
-
 USAGE = "usage: python -m sweeps FILE.yaml KEY=VALUE ...; FILE.yaml --help lists the keys"
 INSTALL = "pip install -e '.[sweeps]'"
-_LINES_SECONDS = 30.0
 
 
 class Settings(Section):
@@ -37,7 +33,6 @@ class Settings(Section):
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
     if not arguments or arguments[0] in ("--help", "-h"):
         print("\n".join([USAGE, "", *(f"  {path}" for path in sorted(Path("sweeps").glob("optuna_*.yaml")))]))
         return 0
@@ -72,17 +67,14 @@ def run(file: Path, settings: Settings) -> None:
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     folder = Path(settings.output_dir, "sweeps", file.stem)
-    try:
-        lock = acquire(folder / ".lock", timeout=1)
-    except Timeout:
-        raise UserError(f"{folder}: this sweep is already running in another process") from None
-    except OSError as error:
-        raise UserError(f"output_dir={settings.output_dir}: {folder} cannot be written: {error.strerror}") from None
-    try:
-        with interruptible():
-            _search(file, sweep, settings, (*sweep.overrides, *more), folder)
-    finally:
-        release(lock)
+    with ExitStack() as stack:
+        try:
+            in_use = f"{folder}: this sweep is already running in another process"
+            stack.enter_context(locked(folder / ".lock", in_use, timeout=1))
+        except OSError as error:
+            raise UserError(f"output_dir={settings.output_dir}: {folder} cannot be written: {error.strerror}") from None
+        stack.enter_context(interruptible())
+        _search(file, sweep, settings, (*sweep.overrides, *more), folder)
 
 
 def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...], folder: Path) -> None:
@@ -98,17 +90,18 @@ def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...
     console = Console(highlight=False, soft_wrap=True)
     study = open_study(folder, file.stem, sweep, common)
 
-    def show(search: Search) -> None:
-        done = search.started - len(search.active) - len(search.twins) - len(search.left_behind)
+    def show() -> None:
         best = results.ranked(study, sweep)[:1]
         leading = f"  best {best[0].value:.5g} (trial {best[0].number})" if best else ""
-        bar.update(done, results.counted(study).replace("interrupted", "running") + leading)
+        bar.update(ended(), results.counted(study).replace("interrupted", "running") + leading)
+
+    def ended() -> int:
+        return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
     search = Search(study, sweep, common, settings.trials, settings.jobs, console.print, show)
-    earlier = search.started - len(search.left_behind)
-    if search.started:
+    if search.known:
         console.print(f"{folder}: resumes {results.counted(study)}")
-    with ProgressBar("trials", search.trials, completed=earlier, interval=_LINES_SECONDS, console=console) as bar:
+    with ProgressBar("trials", search.trials, completed=ended(), interval=30.0, console=console) as bar:
         try:
             search.finish()
         finally:

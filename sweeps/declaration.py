@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -49,14 +50,13 @@ class Dimension(Section):
 
     def suggest(self, trial: Trial, key: str) -> Value:
         """Optuna's value for a trial; asking again gives the same value."""
-        if self.type == "categorical":
-            choice: Value = trial.suggest_categorical(key, self.choices)
-            return choice
-        assert self.low is not None
-        assert self.high is not None
+        low, high = self.low or 0.0, self.high or 0.0
         if self.type == "int":
-            return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
-        return trial.suggest_float(key, self.low, self.high, log=self.log)
+            return trial.suggest_int(key, int(low), int(high), log=self.log)
+        if self.type == "float":
+            return trial.suggest_float(key, low, high, log=self.log)
+        choice: Value = trial.suggest_categorical(key, self.choices)
+        return choice
 
     def listed(self) -> list[Value] | None:
         """Every value; None for a float."""
@@ -107,13 +107,9 @@ class Sweep(Section):
     pruner: Pruner = Pruner()
 
     @model_validator(mode="after")
-    def _metric_is_of_a_summary(self) -> Self:
+    def _is_valid(self) -> Self:
         if (name := summary_name(self.metric)) != self.metric:
             raise ValueError(f"metric={self.metric}: called {name} in summary.json; write metric: {name}")
-        return self
-
-    @model_validator(mode="after")
-    def _makes_a_space(self) -> Self:
         for key, dimension in self.space.items():
             if dimension.problem:
                 raise ValueError(f"space.{key}: {dimension.problem}")
@@ -143,10 +139,7 @@ class Sweep(Section):
 
 def typed(values: dict[str, Value]) -> list[str]:
     """Overrides that set the values."""
-    words = {None: "null", True: "true", False: "false"}
-    return [
-        f"{key}={words[value] if value is None or isinstance(value, bool) else value}" for key, value in values.items()
-    ]
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
 
 
 def load(file: Path) -> Sweep:

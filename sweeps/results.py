@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from pathlib import Path
 
@@ -11,11 +9,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Column, Table
 
-from ssa.files import write_atomic
+from ssa.files import to_csv, write_atomic
 from sweeps.declaration import Sweep, typed
 
 _BEST = 5
-_STATES = {
+STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "stopped early",
     TrialState.FAIL: "failed",
@@ -32,13 +30,11 @@ def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
 
 
 def counted(study: optuna.Study) -> str:
-    """The number of trials in each state, as printed."""
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    return ", ".join(f"{states.count(state)} {word}" for state, word in _STATES.items() if states.count(state))
+    return ", ".join(f"{states.count(state)} {word}" for state, word in STATES.items() if states.count(state))
 
 
 def table(study: optuna.Study, sweep: Sweep) -> Table:
-    """The best trials."""
     best = ranked(study, sweep)
     columns = [Column(name, overflow="fold") for name in ("trial", sweep.metric, *sweep.space, "run id")]
     shown = Table(*columns, title=f"best of {counted(study)}", title_justify="left")
@@ -56,14 +52,12 @@ def command(study: optuna.Study, sweep: Sweep, common: tuple[str, ...]) -> str:
 
 def write(study: optuna.Study, sweep: Sweep, folder: Path) -> Path:
     """Writes ``trials.csv``, one row per trial: state, metric, values, run id."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["trial", "state", sweep.metric, *sweep.space, "last_step", "run_id", "note"])
+    rows: list[list[object]] = [["trial", "state", sweep.metric, *sweep.space, "last_step", "run_id", "note"]]
     for trial in study.get_trials(deepcopy=False):
         values = [trial.params.get(key, "") for key in sweep.space]
         value = "" if trial.value is None or trial.state != TrialState.COMPLETE else trial.value
         known = [trial.user_attrs.get(name, "") for name in ("run_id", "note")]
         last = "" if trial.last_step is None else trial.last_step
-        rows.writerow([trial.number, _STATES.get(trial.state, ""), value, *values, last, *known])
-    write_atomic(folder / "trials.csv", text.getvalue())
+        rows.append([trial.number, STATES.get(trial.state, ""), value, *values, last, *known])
+    write_atomic(folder / "trials.csv", to_csv(rows))
     return folder / "trials.csv"

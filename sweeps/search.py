@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -18,8 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.launch.run import Run
 from ssa.processes import Pool
-from ssa.record.run_files import load_status, read_rows, read_summary
+from ssa.record.run_files import read_rows, read_summary
 from sweeps.declaration import Sweep, typed
+from sweeps.results import STATES
 from sweeps.study import sampler
 
 _PRUNED = "pruned_at"  # user attribute of a trial: the pruner has decided, even if a kill comes before the run ends
@@ -27,17 +28,11 @@ _PRUNED = "pruned_at"  # user attribute of a trial: the pruner has decided, even
 
 @dataclass
 class Active:
-    """A trial whose run is in progress.
-
-    Attributes:
-        rows: number of rows of metrics.jsonl seen.
-        reported: steps reported to Optuna.
-    """
+    """A trial whose run is in progress, and the steps reported to Optuna."""
 
     trial: optuna.Trial
-    pruned: bool = False
-    rows: int = 0
-    reported: set[int] = field(default_factory=set)
+    pruned: bool
+    reported: set[int]
 
 
 @dataclass
@@ -56,15 +51,13 @@ class Search:
     trials: int
     jobs: int
     say: Callable[[str], None]
-    on_poll: Callable[[Search], None]
+    on_poll: Callable[[], None]
 
     def __post_init__(self) -> None:
-        known = self.study.get_trials(deepcopy=False)
         if self.sweep.sampler.name == "grid":
             self.trials = min(self.trials, len(self.sweep.points()))
-        self.started = len(known)
-        self.left_behind = [trial for trial in known if trial.state == TrialState.RUNNING]
-        self.ended = {trial.user_attrs["run_id"]: trial for trial in known if trial.state.is_finished()}
+        self.known = self.study.get_trials(deepcopy=False)
+        self.ended = {trial.user_attrs["run_id"]: trial for trial in self.known if trial.state.is_finished()}
         self.active: dict[Run, Active] = {}
         self.twins: list[tuple[optuna.Trial, Run]] = []  # trials of the same run as an active one
         self.interrupted = 0
@@ -86,14 +79,13 @@ class Search:
                 raise
 
     def _runs(self) -> Iterator[Run]:
-        """The run of the next trial, until there are enough trials."""
-        while self.left_behind or self.started < self.trials:
-            number = self.left_behind[0].number if self.left_behind else self.started
+        """The runs of interrupted trials, then of new ones until there are enough."""
+        interrupted = [trial.number for trial in self.known if trial.state == TrialState.RUNNING]
+        for number in [*interrupted, *range(len(self.known), self.trials)]:
             self.study.sampler = sampler(self.sweep, number)
-            if self.left_behind:  # resumes a trial: Optuna has no public way but its id
-                trial = optuna.Trial(self.study, self.left_behind.pop(0)._trial_id)
+            if number < len(self.known):  # to resume a trial, Optuna has no public way but its id
+                trial = optuna.Trial(self.study, self.known[number]._trial_id)
             else:
-                self.started += 1
                 trial = self.study.ask()
             values = {key: dimension.suggest(trial, key) for key, dimension in self.sweep.space.items()}
             run = Run((*self.common, *typed(values)), setting=f"trial {trial.number}")
@@ -117,7 +109,7 @@ class Search:
             return False
         known = self.study.get_trials(deepcopy=False)[trial.number]
         pruned = _PRUNED in known.user_attrs
-        self.active[run] = Active(trial, pruned, reported=set(known.intermediate_values))
+        self.active[run] = Active(trial, pruned, set(known.intermediate_values))
         if pruned and not run.is_in_use():
             self._collect(run, EXIT_INTERRUPTED)
             return False
@@ -129,14 +121,12 @@ class Search:
             self._report(run)
             if self.active[run].pruned:
                 pool.stop(run)
-        self.on_poll(self)
+        self.on_poll()
 
     def _report(self, run: Run) -> None:
         active, finished = self.active[run], run.is_finished()
         with suppress(UserError, OSError):
-            rows = read_rows(run.folder)
-            new, active.rows = rows[active.rows :], len(rows)
-            for row in new:
+            for row in read_rows(run.folder):
                 value, step = row.get(self.sweep.metric.removeprefix("best/")), int(row["step"])
                 if value is None or step in active.reported or active.pruned:
                     continue  # what a pruned run still does until it ends must not affect later trials
@@ -150,11 +140,11 @@ class Search:
         """Ends the trial of a run that has ended."""
         self._report(run)
         if run.is_finished():
-            self._end(run, *self._value(run))
+            self._finish(run)
         elif self.active[run].pruned:
             self._end(run, TrialState.PRUNED)
-        elif (error := _error(run)).startswith("TrainingDiverged"):
-            self._end(run, TrialState.PRUNED, note=error)
+        elif run.error.startswith("TrainingDiverged"):
+            self._end(run, TrialState.PRUNED, note=run.error)
         elif code == EXIT_INTERRUPTED:
             del self.active[run]
             self.interrupted += 1
@@ -162,15 +152,16 @@ class Search:
         else:
             self._end(run, TrialState.FAIL, note=f"{run.last_line}  ({run.log})")
 
-    def _value(self, run: Run) -> tuple[TrialState, float | None, str]:
+    def _finish(self, run: Run) -> None:
         summary = read_summary(run.folder)
         value = summary.get(self.sweep.metric)
         if not isinstance(value, int | float):
             known = ", ".join(name for name, found in summary.items() if isinstance(found, int | float))
             raise UserError(f"metric={self.sweep.metric}: not in summary.json; valid: {known}")
         if math.isnan(value):
-            return TrialState.FAIL, None, f"{self.sweep.metric} is not a number  ({run.folder})"
-        return TrialState.COMPLETE, float(value), ""
+            self._end(run, TrialState.FAIL, note=f"{self.sweep.metric} is not a number  ({run.folder})")
+        else:
+            self._end(run, TrialState.COMPLETE, float(value))
 
     def _end(self, run: Run, state: TrialState, value: float | None = None, note: str = "") -> None:
         frozen = self._tell(self.active.pop(run).trial, run, state, value, note)
@@ -189,17 +180,9 @@ class Search:
             trial.set_user_attr("note", note)
         frozen = self.study.tell(trial, value, state=state)
         self.ended.setdefault(frozen.user_attrs["run_id"], frozen)
-        word = {TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}.get(
-            state, f"{self.sweep.metric} {value}"
-        )
+        word = f"{self.sweep.metric} {value}" if state == TrialState.COMPLETE else STATES[state]
         values = " ".join(typed(frozen.params))
         self.say(f"{run.label}: {word}  {values}{f'  ({note})' if note and state != TrialState.FAIL else ''}")
         if state == TrialState.FAIL:
             self.say(f"  {note}")
         return frozen
-
-
-def _error(run: Run) -> str:
-    with suppress(UserError):
-        return load_status(run.folder).error or ""
-    return ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial
+from optuna.exceptions import ExperimentalWarning
 
 from ssa.errors import UserError
 from ssa.record.run_files import summary_name
@@ -32,13 +32,13 @@ def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -
             load_if_exists=True,
         )
         before = study.user_attrs.get("declared")
-        if before is not None:
-            before["metric"] = summary_name(before["metric"])  # the study of an older version has the old one
         if before is None:
             study.set_user_attr("declared", declared)
+            return study
     except Exception as error:  # any of SQLAlchemy's classes
         raise UserError(f"{file}: cannot be used: {type(error).__name__}: {str(error).splitlines()[0]}") from None
-    changed = [key for key in declared if before is not None and before.get(key) != declared[key]]
+    before["metric"] = summary_name(before["metric"])  # the study of an older version has the old one
+    changed = [key for key in declared if before.get(key) != declared[key]]
     if changed:
         raise UserError(
             f"{changed[0]}: {folder} has {len(study.trials)} trials of another {changed[0]}; "
@@ -47,49 +47,22 @@ def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -
     return study
 
 
-class _Grid(optuna.samplers.BaseSampler):
-    """Trial n has point n."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.points = sweep.points()
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, object]:
-        return {}
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> object:
-        return self.points[trial.number][param_name]
-
-
 def sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
     """The sampler of one trial: each has its own, so that a resumed sweep does not draw the same values again."""
     declared = sweep.sampler
     seed = int(np.random.SeedSequence((declared.seed, number)).generate_state(1)[0])
-    if declared.name == "grid":
-        return _Grid(sweep)
+    if declared.name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=declared.startup_trials)
+    random = optuna.samplers.RandomSampler(seed=seed)
     if declared.name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=declared.startup_trials)
+        return random
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        return optuna.samplers.PartialFixedSampler(sweep.points()[number], random)
 
 
 def _pruner(declared: Pruner) -> optuna.pruners.BasePruner:
-    """Optuna's pruner."""
     if declared.name == "median":
-        return optuna.pruners.MedianPruner(
-            n_startup_trials=declared.startup_trials, n_warmup_steps=declared.warmup_steps
-        )
+        return optuna.pruners.MedianPruner(declared.startup_trials, declared.warmup_steps)
     if declared.name == "halving":
-        return optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=declared.min_steps, reduction_factor=declared.reduction_factor
-        )
+        return optuna.pruners.SuccessiveHalvingPruner(declared.min_steps, declared.reduction_factor)
     return optuna.pruners.NopPruner()

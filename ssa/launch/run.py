@@ -103,6 +103,13 @@ class Run:
         return 0
 
     @property
+    def error(self) -> str:
+        """The exception that ended it, in one line; empty if there was none."""
+        with suppress(UserError):
+            return load_status(self.folder).error or ""
+        return ""
+
+    @property
     def last_line(self) -> str:
         """The last line that it printed: the reason, if it failed."""
         log = self.log

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from html import escape
 
+from ssa.files import to_csv as csv_text
 from ssa.report.table_cells import TableCell, TableContents, lines_of
 
 # Markup of Markdown or GitHub, except "_" between letters and "&" that starts no entity.
@@ -43,11 +42,8 @@ def _markdown(text: str) -> str:
 
 def to_csv(table: TableContents) -> str:
     r"""Column names and cells, without title, caption and footnotes; line breaks are ``\n``."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for row in [table.columns, *([cell.shown for cell in row] for row in table.rows)]:
-        writer.writerow([re.sub(r"\r\n?", "\n", text) for text in row])  # csv does not quote "\r"
-    return file.getvalue()
+    rows = [table.columns, *([cell.shown for cell in row] for row in table.rows)]
+    return csv_text([re.sub(r"\r\n?", "\n", text) for text in row] for row in rows)  # csv does not quote "\r"
 
 
 def to_html(table: TableContents) -> str:
