@@ -15,9 +15,7 @@ from ssa.errors import UserError
 from ssa.processes import interruptible
 
 INSTALL = "pip install -e '.[experiments]'"
-USAGE = (
-    f"usage: python -m experiments NAME scale={'|'.join(SCALES)} KEY=VALUE ...; NAME --help lists the keys"
-)
+USAGE = f"usage: python -m experiments NAME scale={'|'.join(SCALES)} KEY=VALUE ...; NAME --help lists the keys"
 
 
 def main(arguments: list[str]) -> int:

@@ -77,9 +77,9 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
                     f"perplexity, {NAMES.get(rule, rule)}": f"{math.exp(mean_interval(regime.final(rule)).mean):.2f}"
                     for rule in settings.rules
                 },
-                "difference of losses": shown(paired_interval(regime.final(other), regime.final(base)), 4),
-                "speed-up": shown(bootstrap_interval(logs).exponential(), 2),
-                "by Student's t": shown(mean_interval(logs).exponential(), 2),
+                "difference in loss": shown(paired_interval(regime.final(other), regime.final(base)), 4),
+                "speed-up (bootstrap)": shown(bootstrap_interval(logs).exponential(), 2),
+                "speed-up (Student's t)": shown(mean_interval(logs).exponential(), 2),
                 "paper": f"{known['value']} (grade {known['grade']})" if regime.name == "fine-tuning" else "-",
             }
         )

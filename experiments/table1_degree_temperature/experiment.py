@@ -111,7 +111,7 @@ def _summary(
             "out-neighbors": degree,
             "paper": paper.get(f"temperature, {degree} neighbors", "-"),
             "temperature": shown(mean_interval(_means(runs, "temperature", degree)), 2),
-            "sd inside": f"{fmean(stdev(values) for values in inside):.2f}" if len(inside[0]) > 1 else "-",
+            "sd within degree": f"{fmean(stdev(values) for values in inside):.2f}" if len(inside[0]) > 1 else "-",
             "logits' spread before": shown(mean_interval(before), 1),
             "after": shown(mean_interval(_means(runs, "spread", degree)), 1),
             "vanilla's": shown(mean_interval(_means(vanilla, "spread", degree)), 1),
@@ -126,7 +126,7 @@ def _summary(
             "out-neighbors": name,
             "paper": "-",
             "temperature": shown(means[best], 2),
-            **dict.fromkeys(("sd inside", "logits' spread before", "after", "vanilla's"), ""),
+            **dict.fromkeys(("sd within degree", "logits' spread before", "after", "vanilla's"), ""),
             **{f"at lr {lr:g}": f"{means[lr].mean:.2f}".replace("nan", "-") for lr in others},
         }
 
