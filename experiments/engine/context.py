@@ -15,7 +15,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from ssa.launch.pool import train
 from ssa.launch.run import Run
 from ssa.record import environment
 from ssa.record.run_files import read_environment, read_summary
-from ssa.report import tables
+from ssa.report import renderings, tables
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
@@ -134,9 +134,8 @@ class ExperimentContext:
         """Writes a table as ``<scale>_summary`` in all its forms, and prints it."""
         if all(cell["value"] == "-" for cell in self.experiment.references()):
             table = replace(table, caption=f"{table.caption} {UNKNOWN}")
-        plain = to_json(table.plain())
-        forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html(), "json": plain}
-        for ending, text in forms.items():
+        self.text("summary.json", to_json(asdict(table)))
+        for ending, text in renderings.by_suffix(table).items():
             self.text(f"summary.{ending}", text)
         marks = table.marks()
         printed = Table(*(Column(name, no_wrap=True) for name in table.columns), box=box.SIMPLE_HEAD)

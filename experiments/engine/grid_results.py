@@ -14,14 +14,14 @@ from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Grid, GridCell, GridSettings, Metric
 from ssa.launch.run import Run
 from ssa.record.checksums import NO_CHECKSUMS
-from ssa.report.table_cells import State
+from ssa.report.tables import State
 from ssa.statistics import Estimate, holm, mean_interval, paired_interval, paired_p_value
 
 ABSENT = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
 
 class Gap(NamedTuple):
-    """Why a run has no number: a state of `ssa.report.table_cells` and the reason in words."""
+    """Why a run has no number: a state of `ssa.report.tables` and the reason in words."""
 
     state: State
     reason: str

@@ -14,7 +14,7 @@ from experiments.engine.grid import Metric
 from experiments.engine.grid_results import ABSENT, Results, Statistic
 from ssa.evaluation import catalog
 from ssa.report import tables
-from ssa.report.table_cells import State
+from ssa.report.tables import State
 from ssa.statistics import Estimate, paired_interval
 from ssa.viz import plot_style
 

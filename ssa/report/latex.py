@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
-from ssa.report.table_cells import TableCell, TableContents, lines_of
+from ssa.report.tables import Table, TableCell, lines_of
 
 NEW_LINE = r" \newline "
 NEEDS = r"% needs \usepackage{booktabs} \usepackage{graphicx} \usepackage[T1]{fontenc}"
@@ -50,28 +50,23 @@ MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 LIGATURES = re.compile("-(?=-)|,(?=,)")  # "--" and ",," would become ligatures
 
 
-def to_latex(table: TableContents) -> str:
+def to_latex(table: Table) -> str:
     r"""A ``table`` environment with booktabs for pdflatex, to be ``\input``.
 
     References are in italics.  Characters without a LaTeX equivalent are written as ``U+`` and their code point.
     """
     marks = table.marks()
-    title, caption = table.heading()
     columns = "".join("l" if table.is_text(column) else "r" for column in range(len(table.columns)))
     notes = [rf"\textsuperscript{{{mark}}} {text(note, NEW_LINE)}\par" for note, mark in marks.items()]
     if notes:
-        notes = [
-            r"\par\smallskip",
-            r"\begin{minipage}{\linewidth}\footnotesize\raggedright",
-            *notes,
-            r"\end{minipage}",
-        ]
+        start = [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize\raggedright"]
+        notes = [*start, *notes, r"\end{minipage}"]
     return "\n".join([
         NEEDS,
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{\textbf{{{text(title)}}} {text(caption)}}}",
-        rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}}}",
+        rf"\caption{{\textbf{{{text(table.heading)}}} {text(table.caption)}}}",
+        rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', table.title.lower()).strip('-')}}}",
         r"\small",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than the page
         rf"\begin{{tabular}}{{{columns}}}",

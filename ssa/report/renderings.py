@@ -6,21 +6,26 @@ import re
 from html import escape
 
 from ssa.files import to_csv as csv_text
-from ssa.report.table_cells import TableCell, TableContents, lines_of
+from ssa.report.latex import to_latex
+from ssa.report.tables import Table, TableCell, lines_of
 
 # Markup of Markdown or GitHub, except "_" between letters and "&" that starts no entity.
 MARKUP = re.compile(r"[\\`*\[\]<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
 
 
-def to_markdown(table: TableContents) -> str:
+def by_suffix(table: Table) -> dict[str, str]:
+    """All renderings, by the suffix of their file."""
+    return {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table), "html": to_html(table)}
+
+
+def to_markdown(table: Table) -> str:
     """GitHub Markdown, title and caption above, footnotes below; references in italics."""
     marks = table.marks()
-    title, caption = table.heading()
     rules = ["---" if table.is_text(column) else "--:" for column in range(len(table.columns))]
     rows = [[_markdown(name) for name in table.columns], rules]
     rows += [[_markdown_cell(cell, marks) for cell in row] for row in table.rows]
     parts = [
-        f"**{_markdown(title)}** {_markdown(caption)}".rstrip(),
+        f"**{_markdown(table.heading)}** {_markdown(table.caption)}".rstrip(),
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         *(f"<sup>[{mark}]</sup> {_markdown(note)}" for note, mark in marks.items()),
     ]
@@ -40,19 +45,18 @@ def _markdown(text: str) -> str:
     return "<br>".join(lines).replace("$", "<span>$</span>")
 
 
-def to_csv(table: TableContents) -> str:
+def to_csv(table: Table) -> str:
     r"""Column names and cells, without title, caption and footnotes; line breaks are ``\n``."""
     rows = [table.columns, *([cell.shown for cell in row] for row in table.rows)]
     return csv_text([re.sub(r"\r\n?", "\n", text) for text in row] for row in rows)  # csv does not quote "\r"
 
 
-def to_html(table: TableContents) -> str:
+def to_html(table: Table) -> str:
     """A ``<figure class=table>``; each cell has its state as class and its run ids as tooltip.
 
     Inside, ``div.scroll`` holds the table, so that a wide table scrolls on its own, ``div.notes`` the footnotes.
     """
     marks = table.marks()
-    title, caption = table.heading()
     is_text = [table.is_text(column) for column in range(len(table.columns))]
     head = "".join(
         f'<th scope="col" style="text-align:{"left" if left else "right"}">{_html(name)}</th>'
@@ -67,10 +71,9 @@ def to_html(table: TableContents) -> str:
     notes = [f"<p><sup>[{mark}]</sup> {_html(note)}</p>" for note, mark in marks.items()]
     return "\n".join([
         '<figure class="table">',
-        # A wide table scrolls on its own, also by keyboard.
         f'<div class="scroll" role="region" aria-label="{label}" tabindex="0" style="overflow-x:auto">',
         "<table>",
-        f"<caption><strong>{_html(title)}</strong> {_html(caption)}</caption>",
+        f"<caption><strong>{_html(table.heading)}</strong> {_html(table.caption)}</caption>",
         f"<thead>\n<tr>{head}</tr>\n</thead>",
         "<tbody>", *rows, "</tbody>",
         "</table>",

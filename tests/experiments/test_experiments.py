@@ -31,6 +31,7 @@ from experiments.engine.grid import declared
 from experiments.engine.source_hash import source_hash
 from ssa.config import SCALES
 from ssa.errors import UserError
+from ssa.report import renderings
 from ssa.report.tables import Table
 from ssa.statistics import Estimate, mean_interval
 
@@ -141,8 +142,7 @@ def test_committed_table_matches_the_committed_runs(experiment: Experiment) -> N
     """Every cell has finished runs or a note on how to fill it; every declared run is listed."""
     plain = json.loads((experiment.folder / "results" / "laptop_summary.json").read_text(encoding="utf-8"))
     table = Table.of(plain)
-    forms = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": table.html()}
-    for ending, text in forms.items():
+    for ending, text in renderings.by_suffix(table).items():
         assert (experiment.folder / "results" / f"laptop_summary.{ending}").read_text(encoding="utf-8") == text
     counted, grid = committed(experiment, "runs"), declared(experiment)
     known = {row["run"] for row in counted}

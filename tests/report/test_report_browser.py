@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     results.mkdir(parents=True)
     cell = TableCell("1.23", "value", (runs[4].name, runs[5].name))
     table = Table("A table", "", ("row", "ours"), ((TableCell("one"), cell),))
-    (results / "laptop_summary.json").write_text(json.dumps(table.plain()))
+    (results / "laptop_summary.json").write_text(json.dumps(asdict(table)))
     return write(
         ReportSettings(runs=str(folder / "outputs"), experiments=str(folder / "experiments"), to=str(folder))
     ), runs

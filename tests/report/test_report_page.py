@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start = add_results(place, "demo", "laptop")
     run = TableCell("1.23", "value", (made[0].name,))
     table = Table("A table", "Its caption.", ("row", "ours"), ((TableCell("one"), run),))
-    Path(f"{start}summary.json").write_text(json.dumps(table.plain()))
+    Path(f"{start}summary.json").write_text(json.dumps(asdict(table)))
     with figure(3, 2) as drawing:
         drawing.add_subplot().plot([1, 2, 3], [1, 3, 2])
         save(drawing, Path(f"{start}curve"))
@@ -267,7 +268,7 @@ def test_text_from_data_stays_text(folder: Path) -> None:
     kept = "".join("\N{REPLACEMENT CHARACTER}" if c in "\x00\ud800" else c for c in EVIL)
     start = add_results(folder, "evil", "laptop", claim=EVIL.replace("\ud800", ""), quantity=EVIL, expected=EVIL)
     table = Table(EVIL, EVIL, (EVIL, "b"), ((TableCell(EVIL), TableCell(EVIL, "value", (EVIL,), EVIL)),))
-    Path(f"{start}summary.json").write_text(json.dumps(table.plain()))
+    Path(f"{start}summary.json").write_text(json.dumps(asdict(table)))
     (folder / "experiments" / "evil" / "README.md").write_text(f"# {EVIL}\n", errors="replace")
     run = sorted((folder / "outputs").rglob("config.yaml"))[0].parent
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,8 +24,8 @@ from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_la
 from pylatexenc.latexwalker import LatexEnvironmentNode, LatexGroupNode, LatexMacroNode, LatexSpecialsNode, LatexWalker
 
 from ssa.report import latex
-from ssa.report.table_cells import INCOMPLETE, STATES
-from ssa.report.tables import Table
+from ssa.report.renderings import to_csv, to_html, to_markdown
+from ssa.report.tables import INCOMPLETE, STATES, Table
 from ssa.report.tables import TableCell as Cell
 
 SPECIAL = (
@@ -97,7 +98,7 @@ def cells_of(element: Element) -> list[list[str]]:
 
 
 def test_html_shows_every_cell_note_and_state() -> None:
-    parsed = page(TABLE.html())
+    parsed = page(to_html(TABLE))
     assert cells_of(parsed) == SHOWN
     caption = next(parsed.iter("caption"))
     assert text_of(caption) == f"{TABLE.title}. {TABLE.caption}"
@@ -119,7 +120,7 @@ def test_html_shows_every_cell_note_and_state() -> None:
 @example(TABLE)
 @example(NONCHARACTERS)
 def test_html_is_valid_and_keeps_any_text(table: Table) -> None:
-    found = cells_of(page(table.html()))
+    found = cells_of(page(to_html(table)))
     marks = table.marks()
     assert found[0] == [visible(name) for name in table.columns]
     for row, cells in zip(found[1:], table.rows, strict=True):
@@ -132,7 +133,7 @@ def github(text: str) -> str:
 
 
 def test_markdown_shows_every_cell_and_note() -> None:
-    parsed = page(github(TABLE.markdown()))
+    parsed = page(github(to_markdown(TABLE)))
     assert cells_of(parsed) == SHOWN
     texts = [text_of(paragraph).strip() for paragraph in parsed.iter("p")]
     assert texts == [
@@ -144,17 +145,17 @@ def test_markdown_shows_every_cell_and_note() -> None:
     assert [text_of(cell) for cell in parsed.iter("em")] == ["3.0", "8", "1 (B)"]
     assert not list(parsed.iter("del")) + list(parsed.iter("b")) + list(parsed.iter("code")) + list(parsed.iter("a"))
     # GitHub reads mathematics only between two bare dollars.
-    assert TABLE.markdown().count("$") == TABLE.markdown().count("<span>$</span>") == 3 * SPECIAL.count("$")
+    assert to_markdown(TABLE).count("$") == to_markdown(TABLE).count("<span>$</span>") == 3 * SPECIAL.count("$")
 
 
 @given(tables())
 @example(TABLE)
 def test_markdown_keeps_any_text_and_the_number_of_columns(table: Table) -> None:
     width = len(table.columns)
-    lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
     assert len(lines) == len(table.rows) + 2
     assert all(len(re.split(r"(?<!\\)\|", line)) == width + 2 for line in lines)
-    found = cells_of(page(github(table.markdown())))
+    found = cells_of(page(github(to_markdown(table))))
     marks = table.marks()
     for row, cells in zip(found[1:], table.rows, strict=True):
         expected = [visible(cell.shown) + (f"[{marks[cell.note]}]" if cell.note else "") for cell in cells]
@@ -165,18 +166,18 @@ def test_markdown_keeps_any_text_and_the_number_of_columns(table: Table) -> None
 @example(TABLE)
 def test_csv_round_trips(table: Table) -> None:
     expected = [list(table.columns), *([cell.shown for cell in row] for row in table.rows)]
-    found = list(csv.reader(io.StringIO(table.csv(), newline="")))
+    found = list(csv.reader(io.StringIO(to_csv(table), newline="")))
     assert found == [[text.replace("\r\n", "\n").replace("\r", "\n") for text in row] for row in expected]
 
 
 def test_csv_has_no_footnote_marks_and_unix_lines() -> None:
     table = Table("t", "c", ("a", "b"), ((Cell("x, y", note="n"), Cell("1", "reference", note="m")),))
-    assert table.csv() == 'a,b\n"x, y",1\n'
+    assert to_csv(table) == 'a,b\n"x, y",1\n'
 
 
 @given(tables())
 def test_json_round_trips(table: Table) -> None:
-    assert Table.of(json.loads(json.dumps(table.plain()))) == table
+    assert Table.of(json.loads(json.dumps(asdict(table)))) == table
 
 
 def parsed_latex(text: str) -> LatexEnvironmentNode:
@@ -211,7 +212,7 @@ def plain(nodes: list[Any]) -> str:
 
 
 def test_latex_shows_every_cell() -> None:
-    environment = parsed_latex(TABLE.latex())
+    environment = parsed_latex(latex.to_latex(TABLE))
     assert environment.envname == "table"
     alike = str.maketrans("−²\n", "-2 ")  # what the parser makes of them
     expected = [[re.sub(r"\[(\w)\]$", r"\1", text).translate(alike) for text in row] for row in SHOWN]
@@ -222,12 +223,12 @@ def test_latex_shows_every_cell() -> None:
 @given(tables())
 @example(TABLE)
 def test_latex_is_balanced_with_a_cell_for_each_column(table: Table) -> None:
-    rows = rows_of(parsed_latex(table.latex()))
+    rows = rows_of(parsed_latex(latex.to_latex(table)))
     assert [len(row) for row in rows] == [len(table.columns)] * (len(table.rows) + 1)
     # Which would be read as arguments, even at the start of the next line.
-    assert not re.search(r"(\\\\|rule)\s*[*\[]", table.latex())
+    assert not re.search(r"(\\\\|rule)\s*[*\[]", latex.to_latex(table))
     # The letters that pdflatex is shown to have in the test below.
-    assert all(sign.isascii() or "À" <= sign <= "ž" for sign in table.latex())
+    assert all(sign.isascii() or "À" <= sign <= "ž" for sign in latex.to_latex(table))
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex: texlive-latex-recommended")
@@ -241,8 +242,8 @@ def test_pdflatex_compiles_every_sign(tmp_path: Path) -> None:
         Table(SPECIAL, "".join(signs[:400]), (SPECIAL, "*"), rows[start : start + 40])
         for start in range(0, len(rows), 40)
     ]
-    packages = "".join(re.findall(r"\\usepackage\S*", TABLE.latex().splitlines()[0]))
-    body = "\n\\clearpage\n".join(table.latex() for table in [TABLE, *every])
+    packages = "".join(re.findall(r"\\usepackage\S*", latex.to_latex(TABLE).splitlines()[0]))
+    body = "\n\\clearpage\n".join(latex.to_latex(table) for table in [TABLE, *every])
     document = rf"\documentclass{{article}}{packages}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "t.tex").write_text(document)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "-draftmode", "t.tex"]
@@ -260,7 +261,12 @@ def test_every_state_is_named_in_words() -> None:
     rows = tuple((Cell("a"), Cell(text, state)) for state in INCOMPLETE for text in ("", "1.5", f"2 of 3 {state}"))
     table = Table("t", "c", ("", "value"), rows)
     assert [row[1].shown for row in rows[:3]] == ["missing", "1.5 (missing)", "2 of 3 missing"]
-    for rendering in (table.markdown(), table.latex(), table.csv(), re.sub("<[^>]*>", "", table.html())):
+    for rendering in (
+        to_markdown(table),
+        latex.to_latex(table),
+        to_csv(table),
+        re.sub("<[^>]*>", "", to_html(table)),
+    ):
         assert all(rendering.count(state) == 3 for state in INCOMPLETE)
 
 
@@ -278,8 +284,8 @@ def test_columns_of_numbers_are_right_aligned_despite_missing_values() -> None:
     )
     table = Table("t", "c", tuple("abcdef"), rows)
     assert [table.is_text(column) for column in range(6)] == [True, True, False, False, False, True]
-    assert r"\begin{tabular}{llrrrl}" in table.latex()
-    assert "| --- | --- | --: | --: | --: | --- |" in table.markdown()
+    assert r"\begin{tabular}{llrrrl}" in latex.to_latex(table)
+    assert "| --- | --- | --: | --: | --: | --- |" in to_markdown(table)
 
 
 def test_equal_notes_share_a_mark_and_there_are_enough() -> None:
@@ -294,8 +300,8 @@ def test_equal_notes_share_a_mark_and_there_are_enough() -> None:
 
 
 def test_a_title_ends_with_one_punctuation_mark() -> None:
-    assert Table("Which?", "c", ("a",), ()).markdown().startswith("**Which?** c")
-    assert Table("This", "", ("a",), ()).markdown().startswith("**This.**\n")
+    assert to_markdown(Table("Which?", "c", ("a",), ())).startswith("**Which?** c")
+    assert to_markdown(Table("This", "", ("a",), ())).startswith("**This.**\n")
 
 
 def test_invalid_tables_are_refused() -> None:
@@ -308,7 +314,7 @@ def test_invalid_tables_are_refused() -> None:
     odd = {"text": 1.5, "state": "value", "runs": [], "note": ""}
     for change in ({"rows": [[1]]}, {"rows": None}, {"rows": [[odd]], "columns": ["a"]}, {"caption": None}):
         with pytest.raises(ValueError, match="not a table"):
-            Table.of({**TABLE.plain(), **change})
+            Table.of({**asdict(TABLE), **change})
     for wrong in ({}, {"title": "only"}):
         with pytest.raises(ValueError, match="not a table"):
             Table.of(wrong)

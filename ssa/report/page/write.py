@@ -18,7 +18,8 @@ from ssa.record import runs as run_store
 from ssa.report.page.results import ExperimentResults, read_results
 from ssa.report.page.run_data import POINTS, environments, page_data
 from ssa.report.page.settings import ReportSettings
-from ssa.report.table_cells import lines_of
+from ssa.report.renderings import to_html
+from ssa.report.tables import lines_of
 
 
 def write(settings: ReportSettings) -> Path:
@@ -41,12 +42,9 @@ def write(settings: ReportSettings) -> Path:
 
 
 def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, experiments: str) -> str:
-    """The page's HTML.
+    """The page's HTML, from runs (`ssa.record.runs.load`) and results of all experiments.
 
-    Args:
-        runs: of `ssa.record.runs.load`.
-        results: of all experiments, also those without any.
-        source, experiments: where runs and results come from, for the reader.
+    ``source`` and ``experiments`` name for the reader where these come from.
     """
     data = page_data(runs) if len(runs) else {"runs": []}
     concluded = sorted((one for one in results if one.verdicts), key=lambda one: one.scale == "smoke")
@@ -71,6 +69,7 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html.j2").render(
+        html=to_html,
         results=results,
         concluded=concluded,
         unfinished=[one for one in results if not one.verdicts],
