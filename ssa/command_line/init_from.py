@@ -105,7 +105,7 @@ def _check_backbone(model: dict[str, Any], option: str, pretrained: Pretrained) 
         choose = f"choose {' or '.join(f'model={name}' for name in fitting)}"
         choose = choose if fitting else "no model= option has this architecture"
         raise UserError(
-            f"model={option}: init_from={pretrained.init_from} is {pretrained.model_type} (model_type); {choose}"
+            f"model={option}: init_from={pretrained.init_from} is {pretrained.format.model_type} (model_type); {choose}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,7 @@ _MODEL_SETTINGS = {"run", "init_from", "tokenizer", "context", "device", "precis
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
-    """Run all tasks without a saved outcome, print a table of all outcomes, and log them to the run's W&B.
-
-    Returns:
-        The outcome of each task, as saved.
+    """Run all tasks without a saved outcome, print a table of all outcomes, log them to the run's W&B, return them.
 
     Raises:
         UserError: the model is unavailable; or some tasks failed, after the others have finished.
@@ -52,8 +49,6 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
 
 
 class _Evaluation:
-    """Outcomes and failures of the tasks so far."""
-
     def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
         self.settings, self.evaluated, self.folder = settings, evaluated, evaluated.folder / "evaluation"
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -79,18 +74,17 @@ class _Evaluation:
     def _failures_reported(self, name: str) -> Iterator[None]:
         try:
             yield
+            return
         except UserError as error:
-            self._fail(name, error)
+            message = str(error)
         except OSError as error:  # disk full, not writable
-            self._fail(name, f"tasks={name}: {error}")
+            message = f"tasks={name}: {error}"
         except Exception as error:  # a bug here or in lm-evaluation-harness
             traceback.print_exc()
-            self._fail(name, f"tasks={name}: {type(error).__name__}: {first_line(error)}")
+            message = f"tasks={name}: {type(error).__name__}: {first_line(error)}"
         except KeyboardInterrupt:
             self.console.print(f"{name}: interrupted; rerun the command to resume")
             raise
-
-    def _fail(self, name: str, message: object) -> None:
         self.failures.add(name)
         self.console.print(f"error: {message}", style="red")
 
@@ -122,15 +116,18 @@ class _Evaluation:
         for name, result in self.results.items():
             self.console.print(_footnote(name, result))
         if self.evaluated.config is not None and self._is_new:
-            metrics = _metrics_by_name(newest(self.folder, self.evaluated))
+            metrics = {
+                f"eval/{result['task']}/{metric}": found["value"]
+                for result in newest(self.folder, self.evaluated)
+                for metric, found in result["metrics"].items()
+            }
             mirror_evaluation(self.evaluated.config, self.evaluated.folder, metrics)
         self.console.print(str(self.folder.resolve()))
 
 
 def _table(results: Mapping[str, Result]) -> Table:
-    table = Table(
-        "task", Column("metric", overflow="fold"), "value", "error", "n", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    metric_column = Column("metric", overflow="fold")
+    table = Table("task", metric_column, "value", "error", "n", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, result in results.items():
         first = name, f"{result['n']:,}"
         for metric, found in result["metrics"].items():
@@ -147,16 +144,7 @@ def _error(metric: Mapping[str, Any]) -> str:
 
 def _footnote(name: str, result: Result) -> str:
     hidden = ("data_hash", "text_column")
-    settings = [
-        f"{key}={value}" for key, value in result["settings"].items() if value is not None and key not in hidden
-    ]
+    chosen = {key: value for key, value in result["settings"].items() if value is not None and key not in hidden}
+    settings = [f"{key}={value}" for key, value in chosen.items()]
     counts = [f"{number:,} {what}" for what, number in result["counts"].items()]
     return f"{name}: {', '.join([*counts, *settings])}; {result['seconds']:,.0f} s"
-
-
-def _metrics_by_name(results: Iterable[Result]) -> dict[str, float]:
-    return {
-        f"eval/{result['task']}/{name}": metric["value"]
-        for result in results
-        for name, metric in result["metrics"].items()
-    }

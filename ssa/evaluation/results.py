@@ -18,7 +18,7 @@ from typing import Any
 from ssa.device import device_name
 from ssa.errors import UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
-from ssa.evaluation.task import Metric, Outcome
+from ssa.evaluation.task import Outcome
 from ssa.files import read_json, write_json
 
 Result = dict[str, Any]
@@ -30,20 +30,15 @@ def file_name(task: str) -> str:
 
 
 def find(folder: Path, task: str, identity: Mapping[str, Any], newest: bool = False) -> Result | None:
-    """The saved outcome with an identity, or None; it becomes the newest.
-
-    Args:
-        folder: ``evaluation/``.
-        task: task name.
-        identity: everything that determines an outcome.
-        newest: consider only the newest outcome.
+    """The saved outcome with an identity, or None; it becomes the newest.  ``newest`` considers no others.
 
     Raises:
         UserError: the file is damaged.
     """
     identity = json.loads(json.dumps(identity))
     saved = _load(folder, task)
-    found = next((result for result in (saved[:1] if newest else saved) if _identity(result) == identity), None)
+    candidates = saved[:1] if newest else saved
+    found = next((result for result in candidates if _identity(result) == identity), None)
     if found is not None and found is not saved[0]:
         save(folder, found)
     return found
@@ -78,7 +73,10 @@ def result_of(
     return {
         "task": task,
         "of": evaluated.name,
-        "metrics": {name: _plain(metric) for name, metric in outcome.metrics.items()},
+        "metrics": {
+            name: {field: value for field, value in vars(metric).items() if value is not None}
+            for name, metric in outcome.metrics.items()
+        },
         "n": outcome.n,
         "counts": dict(outcome.counts),
         **identity,
@@ -99,14 +97,9 @@ def _identity(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: result.get(key) for key in ("settings", "model")}
 
 
-def _plain(metric: Metric) -> dict[str, Any]:
-    return {name: value for name, value in vars(metric).items() if value is not None}
-
-
 def _load(folder: Path, task: str) -> list[Result]:
     path = folder / f"{file_name(task)}.json"
     if not path.is_file():
         return []
     newest = read_json(path)
-    others = newest.pop("others", [])
-    return [newest, *others]
+    return [newest, *newest.pop("others", [])]

@@ -72,15 +72,11 @@ class EvaluateSettings(Section):
     rerun: bool = Field(False, description="rerun finished tasks")
 
     @model_validator(mode="after")
-    def _one_model(self) -> Self:
+    def _check(self) -> Self:
         if (self.run is None) == (self.init_from is None):
             raise ValueError("run, init_from: set exactly one: run=RUN_FOLDER, or init_from=HUB_ID_OR_FOLDER")
         if self.tokenizer is not None and self.run is not None:
             raise ValueError(f"tokenizer={self.tokenizer}: a run has its own tokenizer; valid with init_from")
-        return self
-
-    @model_validator(mode="after")
-    def _batch_size_is_a_number(self) -> Self:
         if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size)):
             raise ValueError(f"batch_size={self.batch_size}: valid: auto, or a positive integer")
         return self

@@ -73,12 +73,7 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, 
 
 
 def tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, str]:
-    """Files for AutoTokenizer that give the ids of training: no tokens are added to a text.
-
-    Args:
-        tokenizer: the run's tokenizer.
-        length: maximum context of the model.
-    """
+    """Files for AutoTokenizer that give the ids of training, adding no tokens; ``length`` is the maximum context."""
     definition = json.loads(tokenizer.definition)
     definition["post_processor"] = _without_added_tokens(definition["post_processor"])
     end = next(token["content"] for token in definition["added_tokens"] if token["id"] == tokenizer.end_of_text)
@@ -105,10 +100,7 @@ def _kept_files(config: Config) -> dict[str, str]:
         files = {}
     if "tokenizer.json" in files and "tokenizer_config.json" in files:
         return files
-    print(
-        f"{config.init_from}: tokenizer files not available; special tokens and templates are left out",
-        flush=True,
-    )
+    print(f"{config.init_from}: tokenizer files not available; special tokens and templates are left out", flush=True)
     return {}
 
 
@@ -121,13 +113,11 @@ def stock_family(config: ModelConfig, vocab_size: int) -> Family:
     wanted = _architecture(config)
     lacking: dict[str, list[str]] = {}
     for family in FAMILIES:
-        described = family.to_hf(config, vocab_size)
-        found = _architecture(replace(config, **family.to_model(described)))
-        lacking[family.architecture] = [
-            f"model.{name}={wanted[name]}" for name in wanted if found[name] != wanted[name]
-        ]
-        if not lacking[family.architecture]:
+        found = _architecture(replace(config, **family.to_model(family.to_hf(config, vocab_size))))
+        lost = [f"model.{name}={value}" for name, value in wanted.items() if found[name] != value]
+        if not lost:
             return family
+        lacking[family.architecture] = lost
     closest = min(lacking, key=lambda architecture: len(lacking[architecture]))
     raise UserError(
         f"transformers has no class for this model: the closest, {closest}, lacks {', '.join(lacking[closest])}; "
@@ -136,7 +126,7 @@ def stock_family(config: ModelConfig, vocab_size: int) -> Family:
 
 
 def _own(model: Transformer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors for the class in `ssa.pretrained.remote`."""
+    """Config and tensors for this project's own class."""
     config = model.config
     described = {
         "architectures": [ARCHITECTURE],
@@ -185,8 +175,8 @@ def _write(target: Path, texts: dict[str, str], tensors: dict[str, Tensor]) -> N
             partial.mkdir(parents=True)
             for name, text in texts.items():
                 (partial / name).write_text(text, encoding="utf-8")
-            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             weights = partial / "model.safetensors"
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, weights, metadata={"format": "pt"})
             shutil.copymode(partial / "config.json", weights)  # safetensors makes it readable by the owner only
     except (OSError, SafetensorError) as error:

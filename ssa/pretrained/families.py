@@ -6,55 +6,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig
 from ssa.pretrained.hf_config import HF_ACTIVATIONS, HFConfig, write_rope
-from ssa.pretrained.weight_mapping import (
-    GPT2_MODULES,
-    GPT_NEOX_MODULES,
-    LLAMA_MODULES,
-    ModuleMapping,
-    WeightMapping,
-)
+from ssa.pretrained.weight_mapping import GPT2_MODULES, GPT_NEOX_MODULES, LLAMA_MODULES, ModuleMapping, WeightMapping
 
 # Fields of `ModelConfig` that a pretrained model determines.
 _LABELS = ("name", "size", "dropout", "temperature")
-ARCHITECTURE = tuple(field.name for field in fields(ModelConfig) if field.name not in _LABELS)
+ARCHITECTURE = tuple(one.name for one in fields(ModelConfig) if one.name not in _LABELS)
 
 
-@dataclass(frozen=True)
-class Family:
-    """A model family of transformers.
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFormat:
+    """The tensors of a checkpoint.
 
     Attributes:
         model_type: as in config.json.
         architecture: class of the causal language model.
-        base_architecture: class of the model without its head.
+        head: tensor of the head, which may be stored even if it is tied to the embedding.
         prefix: of the base model's tensors; its own checkpoints omit it.
         tensor_aliases: names of tensors in some checkpoints -> the usual names.
         ignored_tensors: pattern for unused tensors in older checkpoints, without the prefix.
-        modules: all modules with parameters, the head last.
-        read: config.json -> fields of `ModelConfig`.
-        write: the inverse.
-        vocab_size: default if config.json has none.
-        tie_embeddings: default if config.json has none.
     """
 
     model_type: str
     architecture: str
+    head: str = "lm_head.weight"
+    prefix: str = ""
+    tensor_aliases: Mapping[str, str] = field(default_factory=dict)
+    ignored_tensors: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(CheckpointFormat):
+    """A model family of transformers.
+
+    Attributes:
+        base_architecture: class of the model without its head.
+        modules: all modules with parameters, the head last.
+        read: config.json -> fields of `ModelConfig`.
+        write: the inverse.
+        vocab_size, tie_embeddings: defaults if config.json has none.
+    """
+
     base_architecture: str
-    prefix: str
-    tensor_aliases: Mapping[str, str]
-    ignored_tensors: str
     modules: tuple[ModuleMapping, ...]
     read: Callable[[HFConfig], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
     vocab_size: int
-    tie_embeddings: bool
+    tie_embeddings: bool = False
 
     def to_model(self, hf: Mapping[str, Any]) -> dict[str, Any]:
         """The fields in `ARCHITECTURE` from a config.json.
@@ -69,13 +73,9 @@ class Family:
             valid = f"{self.architecture}, {self.base_architecture}"
             raise UserError(f"config.json: architectures={shown(named)}: not supported; valid: {valid}")
         config = HFConfig(hf)
-        sizes = {"vocab_size": config.count(self.vocab_size, "vocab_size")}
-        return {
-            **_DEFAULTS,
-            **sizes,
-            "tie_embeddings": config.flag(self.tie_embeddings, "tie_word_embeddings"),
-            **self.read(config),
-        }
+        vocab_size = config.count(self.vocab_size, "vocab_size")
+        tie_embeddings = config.flag(self.tie_embeddings, "tie_word_embeddings")
+        return {**_DEFAULTS, "vocab_size": vocab_size, "tie_embeddings": tie_embeddings, **self.read(config)}
 
     def to_hf(self, model: ModelConfig, vocab_size: int) -> dict[str, Any]:
         """A config.json for transformers 4.56 to 5, without special token ids (null) and dtype.
@@ -138,7 +138,7 @@ def _write_gpt2(model: ModelConfig) -> dict[str, Any]:
 
 
 def _read_rotary(hf: HFConfig, layers: int, heads: int, d_model: int, inner: int, activation: str) -> dict[str, Any]:
-    """Fields shared by GPT-NeoX and Llama; the arguments are defaults."""
+    """Fields shared by GPT-NeoX and Llama, given their defaults."""
     max_positions = hf.count(2048, "max_position_embeddings")
     return {
         "n_layer": hf.count(layers, "num_hidden_layers"),
@@ -232,7 +232,6 @@ GPT2 = Family(
     architecture="GPT2LMHeadModel",
     base_architecture="GPT2Model",
     prefix="transformer.",
-    tensor_aliases={},
     ignored_tensors=r"h\.\d+\.attn\.(bias|masked_bias)",  # causal masks
     modules=GPT2_MODULES,
     read=_read_gpt2,
@@ -244,6 +243,7 @@ GPT_NEOX = Family(
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
     base_architecture="GPTNeoXModel",
+    head="embed_out.weight",
     prefix="gpt_neox.",
     tensor_aliases={"lm_head.weight": "embed_out.weight"},
     ignored_tensors=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|rotary_emb\.inv_freq",
@@ -251,19 +251,16 @@ GPT_NEOX = Family(
     read=_read_neox,
     write=_write_neox,
     vocab_size=50432,
-    tie_embeddings=False,
 )
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     base_architecture="LlamaModel",
     prefix="model.",
-    tensor_aliases={},
     ignored_tensors=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
     modules=LLAMA_MODULES,
     read=_read_llama,
     write=_write_llama,
     vocab_size=32000,
-    tie_embeddings=False,
 )
 FAMILIES = (GPT2, GPT_NEOX, LLAMA)

@@ -13,6 +13,7 @@ from ssa.errors import UserError
 from ssa.model.config import ModelConfig, TemperatureConfig
 from ssa.model.temperature import upgraded_name
 from ssa.model.transformer import Transformer
+from ssa.pretrained.families import Family
 from ssa.pretrained.source import Pretrained, check_architecture, check_temperatures, describe, weight_files
 from ssa.pretrained.tensor_files import DTYPE_BYTES, StoredTensor, stored_tensors
 from ssa.pretrained.weight_mapping import WeightMapping
@@ -41,14 +42,9 @@ def from_pretrained(init_from: str, temperature: TemperatureConfig | None = None
 
 
 def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transformer:
-    """Load a pretrained model, in float32 on the CPU.
+    """Load the weights of ``init_from``, a folder or Hub id, into its architecture, in float32 on the CPU.
 
     Temperatures are those of a new `Transformer` with this seed, or those of the checkpoint if it has any.
-
-    Args:
-        model: the pretrained architecture, with temperatures.
-        init_from: a Hugging Face model: a folder or a Hub id.
-        seed: for randomly initialized temperatures.
 
     Raises:
         UserError: the model is not available, damaged, or has another architecture or other temperatures.
@@ -68,7 +64,7 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
         views = mapping.views(parameters[mapping.parameter])
         for name, view in zip(mapping.tensors, views, strict=True):
             stored[name].copy_to(view)
-    head = stored.get(pretrained.head_tensor)
+    head = stored.get(pretrained.format.head)
     if model.tie_embeddings and head is not None and not head.equals(transformer.head.weight):
         raise UserError(
             f"init_from={init_from}: {head.name} differs from the token embedding, although config.json says "
@@ -92,8 +88,8 @@ def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, field: str = "dat
 
 def _weight_mappings(transformer: Transformer, pretrained: Pretrained) -> list[WeightMapping]:
     """Mappings of the weights to load: all but new temperatures."""
-    if pretrained.family is not None:
-        return pretrained.family.weight_mappings(transformer.config)
+    if isinstance(pretrained.format, Family):
+        return pretrained.format.weight_mappings(transformer.config)
     names = list(transformer.state_dict())
     if transformer.config.tie_embeddings:
         names.remove("head.weight")
@@ -106,31 +102,27 @@ def _weight_mappings(transformer: Transformer, pretrained: Pretrained) -> list[W
 def _find_tensors(
     transformer: Transformer, expected: Sequence[WeightMapping], pretrained: Pretrained
 ) -> dict[str, StoredTensor]:
-    """The stored tensors by expected name.
-
-    Raises:
-        UserError: a tensor is missing, unexpected, or has the wrong shape or an unsupported dtype.
-    """
+    """The stored tensors by expected name, checked for names, shapes and dtypes."""
     parameters = transformer.state_dict()
     shapes = {
         name: tuple(tensor.shape)
         for mapping in expected
         for name, tensor in mapping.to_tensors(parameters[mapping.parameter]).items()
     }
-    known = dict(shapes)
+    known, stored_as = dict(shapes), pretrained.format
     if transformer.config.tie_embeddings:
-        known[pretrained.head_tensor] = tuple(parameters["head.weight"].shape)
+        known[stored_as.head] = tuple(parameters["head.weight"].shape)
     files = weight_files(pretrained.init_from)
     stored: dict[str, StoredTensor] = {}
     unexpected: list[str] = []
     for tensor in stored_tensors(pretrained.init_from, files):
-        name = upgraded_name(pretrained.tensor_aliases.get(tensor.name, tensor.name))
-        name = name if name in known else pretrained.prefix + name
+        name = upgraded_name(stored_as.tensor_aliases.get(tensor.name, tensor.name))
+        name = name if name in known else stored_as.prefix + name
         if name in stored:
             unexpected.append(f"{tensor.name} (duplicate)")
         elif name in known:
             stored[name] = tensor
-        elif not re.fullmatch(pretrained.ignored_tensors, tensor.name.removeprefix(pretrained.prefix)):
+        elif not re.fullmatch(stored_as.ignored_tensors, tensor.name.removeprefix(stored_as.prefix)):
             unexpected.append(f"{tensor.name} {tensor.shape}")
     faults = {
         "missing": [f"{name} {shape}" for name, shape in shapes.items() if name not in stored],
@@ -149,7 +141,7 @@ def _find_tensors(
         where = files[0].name if len(files) == 1 else f"its {len(files)} safetensors files"
         raise UserError(
             f"init_from={pretrained.init_from}: {where}: expected the {len(shapes)} tensors of the "
-            f"{pretrained.architecture} in config.json; {'; '.join(messages)}"
+            f"{stored_as.architecture} in config.json; {'; '.join(messages)}"
         )
     return stored
 

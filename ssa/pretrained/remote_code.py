@@ -23,7 +23,7 @@ def remote_code() -> dict[str, str]:
     files: dict[str, str] = {}
     for entry in _CLASSES:
         modules = _closure(entry)
-        sources = {f"{_flat(module)}.py": _header(module) + _relative(source) for module, source in modules.items()}
+        sources = {f"{_flat(module)}.py": _relative(module, source) for module, source in modules.items()}
         assert len(sources) == len(modules), f"duplicate file names: {list(modules)}"
         sources[f"{_flat(entry)}.py"] += _indirect(entry, modules)
         files |= sources
@@ -37,7 +37,9 @@ def _closure(entry: str) -> dict[str, str]:
     while waiting:
         module = waiting.pop()
         if module not in sources:
-            sources[module] = _path(module).read_text(encoding="utf-8")
+            spec = importlib.util.find_spec(module)  # imports parent packages, not the module
+            assert spec is not None, module
+            sources[module] = Path(str(spec.origin)).read_text(encoding="utf-8")
             waiting += [name for name, _ in _imports(sources[module])]
     return sources
 
@@ -55,13 +57,14 @@ def _imports(source: str) -> Iterator[tuple[str, int]]:
             assert all(name.name.partition(".")[0] != _PACKAGE for name in node.names), f"line {node.lineno}"
 
 
-def _relative(source: str) -> str:
-    """The source with imports from this package made relative."""
+def _relative(module: str, source: str) -> str:
+    """The source with a header, and with imports from this package made relative."""
+    origin = f"{_PACKAGE} {version(_PACKAGE)}, {module.replace('.', '/')}.py (MIT license)"
     lines = source.splitlines(keepends=True)
-    for module, number in _imports(source):
+    for imported, number in _imports(source):
         line = lines[number - 1]
-        lines[number - 1] = line.replace(f"from {module} import", f"from .{_flat(module)} import", 1)
-    return "".join(lines)
+        lines[number - 1] = line.replace(f"from {imported} import", f"from .{_flat(imported)} import", 1)
+    return "".join([f"# Generated from the package {origin}.\n", *lines])
 
 
 def _indirect(entry: str, modules: dict[str, str]) -> str:
@@ -72,16 +75,5 @@ def _indirect(entry: str, modules: dict[str, str]) -> str:
     return "\n".join(["\n# For transformers before 5, which only looks here for required files.", *lines, ""])
 
 
-def _header(module: str) -> str:
-    path = module.replace(".", "/")
-    return f"# Generated from the package {_PACKAGE} {version(_PACKAGE)}, {path}.py (MIT license).\n"
-
-
 def _flat(module: str) -> str:
     return module.rpartition(".")[2]
-
-
-def _path(module: str) -> Path:
-    spec = importlib.util.find_spec(module)  # imports parent packages, not the module
-    assert spec is not None, module
-    return Path(str(spec.origin))

@@ -6,7 +6,7 @@ torch is not imported, so that a mistyped name is refused at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,52 +17,31 @@ from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, hash_of_file, parse_json
 from ssa.hub_client import HubUnreachable, NotInRepository, download
 from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig
-from ssa.pretrained.families import ARCHITECTURE, FAMILIES, Family
+from ssa.pretrained.families import ARCHITECTURE, FAMILIES, CheckpointFormat, Family
+from ssa.pretrained.remote_code import ARCHITECTURE as SSA_ARCHITECTURE
+from ssa.pretrained.remote_code import MODEL_TYPE
 
-SSA_TYPE = "ssa"  # model_type of exports with temperatures
+SSA = CheckpointFormat(model_type=MODEL_TYPE, architecture=SSA_ARCHITECTURE, head="model.head.weight")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model, as described by its config.json.  Other properties are those of `Family`.
+    """A pretrained model, as described by its config.json.
 
     Attributes:
         init_from: its name.
-        model_type: as in config.json.
-        family: the format of its checkpoint; None: this project's own.
+        format: of its checkpoint: a `Family`, or `SSA`.
         model: architecture, vocab_size and, in this project's own format, temperatures.
     """
 
     init_from: str
-    model_type: str
-    family: Family | None
+    format: CheckpointFormat
     model: ModelConfig
 
     @property
     def has_temperatures(self) -> bool:
         return bool(self.model.temperature.scaled)
-
-    @property
-    def architecture(self) -> str:
-        return self.family.architecture if self.family else "SSAForCausalLM"
-
-    @property
-    def head_tensor(self) -> str:
-        """Name of the head's tensor, which may be stored even if it is tied to the embedding."""
-        return f"{self.family.modules[-1].names[0]}.weight" if self.family else "model.head.weight"
-
-    @property
-    def prefix(self) -> str:
-        return self.family.prefix if self.family else ""
-
-    @property
-    def tensor_aliases(self) -> Mapping[str, str]:
-        return self.family.tensor_aliases if self.family else {}
-
-    @property
-    def ignored_tensors(self) -> str:
-        return self.family.ignored_tensors if self.family else ""
 
 
 def describe(init_from: str) -> Pretrained:
@@ -73,22 +52,23 @@ def describe(init_from: str) -> Pretrained:
     """
     config = _read_json(init_from, "config.json")
     model_type = config.get("model_type")
-    family = next((family for family in FAMILIES if family.model_type == model_type), None)
-    if family is None and model_type != SSA_TYPE:
-        valid = ", ".join([*(family.model_type for family in FAMILIES), SSA_TYPE])
+    formats: tuple[CheckpointFormat, ...] = (*FAMILIES, SSA)
+    found = next((known for known in formats if known.model_type == model_type), None)
+    if found is None:
+        valid = ", ".join(known.model_type for known in formats)
         raise UserError(
             f"init_from={init_from}: config.json: model_type={shown(model_type)}: not supported; valid: {valid}"
         )
     try:
-        fields = family.to_model(config) if family else _exported(config)
+        fields = found.to_model(config) if isinstance(found, Family) else _exported(config)
     except UserError as error:
         raise UserError(f"init_from={init_from}: {error}") from None
     try:
         model = validated(ModelConfig, {"name": model_type, **fields, "size": size_label(init_from)})
     except UserError as error:
-        what = "" if family else "ssa is damaged or from another version: "
+        what = "ssa is damaged or from another version: " if found is SSA else ""
         raise UserError(f"init_from={init_from}: config.json: {what}{error}") from None
-    return Pretrained(init_from, str(model_type), family, model)
+    return Pretrained(init_from, found, model)
 
 
 def weight_files(init_from: str) -> list[Path]:
@@ -128,9 +108,9 @@ def text_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
     """
     contents: dict[str, str] = {}
     for name in names:
-        path = _file(init_from, name)
         try:
-            contents |= {name: path.read_text(encoding="utf-8")} if path is not None else {}
+            if path := _file(init_from, name):
+                contents[name] = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{init_from}: {name} is damaged: {error}") from None
     return contents
@@ -160,16 +140,12 @@ def check_architecture(model: ModelConfig, pretrained: Pretrained) -> None:
     """
     wanted, found = architecture(model), architecture(pretrained.model)
     for field, value in found.items():
-        if wanted[field] != value and not _may_differ(field, wanted, found):
+        unset = field == "vocab_size" and wanted[field] is None
+        extends = field == "max_positions" and found["positions"] == "rotary" and wanted[field] > value
+        if wanted[field] != value and not (unset or extends):
             raise UserError(
                 f"model.{field}={shown(wanted[field])}: init_from={pretrained.init_from} has {shown(value)}"
             )
-
-
-def _may_differ(field: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    """vocab_size may be unset, and rotary positions may extend beyond pre-training."""
-    extends = field == "max_positions" and found["positions"] == "rotary" and wanted[field] > found[field]
-    return extends or (field == "vocab_size" and wanted[field] is None)
 
 
 def architecture(model: ModelConfig) -> dict[str, Any]:
@@ -186,8 +162,7 @@ def check_temperatures(model: ModelConfig, pretrained: Pretrained) -> None:
     """
     if not pretrained.has_temperatures:
         return
-    name = pretrained.model.temperature.name
-    choose = f"choose its rule, model/temperature={name}"
+    choose = f"choose its rule, model/temperature={pretrained.model.temperature.name}"
     if not model.temperature.scaled:
         raise UserError(
             f"model.temperature={model.temperature.name}: init_from={pretrained.init_from} has temperatures; {choose}"
@@ -206,12 +181,9 @@ def _temperature_settings(model: ModelConfig) -> dict[str, Any]:
     values = model.temperature.plain()
     for label in ("name", "alpha_init", "beta_init", "slope_init", "ssmax_init", *PROJECTIONS):
         del values[label]
-    terms = {
-        f"{name}.{slot}": getattr(model.temperature.scaled.get(name), slot, "none")
-        for name in PROJECTIONS
-        for slot in SLOTS
-    }
     values["mlp_hidden"] = model.temperature.hidden_width(model.d_model)
+    scaled = model.temperature.scaled
+    terms = {f"{name}.{slot}": getattr(scaled.get(name), slot, "none") for name in PROJECTIONS for slot in SLOTS}
     return terms | values
 
 
@@ -226,13 +198,21 @@ def _exported(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_json(init_from: str, filename: str) -> dict[str, Any]:
-    path = _file(init_from, filename)
-    if path is None:
-        raise UserError(f"init_from={init_from}: {_why_absent(init_from, filename)}")
-    try:
-        return parse_json(path.read_bytes(), f"init_from={init_from}: {filename}")
-    except OSError as error:
-        raise UserError(f"init_from={init_from}: {filename} cannot be read ({error.strerror})") from None
+    if path := _file(init_from, filename):
+        try:
+            return parse_json(path.read_bytes(), f"init_from={init_from}: {filename}")
+        except OSError as error:
+            raise UserError(f"init_from={init_from}: {filename} cannot be read ({error.strerror})") from None
+    if filename == _INDEX:
+        reason = (
+            f"no {_SINGLE}, and no {_INDEX}; pytorch_model.bin and similar formats are not supported: "
+            "convert with transformers, model.save_pretrained(FOLDER)"
+        )
+    elif (Path(init_from).expanduser() / "config.yaml").is_file():
+        reason = f"a run folder; export it first: python export.py run={init_from} to=FOLDER"
+    else:
+        reason = f"no {filename}; valid: a Hugging Face model, a folder or a Hub id"
+    raise UserError(f"init_from={init_from}: {reason}")
 
 
 def _file(init_from: str, filename: str) -> Path | None:
@@ -260,15 +240,3 @@ def local_folder(init_from: str) -> Path | None:
     if init_from.startswith((".", "/", "~")) or init_from.count("/") > 1:
         raise UserError(f"init_from={init_from}: no such folder")
     return None
-
-
-def _why_absent(init_from: str, filename: str) -> str:
-    folder = Path(init_from).expanduser()
-    if filename == _INDEX:
-        return (
-            f"no {_SINGLE}, and no {_INDEX}; pytorch_model.bin and similar formats are not supported: "
-            "convert with transformers, model.save_pretrained(FOLDER)"
-        )
-    if (folder / "config.yaml").is_file():
-        return f"a run folder; export it first: python export.py run={init_from} to=FOLDER"
-    return f"no {filename}; valid: a Hugging Face model, a folder or a Hub id"

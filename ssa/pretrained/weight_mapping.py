@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ssa.model.config import ModelConfig
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Views = Callable[["Tensor"], "tuple[Tensor, ...]"]
-
-
-def identity(parameter: Tensor) -> tuple[Tensor, ...]:
-    """The parameter as it is."""
-    return (parameter,)
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class WeightMapping:
 
     parameter: str
     tensors: tuple[str, ...]
-    views: Views = identity
+    views: Views = lambda parameter: (parameter,)
 
     def to_tensors(self, parameter: Tensor) -> dict[str, Tensor]:
         """The checkpoint tensors by name, mostly views into the parameter.  On the meta device: their shapes."""
@@ -49,7 +45,7 @@ class ModuleMapping:
 
     module: str
     names: tuple[str, ...]
-    views: Callable[[ModelConfig], Views] = lambda model: identity
+    views: Callable[[ModelConfig, Tensor], tuple[Tensor, ...]] = lambda model, parameter: (parameter,)
 
     def weight_mappings(self, model: ModelConfig) -> list[WeightMapping]:
         """Mappings of its weights and biases, in all layers."""
@@ -58,7 +54,7 @@ class ModuleMapping:
         for layer in range(model.n_layer if "{}" in self.module else 1):
             for kind in kinds:
                 parameter, *tensors = (f"{name.format(layer)}.{kind}" for name in (self.module, *self.names))
-                found.append(WeightMapping(parameter, tuple(tensors), self.views(model)))
+                found.append(WeightMapping(parameter, tuple(tensors), partial(self.views, model)))
         return found
 
 
@@ -68,24 +64,20 @@ def _has_bias(model: ModelConfig, module: str) -> bool:
     return {**biased, "qkv": model.qkv_bias, "out": model.out_bias}.get(module.rpartition(".")[2], False)
 
 
-def _transposed(model: ModelConfig) -> Views:
+def _transposed(model: ModelConfig, parameter: Tensor) -> tuple[Tensor, ...]:
     """GPT-2 checkpoints store linear weights as (in, out); biases are unchanged."""
-    return lambda parameter: (parameter.t(),)
+    return (parameter.t(),)
 
 
-def _split_qkv(model: ModelConfig) -> Views:
+def _split_qkv(model: ModelConfig, parameter: Tensor) -> tuple[Tensor, ...]:
     """Llama checkpoints store the query, key and value projections as three tensors."""
     query, key = model.n_head * model.head_dim, model.n_kv_head * model.head_dim
-
-    def views(parameter: Tensor) -> tuple[Tensor, ...]:
-        return parameter[:query], parameter[query : query + key], parameter[query + key :]
-
-    return views
+    return parameter[:query], parameter[query : query + key], parameter[query + key :]
 
 
-def _interleaved_qkv(model: ModelConfig) -> Views:
+def _interleaved_qkv(model: ModelConfig, parameter: Tensor) -> tuple[Tensor, ...]:
     """GPT-NeoX checkpoints interleave query, key and value by head: (H, 3, d, ...) for our (3, H, d, ...)."""
-    return lambda parameter: (parameter.view(3, model.n_head, -1, *parameter.shape[1:]).transpose(0, 1),)
+    return (parameter.view(3, model.n_head, -1, *parameter.shape[1:]).transpose(0, 1),)
 
 
 GPT2_MODULES = (
@@ -111,14 +103,11 @@ GPT_NEOX_MODULES = (
     ModuleMapping("final_norm", ("gpt_neox.final_layer_norm",)),
     ModuleMapping("head", ("embed_out",)),
 )
+_LLAMA_QKV = tuple(f"model.layers.{{}}.self_attn.{name}_proj" for name in ("q", "k", "v"))
 LLAMA_MODULES = (
     ModuleMapping("token_embedding", ("model.embed_tokens",)),
     ModuleMapping("blocks.{}.attention_norm", ("model.layers.{}.input_layernorm",)),
-    ModuleMapping(
-        "blocks.{}.attention.qkv",
-        tuple(f"model.layers.{{}}.self_attn.{name}_proj" for name in ("q", "k", "v")),
-        _split_qkv,
-    ),
+    ModuleMapping("blocks.{}.attention.qkv", _LLAMA_QKV, _split_qkv),
     ModuleMapping("blocks.{}.attention.out", ("model.layers.{}.self_attn.o_proj",)),
     ModuleMapping("blocks.{}.mlp_norm", ("model.layers.{}.post_attention_layernorm",)),
     ModuleMapping("blocks.{}.mlp.gate", ("model.layers.{}.mlp.gate_proj",)),

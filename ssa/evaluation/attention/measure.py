@@ -72,19 +72,14 @@ class Measured:
 
 
 def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = lambda tokens: None) -> Measured:
-    """Measure a model's attention on a batch.
+    """Measure a model's attention on a batch of B sequences of T tokens; N = B T.
 
-    Args:
-        model: in evaluation mode, on the device of the batch.
-        batch: B sequences of T tokens; N = B T.
-        advance: called with T after each sequence.
+    The model is in evaluation mode, on the batch's device; ``advance`` is called with T after each sequence.
     """
     statistics = attention_statistics(model, batch.ids, batch.visible_keys, advance)
-    n = (
-        torch.arange(1, batch.ids.size(1) + 1).expand(batch.ids.shape)
-        if batch.visible_keys is None
-        else batch.visible_keys.cpu()
-    )
+    n = torch.arange(1, batch.ids.size(1) + 1).expand(batch.ids.shape)
+    if batch.visible_keys is not None:
+        n = batch.visible_keys.cpu()
     norms, query = query_key_norms(model).numpy(), statistics.temperatures.get("query")
     tau = np.ones((*norms.shape, n.numel())) if query is None else _by_head(query[..., 0])
     return Measured(

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +43,28 @@ _MIN_COUNT = 5  # occurrences that a listed token needs
 
 def tables_of(measured: Measured, decode: Callable[[list[int]], str]) -> Tables:
     """The tables that apply to the model, by name; ``decode`` is the tokenizer's."""
-    tables = {"heads": _heads(measured), "positions": _positions(measured)}
+    tables = {"heads": _heads(measured), "positions": _by_n(measured.n, measured.rows)}
     if measured.tau_norms is not None:
-        tables["norms"] = _norms(measured.tau_norms)
-    if measured.temperatures:
+        percentiles = np.moveaxis(np.percentile(measured.tau_norms, np.arange(101), axis=-1), 0, -1)  # (L, H, 101)
+        tables["norms"] = _grid(("layer", "head", "percentile"), {"tau_norm": percentiles})
+    if taus := measured.temperatures:
         tables |= {
-            "temperatures": _each(measured, partial(_temperatures, measured)),
-            "temperature_positions": _each(measured, partial(_temperature_positions, measured)),
-            "tokens": _each(measured, partial(_tokens, measured, decode=decode)),
+            "temperatures": _each(taus, lambda tau: _temperatures(measured, tau)),
+            "temperature_positions": _each(taus, lambda tau: _by_n(measured.n, {"mean": tau})),
+            "tokens": _each(taus, lambda tau: _tokens(measured, tau, decode)),
         }
     return tables
 
 
 def extremes(tables: Tables) -> dict[str, Any]:
     """Tokens with the highest and the lowest mean of each temperature, most extreme first."""
-    rows = tables["tokens"].to_pylist() if "tokens" in tables else []
-    often = min(_MIN_COUNT, max((row["count"] for row in rows), default=0))  # a short text may have none
-    rows = sorted((row for row in rows if row["count"] >= often), key=lambda row: -row["mean"])
-    by_scaled: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_scaled.setdefault(row.pop("of"), []).append(row)
-    return {
-        scaled: {"highest": ranked[:_LISTED], "lowest": ranked[::-1][:_LISTED]} for scaled, ranked in by_scaled.items()
-    }
+    if "tokens" not in tables:
+        return {}
+    tokens = tables["tokens"].to_pandas()
+    often = tokens["count"] >= min(_MIN_COUNT, tokens["count"].max())  # a short text may have no frequent token
+    by_scaled = tokens[often].sort_values("mean", ascending=False, kind="stable").groupby("of", sort=False)
+    rows = {scaled: ranked.drop(columns="of").to_dict("records") for scaled, ranked in by_scaled}
+    return {scaled: {"highest": ranked[:_LISTED], "lowest": ranked[::-1][:_LISTED]} for scaled, ranked in rows.items()}
 
 
 def write_tables(tables: Tables, folder: Path, identity: Mapping[str, Any]) -> list[Path]:
@@ -104,14 +102,14 @@ def _heads(measured: Measured) -> pa.Table:
     return _grid(("layer", "head"), columns)
 
 
-def _positions(measured: Measured) -> pa.Table:
-    n, groups, counts = np.unique(measured.n, return_inverse=True, return_counts=True)
-    means = {name: mean_by(values, groups).astype(np.float32) for name, values in measured.rows.items()}
+def _by_n(visible: Array, values: Mapping[str, Array]) -> pa.Table:
+    """Means over the tokens with the same number of visible keys, (L, H, N) -> (L, H, distinct n)."""
+    n, groups, counts = np.unique(visible, return_inverse=True, return_counts=True)
+    means = {name: mean_by(some, groups).astype(np.float32) for name, some in values.items()}
     return _grid(("layer", "head", "n"), {"count": counts, **means}, n=n)
 
 
-def _temperatures(measured: Measured, scaled: str) -> pa.Table:
-    tau = measured.temperatures[scaled]
+def _temperatures(measured: Measured, tau: Array) -> pa.Table:
     columns = {
         "mean": tau.mean(-1, dtype=float),
         "std": tau.std(-1, dtype=float),
@@ -123,30 +121,16 @@ def _temperatures(measured: Measured, scaled: str) -> pa.Table:
     return _grid(("layer", "head"), columns)
 
 
-def _temperature_positions(measured: Measured, scaled: str) -> pa.Table:
-    n, groups, counts = np.unique(measured.n, return_inverse=True, return_counts=True)
-    columns: dict[str, Array] = {
-        "count": counts,
-        "mean": mean_by(measured.temperatures[scaled], groups).astype(np.float32),
-    }
-    return _grid(("layer", "head", "n"), columns, n=n)
-
-
-def _tokens(measured: Measured, scaled: str, decode: Callable[[list[int]], str]) -> pa.Table:
+def _tokens(measured: Measured, tau: Array, decode: Callable[[list[int]], str]) -> pa.Table:
     tokens, groups, counts = np.unique(measured.tokens, return_inverse=True, return_counts=True)
     columns = {
         "token": tokens,
         "text": [decode([token]) for token in tokens.tolist()],
         "frequency": measured.frequencies[tokens],
         "count": counts,
-        "mean": mean_by(measured.temperatures[scaled].mean((0, 1), dtype=float), groups),
+        "mean": mean_by(tau.mean((0, 1), dtype=float), groups),
     }
     return pa.table(columns)
-
-
-def _norms(tau_norms: Array) -> pa.Table:
-    percentiles = np.moveaxis(np.percentile(tau_norms, np.arange(101), axis=-1), 0, -1)  # (L, H, 101)
-    return _grid(("layer", "head", "percentile"), {"tau_norm": percentiles})
 
 
 def _grid(axes: tuple[str, ...], columns: dict[str, Array], **labels: Array) -> pa.Table:
@@ -157,7 +141,7 @@ def _grid(axes: tuple[str, ...], columns: dict[str, Array], **labels: Array) -> 
     return pa.table(places | {name: np.broadcast_to(values, shape).ravel() for name, values in columns.items()})
 
 
-def _each(measured: Measured, table: Callable[[str], pa.Table]) -> pa.Table:
+def _each(temperatures: Mapping[str, Array], table: Callable[[Array], pa.Table]) -> pa.Table:
     """The tables of all temperatures, concatenated; the column ``of`` names what each scales."""
-    tables = {scaled: table(scaled) for scaled in measured.temperatures}
+    tables = {scaled: table(tau) for scaled, tau in temperatures.items()}
     return pa.concat_tables(one.add_column(0, "of", [[scaled] * one.num_rows]) for scaled, one in tables.items())

@@ -15,10 +15,7 @@ _TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 65536}
 
 
 def in_batches(
-    run: Callable[[list[int]], None],
-    lengths: Sequence[int],
-    device: torch.device,
-    batch_size: int | None = None,
+    run: Callable[[list[int]], None], lengths: Sequence[int], device: torch.device, batch_size: int | None = None
 ) -> None:
     """Run requests in order, in batches; halve automatic batches that do not fit in memory.
 
@@ -31,7 +28,6 @@ def in_batches(
     Raises:
         UserError: out of memory at the given batch size, or at a single row.
     """
-
     fitting = len(lengths)  # upper bound of a batch that fits in memory
 
     def attempt(indices: list[int]) -> None:
@@ -43,14 +39,11 @@ def in_batches(
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if batch_size is not None and len(indices) > 1:
-                    raise UserError(
-                        f"batch_size={batch_size}: out of memory on {device.type}; try a smaller one"
-                    ) from None
+                where = f"out of memory on {device.type}"
                 if len(indices) == 1:
-                    raise UserError(
-                        f"context: out of memory on {device.type} at {lengths[indices[0]]} tokens; try fewer"
-                    ) from None
+                    raise UserError(f"context: {where} at {lengths[indices[0]]} tokens; try fewer") from None
+                if batch_size is not None:
+                    raise UserError(f"batch_size={batch_size}: {where}; try a smaller one") from None
             fitting = len(indices) // 2
         attempt(indices[: len(indices) // 2])
         attempt(indices[len(indices) // 2 :])

@@ -55,6 +55,11 @@ class EvaluationContext:
         score_requests(self.evaluated, new, max_length, self.batch_size, keep)
         return [Score(*answer) for answer in answers]
 
+    def score_units(self, units: Sequence[Sequence[Request]], max_length: int | None = None) -> list[list[Score]]:
+        """The scores of each unit, such as the windows of a document; see `score`."""
+        scores = iter(self.score([request for unit in units for request in unit], max_length))
+        return [[next(scores) for _ in unit] for unit in units]
+
     def generate(
         self,
         prompts: Sequence[list[int]],
@@ -76,7 +81,7 @@ class EvaluationContext:
         key = [max_new_tokens, sorted(stop), label]
         answers: list[Any] = [self.journal.get([prompt, *key]) for prompt in prompts]
         missing = [number for number, answer in enumerate(answers) if answer is None]
-        missing.sort(key=lambda number: -len(prompts[number]))
+        missing.sort(key=lambda number: len(prompts[number]), reverse=True)
         lengths = [len(prompts[number]) + max_new_tokens for number in missing]
         self.progress.expect(sum(lengths))
 

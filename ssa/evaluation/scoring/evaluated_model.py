@@ -51,16 +51,7 @@ class EvaluatedModel:
         precision: str = "auto",
         output_dir: str = "outputs",
     ) -> None:
-        """Describe a run or a pretrained model; exactly one of ``run`` and ``init_from`` is set.
-
-        Args:
-            run: run folder.
-            init_from: Hub id, or a folder in Hugging Face format.
-            tokenizer: replaces the pretrained model's tokenizer: a Hub id, a tokenizer.json, or a folder with one.
-            context: maximum input length; None: the block size of a run, all positions of a pretrained model.
-            device: as ``trainer.device``.
-            precision: ``auto`` is the precision of the run, float32 for a pretrained model.
-            output_dir: parent of ``pretrained/NAME``, which holds the results of a pretrained model.
+        """Describe a run or a pretrained model; the arguments are fields of `EvaluateSettings`.
 
         Raises:
             UserError: the model does not exist, or does not support the settings.
@@ -93,13 +84,11 @@ class EvaluatedModel:
         return self._hash_of_weights()
 
     def _hash_of_weights(self) -> str:
-        if self.init_from is not None:
-            return weights_hash(self.init_from)
-        return hash_of_weights(self.folder)
+        return hash_of_weights(self.folder) if self.init_from is None else weights_hash(self.init_from)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer.
+        """Loaded on first use.
 
         Raises:
             UserError: unavailable, damaged, or larger than the model's vocabulary.
@@ -113,9 +102,8 @@ class EvaluatedModel:
 
     @functools.cached_property
     def prefix(self) -> int:
-        """The token before a text: end-of-text for a run, as in training; for a pretrained model ``bos_token`` of its
-        tokenizer_config.json, else ``eos_token``, as in lm-evaluation-harness.
-        """
+        """The token before a text: end-of-text for a run, as in training; ``bos_token``, else ``eos_token``, of a
+        pretrained model's tokenizer_config.json, as in lm-evaluation-harness."""
         return self._special_token("bos_token", "eos_token")
 
     @functools.cached_property
@@ -130,7 +118,6 @@ class EvaluatedModel:
 
     @property
     def prefix_text(self) -> str:
-        """Text of the prefix token."""
         return self.tokenizer.decode([self.prefix])
 
     @functools.cached_property
@@ -153,9 +140,8 @@ class EvaluatedModel:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast to the model's precision, as in training."""
-        if self.precision == "32-true":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        is_full = self.precision == "32-true"
+        return nullcontext() if is_full else torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def check_length(self, field: str, length: int) -> None:
         """Check that the model has positions for an input length; rotary positions are unlimited.
@@ -175,13 +161,12 @@ class EvaluatedModel:
     @property
     def described(self) -> str:
         """One line for the console: name, weights, settings."""
-        use = f"context {self.context_length}, {self.device.type}, {self.precision}"
-        if self.config is None:
-            return f"{self.name}: {use}"
-        with suppress(UserError):  # damage is reported once the file is needed
-            step = read(best_weights(self.folder)).get("step")
-            use = f"weights of step {step}, the run is {read_status(self.folder).status}; {use}"
-        return f"{self.name}: {use}"
+        weights = ""
+        if self.config is not None:
+            with suppress(UserError):  # damage is reported once the file is needed
+                step = read(best_weights(self.folder)).get("step")
+                weights = f"weights of step {step}, the run is {read_status(self.folder).status}; "
+        return f"{self.name}: {weights}context {self.context_length}, {self.device.type}, {self.precision}"
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -194,22 +179,18 @@ class EvaluatedModel:
             "precision": self.precision,
         }
 
-    @property
-    def _tokenizer_source(self) -> str:
-        """Hub id or folder that holds the tokenizer's config files."""
-        name = self._tokenizer or str(self.init_from)
-        path = Path(name).expanduser()
-        return str(path.parent) if path.suffix == ".json" and path.is_file() else name
-
     def _special_token(self, *keys: str) -> int:
         """The first of these special tokens in the tokenizer's config files, else end-of-text."""
-        contents = text_files(self._tokenizer_source, _TOKENIZER_FILES) if self.init_from is not None else {}
-        for name, content in contents.items():
-            values = parse_json(content, f"{self._tokenizer_source}: {name}")
-            for key in keys:
-                token = values.get(key)
-                token = token.get("content") if isinstance(token, dict) else token
-                found = self.tokenizer.token_id(token) if isinstance(token, str) else None
-                if found is not None:
-                    return found
+        if self.init_from is not None:
+            source = self._tokenizer or self.init_from
+            path = Path(source).expanduser()
+            if path.suffix == ".json" and path.is_file():
+                source = str(path.parent)
+            for name, content in text_files(source, _TOKENIZER_FILES).items():
+                values = parse_json(content, f"{source}: {name}")
+                for token in map(values.get, keys):
+                    text = token.get("content") if isinstance(token, dict) else token
+                    found = self.tokenizer.token_id(text) if isinstance(text, str) else None
+                    if found is not None:
+                        return found
         return self.tokenizer.end_of_text

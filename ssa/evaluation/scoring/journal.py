@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +23,7 @@ class Journal:
 
     def __init__(self, folder: Path, task: str, identity: object) -> None:
         self.path = folder / f".{task}.{hash_of([identity])[:12]}.journal"
-        self._answers: dict[str, Any] = {}
-        self._read()
+        self._answers = self._read()
 
     @classmethod
     @contextmanager
@@ -51,22 +50,22 @@ class Journal:
             file.write("".join(f"{json.dumps([key, answer])}\n" for key, answer in lines.items()).encode())
 
     def remove(self) -> None:
-        """Delete the file of a finished task."""
+        """Delete the file."""
         self.path.unlink(missing_ok=True)
 
-    def _read(self) -> None:
-        """Load the file: cut off a last line torn by a kill, skip damaged lines, whose requests are computed again."""
+    def _read(self) -> dict[str, Any]:
+        """The file's answers: cut off a last line torn by a kill, skip damaged lines, whose requests are rerun."""
+        answers: dict[str, Any] = {}
         if not self.path.exists():
-            return
+            return answers
         *lines, torn = self.path.read_bytes().split(b"\n")
         if torn:
             os.truncate(self.path, self.path.stat().st_size - len(torn))
         for line in lines:
-            try:
+            with suppress(ValueError, TypeError):
                 key, answer = json.loads(line)
-                self._answers[key] = answer
-            except (ValueError, TypeError):
-                continue
+                answers[key] = answer
+        return answers
 
 
 def _key(request: object) -> str:

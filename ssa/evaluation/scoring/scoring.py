@@ -29,7 +29,9 @@ _MIN_SHARE = 1 / 16  # and share of all tokens
 _GROUP_ROWS = 32  # rows per prefix in automatic batches
 _CACHED_TOKENS = 8192  # maximum number of prefix tokens whose keys and values are kept
 _LOGITS = 2**25  # logits computed at once
-_PAD = 0  # any id, masked
+
+Keep = Callable[[list[tuple[int, "Score"]]], None]  # called with the index and score of each request of a batch
+_InRows = Callable[[Callable[[list[int]], None], list[int]], None]
 
 
 class Request(NamedTuple):
@@ -56,40 +58,23 @@ class _Group(NamedTuple):
     prefix: int  # length of the shared prefix
     rows: list[_Row]
 
-    @property
-    def length(self) -> int:
-        """Input tokens of the longest row."""
-        return max(len(row.tokens) for row in self.rows) - 1
-
 
 class _CachedPrefix(NamedTuple):
-    """Model states of a prefix."""
-
     layers: list[tuple[Tensor, Tensor]]  # keys and values, (T, K, d) each
     hidden: Tensor  # (T, D)
 
 
 def score_requests(
-    evaluated: EvaluatedModel,
-    requests: Sequence[Request],
-    max_length: int,
-    batch_size: int | None,
-    keep: Callable[[list[tuple[int, Score]]], None],
+    evaluated: EvaluatedModel, requests: Sequence[Request], max_length: int, batch_size: int | None, keep: Keep
 ) -> None:
-    """Score requests in batches.
-
-    Args:
-        evaluated: the model.
-        requests: in any order.
-        max_length: maximum input length in tokens; longer inputs are truncated on the left.
-        batch_size: rows per batch; None: automatic.
-        keep: called with the index and score of each request of a batch.
+    """Score requests in batches of ``batch_size`` rows (None: automatic); inputs over ``max_length`` lose their start.
 
     Raises:
         UserError: a continuation exceeds ``max_length``, or memory runs out.
     """
     rows = [_row(number, request, max_length) for number, request in enumerate(requests)]
-    groups = sorted(_groups(rows, batch_size), key=lambda group: group.length, reverse=True)
+    groups = _groups(rows, batch_size)
+    groups.sort(key=lambda group: max(len(row.tokens) for row in group.rows), reverse=True)
 
     def in_rows(run: Callable[[list[int]], None], lengths: list[int]) -> None:
         with torch.inference_mode(), evaluated.autocast():
@@ -116,27 +101,21 @@ def _row(number: int, request: Request, max_length: int) -> _Row:
     return _Row(number, [*request.context, *request.continuation][-(max_length + 1) :], scored)
 
 
-def _groups(rows: Sequence[_Row], batch_size: int | None) -> Iterator[_Group]:
+def _groups(rows: Sequence[_Row], batch_size: int | None) -> list[_Group]:
     """Group neighbors in lexicographic order while each new row saves more tokens."""
-    prefix, together = 0, list[_Row]()
+    groups: list[_Group] = []
     for row in sorted(rows, key=lambda row: row.tokens):
-        common = min(prefix, _common(together[0].tokens, row.tokens) if together else 0, _sharable(row))
-        saved, before = len(together) * common, (len(together) - 1) * prefix
-        needed = max(_MIN_SAVED, before, _MIN_SHARE * sum(len(one.tokens) for one in [*together, row]))
-        if len(together) < (batch_size or _GROUP_ROWS) and saved >= needed:
-            prefix = common
-            together.append(row)
-            continue
-        if together:
-            yield _Group(prefix if len(together) > 1 else 0, together)
-        prefix, together = _sharable(row), [row]
-    if together:
-        yield _Group(prefix if len(together) > 1 else 0, together)
-
-
-def _sharable(row: _Row) -> int:
-    """Maximum prefix length: at least one input must remain."""
-    return len(row.tokens) - 2
+        sharable = len(row.tokens) - 2  # at least one input must remain
+        if groups:
+            prefix, together = groups[-1]
+            common = min(prefix, _common(together[0].tokens, row.tokens), sharable)
+            saved, before = len(together) * common, (len(together) - 1) * prefix
+            needed = max(_MIN_SAVED, before, _MIN_SHARE * sum(len(one.tokens) for one in [*together, row]))
+            if len(together) < (batch_size or _GROUP_ROWS) and saved >= needed:
+                groups[-1] = _Group(common, [*together, row])
+                continue
+        groups.append(_Group(sharable, [row]))
+    return [group if len(group.rows) > 1 else _Group(0, group.rows) for group in groups]
 
 
 def _chunks(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
@@ -161,18 +140,14 @@ def _score_rows(model: Transformer, rows: Sequence[_Row]) -> list[tuple[int, Sco
     return _scores(model, rows, [states[: len(row.tokens) - 1] for states, row in zip(hidden, rows, strict=True)])
 
 
-def _score_groups(
-    model: Transformer,
-    groups: Sequence[_Group],
-    in_rows: Callable[[Callable[[list[int]], None], list[int]], None],
-    keep: Callable[[list[tuple[int, Score]]], None],
-) -> None:
+def _score_groups(model: Transformer, groups: Sequence[_Group], in_rows: _InRows, keep: Keep) -> None:
     """Run the prefixes, then the rest of each row, each in batches of similar length."""
     groups = sorted(groups, key=lambda group: group.prefix, reverse=True)
+    prefixes = [group.rows[0].tokens[: group.prefix] for group in groups]
     cached: list[_CachedPrefix] = []
     in_rows(
-        lambda indices: cached.extend(_cache_prefixes(model, [_prefix(groups[index]) for index in indices])),
-        [group.prefix for group in groups],
+        lambda indices: cached.extend(_cache_prefixes(model, [prefixes[index] for index in indices])),
+        list(map(len, prefixes)),
     )
     rows = [(row, prefix) for group, prefix in zip(groups, cached, strict=True) for row in group.rows]
     rows.sort(key=lambda pair: len(pair[0].tokens) - len(pair[1].hidden), reverse=True)
@@ -184,20 +159,13 @@ def _score_groups(
     )
 
 
-def _prefix(group: _Group) -> list[int]:
-    return group.rows[0].tokens[: group.prefix]
-
-
 def _cache_prefixes(model: Transformer, prefixes: Sequence[list[int]]) -> list[_CachedPrefix]:
-    """Run prefixes, padded on the right."""
     layers = [GrowingCache(max(map(len, prefixes))) for _ in range(model.config.n_layer)]
     hidden = model.hidden(_padded(prefixes).to(model.device), cache=KVCache(list(layers)))  # (B, T, D)
     stored = [tuple(tensor.transpose(1, 2) for tensor in layer.held) for layer in layers]  # (B, T, K, d) each
     return [
-        _CachedPrefix(
-            [(key[row, : len(prefix)], value[row, : len(prefix)]) for key, value in stored], hidden[row, : len(prefix)]
-        )
-        for row, prefix in enumerate(prefixes)
+        _CachedPrefix([(key[row, :length], value[row, :length]) for key, value in stored], hidden[row, :length])
+        for row, length in enumerate(map(len, prefixes))
     ]
 
 
@@ -243,9 +211,8 @@ def _scores(model: Transformer, rows: Sequence[_Row], states: Sequence[Tensor]) 
 
 
 def _padded(rows: Sequence[list[int]]) -> Tensor:
-    """Pad token ids on the right, (B, T)."""
-    longest = max(map(len, rows))
-    return torch.tensor([tokens + [_PAD] * (longest - len(tokens)) for tokens in rows])
+    """Pad token ids on the right, (B, T), with any id, as padding is masked."""
+    return pad_sequence([torch.tensor(tokens) for tokens in rows], batch_first=True)
 
 
 def _padded_left(rows: list[Tensor]) -> Tensor:

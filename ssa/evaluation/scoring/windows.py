@@ -11,13 +11,9 @@ from ssa.perplexity import windows
 def stream_windows(
     ids: Sequence[int], max_length: int, stride: int, restart_at: int | None = None
 ) -> Iterator[list[Request]]:
-    """The requests of each window of ``max_length`` inputs; every token but the first is scored once.
+    """The requests of each window of ``max_length`` inputs, ``stride`` apart; all tokens but the first are scored once.
 
-    Args:
-        ids: the stream.
-        max_length: inputs per window; the token after them is scored too.
-        stride: tokens from the start of one window to the next.
-        restart_at: token at which attention restarts, as with ``data.document_mask``.
+    Attention restarts at each token ``restart_at``, as with ``data.document_mask``.
     """
     for window in strided_windows(ids, max_length + 1, stride):
         yield [window] if restart_at is None else list(_restarted(window, restart_at))

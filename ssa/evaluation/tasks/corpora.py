@@ -28,17 +28,11 @@ _SPLITS = ("test", "validation")
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """A text as a list of documents.
-
-    Attributes:
-        name: as in ``text=``.
-        documents: in order.
-        split: the tokens, if the text is a split of a run.
-    """
+    """A text, named as in ``text=``, as a list of documents."""
 
     name: str
     documents: list[str]
-    split: TokenSplit | None = None
+    split: TokenSplit | None = None  # the tokens, if the text is a split of a run
 
     @property
     def counts(self) -> dict[str, int]:
@@ -50,7 +44,6 @@ class EvaluationText:
 
     @property
     def hash(self) -> str:
-        """Hash of the documents."""
         return hash_of([self.documents])[:16]
 
     def stream(self, tokenizer: Tokenizer) -> TokenSplit:
@@ -76,9 +69,8 @@ def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict
         return chosen
     if name in _SPLITS:
         if evaluated.config is None:
-            raise UserError(
-                f"text={name}: a split of a run; valid for a pretrained model: wikitext, or files, 'books/*.txt'"
-            )
+            valid = "valid for a pretrained model: wikitext, or files, 'books/*.txt'"
+            raise UserError(f"text={name}: a split of a run; {valid}")
         return {**chosen, "data_hash": _data_hash(evaluated)}
     content = hash_of([[hash_of_file(path, cache_root(None)) for path in find_files("text", name)]])
     return {**chosen, "text_column": settings.text_column, "data_hash": content}
@@ -93,14 +85,14 @@ def load_text(settings: EvaluateSettings, evaluated: EvaluatedModel, *, joined: 
     chosen, limit = text_settings(settings, evaluated), settings.limit
     name, split = chosen["text"], None
     if name == "wikitext":
-        source = WIKITEXT_ROWS if joined and limit is None else WIKITEXT_PAGES
-        documents = list(islice(hub_rows(*source), limit))
+        found = hub_rows(*(WIKITEXT_ROWS if joined and limit is None else WIKITEXT_PAGES))
     elif name in _SPLITS:
         assert evaluated.config is not None, "checked by text_settings"
         split = run_corpus(evaluated).split(name).prefix(evaluated.config.data.max_eval_tokens)
-        documents = list(islice(split.texts(), limit))
+        found = split.texts()
     else:
-        documents = list(islice(_read_files(name, settings.text_column), limit))
+        found = _read_files(name, settings.text_column)
+    documents = list(islice(found, limit))
     if not any(documents):
         raise UserError(f"text={name}: no text")
     if joined:
@@ -126,7 +118,7 @@ def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
 
 
 def run_corpus(evaluated: EvaluatedModel) -> TokenizedCorpus:
-    """The tokenized corpus of a run.
+    """Tokenized data of a run.
 
     Raises:
         UserError: the data is unavailable or has changed since training.

@@ -43,11 +43,7 @@ _SEEDS = 0, 1234  # the harness's defaults, for Python; for NumPy, torch and few
 
 
 def check_installed(task: str, hint: str = "") -> None:
-    """Check that the harness is installed.
-
-    Raises:
-        UserError: it is not, or has an unsupported version.
-    """
+    """Refuse a task if the harness is not installed, or has an unsupported version."""
     is_installed = importlib.util.find_spec("lm_eval") is not None
     found = tuple(map(int, re.findall(r"\d+", version("lm_eval"))[:3])) if is_installed else (0,)
     if not (0, 4, 13) <= found < (0, 5):
@@ -55,11 +51,7 @@ def check_installed(task: str, hint: str = "") -> None:
 
 
 def wikitext_detokenizer(document: str) -> str:
-    """Undo WikiText's tokenization with the harness's function.
-
-    Raises:
-        UserError: the harness is not installed.
-    """
+    """Undo WikiText's tokenization with the harness's function."""
     check_installed("perplexity_lm_eval detokenize=wikitext")
     from lm_eval.tasks.wikitext import preprocess_wikitext
 
@@ -96,12 +88,8 @@ class HarnessTask:
                 f"tasks={name}: no such task{near}; valid: {', '.join(ours)}, or one of the "
                 f"{len(known):,} of lm-evaluation-harness (lm_eval ls tasks)"
             )
-        self._limit, self._num_fewshot = settings.limit, settings.num_fewshot
-        self.settings: dict[str, Any] = {
-            "limit": settings.limit,
-            "num_fewshot": settings.num_fewshot,
-            "lm_eval": version("lm_eval"),
-        }
+        self.settings: dict[str, Any] = settings.model_dump(include={"limit", "num_fewshot"})
+        self.settings["lm_eval"] = version("lm_eval")
 
     def run(self, context: EvaluationContext) -> Outcome:
         """Evaluate with the harness."""
@@ -111,22 +99,11 @@ class HarnessTask:
 
         with quiet():
             found = self._load()
-            results = evaluate(
-                HarnessModel(context),
-                found,
-                limit=self._limit,
-                bootstrap_iters=_BOOTSTRAPS,
-                log_samples=True,
-                confirm_run_unsafe_code=False,
-            )
+            options = {"bootstrap_iters": _BOOTSTRAPS, "log_samples": True, "confirm_run_unsafe_code": False}
+            results = evaluate(HarnessModel(context), found, limit=self.settings["limit"], **options)
         return _outcome(self.name, results, list(found["tasks"]))
 
     def _load(self) -> Any:
-        """Load the task and its data.
-
-        Raises:
-            UserError: the data is unavailable, or the task is not supported.
-        """
         random.seed(_SEEDS[0])  # some tasks shuffle their choices on loading
         np.random.seed(_SEEDS[1])
         torch.manual_seed(_SEEDS[1])
@@ -134,12 +111,13 @@ class HarnessTask:
             found = self._manager.load([self.name])
         except Exception as error:  # datasets and its transports raise many classes
             raise UserError(f"tasks={self.name}: data unavailable ({first_line(error)})") from None
+        num_fewshot = self.settings["num_fewshot"]
         for task in found["tasks"].values():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
                 what = "executes generated code" if getattr(task, "UNSAFE_CODE", False) else "contains images"
                 raise UserError(f"tasks={self.name}: {what}, which is not supported here")
-            if self._num_fewshot is not None and task.get_config("num_fewshot") != 0:
-                task.set_config(key="num_fewshot", value=self._num_fewshot)
+            if num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config(key="num_fewshot", value=num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=_SEEDS[1])
@@ -156,21 +134,17 @@ def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str]) -> Out
             if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             stderr = values.get(f"{metric}_stderr,{filter_name}")
+            error = float(stderr) if isinstance(stderr, int | float) else None
             label = metric if filter_name == "none" else f"{metric},{filter_name}"
-            metrics[label if task == name else f"{task}/{label}"] = Metric(
-                float(value),
-                float(stderr) if isinstance(stderr, int | float) else None,
-                higher_is_better=better.get(metric),
-            )
-    samples = {
-        task: [[sample["doc_id"], sample["filtered_resps"]] for sample in results["samples"][task]] for task in tasks
-    }
-    counts = _divisors(results["samples"][name]) if name == "wikitext" else {}
+            label = label if task == name else f"{task}/{label}"
+            metrics[label] = Metric(float(value), error, higher_is_better=better.get(metric))
+    samples = results["samples"]
+    answers = {task: [[sample["doc_id"], sample["filtered_resps"]] for sample in samples[task]] for task in tasks}
     return Outcome(
         metrics,
         n=sum(results["n-samples"][task]["effective"] for task in tasks),
-        counts=counts,
-        details={"samples": samples},
+        counts=_divisors(samples[name]) if name == "wikitext" else {},
+        details={"samples": answers},
         versions={"tasks": {task: results["versions"].get(task) for task in tasks}},
     )
 

@@ -17,11 +17,7 @@ from ssa.evaluation.scoring.windows import rolling_windows
 
 
 class HarnessModel(TemplateLM):
-    """``lm_eval.api.model.LM`` on an `EvaluationContext`; text is tokenized as configured in the tokenizer's file.
-
-    Args:
-        context: the model and its journal.
-    """
+    """``lm_eval.api.model.LM`` on an `EvaluationContext`; text is tokenized as configured in the tokenizer's file."""
 
     def __init__(self, context: EvaluationContext) -> None:
         super().__init__()
@@ -53,11 +49,9 @@ class HarnessModel(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-        for (context, continuation), _, ids in requests:
+        for (context, text), _, ids in requests:
             if not ids:
-                raise UserError(
-                    f"tokenizer: {shown(repr(continuation))} has no tokens of its own after {context[-40:]!r}"
-                )
+                raise UserError(f"tokenizer: {shown(repr(text))} has no tokens of its own after {context[-40:]!r}")
         pairs = [Request(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
         return [(sum(score.logprobs), score.greedy) for score in self.context.score(pairs)]
 
@@ -65,8 +59,7 @@ class HarnessModel(TemplateLM):
         """Log-likelihood of each text, in nats."""
         prefix, max_length = self.prefix_token_id, self.evaluated.context_length
         texts = [list(rolling_windows(self.tok_encode(one.args[0]), prefix, max_length)) for one in requests]
-        scores = iter(self.context.score([window for windows in texts for window in windows]))
-        return [sum(sum(next(scores).logprobs) for _ in windows) for windows in texts]
+        return [sum(sum(score.logprobs) for score in scores) for scores in self.context.score_units(texts)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Greedy continuations up to a stop sequence.
@@ -81,9 +74,8 @@ class HarnessModel(TemplateLM):
         answers = [""] * len(requests)
         for label, group in groupby(sorted(range(len(requests)), key=settings), key=settings):
             numbers = list(group)
-            texts = self._generated(
-                [requests[number].args[0] for number in numbers], requests[numbers[0]].args[1], label
-            )
+            contexts = [requests[number].args[0] for number in numbers]
+            texts = self._generated(contexts, requests[numbers[0]].args[1], label)
             for number, text in zip(numbers, texts, strict=True):
                 answers[number] = text
         return answers

@@ -28,12 +28,10 @@ class Length:
     has_files = False
 
     def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
-        limit = evaluated.model_config.max_positions
-        lengths = settings.lengths or [
-            max(_TAIL, int(fraction * evaluated.context_length))
-            for fraction in _FRACTIONS
-            if evaluated.model_config.positions != "learned" or fraction * evaluated.context_length <= limit
-        ]
+        usual = [fraction * evaluated.context_length for fraction in _FRACTIONS]
+        if evaluated.model_config.positions == "learned":
+            usual = [length for length in usual if length <= evaluated.model_config.max_positions]
+        lengths = settings.lengths or [max(_TAIL, int(length)) for length in usual]
         for length in lengths:
             evaluated.check_length("lengths", length)
             if length < _TAIL:
@@ -53,10 +51,10 @@ class Length:
         rows = []
         for length in fitting:
             windows = list(stream_windows(ids, length, length, evaluated.restart_at))
-            scores = iter(context.score([request for window in windows for request in window], max_length=length))
-            losses = [[value for _ in window for value in next(scores).logprobs] for window in windows]
-            tails = [values[-(length // _TAIL) :] for values in losses if len(values) == length]
-            loss, tail = _mean(losses), _mean(tails)
+            scored = context.score_units(windows, length)
+            logprobs = [[value for score in scores for value in score.logprobs] for scores in scored]
+            tails = [values[-(length // _TAIL) :] for values in logprobs if len(values) == length]
+            loss, tail = _mean(logprobs), _mean(tails)
             metrics[f"perplexity/{length}"] = Metric(math.exp(loss), higher_is_better=False)
             if tails:
                 metrics[f"tail_perplexity/{length}"] = Metric(math.exp(tail), higher_is_better=False)

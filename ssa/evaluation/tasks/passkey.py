@@ -36,22 +36,15 @@ class Passkey:
         self._prompts = PassKeyPrompts(lambda text: 1 + len(encode([text])[0]))
         shortest = self._prompts.shortest
         longest = model.max_positions if model.positions == "learned" else _FRACTIONS[-1] * evaluated.context_length
-        usual = [
-            length
-            for fraction in _FRACTIONS
-            if shortest <= (length := int(fraction * evaluated.context_length)) <= longest
-        ]
+        candidates = [int(fraction * evaluated.context_length) for fraction in _FRACTIONS]
+        usual = [length for length in candidates if shortest <= length <= longest]
         lengths = settings.lengths or usual or [evaluated.context_length]
         for length in lengths:
             evaluated.check_length("lengths", length)
             if length < shortest:
                 raise UserError(f"lengths={length}: too short for a passkey; valid: at least {shortest}")
-        self.settings: dict[str, Any] = {
-            "lengths": sorted(set(lengths)),
-            "depths": sorted(set(settings.depths)),
-            "trials": settings.trials,
-            "seed": settings.seed,
-        }
+        grid = {"lengths": sorted(set(lengths)), "depths": sorted(set(settings.depths))}
+        self.settings: dict[str, Any] = {**grid, "trials": settings.trials, "seed": settings.seed}
 
     def run(self, context: EvaluationContext) -> Outcome:
         """Run all trials and compute accuracies."""
@@ -82,7 +75,6 @@ class Passkey:
         return [tokenizer.decode(ids) for ids in new]
 
     def _plot(self, accuracy: npt.NDArray[Any], context: EvaluationContext) -> None:
-        """Save a heat map of the grid."""
         if not plot_style.available():
             print(f"passkey: no heat map without matplotlib; {plot_style.INSTALL}, then rerun=true", flush=True)
             return
@@ -91,11 +83,8 @@ class Passkey:
         with plot_style.figure(1.6 + 0.7 * len(lengths), 1.6 + 0.4 * len(depths)) as figure:
             axes = figure.add_subplot()
             plot_style.heat_map(axes, accuracy.T, rows=depths, columns=lengths, label="accuracy", low=0, high=1)
-            axes.set(
-                title=f"Passkey retrieval, trained at {context.evaluated.trained_at} tokens",
-                xlabel="length (tokens)",
-                ylabel="depth of the key",
-            )
+            title = f"Passkey retrieval, trained at {context.evaluated.trained_at} tokens"
+            axes.set(title=title, xlabel="length (tokens)", ylabel="depth of the key")
             plot_style.save(figure, context.folder / self.name)
 
 

@@ -43,29 +43,23 @@ class Perplexity:
         if settings.detokenize != "none" and name != "perplexity_lm_eval":
             raise UserError(f"detokenize={settings.detokenize}: valid for tasks=perplexity_lm_eval, not for {name}")
         if settings.stride is not None and settings.stride > evaluated.context_length:
-            raise UserError(
-                f"stride={settings.stride}: would skip tokens; valid: up to context={evaluated.context_length}"
-            )
-        self.name = name
-        self._evaluate_settings = settings
+            valid = f"valid: up to context={evaluated.context_length}"
+            raise UserError(f"stride={settings.stride}: would skip tokens; {valid}")
+        self.name, self._evaluate_settings = name, settings
         self._stride = {
             "perplexity": settings.stride or evaluated.context_length,
             "perplexity_lm_eval": evaluated.context_length,
             "perplexity_hf_strided": settings.stride or min(_HF_STRIDE, evaluated.context_length),
         }[name]
-        self.settings: dict[str, Any] = {
-            **text_settings(settings, evaluated),
-            "stride": self._stride,
-            "detokenize": settings.detokenize,
-        }
+        self.settings: dict[str, Any] = text_settings(settings, evaluated)
+        self.settings |= {"stride": self._stride, "detokenize": settings.detokenize}
 
     def run(self, context: EvaluationContext) -> Outcome:
         """Token, word and byte perplexity with their denominators."""
         evaluated = context.evaluated
         text = load_text(self._evaluate_settings, evaluated, joined=self.name == "perplexity_hf_strided")
         units = list(self._units(text, evaluated))
-        scores = iter(context.score([request for unit in units for request in unit]))
-        sums = [_summed([next(scores) for _ in unit]) for unit in units]
+        sums = [_summed(scores) for scores in context.score_units(units)]
         nll, tokens = math.fsum(nll for nll, _ in sums), sum(tokens for _, tokens in sums)
         if not tokens:
             raise UserError(f"text={text.name}: nothing to predict")
