@@ -15,9 +15,8 @@ from rich.table import Column, Table
 from ssa.errors import UserError, first_line
 from ssa.evaluation import catalog
 from ssa.evaluation.results import Result, file_name, find, identity_of, newest, result_of, save
-from ssa.evaluation.scoring.context import EvaluationContext
+from ssa.evaluation.scoring.context import EvaluationContext, Journal
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
-from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
 from ssa.progress import ProgressBar

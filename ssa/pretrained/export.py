@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssa.config import Config
 from ssa.errors import UserError
-from ssa.files import check_new_folder, replacing
+from ssa.files import check_new_folder, replacing, writing
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES, Family
@@ -170,18 +170,17 @@ def _without_added_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | 
 
 
 def _write(target: Path, texts: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    try:
-        with replacing(target) as partial:
-            partial.mkdir(parents=True)
-            for name, text in texts.items():
-                (partial / name).write_text(text, encoding="utf-8")
-            weights = partial / "model.safetensors"
-            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with writing(f"to={target}"), replacing(target) as partial:
+        partial.mkdir(parents=True)
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        weights = partial / "model.safetensors"
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        try:
             save_file(contiguous, weights, metadata={"format": "pt"})
-            shutil.copymode(partial / "config.json", weights)  # safetensors makes it readable by the owner only
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"to={target}: cannot be written ({reason})") from None
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        shutil.copymode(partial / "config.json", weights)  # safetensors makes it readable by the owner only
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -49,7 +49,8 @@ class HFConfig:
 
     def must_be(self, name: str, value: Any) -> None:
         """Refuse any other value, which this project does not support."""
-        self._read(value, (name,), lambda found: found == value, json_word(value))
+        expected = str(value).lower() if isinstance(value, bool) else shown(value)
+        self._read(value, (name,), lambda found: found == value, expected)
 
     def activation(self, default: str, name: str) -> str:
         """`ModelConfig.activation` for a Hugging Face activation."""
@@ -95,25 +96,14 @@ class HFConfig:
 
 
 def write_rope(model: ModelConfig, partial: Mapping[str, float]) -> dict[str, Any]:
-    """Rotary position settings for transformers 4 and 5.
-
-    Args:
-        model: with rotary positions.
-        partial: further keys of version 5.
-    """
-    scaling: dict[str, Any] = {"rope_type": "default"}
+    """Rotary position settings for transformers 4 and 5; ``partial`` holds further keys of version 5."""
+    scaling: dict[str, Any] | None = None
     if model.rope_scaling is not None:
         values = model.rope_scaling.plain()
         original = values.pop("original_max_positions")
         scaling = {"rope_type": "llama3", **values, "original_max_position_embeddings": original}
-    return {
-        "rope_scaling": scaling if model.rope_scaling is not None else None,
-        "rope_parameters": {**scaling, "rope_theta": model.rope_theta, **partial},
-    }
-
-
-def json_word(value: Any) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else shown(value)
+    parameters = {**(scaling or {"rope_type": "default"}), "rope_theta": model.rope_theta, **partial}
+    return {"rope_scaling": scaling, "rope_parameters": parameters}
 
 
 def _is_positive(value: Any) -> bool:

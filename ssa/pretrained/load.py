@@ -104,11 +104,8 @@ def _find_tensors(
 ) -> dict[str, StoredTensor]:
     """The stored tensors by expected name, checked for names, shapes and dtypes."""
     parameters = transformer.state_dict()
-    shapes = {
-        name: tuple(tensor.shape)
-        for mapping in expected
-        for name, tensor in mapping.to_tensors(parameters[mapping.parameter]).items()
-    }
+    tensors = [mapping.to_tensors(parameters[mapping.parameter]) for mapping in expected]
+    shapes = {name: tuple(tensor.shape) for some in tensors for name, tensor in some.items()}
     known, stored_as = dict(shapes), pretrained.format
     if transformer.config.tie_embeddings:
         known[stored_as.head] = tuple(parameters["head.weight"].shape)

@@ -32,17 +32,7 @@ Not specified. Check the licenses of the training data and of the base model, an
 
 
 def model_card(config: Config, run: Path, name: str, own: bool) -> str:
-    """A short model card: the model, its evaluation, how to load it.
-
-    Args:
-        config: the config of the run.
-        run: the run folder; it has a summary if the run has finished.
-        name: name of the exported folder.
-        own: whether the folder contains the model's code.
-
-    Raises:
-        UserError: the summary is damaged.
-    """
+    """A short model card for the exported folder ``name``; ``own``: whether that contains the model's code."""
     model, rule, base = config.model, config.model.temperature, config.init_from
     origin = f"fine-tuned from `{base}`" if base else "trained from scratch"
     hub = base is not None and not Path(base).expanduser().exists()

@@ -35,9 +35,8 @@ class StoredTensor(NamedTuple):
         Raises:
             UserError: the file cannot be read.
         """
-        for start, end in self._ranges(target):
-            with _reading(self.init_from, self.file):
-                target[start:end].copy_(self._piece(target, start, end))
+        for place, piece in self._pieces(target):
+            place.copy_(piece)
 
     def equals(self, target: Tensor) -> bool:
         """Whether `copy_to` would leave ``target`` unchanged.
@@ -45,22 +44,17 @@ class StoredTensor(NamedTuple):
         Raises:
             UserError: the file cannot be read.
         """
-        for start, end in self._ranges(target):
-            with _reading(self.init_from, self.file):
-                if not torch.equal(self._piece(target, start, end).to(target.dtype), target[start:end]):
-                    return False
-        return True
+        return all(torch.equal(piece.to(place.dtype), place) for place, piece in self._pieces(target))
 
-    def _ranges(self, target: Tensor) -> Iterator[tuple[int, int]]:
-        rows = len(target)
-        step = max(1, _PIECE * rows // (target.numel() * DTYPE_BYTES[self.dtype]))
-        return ((start, min(start + step, rows)) for start in range(0, rows, step))
-
-    def _piece(self, target: Tensor, start: int, end: int) -> Tensor:
+    def _pieces(self, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pieces of ``target`` and of the tensor, some rows at a time."""
         group = self.shape[0] // len(target)  # rows of the tensor per row of the target
-        with safe_open(self.file, framework="pt") as opened:
-            piece: Tensor = opened.get_slice(self.name)[start * group : end * group]
-            return piece.view(target[start:end].shape)
+        step = max(1, _PIECE * len(target) // (target.numel() * DTYPE_BYTES[self.dtype]))
+        for start in range(0, len(target), step):
+            place = target[start : start + step]
+            with _reading(self.init_from, self.file), safe_open(self.file, framework="pt") as opened:
+                rows = slice(start * group, (start + len(place)) * group)
+                yield place, opened.get_slice(self.name)[rows].view(place.shape)
 
 
 def stored_tensors(init_from: str, files: Sequence[Path]) -> Iterator[StoredTensor]:

@@ -20,7 +20,7 @@ from evaluation_programs import Launch, evaluate_in_process, tokens_in
 
 from ssa.config import Config
 from ssa.evaluation.scoring import context
-from ssa.evaluation.scoring.journal import Journal
+from ssa.evaluation.scoring.context import Journal
 from ssa.record.run_files import read_summary
 from ssa.record.run_model import load_run
 from ssa.record.run_record import run_folder

@@ -37,11 +37,7 @@ _MEAN = "mean over layers and heads"
 
 
 def draw(tables: Tables, folder: Path) -> list[Path]:
-    """Write every plot for which there is a table.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write every plot for which there is a table."""
     frames = {name: table.to_pandas() for name, table in tables.items()}
     layers, heads = _shape(frames)
     map_size = (2 * max(3.4, 0.45 * heads + 1.8), max(3.2, 0.26 * layers + 1.4))

@@ -50,14 +50,11 @@ class Attention:
         self._evaluate_settings = settings
         run = evaluated.config
         self._window = evaluated.context_length if run or settings.context else min(evaluated.context_length, _WINDOW)
-        self.settings: dict[str, Any] = {
-            **text_settings(settings.model_copy(update=_PROBE) if run else settings, evaluated),
-            "sequences": run.trainer.probe_sequences if run else _SEQUENCES,
-            "window": self._window,
-        }
+        sequences = run.trainer.probe_sequences if run else _SEQUENCES
+        text = text_settings(settings.model_copy(update=_PROBE) if run else settings, evaluated)
+        self.settings: dict[str, Any] = {**text, "sequences": sequences, "window": self._window}
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Measure attention, write tables and, if matplotlib is installed, plots."""
         evaluated, folder = context.evaluated, context.folder / self.name
         batch = self._batch(evaluated)
         context.progress.expect(batch.ids.numel())

@@ -68,18 +68,14 @@ def extremes(tables: Tables) -> dict[str, Any]:
 
 
 def write_tables(tables: Tables, folder: Path, identity: Mapping[str, Any]) -> list[Path]:
-    """Write each table to ``NAME.parquet``, atomically, with ``identity`` as its metadata.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write each table to ``NAME.parquet``, atomically, with ``identity`` as its metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in identity.items()}
-    paths = {name: folder / f"{name}.parquet" for name in tables}
-    for name, path in paths.items():
+    paths = [folder / f"{name}.parquet" for name in tables]
+    for path, table in zip(paths, tables.values(), strict=True):
         with replacing(path) as unfinished:
-            pq.write_table(tables[name].replace_schema_metadata(metadata), unfinished)
-    return list(paths.values())
+            pq.write_table(table.replace_schema_metadata(metadata), unfinished)
+    return paths
 
 
 def mean_by(values: Array, groups: Array) -> Array:

@@ -17,13 +17,9 @@ _TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 65536}
 def in_batches(
     run: Callable[[list[int]], None], lengths: Sequence[int], device: torch.device, batch_size: int | None = None
 ) -> None:
-    """Run requests in order, in batches; halve automatic batches that do not fit in memory.
+    """Run requests of these lengths in order, in batches; halve automatic batches that do not fit in memory.
 
-    Args:
-        run: called with the indices of each batch.
-        lengths: tokens of each request.
-        device: selects the automatic batch size.
-        batch_size: rows per batch; None: automatic.
+    ``run`` is called with the indices of each batch, of ``batch_size`` rows (None: automatic, by device).
 
     Raises:
         UserError: out of memory at the given batch size, or at a single row.

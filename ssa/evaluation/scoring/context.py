@@ -2,17 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ssa.evaluation.scoring.batching import in_batches
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
-from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.scoring.scoring import Request, Score, input_tokens, score_requests
+from ssa.files import hash_of, locked
 from ssa.model.generation import generate
 from ssa.progress import ProgressBar
+
+
+class Journal:
+    """Append-only log of finished requests, one JSON line each, so that an interrupted task resumes.
+
+    ``identity`` is everything that determines the answers: each has its own file, created with the first answer.
+    """
+
+    def __init__(self, folder: Path, task: str, identity: object) -> None:
+        self.path = folder / f".{task}.{hash_of([identity])[:12]}.journal"
+        self._answers = self._read()
+
+    @classmethod
+    @contextmanager
+    def exclusive(cls, folder: Path, task: str, identity: object) -> Iterator[Self]:
+        """The journal, locked within the block.
+
+        Raises:
+            UserError: another process holds the lock.
+        """
+        lock = folder / f".{task}.{hash_of([identity])[:12]}.lock"
+        with locked(lock, in_use=f"{folder}: task {task} is already running in another process"):
+            yield cls(folder, task, identity)
+
+    def get(self, request: object) -> Any:
+        """The answer to a request; None if there is none yet."""
+        return self._answers.get(self._key(request))
+
+    def add(self, answers: list[tuple[object, Any]]) -> None:
+        """Append (request, answer) pairs; on return the operating system has them."""
+        lines = {self._key(request): answer for request, answer in answers}
+        self._answers |= lines
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file:
+            file.write("".join(f"{json.dumps([key, answer])}\n" for key, answer in lines.items()).encode())
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _key(request: object) -> str:
+        return hash_of([request])[:32]
+
+    def _read(self) -> dict[str, Any]:
+        """The file's answers: cut off a last line torn by a kill, skip damaged lines, whose requests are rerun."""
+        answers: dict[str, Any] = {}
+        if not self.path.exists():
+            return answers
+        *lines, torn = self.path.read_bytes().split(b"\n")
+        if torn:
+            os.truncate(self.path, self.path.stat().st_size - len(torn))
+        for line in lines:
+            with suppress(ValueError, TypeError):
+                key, answer = json.loads(line)
+                answers[key] = answer
+        return answers
 
 
 @dataclass(frozen=True)

@@ -101,11 +101,7 @@ def load_text(settings: EvaluateSettings, evaluated: EvaluatedModel, *, joined: 
 
 
 def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
-    """A column of the test split of a Hub dataset.
-
-    Raises:
-        UserError: the dataset is unavailable.
-    """
+    """A column of the test split of a Hub dataset."""
     import datasets
 
     datasets.disable_progress_bars()  # tasks have their own
@@ -118,11 +114,7 @@ def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:
 
 
 def run_corpus(evaluated: EvaluatedModel) -> TokenizedCorpus:
-    """Tokenized data of a run.
-
-    Raises:
-        UserError: the data is unavailable or has changed since training.
-    """
+    """Tokenized data of a run; refused if it has changed since training."""
     assert evaluated.config is not None, "not a run"
     corpus = prepare(with_own_tokenizer(evaluated.config.data, evaluated.folder))
     trained_on = _data_hash(evaluated)

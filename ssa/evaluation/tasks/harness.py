@@ -69,11 +69,7 @@ def task_manager(all_tasks: bool) -> Any:
 
 
 class HarnessTask:
-    """A task, group or tag of the harness.
-
-    Raises:
-        UserError: the harness is not installed or has no such task.
-    """
+    """A task, group or tag of the harness."""
 
     has_files = False
 
@@ -92,7 +88,6 @@ class HarnessTask:
         self.settings["lm_eval"] = version("lm_eval")
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Evaluate with the harness."""
         from lm_eval.evaluator import evaluate
 
         from ssa.evaluation.tasks.harness_model import HarnessModel
@@ -113,9 +108,9 @@ class HarnessTask:
             raise UserError(f"tasks={self.name}: data unavailable ({first_line(error)})") from None
         num_fewshot = self.settings["num_fewshot"]
         for task in found["tasks"].values():
-            if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-                what = "executes generated code" if getattr(task, "UNSAFE_CODE", False) else "contains images"
-                raise UserError(f"tasks={self.name}: {what}, which is not supported here")
+            for flag, what in (("UNSAFE_CODE", "executes generated code"), ("MULTIMODAL", "contains images")):
+                if getattr(task, flag, False):
+                    raise UserError(f"tasks={self.name}: {what}, which is not supported here")
             if num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=num_fewshot)
             elif task.get_config("num_fewshot") is None:

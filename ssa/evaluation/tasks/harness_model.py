@@ -30,12 +30,10 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
         return self.evaluated.end
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text without context."""
         return self.evaluated.prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:

@@ -40,7 +40,6 @@ class Length:
         self.settings: dict[str, Any] = {**text_settings(settings, evaluated), "lengths": self._lengths}
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Score the text at each length."""
         evaluated = context.evaluated
         text = load_text(self._evaluate_settings, evaluated)
         ids = text.stream(evaluated.tokenizer).tokens.tolist()

@@ -47,7 +47,6 @@ class Passkey:
         self.settings: dict[str, Any] = {**grid, "trials": settings.trials, "seed": settings.seed}
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Run all trials and compute accuracies."""
         chosen = self.settings
         cells = [(length, depth) for length in chosen["lengths"] for depth in chosen["depths"]]
         trials = [(cell, trial) for cell in range(len(cells)) for trial in range(chosen["trials"])]

@@ -55,7 +55,6 @@ class Perplexity:
         self.settings |= {"stride": self._stride, "detokenize": settings.detokenize}
 
     def run(self, context: EvaluationContext) -> Outcome:
-        """Token, word and byte perplexity with their denominators."""
         evaluated = context.evaluated
         text = load_text(self._evaluate_settings, evaluated, joined=self.name == "perplexity_hf_strided")
         units = list(self._units(text, evaluated))

@@ -10,8 +10,7 @@ import pytest
 from evaluated_models import EVERYTHING, Seen, evaluated_model, sums, write_model_folder
 
 from ssa.errors import UserError
-from ssa.evaluation.scoring.context import EvaluationContext
-from ssa.evaluation.scoring.journal import Journal
+from ssa.evaluation.scoring.context import EvaluationContext, Journal
 from ssa.evaluation.scoring.scoring import Request
 from ssa.progress import ProgressBar
 

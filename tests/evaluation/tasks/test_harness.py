@@ -16,9 +16,8 @@ from harness_tasks import BEGIN, BETTER, END, TASKS, write_hf_model, write_tasks
 
 from ssa.errors import UserError
 from ssa.evaluation.catalog import GROUPS, OURS, names
-from ssa.evaluation.scoring.context import EvaluationContext
+from ssa.evaluation.scoring.context import EvaluationContext, Journal
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
-from ssa.evaluation.scoring.journal import Journal
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.tasks import harness
 from ssa.evaluation.tasks.harness import HarnessTask
