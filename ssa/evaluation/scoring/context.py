@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ssa.evaluation.scoring.batching import in_batches
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
-from ssa.evaluation.scoring.scoring import Request, Score, input_tokens, score_requests
+from ssa.evaluation.scoring.scoring import Request, Score, in_batches, input_tokens, score_requests
 from ssa.files import hash_of, locked
 from ssa.model.generation import generate
 from ssa.progress import ProgressBar

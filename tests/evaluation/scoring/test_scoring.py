@@ -12,10 +12,9 @@ from evaluated_models import EVERYTHING, VANILLA, Seen, evaluated_model, plain_s
 from pretrained_folders import SSA, VOCAB
 
 from ssa.errors import UserError
-from ssa.evaluation.scoring import batching, scoring
-from ssa.evaluation.scoring.batching import in_batches
+from ssa.evaluation.scoring import scoring
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
-from ssa.evaluation.scoring.scoring import Request, Score, score_requests
+from ssa.evaluation.scoring.scoring import Request, Score, in_batches, score_requests
 from ssa.model.config import TemperatureConfig, Terms
 from ssa.model.generation import generate
 
@@ -267,9 +266,9 @@ def test_batches_are_ordered_and_bounded(seed: int) -> None:
     batches: list[list[int]] = []
     in_batches(batches.append, lengths, torch.device("cpu"))
     assert [item for items in batches for item in items] == list(range(len(lengths)))
-    most = batching._TOKENS["cpu"]
+    most = scoring._TOKENS["cpu"]
     assert all(len(items) * lengths[items[0]] <= most or len(items) == 1 for items in batches)
-    assert max(map(len, batches)) <= batching._ROWS
+    assert max(map(len, batches)) <= scoring._ROWS
     by_rows: list[list[int]] = []
     in_batches(by_rows.append, lengths, torch.device("cpu"), 7)
     assert [len(items) for items in by_rows[:-1]] == [7] * (len(by_rows) - 1)
