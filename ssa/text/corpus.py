@@ -7,7 +7,7 @@ split to ``max_documents`` and holds out missing splits from it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, groupby, islice
 from typing import Protocol
 
@@ -59,7 +59,7 @@ class Corpus:
 
     def documents(self, split: str) -> Iterator[str]:
         """The documents of ``train``, ``validation`` or ``test`` that are not blank."""
-        return (text for text in self._all_documents(split) if not text.isspace() and text)
+        return (text for text in self._all_documents(split) if text.strip())
 
     def _all_documents(self, split: str) -> Iterator[str]:
         if split != "train" and split not in self._missing:
@@ -102,12 +102,10 @@ def open_corpus(data: DataConfig) -> Corpus:
     Raises:
         UserError: no such text, or not available.
     """
-    return Corpus(_source(data), data.validation_fraction, data.max_documents)
-
-
-def _source(data: DataConfig) -> Source:
-    if data.source == "pydocs":
-        return PyDocs(data.validation_fraction)
-    if data.source == "hub":
-        return HubDataset(data)
-    return LocalFiles(data) if data.source == "text" else PassKeys(data)
+    sources: dict[str, Callable[[DataConfig], Source]] = {
+        "pydocs": lambda data: PyDocs(data.validation_fraction),
+        "hub": HubDataset,
+        "text": LocalFiles,
+        "passkey": PassKeys,
+    }
+    return Corpus(sources[data.source](data), data.validation_fraction, data.max_documents)

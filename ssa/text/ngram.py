@@ -49,15 +49,9 @@ class NgramModel:
 
 
 def reference_perplexities(train_tokens: _Tokens, eval_tokens: _Tokens, vocab_size: int) -> dict[str, float]:
-    """Perplexity per token of both models on all evaluated tokens but the first, as for a language model.
+    """Perplexity per token, by ``unigram`` and ``bigram``, on all evaluated tokens but the first, as for a model.
 
-    Args:
-        train_tokens: (n_train,); at most `COUNTED_TOKENS` are counted.
-        eval_tokens: (n_eval,), at least two.
-        vocab_size: V, larger than every id.
-
-    Returns:
-        ``unigram`` and ``bigram``.
+    Training tokens, (n_train,), count up to `COUNTED_TOKENS`; evaluated tokens, (n_eval,), are at least two.
     """
     model = NgramModel(train_tokens, vocab_size)
     sums = {"unigram": 0.0, "bigram": 0.0}  # log-likelihoods, nats

@@ -22,12 +22,6 @@ class TrainingBatches:
     ``permutation(seed, s // n_blocks)[s % n_blocks]``.  It depends on the seed alone: runs with other batch sizes,
     models or logging see the same samples in the same order.
 
-    Args:
-        split: the tokens, (n_tokens,).
-        block_size: T, in tokens.
-        batch_size: samples per batch.
-        seed: determines the order.
-
     Raises:
         UserError: the split is shorter than a block.
     """
@@ -39,13 +33,9 @@ class TrainingBatches:
         self.n_blocks = (split.n_tokens - 1) // block_size
         self._permutation = functools.lru_cache(maxsize=2)(self._make_permutation)
 
-    def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of batch ``k``, each (batch_size, block_size), int64."""
-        return self.micro_batch(k, self.batch_size)
-
-    def micro_batch(self, m: int, micro_size: int) -> tuple[Tensor, Tensor]:
-        """The same sequence of samples, ``micro_size`` at a time; batch k is the concatenation of its micro-batches."""
-        blocks = [self.block_of(sample) for sample in range(m * micro_size, (m + 1) * micro_size)]
+    def micro_batch(self, m: int, size: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of samples ``m size`` to ``(m + 1) size - 1``, each (size, block_size), int64."""
+        blocks = [self.block_of(sample) for sample in range(m * size, (m + 1) * size)]
         return _blocks(self.tokens, [block * self.block_size for block in blocks], self.block_size)
 
     def block_of(self, sample: int) -> int:
@@ -62,11 +52,6 @@ class EvaluationBatches:
 
     Iterates over inputs and targets, each (batch_size or fewer, block_size), int64.  Leftover tokens form a last,
     shorter window, (1, rest).
-
-    Args:
-        split: the tokens, (n_tokens,).
-        block_size: inputs per window.
-        batch_size: windows per batch.
     """
 
     def __init__(self, split: TokenSplit, block_size: int, batch_size: int) -> None:
@@ -86,10 +71,8 @@ class EvaluationBatches:
 
 
 def probe_windows(tokens: npt.NDArray[Any], block_size: int, sequences: int) -> Tensor:
-    """The first windows of a token stream, (n_tokens,): the fixed batch for attention statistics.
-
-    Returns:
-        (sequences or fewer, block_size), int64; (1, n_tokens) if the stream is shorter than a block.
+    """The first windows of a token stream, the fixed batch for attention statistics: (n_tokens,) -> (sequences or
+    fewer, block_size), int64; (1, n_tokens) if the stream is shorter than a block.
     """
     first = torch.from_numpy(tokens[: sequences * block_size].astype(np.int64))
     rows = max(1, len(first) // block_size)
@@ -99,14 +82,8 @@ def probe_windows(tokens: npt.NDArray[Any], block_size: int, sequences: int) -> 
 def visible_in_documents(ids: Tensor, end_of_text: int) -> Tensor:
     """Number of visible keys of each query, itself included, if attention restarts at each document.
 
-    A document begins with the end-of-text token before it.
-
-    Args:
-        ids: (B, T); tokens before the first end-of-text of a row belong to a document truncated on the left.
-        end_of_text: the id between documents.
-
-    Returns:
-        (B, T), int64, counting from 1 at the start of each document.
+    A document begins with the end-of-text token before it; tokens before the first of a row belong to a document
+    truncated on the left.  (B, T) -> (B, T), int64, counting from 1 at the start of each document.
     """
     slots = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
     starts = torch.where(ids == end_of_text, slots, 0).cummax(dim=1).values

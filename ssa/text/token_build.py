@@ -52,8 +52,7 @@ def build_split(
     Raises:
         UserError: the split has no text, a source cannot be read, or a worker was killed.
     """
-    done = _completed(folder / split)
-    if done is not None:
+    if done := _completed(folder / split):
         return done
     records = []
     chunks = ((chunk,) for chunk in _chunks(corpus, split, tokenizer, folder))
@@ -86,11 +85,9 @@ def _chunk_path(folder: Path, split: str, number: int) -> Path:
 
 def tokenize_chunk(chunk: Chunk) -> Record:
     """Writes the tokens of a chunk, then its record, each atomically; a complete chunk is kept."""
-    done = _completed(chunk.path)
-    if done is not None:
+    if done := _completed(chunk.path):
         return done
-    tokenizer = _tokenizer(chunk.tokenizer, chunk.definition)
-    tokens = np.concatenate(list(_encode(tokenizer, chunk.texts)))
+    tokens = np.concatenate(list(_encode(_tokenizer(chunk.tokenizer, chunk.definition), chunk.texts)))
     content = tokens.tobytes()
     chunk.path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(chunk.path.with_suffix(".bin"), content)

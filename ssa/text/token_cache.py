@@ -27,23 +27,17 @@ _COUNTED_AT_ONCE = 10_000_000  # tokens
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """One split as a token stream: end-of-text, then each document followed by end-of-text.
-
-    Attributes:
-        tokens: (n_tokens,), uint16 or uint32; all but the first are targets.
-        n_documents, n_words, n_bytes: counts of the text; words are separated by white space, bytes are UTF-8.
-    """
+    """One split as a token stream: end-of-text, then each document followed by end-of-text."""
 
     name: str
-    tokens: npt.NDArray[Any]
+    tokens: npt.NDArray[Any]  # (n_tokens,), uint16 or uint32; all but the first are targets
     n_documents: int
-    n_words: int
-    n_bytes: int
+    n_words: int  # separated by white space
+    n_bytes: int  # in UTF-8
     tokenizer: Tokenizer
 
     @property
     def n_tokens(self) -> int:
-        """Length of the stream, including end-of-text tokens."""
         return len(self.tokens)
 
     def require(self, n_tokens: int) -> None:
@@ -130,13 +124,12 @@ def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpu
     manifest = _read_manifest(folder, key, root)
     if isinstance(manifest, str):
         manifest = _build(data, corpus, tokenizer, folder, key, progress)
-    splits = {name: _open_split(folder, name, manifest["splits"][name], tokenizer) for name in SPLITS}
+    splits = {}
+    for name in SPLITS:
+        tokens = np.memmap(folder / f"{name}.bin", dtype=token_dtype(tokenizer), mode="r")
+        counts = manifest["splits"][name]
+        splits[name] = TokenSplit(name, tokens, counts["documents"], counts["words"], counts["bytes"], tokenizer)
     return TokenizedCorpus(key, tokenizer, splits)
-
-
-def _open_split(folder: Path, name: str, counts: dict[str, Any], tokenizer: Tokenizer) -> TokenSplit:
-    tokens = np.memmap(folder / f"{name}.bin", dtype=token_dtype(tokenizer), mode="r")
-    return TokenSplit(name, tokens, counts["documents"], counts["words"], counts["bytes"], tokenizer)
 
 
 def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
@@ -171,7 +164,9 @@ def _build(
             print(f"{folder}: {manifest}; rebuilding", flush=True)
             shutil.rmtree(folder)
         manifest = {"format": FORMAT, "key": key, "corpus": corpus.fingerprint, "dtype": str(token_dtype(tokenizer))}
-        manifest |= {"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": _description(data)}
+        # The data config is for human readers.
+        config = data.model_dump(mode="json", exclude={"cache_dir", "workers", "block_size", "max_eval_tokens"})
+        manifest |= {"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": config}
         print(f"tokenizing into {folder}, once for this text and tokenizer; can be interrupted", flush=True)
         manifest["splits"] = {}
         for split in SPLITS:
@@ -194,8 +189,3 @@ def _shown_on(bar: ProgressBar) -> OnChunk:
         bar.update(megabytes, f"{documents:,} documents, {megabytes:,.0f} MB")
 
     return on_chunk
-
-
-def _description(data: DataConfig) -> dict[str, Any]:
-    """The data config, for human readers of the manifest."""
-    return data.model_dump(mode="json", exclude={"cache_dir", "workers", "block_size", "max_eval_tokens"})

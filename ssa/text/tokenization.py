@@ -25,11 +25,6 @@ _VALID = "valid: bpe-N (trained on the training split), a Hub id such as gpt2, a
 class Tokenizer:
     """Text to token ids and back, without special tokens and truncation; no text encodes to end-of-text.
 
-    Attributes:
-        name: as in ``data.tokenizer``.
-        vocab_size: the largest id + 1, as an embedding needs.
-        end_of_text: the id between documents.
-
     Raises:
         UserError: not a tokenizer, or it has no end-of-text token.
     """
@@ -41,18 +36,18 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"data.tokenizer={name}: not a tokenizer.json ({error})") from None
-        ends = {token: inner.token_to_id(token) for token in _ENDS}
-        end, end_id = next(((token, token_id) for token, token_id in ends.items() if token_id is not None), ("", None))
-        if end_id is None:
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        end = next((token for token in _ENDS if token in vocabulary), None)
+        if end is None:
             raise UserError(f"data.tokenizer={name}: has no end-of-text token; valid: {' '.join(_ENDS)}")
         inner.no_truncation()
         inner.no_padding()
         inner.add_special_tokens([end])
         inner.encode_special_tokens = True  # "<|endoftext|>" inside a text becomes ordinary tokens
         self._inner = inner
-        self.name = name
-        self.end_of_text = end_id
-        self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        self.name = name  # as in data.tokenizer
+        self.end_of_text: int = vocabulary[end]  # the id between documents
+        self.vocab_size: int = max(vocabulary.values()) + 1  # as an embedding needs
 
     @functools.cached_property
     def hash(self) -> str:
@@ -71,9 +66,7 @@ class Tokenizer:
     def encode_as_published(self, text: str, begin: bool = True) -> list[int]:
         """The ids of a text as in other tools: special tokens in the text are parsed as such.
 
-        Args:
-            text: any.
-            begin: add the special tokens of the tokenizer's template, such as a leading ``<s>``.
+        ``begin`` adds the special tokens of the tokenizer's template, such as a leading ``<s>``.
         """
         ids: list[int] = self._published.encode(text, add_special_tokens=begin).ids
         return ids
@@ -85,7 +78,7 @@ class Tokenizer:
         return tokenizers.Tokenizer.from_str(self.definition)  # the definition lacks `encode_special_tokens`
 
     def token_id(self, token: str) -> int | None:
-        """The id of a vocabulary entry, or None."""
+        """The id of a vocabulary entry."""
         found: int | None = self._inner.token_to_id(token)
         return found
 
@@ -101,9 +94,12 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
         UserError: no such tokenizer, not available, or without an end-of-text token.
     """
     name = data.tokenizer
-    if name.startswith("bpe") and "/" not in name:
-        return _trained(_entries(name), data, corpus)
-    return published_tokenizer(name, data.cache_dir)
+    if not name.startswith("bpe") or "/" in name:
+        return published_tokenizer(name, data.cache_dir)
+    match = re.fullmatch(r"bpe-(\d{1,9})", name)
+    if not match or not _SMALLEST <= int(match[1]) <= _LARGEST:
+        raise UserError(f"data.tokenizer={name}: bpe-N needs N from {_SMALLEST} to {_LARGEST}, e.g. bpe-4096; {_VALID}")
+    return _trained(int(match[1]), data, corpus)
 
 
 def published_tokenizer(name: str, cache_dir: str | None = None, field: str = "data.tokenizer") -> Tokenizer:
@@ -113,7 +109,14 @@ def published_tokenizer(name: str, cache_dir: str | None = None, field: str = "d
         UserError: as `load_tokenizer`; ``field`` is the setting named in the message.
     """
     definition = local_definition(name, field)
-    return _from_hub(name, cache_dir) if definition is None else Tokenizer(name, definition)
+    if definition is not None:
+        return Tokenizer(name, definition)
+    record = cache_root(cache_dir) / "tokenizers" / f"hub-{hash_of([name])[:16]}.json"
+
+    def ask(_: dict[str, Any] | None) -> dict[str, Any]:
+        return {"definition": _read(name, download(name, "tokenizer.json", "model"))}
+
+    return Tokenizer(name, ask_or_cached(record, name, ask)["definition"])
 
 
 def local_definition(name: str, field: str = "data.tokenizer") -> str | None:
@@ -165,22 +168,6 @@ def _trained(entries: int, data: DataConfig, corpus: Corpus) -> Tokenizer:
         kept = {"definition": train_bpe(corpus.documents("train"), entries)}
         write_checked(path, kept)
     return Tokenizer(data.tokenizer, kept["definition"])
-
-
-def _from_hub(name: str, cache_dir: str | None) -> Tokenizer:
-    record = cache_root(cache_dir) / "tokenizers" / f"hub-{hash_of([name])[:16]}.json"
-
-    def ask(_: dict[str, Any] | None) -> dict[str, Any]:
-        return {"definition": _read(name, download(name, "tokenizer.json", "model"))}
-
-    return Tokenizer(name, ask_or_cached(record, name, ask)["definition"])
-
-
-def _entries(name: str) -> int:
-    match = re.fullmatch(r"bpe-(\d{1,9})", name)
-    if not match or not _SMALLEST <= int(match[1]) <= _LARGEST:
-        raise UserError(f"data.tokenizer={name}: bpe-N needs N from {_SMALLEST} to {_LARGEST}, e.g. bpe-4096; {_VALID}")
-    return int(match[1])
 
 
 def _read(name: str, path: Path, field: str = "data.tokenizer") -> str:

@@ -20,12 +20,12 @@ def split_of(n_tokens: int) -> TokenSplit:
 def samples(batches: TrainingBatches, n: int) -> list[list[int]]:
     """The first ``n`` samples' inputs, in order."""
     size = batches.batch_size
-    rows = [row for k in range(-(-n // size)) for row in batches.batch(k)[0].tolist()]
+    rows = [row for k in range(-(-n // size)) for row in batches.micro_batch(k, size)[0].tolist()]
     return rows[:n]
 
 
 def test_a_batch_is_blocks_and_the_tokens_after() -> None:
-    inputs, targets = TrainingBatches(split_of(101), block_size=10, batch_size=4, seed=0).batch(3)
+    inputs, targets = TrainingBatches(split_of(101), block_size=10, batch_size=4, seed=0).micro_batch(3, 4)
     assert inputs.shape == targets.shape == (4, 10)
     assert inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(targets, inputs + 1)
@@ -49,18 +49,18 @@ def test_order_depends_on_seed_and_sample_alone() -> None:
 
 def test_a_batch_does_not_depend_on_earlier_reads() -> None:
     split = split_of(203)
-    fresh = TrainingBatches(split, 10, 4, seed=1).batch(40)
+    fresh = TrainingBatches(split, 10, 4, seed=1).micro_batch(40, 4)
     used = TrainingBatches(split, 10, 4, seed=1)
     for k in (0, 99, 7, 40):
-        again = used.batch(k)
-    assert used.batch(40)[0].equal(fresh[0])
-    assert not again[0].equal(used.batch(41)[0])
+        again = used.micro_batch(k, 4)
+    assert used.micro_batch(40, 4)[0].equal(fresh[0])
+    assert not again[0].equal(used.micro_batch(41, 4)[0])
 
 
 def test_micro_batches_make_up_the_batch() -> None:
     batches = TrainingBatches(split_of(203), block_size=10, batch_size=6, seed=2)
     for part in (0, 1):
-        whole = batches.batch(5)[part]
+        whole = batches.micro_batch(5, 6)[part]
         assert torch.equal(torch.cat([batches.micro_batch(5 * 3 + m, 2)[part] for m in range(3)]), whole)
 
 

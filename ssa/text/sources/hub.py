@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Iterator
@@ -16,21 +15,9 @@ from ssa.hub_client import ask_or_cached, current_commit, download, hub_errors
 from ssa.text.sources import readers
 
 PARQUET_BRANCH = "refs/convert/parquet"  # the Hub's Parquet copy of most datasets
-_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
-}
+_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _ROWS_ARE_LINES = {"Salesforce/wikitext"}  # datasets with one row per line of an article
 _TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n")
-
-
-@dataclasses.dataclass(frozen=True)
-class HubFiles:
-    """Commit and Parquet files by split that a repository, a config and a revision resolve to."""
-
-    commit: str
-    files: dict[str, list[str]]
 
 
 class HubDataset:
@@ -44,22 +31,21 @@ class HubDataset:
         assert data.path is not None, "ensured by DataConfig"
         self.repo = data.path
         self._config, self._column = data.config, data.text_column
-        self.hub_files = _resolve(data)
-        self.splits = frozenset(self.hub_files.files)
+        record = cache_root(data.cache_dir) / "hub" / f"{hash_of((data.path, data.config, data.revision))[:16]}.json"
+        resolved = ask_or_cached(record, data.path, functools.partial(_resolve, data))
+        self._commit, self._files = resolved["commit"], resolved["files"]
+        self.splits = frozenset(self._files)
 
     @property
     def fingerprint(self) -> str:
         """Depends on the commit, not on the branch that resolves to it."""
-        return hash_of(["hub", self.repo, self._config, self.hub_files.commit, self._column])
+        return hash_of(["hub", self.repo, self._config, self._commit, self._column])
 
     def documents(self, split: str) -> Iterator[str]:
         """One per row, except for WikiText, whose rows are lines of articles."""
-        rows = self._rows(split)
+        paths = (download(self.repo, name, "dataset", self._commit) for name in self._files[split])
+        rows = chain.from_iterable(readers.documents(path, self._column) for path in paths)
         return articles(rows) if self.repo in _ROWS_ARE_LINES else rows
-
-    def _rows(self, split: str) -> Iterator[str]:
-        for name in self.hub_files.files[split]:
-            yield from readers.documents(download(self.repo, name, "dataset", self.hub_files.commit), self._column)
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
@@ -79,20 +65,14 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
     yield "".join(article)
 
 
-def _resolve(data: DataConfig) -> HubFiles:
-    """Asks the Hub; the files of a known commit come from the cache."""
-    asked = (data.path, data.config, data.revision)
-    record = cache_root(data.cache_dir) / "hub" / f"{hash_of(asked)[:16]}.json"
-    return HubFiles(**ask_or_cached(record, str(data.path), functools.partial(_look_up, data)))
-
-
-def _look_up(data: DataConfig, cached: dict[str, Any] | None) -> dict[str, Any]:
+def _resolve(data: DataConfig, cached: dict[str, Any] | None) -> dict[str, Any]:
+    """Commit and Parquet files by split, asked from the Hub; the files of a known commit come from the cache."""
     if cached and cached["commit"] == data.revision:
         return cached
     commit = current_commit(str(data.path), data.revision)
-    return (
-        cached if cached and cached["commit"] == commit else {"commit": commit, "files": _parquet_files(data, commit)}
-    )
+    if cached and cached["commit"] == commit:
+        return cached
+    return {"commit": commit, "files": _parquet_files(data, commit)}
 
 
 def _parquet_files(data: DataConfig, commit: str) -> dict[str, list[str]]:
@@ -104,7 +84,10 @@ def _parquet_files(data: DataConfig, commit: str) -> dict[str, list[str]]:
         try:
             builder = datasets.load_dataset_builder(repo, name=data.config, revision=commit)
         except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise _not_loadable(data, error) from None
+            reason = " ".join(str(error).split("Example of usage")[0].split())
+            if "scripts are no longer supported" in reason:
+                reason += f"; try its Parquet copy: data.revision={PARQUET_BRANCH}"
+            raise UserError(f"data.path={repo} data.config={data.config}: {reason}") from None
     prefix = f"hf://datasets/{repo}@{commit}/"
     listed = builder.config.data_files or {}
     files = {str(split): [str(url).removeprefix(prefix) for url in urls] for split, urls in listed.items()}
@@ -112,18 +95,6 @@ def _parquet_files(data: DataConfig, commit: str) -> dict[str, list[str]]:
     if others or not files:
         held = f"holds {others[0]}" if others else "holds no data files"
         raise UserError(f"data.path={repo}: {held}, not Parquet; try its Parquet copy: data.revision={PARQUET_BRANCH}")
-    return _by_our_names(repo, files)
-
-
-def _by_our_names(repo: str, files: dict[str, list[str]]) -> dict[str, list[str]]:
-    found = {split: files[name] for split, names in _NAMES.items() for name in [n for n in names if n in files][:1]}
-    if "train" not in found:
+    if "train" not in files:
         raise UserError(f"data.path={repo}: no split named train; it has: {', '.join(files)}")
-    return found
-
-
-def _not_loadable(data: DataConfig, error: Exception) -> UserError:
-    reason = " ".join(str(error).split("Example of usage")[0].split())
-    if "scripts are no longer supported" in reason:
-        reason += f"; try its Parquet copy: data.revision={PARQUET_BRANCH}"
-    return UserError(f"data.path={data.path} data.config={data.config}: {reason}")
+    return {split: files[name] for split, names in _NAMES.items() for name in [n for n in names if n in files][:1]}

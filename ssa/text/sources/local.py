@@ -24,8 +24,14 @@ class LocalFiles:
         self.splits = frozenset(self.files)
         self._column = data.text_column
         root = cache_root(data.cache_dir)
-        self._hashes = {path: hash_of_file(path, root) for paths in self.files.values() for path in paths}
-        self._refuse_shared_files()
+        self._hashes: dict[Path, str] = {}
+        owners: dict[str, tuple[str, Path]] = {}
+        for split, paths in self.files.items():
+            for path in paths:
+                self._hashes[path] = hash_of_file(path, root)
+                owner, other = owners.setdefault(self._hashes[path], (split, path))
+                if owner != split:
+                    raise UserError(f"data.{split}: {path} is also in data.{owner} ({other}); a text has one split")
 
     @property
     def fingerprint(self) -> str:
@@ -37,17 +43,8 @@ class LocalFiles:
         return hash_of(["text", self._column, readers.LONGEST_TEXT, contents])
 
     def documents(self, split: str) -> Iterator[str]:
-        """The documents of all files of a split, in order."""
         for path in self.files[split]:
             yield from readers.documents(path, self._column)
-
-    def _refuse_shared_files(self) -> None:
-        owners: dict[str, tuple[str, Path]] = {}
-        for split, paths in self.files.items():
-            for path in paths:
-                owner, other = owners.setdefault(self._hashes[path], (split, path))
-                if owner != split:
-                    raise UserError(f"data.{split}: {path} is also in data.{owner} ({other}); a text has one split")
 
 
 def split_files(data: DataConfig) -> dict[str, list[Path]]:
@@ -57,12 +54,9 @@ def split_files(data: DataConfig) -> dict[str, list[Path]]:
 
 
 def find_files(field: str, pattern: str, names: Sequence[str] = ()) -> list[Path]:
-    """The text files that a glob matches, sorted; they are not read.
+    """The text files that a pattern, a file or a glob, matches, sorted; they are not read.
 
-    Args:
-        field: what the error message calls ``pattern``.
-        pattern: a file or a glob.
-        names: what else is valid, for the error message.
+    The error message calls the pattern ``field``, and lists ``names`` as valid too.
 
     Raises:
         UserError: the glob matches no file, or one that is empty or of an unknown kind.

@@ -42,17 +42,9 @@ _TOKENS_AROUND, _TOKENS_A_SENTENCE = 60, 10  # approximately, for most tokenizer
 
 @dataclass(frozen=True)
 class PassKeyText:
-    """One text.
-
-    Attributes:
-        key: five digits.
-        filler: all other sentences.
-        place: number of filler sentences before the key.
-    """
-
-    key: str
-    filler: tuple[str, ...]
-    place: int
+    key: str  # five digits
+    filler: tuple[str, ...]  # all other sentences
+    place: int  # number of filler sentences before the key
 
     @property
     def prompt(self) -> str:
@@ -62,12 +54,10 @@ class PassKeyText:
 
     @property
     def answer(self) -> str:
-        """The key, after a space."""
         return f" {self.key}"
 
     @property
     def whole(self) -> str:
-        """The training text."""
         return f"{self.prompt}{self.answer}."
 
 
@@ -92,16 +82,13 @@ class PassKeys:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of wording and sampling."""
         words = (INTRODUCTION, KEY_SENTENCE, QUESTION, FILLER)
         return hash_of(["passkey", VERSION, words, self.sentences.start, self.sentences.stop, self._counts])
 
     def documents(self, split: str) -> Iterator[str]:
-        """The texts of a split."""
         return (self.text(split, number).whole for number in range(self._counts[split]))
 
     def text(self, split: str, number: int) -> PassKeyText:
-        """A text of a split by its index."""
         draw = random.Random(f"passkey {split} {number}")
         key, start = str(draw.choice(KEYS)), draw.randrange(len(FILLER))
         low, high = math.log(self.sentences.start + 1), math.log(self.sentences.stop + 1)
@@ -113,11 +100,8 @@ class PassKeys:
 class PassKeyPrompts:
     """Texts of a given length in tokens, with the key at a given depth.
 
-    Args:
-        count: number of tokens of a text, including special tokens that the model gets.
-
-    Attributes:
-        shortest: number of tokens without filler, at most over keys.
+    ``count`` returns the number of tokens of a text, including special tokens that the model gets; ``shortest`` is that
+    of a text without filler, the largest of many keys.
     """
 
     def __init__(self, count: Callable[[str], int]) -> None:
@@ -129,10 +113,8 @@ class PassKeyPrompts:
     def text(self, length: int, depth: float, trial: str) -> PassKeyText:
         """The longest text whose prompt and answer have at most ``length`` tokens, or one without filler.
 
-        Args:
-            length: in tokens.
-            depth: position of the key in the filler, from 0 (first) to 1 (last).
-            trial: seeds the random numbers, which no training text shares.
+        ``depth`` is the place of the key in the filler, from 0 (first) to 1 (last); ``trial`` seeds the random numbers,
+        which no training text shares.
         """
         draw = random.Random(f"passkey evaluation {length} {depth} {trial}")
         key = str(draw.choice(KEYS))

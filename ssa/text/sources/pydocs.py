@@ -7,6 +7,8 @@ or a topic; repeated docstrings are dropped, so that none is in two splits.
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import inspect
 import os
 import sys
@@ -34,7 +36,6 @@ class PyDocs:
         self._fraction = validation_fraction
         self._stdlib = stdlib or Path(sysconfig.get_path("stdlib"))
         self._sources = dict(_sources(self._stdlib))
-        self._documents: list[tuple[str, str]] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -43,19 +44,21 @@ class PyDocs:
         return hash_of(["pydocs", PROSE_VERSION, sys.version_info[:3], self._fraction, contents])
 
     def documents(self, split: str) -> Iterator[str]:
-        """The documents of a split, parsed once and kept in memory (about 2 MB).
+        """The documents of a split.
 
         Raises:
             UserError: this Python has no documentation.
         """
-        if self._documents is None:
-            self._documents = list(_without_repeats(self._sources))
         if not self._documents:
             raise UserError(
                 f"data=pydocs: {self._stdlib} holds no documentation (a stripped Python?); "
                 "use another Python, or data=text data.train=GLOB"
             )
         return (text for name, text in self._documents if self._split_of(name) == split)
+
+    @functools.cached_property
+    def _documents(self) -> list[tuple[str, str]]:  # about 2 MB
+        return list(_without_repeats(self._sources))
 
     def _split_of(self, module: str) -> str:
         if module == TOPICS:
@@ -78,10 +81,7 @@ def _without_repeats(sources: dict[str, bytes]) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for module, source in sources.items():
         tree = _parse(source)
-        if tree is None:
-            continue
-        pages = _topics(tree) if module == TOPICS else [_docstrings(module, tree)]
-        for title, entries in pages:
+        for title, entries in _topics(tree) if module == TOPICS else [_docstrings(module, tree)]:
             new = [(heading, text) for heading, text in entries if text not in seen]
             seen.update(text for _, text in new)
             if new:
@@ -127,10 +127,9 @@ def _topics(tree: ast.Module) -> Iterator[_Page]:
                     yield str(key.value), [("", inspect.cleandoc(value.value).strip())]
 
 
-def _parse(source: bytes) -> ast.Module | None:
-    with warnings.catch_warnings():
+def _parse(source: bytes) -> ast.Module:
+    """Without contents if it cannot be parsed."""
+    with warnings.catch_warnings(), contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         warnings.simplefilter("ignore")  # invalid escapes in old sources
-        try:
-            return ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
+        return ast.parse(source)
+    return ast.Module([], [])

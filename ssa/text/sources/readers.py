@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ssa.config_errors import closest
 from ssa.errors import UserError
@@ -27,14 +27,19 @@ def documents(path: Path, column: str) -> Iterator[str]:
     Raises:
         UserError: unknown suffix, damaged file, text that is not UTF-8, line that is not JSON, or no such column.
     """
+    import pyarrow as pa
+
     kind = kind_of(path)
-    with _read_errors(path):
+    try:
         if kind == ".txt":
             yield from cut(_text(path), LONGEST_TEXT)
         elif kind == ".jsonl":
             yield from _json_lines(path, column)
         else:
             yield from _parquet(path, column)
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged or unreadable ({reason.rstrip('.')}); replace the file") from error
 
 
 def kind_of(path: Path) -> str:
@@ -59,31 +64,13 @@ def cut(pieces: Iterable[str], size: int) -> Iterator[str]:
     for piece in pieces:
         text, start = rest + piece, 0
         while len(text) - start > size:
-            end = _cut_position(text, start, size)
+            found = ((text.rfind(sign, start + size // 2, start + size), len(sign)) for sign in ("\n\n", "\n", " "))
+            end = next((position + length for position, length in found if position >= 0), start + size)
             yield text[start:end]
             start = end
         rest = text[start:]
     if rest:
         yield rest
-
-
-def _cut_position(text: str, start: int, size: int) -> int:
-    for separator in ("\n\n", "\n", " "):
-        position = text.rfind(separator, start + size // 2, start + size)
-        if position >= 0:
-            return position + len(separator)
-    return start + size
-
-
-@contextlib.contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged or unreadable ({reason.rstrip('.')}); replace the file") from error
 
 
 def _bytes(path: Path) -> IO[bytes]:
@@ -125,21 +112,16 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
             except ValueError as error:
                 raise UserError(f"{place}: not JSON ({error}); a .jsonl file holds one object per line") from None
             offset += len(line)
-            if row is not None:
-                yield from _field(row, column, place)
-
-
-def _field(row: Any, column: str, place: str) -> Iterator[str]:
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: a {type(row).__name__}, not an object with the field {column!r}")
-    if column not in row:
-        raise _no_column(place, column, list(row))
-    text = row[column]
-    if text is None:
-        return
-    if not isinstance(text, str):
-        raise UserError(f"{place}: {column!r} is a {type(text).__name__}, not text; set data.text_column")
-    yield text
+            if row is None:
+                continue
+            if not isinstance(row, dict):
+                raise UserError(f"{place}: a {type(row).__name__}, not an object with the field {column!r}")
+            if column not in row:
+                raise _no_column(place, column, list(row))
+            if isinstance(text := row[column], str):
+                yield text
+            elif text is not None:
+                raise UserError(f"{place}: {column!r} is a {type(text).__name__}, not text; set data.text_column")
 
 
 def _no_column(place: str, column: str, columns: list[str]) -> UserError:
