@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import DefaultContext, ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ssa.errors import EXIT_INTERRUPTED, UserError
@@ -246,12 +245,8 @@ def _context(preload: str) -> DefaultContext | ForkServerContext | SpawnContext:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """In this block SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

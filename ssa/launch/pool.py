@@ -16,7 +16,6 @@ from ssa.launch.run import Run
 from ssa.processes import Pool
 from ssa.progress import ProgressBar, Row
 
-_LINES_SECONDS = 30.0
 PROCESSES = "processes"  # the launcher of this module; others are Hydra's
 
 
@@ -76,7 +75,7 @@ def run_all(
     if len(unique) > len(waiting):
         console.print(f"{len(unique) - len(waiting)} of {len(unique)} runs have finished before")
     if waiting and launcher == PROCESSES:
-        failed |= _Training(waiting, jobs, console, rerun).finish(fail_fast)
+        failed |= _train_here(waiting, jobs, console, rerun=rerun, fail_fast=fail_fast)
     elif waiting:
         launch(waiting, launcher, output_dir, launcher_overrides, rerun=rerun)
         failed |= {run: f"{run.last_line}  ({run.log})" for run in waiting if not run.is_finished()}
@@ -102,45 +101,36 @@ def outcome(runs: Iterable[Run], failed: dict[Run, str]) -> Table:
     return table
 
 
-class _Training:
-    """Runs in processes of this machine, with their progress on the terminal."""
+def _train_here(runs: Sequence[Run], jobs: int, console: Console, *, rerun: bool, fail_fast: bool) -> dict[Run, str]:
+    """Trains in processes of this machine; returns the failed runs, each with the reason."""
+    pool: Pool[Run] = Pool(jobs, rerun=rerun)
+    done: set[Run] = set()
+    failed: dict[Run, str] = {}
 
-    def __init__(self, waiting: Sequence[Run], jobs: int, console: Console, rerun: bool) -> None:
-        self.waiting, self.console, self.rerun = list(waiting), console, rerun
-        self.total, self.runs = sum(run.tokens for run in waiting), len(waiting)
-        self.pool: Pool[Run] = Pool(jobs, rerun=rerun)
-        self.done: list[Run] = []
-        self.failed: dict[Run, str] = {}
+    def tokens(run: Run) -> int:
+        if run in done or run in failed:
+            return run.tokens
+        return run.tokens_done() if not rerun or run.is_in_use() else 0
 
-    def finish(self, fail_fast: bool) -> dict[Run, str]:
-        """Runs all, and returns those that failed."""
-        before = 0 if self.rerun else sum(run.tokens_done() for run in self.waiting)  # trained by earlier attempts
-        progress = ProgressBar(
-            "all runs", self.total, completed=before, unit="tokens", interval=_LINES_SECONDS, console=self.console
-        )
-        with self.pool, progress:
-            queue = (self.waiting.pop(0) for _ in range(self.runs))
-            for run, code in self.pool.run(queue, lambda: self._show(progress)):
-                if code == 0:
-                    self.done.append(run)
-                    continue
-                reason = run.last_line if code > 0 else f"killed by signal {-code}"
-                self.failed[run] = f"{reason}  ({run.log})"
-                self.console.print(f"failed: {run.label}: {self.failed[run]}", markup=False)
-                if fail_fast:
-                    break
-        return self.failed
-
-    def _show(self, progress: ProgressBar) -> None:
-        state = f"{len(self.done)} of {self.runs} done, {len(self.pool.active)} running"
-        failed = f", {len(self.failed)} failed" if self.failed else ""
+    def show() -> None:
+        state = f"{len(done)} of {len(runs)} done, {len(pool.active)} running"
+        state += f", {len(failed)} failed" if failed else ""
         rows = [
             Row(f"  {run.label}", run.tokens_done(), run.tokens, "" if process else "by another launcher")
-            for run, process in self.pool.active.items()
+            for run, process in pool.active.items()
         ]
-        progress.update(self._tokens(), f"{state}{failed}", rows)
+        bar.update(sum(map(tokens, runs)), state, rows)
 
-    def _tokens(self) -> int:
-        ended = sum(run.tokens for run in (*self.done, *self.failed))
-        resumed = [run for run in (*self.pool.active, *self.waiting) if not self.rerun or run.is_in_use()]
-        return ended + sum(run.tokens_done() for run in resumed)
+    total, before = sum(run.tokens for run in runs), sum(map(tokens, runs))
+    bar = ProgressBar("all runs", total, completed=before, unit="tokens", interval=30.0, console=console)
+    with pool, bar:
+        for run, code in pool.run(runs, show):
+            if code == 0:
+                done.add(run)
+                continue
+            reason = run.last_line if code > 0 else f"killed by signal {-code}"
+            failed[run] = f"{reason}  ({run.log})"
+            console.print(f"failed: {run.label}: {failed[run]}", markup=False)
+            if fail_fast:
+                break
+    return failed

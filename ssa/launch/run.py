@@ -74,7 +74,6 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
         return run_folder(self.config)
 
     @property
@@ -89,8 +88,11 @@ class Run:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def is_finished(self) -> bool:
-        """Whether it has finished."""
-        return self._status == "finished"
+        with suppress(UserError):  # damaged: not finished; starting it names the damage
+            if (self.folder / "status.json").exists():
+                return read_status(self.folder).status == "finished"
+            return (self.folder / SUMMARY).exists()  # the table names what is lost
+        return False
 
     def is_in_use(self) -> bool:
         """Whether a process trains it, or prepares to."""
@@ -139,14 +141,6 @@ class Run:
             if self.is_in_use() and status.host == socket.gethostname():
                 os.kill(status.pid, signal.SIGTERM)
 
-    @property
-    def _status(self) -> str:
-        with suppress(UserError):  # damaged: not finished; starting it names the damage
-            if (self.folder / "status.json").exists():
-                return read_status(self.folder).status
-            return "finished" if (self.folder / SUMMARY).exists() else "new"  # the table names what is lost
-        return "damaged"
-
 
 _unreachable: dict[str, UserError] = {}  # by init_from: each attempt to reach the Hub takes half a minute
 
@@ -166,7 +160,6 @@ def _composed(overrides: tuple[str, ...]) -> Config | UserError:
 
 
 def _train(values: dict[str, object], command: Sequence[str]) -> int:
-    """One run, in its own process."""
     try:
         import torch
 
