@@ -6,8 +6,6 @@ all at once, when the experiment finishes.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import re
@@ -16,9 +14,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 from rich import box
@@ -31,7 +28,7 @@ from experiments.engine.conclusion import Conclusion
 from experiments.engine.experiment import BOOKKEEPING, Experiment, ExperimentSettings
 from experiments.engine.job_cache import CachedJob, JobCache
 from ssa.errors import UserError
-from ssa.files import hash_of, to_json, write_atomic, write_json
+from ssa.files import hash_of, to_csv, to_json, write_atomic, write_json
 from ssa.launch.pool import train
 from ssa.launch.run import Run
 from ssa.record import environment
@@ -42,6 +39,7 @@ from ssa.viz import plot_style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+K = TypeVar("K")
 TableRow = Mapping[str, Any]
 _NOTHING = ("", "-")
 UNKNOWN = "The paper's values are not known."
@@ -57,7 +55,13 @@ class ExperimentContext:
 
     def __init__(self, experiment: Experiment, settings: ExperimentSettings, console: Console) -> None:
         self.experiment, self.settings, self.console = experiment, settings, console
-        self.folder = Path(settings.to) if settings.to else self._default_folder
+        if settings.to:
+            self.folder = Path(settings.to)
+        elif experiment.has_default_settings(settings):
+            self.folder = experiment.folder / "results"
+        else:
+            digest = hash_of(settings.model_dump(exclude=BOOKKEEPING))[:8]
+            self.folder = Path(settings.output_dir) / "experiments" / experiment.name / digest
         self._staging = self.folder / f".{settings.scale}.{os.getpid()}.partial"  # one for each process
         kept = Path(settings.output_dir) / "experiments" / "cached_jobs"
         try:
@@ -77,16 +81,9 @@ class ExperimentContext:
         self._runs: set[Path] = set()
         self.failed: dict[Run, str] = {}
 
-    @cached_property
-    def _default_folder(self) -> Path:
-        if self.experiment.has_default_settings(self.settings):
-            return self.experiment.folder / "results"
-        digest = hash_of(self.settings.model_dump(exclude=BOOKKEEPING))[:8]
-        return Path(self.settings.output_dir) / "experiments" / self.experiment.name / digest
-
-    def compute(self, jobs: Sequence[CachedJob]) -> list[Any]:
-        """See `JobCache.compute`."""
-        return self._jobs.compute(jobs)
+    def compute(self, jobs: Mapping[K, CachedJob]) -> dict[K, Any]:
+        """The result of each job; see `JobCache.compute`."""
+        return dict(zip(jobs, self._jobs.compute(list(jobs.values())), strict=True))
 
     def train(self, runs: Sequence[Run]) -> list[Path]:
         """Trains runs that are not finished; returns the folders of all.
@@ -110,15 +107,12 @@ class ExperimentContext:
         more = f"; and {len(self.failed) - 1} more, named above" if len(self.failed) > 1 else ""
         return f"{len(self.failed)} runs failed: {run.label}: {reason}{more}; rerun the command to retry"
 
-    def table(self, name: str, rows: Sequence[TableRow]) -> None:
+    def table(self, name: str, rows: Iterable[TableRow]) -> None:
         """Writes ``<scale>_<name>.csv``; numbers have 6 significant digits."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(rows[0])
-        writer.writerows([[_cell(value) for value in row.values()] for row in rows])
-        self.text(f"{name}.csv", text.getvalue())
+        rows = list(rows)
+        self.text(f"{name}.csv", to_csv([rows[0], *(map(_cell, row.values()) for row in rows)]))
 
-    def summary(self, title: str, rows: Sequence[TableRow], notes: str = "") -> None:
+    def summary(self, title: str, rows: Iterable[TableRow], notes: str = "") -> None:
         """Shows rows of text or numbers as a table, without ``paper`` if none of its values is known.
 
         Args:
@@ -126,6 +120,7 @@ class ExperimentContext:
             rows: cells by column.
             notes: the caption: units, scale, seeds, kind of interval.
         """
+        rows = list(rows)
         names = [name for name in rows[0] if name != "paper" or any(row[name] not in _NOTHING for row in rows)]
         columns = [_cells_of(name, [_cell(row[name]) for row in rows]) for name in names]
         self.show(tables.Table(title, notes, tuple(names), tuple(zip(*columns, strict=True))))

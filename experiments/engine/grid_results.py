@@ -114,12 +114,11 @@ class Results:
 
     def numbers(self, group: str, row: str, metric: Metric) -> dict[int, float]:
         """The metric of each valid run, by seed."""
-        found = {}
-        for seed in range(self.settings.seeds):
-            cell = GridCell(group, row, seed)
-            if cell in self.runs and self.gap(cell, metric) is None:
-                found[seed] = float(self.frame.at[self.run_id(cell), metric.key])
-        return found
+        return {
+            cell.seed: float(self.frame.at[self.run_id(cell), metric.key])
+            for cell in self.runs
+            if (cell.group, cell.row) == (group, row) and self.gap(cell, metric) is None
+        }
 
     def pairs(self, group: str, row: str, against: str, metric: Metric) -> tuple[list[float], list[float]]:
         """The metric of two rows at their common seeds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext, TableRow
 from experiments.engine.job_cache import CachedJob
 from experiments.engine.tuning import best_setting
-from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, short, summary_row
+from experiments.fig2_norms.panel import LABELS, Panel, run_row, short, smaller, summary_row
 from experiments.fig2_norms.settings import NormSettings
 from ssa.viz import plot_style
 
@@ -33,8 +34,7 @@ Found = dict[LookupCell, list[dict[str, Any]]]  # one result per seed
 
 def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
     """Trains all cells; draws the distributions over tokens of the main setup."""
-    cells = list(_cells(settings))
-    found: Found = dict(zip(cells, context.compute([_cached_job(settings, cell) for cell in cells]), strict=True))
+    found: Found = context.compute({cell: _cached_job(settings, cell) for cell in _cells(settings)})
     context.table("lookup_levels", list(_level_rows(found)))
     context.table("lookup_tokens", list(_token_rows(settings, found)))
     _draw(settings, context, found)
@@ -54,9 +54,8 @@ def _setups(settings: NormSettings) -> list[tuple[str, str]]:
 
 
 def _cells(settings: NormSettings) -> Iterator[LookupCell]:
-    for shape, levels in _setups(settings):
-        for lr in settings.lookup_lrs:
-            yield from (LookupCell(shape, levels, lr, method) for method in METHODS)
+    for (shape, levels), lr, method in itertools.product(_setups(settings), settings.lookup_lrs, METHODS):
+        yield LookupCell(shape, levels, lr, method)
 
 
 def _cached_job(settings: NormSettings, cell: LookupCell) -> CachedJob:
@@ -105,9 +104,9 @@ def _token_rows(settings: NormSettings, found: Found) -> Iterator[TableRow]:
             for name in ("norm", "spikiness"):
                 values = [run["tokens"][name] for run in runs[method]]
                 marks = np.percentile(np.asarray(values, float), PERCENTILES)
-                where = {"shape": shape, "levels": levels, "lr": lr, "method": LABELS[method], "quantity": name}
-                yield {**where, "mean": float(np.mean(values)),
-                       **{f"p{p}": float(mark) for p, mark in zip(PERCENTILES, marks, strict=True)}}  # fmt: skip
+                row = {"shape": shape, "levels": levels, "lr": lr, "method": LABELS[method], "quantity": name}
+                row |= {"mean": float(np.mean(values))}
+                yield row | {f"p{p}": float(mark) for p, mark in zip(PERCENTILES, marks, strict=True)}
 
 
 def _summary(settings: NormSettings, found: Found) -> Iterator[TableRow]:
@@ -145,13 +144,8 @@ def _conclusions(settings: NormSettings, found: Found) -> Iterator[Conclusion]:
         lr, runs = at_vanillas_rate(found, shape, levels)
         for name in names:
             claim, quantity = claims[name]
-            yield Conclusion(
-                f"trained on the mixed lookup, {shape}, at vanilla's best learning rate, {lr:g}, {claim}",
-                f"{quantity}, ratio SSA / vanilla",
-                ratio(_of(runs["ssa"], name), _of(runs["vanilla"], name)),
-                "lower",
-                1.0,
-            )
+            where = f"trained on the mixed lookup, {shape}, at vanilla's best learning rate, {lr:g}"
+            yield smaller(f"{where}, {claim}", quantity, *(_of(runs[method], name) for method in ("ssa", "vanilla")))
 
 
 def _draw(settings: NormSettings, context: ExperimentContext, found: Found) -> None:
@@ -165,12 +159,8 @@ def _draw(settings: NormSettings, context: ExperimentContext, found: Found) -> N
     )
     lines: list[dict[str, Any]] = [{"linestyle": ":", "linewidth": 1.8}, {"linestyle": "-"}]
     with context.figure("figure", 7, 3.6, caption) as figure:
-        for axes, name, label in zip(
-            figure.subplots(1, 2, sharey=True),
-            ("norm", "spikiness"),
-            ("norm of tau_i W", "spikiness: share of keys attended to"),
-            strict=True,
-        ):
+        labels = {"norm": "norm of tau_i W", "spikiness": "spikiness: share of keys attended to"}
+        for axes, (name, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
             for method, line, color in zip(METHODS, lines, plot_style.shades(len(METHODS)), strict=True):
                 values = np.sort(np.concatenate([np.ravel(run["tokens"][name]) for run in runs[method]]))
                 axes.ecdf(values, label=LABELS[method], color=color, **line)

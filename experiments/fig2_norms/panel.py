@@ -17,12 +17,11 @@ _FOUND = (
     *("error", "explained", "l1", "norm", "norm_mean", "norm_max", "norm_geometric", "frobenius"),
     *("tau_min", "tau_max", "spikiness", "target_spikiness", "spikiness_error"),
 )
-COLUMNS = (*_SETUP, *_FOUND)
 
 
 @dataclass
 class Panel:
-    """Results of a panel; runs have `COLUMNS`."""
+    """Results of a panel."""
 
     runs: list[TableRow]
     summary: list[TableRow]
@@ -32,7 +31,7 @@ class Panel:
 def run_row(found: Mapping[str, Any], **setup: Any) -> TableRow:
     """A row of the table of runs, with 5 significant digits; a dash for missing values."""
     row = {**found, **setup}
-    return {name: short(row.get(name, math.nan)) for name in COLUMNS}
+    return {name: short(row.get(name, math.nan)) for name in (*_SETUP, *_FOUND)}
 
 
 def summary_row(
@@ -55,6 +54,11 @@ def _mean(values: Sequence[float]) -> str:
     if missing:
         return f"- ({missing} of {len(values)} seeds without)"
     return shown(mean_interval(values), 3 if math.fsum(values) >= 0.1 * len(values) else 5) if values else "-"
+
+
+def smaller(claim: str, quantity: str, ssa: Sequence[float], vanilla: Sequence[float]) -> Conclusion:
+    """The claim that a quantity of SSA is smaller than vanilla's, decided by their ratio."""
+    return Conclusion(claim, f"{quantity}, ratio SSA / vanilla", ratio(ssa, vanilla), "lower", 1.0)
 
 
 def ratio(values: Sequence[float], baseline: Sequence[float]) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,7 +10,7 @@ from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext, TableRow
 from experiments.engine.drawing import error_bars, points
 from experiments.engine.job_cache import CachedJob
-from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, summary_row
+from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, smaller, summary_row
 from experiments.fig2_norms.settings import NormSettings
 from ssa.statistics import mean_interval
 from ssa.viz import plot_style
@@ -41,10 +42,11 @@ Paths = dict[FitCell, list[list[dict[str, float]]]]  # for each seed, one row pe
 
 def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
     """Fits all targets; draws KL against norm and the ratio of norms against the spread."""
-    cells = list(_cells(settings))
-    paths: Paths = {}
-    for cell, rows in zip(cells, context.compute([_cached_job(settings, cell) for cell in cells]), strict=True):
-        paths[cell] = [[row for row in rows if row["seed"] == seed] for seed in range(settings.seeds)]
+    found = context.compute({cell: _cached_job(settings, cell) for cell in _cells(settings)})
+    paths: Paths = {
+        cell: [[row for row in rows if row["seed"] == seed] for seed in range(settings.seeds)]
+        for cell, rows in found.items()
+    }
     context.table("fit_levels", list(_level_rows(settings, paths)))
     _draw(settings, context, paths)
     runs = [
@@ -53,8 +55,8 @@ def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
             **{"panel": "fit", "target": cell.family, "width": cell.width, "heads": 1, "spread": cell.spread},
             **{"penalty": cell.penalty, "lr": settings.fit_lr, "method": LABELS[cell.method]},
         )
-        for cell in cells
-        for path in paths[cell]
+        for cell, seeds in paths.items()
+        for path in seeds
         for row in path
     ]
     return Panel(runs, list(_summary(settings, paths)), list(_conclusions(settings, paths)))
@@ -77,9 +79,8 @@ def _cached_job(settings: NormSettings, cell: FitCell) -> CachedJob:
 
     decays = settings.decays if cell.penalty == "effective" else settings.weight_decays
     same = {"n": settings.tokens, "mean": settings.mean_sharpness, "lr": settings.fit_lr, "steps": settings.fit_steps}
-    return fit, {
-        **cell._asdict(), **same, "decays": decays, "seeds": settings.seeds, "vectorized": settings.vectorized
-    }  # fmt: skip
+    same |= settings.model_dump(include={"seeds", "vectorized"})
+    return fit, {**cell._asdict(), **same, "decays": decays}
 
 
 def at_equal_fit(paths: Paths, cell: FitCell, share: float, name: str) -> dict[str, list[float]]:
@@ -97,23 +98,20 @@ def at_equal_fit(paths: Paths, cell: FitCell, share: float, name: str) -> dict[s
     }
 
 
-def _vanilla(paths: Paths) -> list[FitCell]:
-    return [cell for cell in paths if cell.method == "vanilla"]
-
-
 def _level_rows(settings: NormSettings, paths: Paths) -> Iterator[TableRow]:
-    for cell in _vanilla(paths):
-        for share in settings.levels:
-            for name in QUANTITIES:
-                found = at_equal_fit(paths, cell, share, name)
-                for method in list(found)[1:]:  # the first is vanilla
-                    where = {**cell._asdict(), "method": LABELS[method], "level": share, "quantity": name}
-                    yield {**where, **ratio(found[method], found["vanilla"])._asdict()}
+    vanilla = [cell for cell in paths if cell.method == "vanilla"]
+    for cell, share, name in itertools.product(vanilla, settings.levels, QUANTITIES):
+        found = at_equal_fit(paths, cell, share, name)
+        for method in list(found)[1:]:  # the first is vanilla
+            where = {**cell._asdict(), "method": LABELS[method], "level": share, "quantity": name}
+            yield {**where, **ratio(found[method], found["vanilla"])._asdict()}
 
 
 def _summary(settings: NormSettings, paths: Paths) -> Iterator[TableRow]:
     share = settings.levels[0]
-    for cell in _vanilla(paths):
+    for cell in paths:
+        if cell.method != "vanilla":
+            continue
         setup = f"{FAMILIES[cell.family]}, D = {cell.width}, spread {cell.spread:g}"
         names = {"norm_mean": "norm"}
         if cell.penalty == "weights":
@@ -133,17 +131,14 @@ def _conclusions(settings: NormSettings, paths: Paths) -> Iterator[Conclusion]:
         cell = FitCell(family, settings.widths[0], penalty, spread, "vanilla")
         return at_equal_fit(paths, cell, share, "norm_mean")
 
-    quantity = "mean over tokens of the norm of tau_i W, ratio SSA / vanilla"
+    quantity = "mean over tokens of the norm of tau_i W"
     for family, kind in (("scaled", "of rows of one form and unequal sharpness"), ("groups", "uniform over groups")):
         norms = found(family, settings.spread)
-        yield Conclusion(
+        claim = (
             f"at equal KL, maps {kind}, spread {settings.spread:g}, are reached with a smaller mean query-key norm "
-            "with a query temperature",
-            quantity,
-            ratio(norms["ssa"], norms["vanilla"]),
-            "lower",
-            1.0,
+            "with a query temperature"
         )
+        yield smaller(claim, quantity, norms["ssa"], norms["vanilla"])
     if 1 in settings.spreads and settings.spread != 1:
         mixed, equal = found("scaled", settings.spread), found("scaled", 1)
         ratios = [[a / b for a, b in zip(each["ssa"], each["vanilla"], strict=True)] for each in (mixed, equal)]
@@ -155,13 +150,10 @@ def _conclusions(settings: NormSettings, paths: Paths) -> Iterator[Conclusion]:
             1.0,
         )
     norms = found("scaled", settings.spread, "weights")
-    yield Conclusion(
-        "under plain weight decay too, which temperatures escape, the same maps are reached with a smaller mean norm",
-        quantity,
-        ratio(norms["ssa"], norms["vanilla"]),
-        "lower",
-        1.0,
+    claim = (
+        "under plain weight decay too, which temperatures escape, the same maps are reached with a smaller mean norm"
     )
+    yield smaller(claim, quantity, norms["ssa"], norms["vanilla"])
 
 
 def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> None:
@@ -178,24 +170,20 @@ def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> N
         shades = dict(zip(LABELS, plot_style.shades(len(LABELS)), strict=True))
         for axes, family in zip(curves, FAMILIES, strict=True):
             for method in LABELS:
-                _curve(
-                    axes, paths[FitCell(family, width, "effective", settings.spread, method)], method, shades[method]
-                )
+                seeds = paths[FitCell(family, width, "effective", settings.spread, method)]
+                _curve(axes, seeds, label=LABELS[method], color=shades[method], **LOOKS[method])
             axes.set_title(FAMILIES[family])
             axes.set(xlabel="mean norm of tau_i W")
             axes.set_xlim(left=0)
             axes.set_ylim(bottom=0)
         curves[0].set_ylabel("KL to the target (nats)")
         curves[0].legend()
-        for number, family in enumerate(FAMILIES):
-            for method in ("ssa", "free"):
-                found = [
-                    at_equal_fit(paths, FitCell(family, width, "effective", spread, "vanilla"), share, "norm_mean")
-                    for spread in settings.spreads
-                ]
+        for family, fill in zip(FAMILIES, ("full", "none"), strict=True):
+            cells = [FitCell(family, width, "effective", spread, "vanilla") for spread in settings.spreads]
+            found = [at_equal_fit(paths, cell, share, "norm_mean") for cell in cells]
+            for method, shift in (("ssa", 0.97), ("free", 1.03)):  # so that bars do not overlap
                 estimates = [ratio(each[method], each["vanilla"]) for each in found]
-                look = {**LOOKS[method], "color": shades[method], "fillstyle": ("full", "none")[number]}
-                shift = 0.97 if method == "ssa" else 1.03  # so that bars do not overlap
+                look = {**LOOKS[method], "color": shades[method], "fillstyle": fill}
                 points(ratios, [shift * spread for spread in settings.spreads], estimates, **look, elinewidth=0.8)
         ratios.axhline(1, color=plot_style.GRAY, linewidth=0.8)
         ratios.set_xscale("log", base=2)
@@ -203,20 +191,11 @@ def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> N
         ratios.set(title="at equal KL", xlabel="spread of the target's rows", ylabel="norm / vanilla's")
 
 
-def _curve(axes: Axes, seeds: list[list[dict[str, float]]], method: str, color: Any) -> None:
+def _curve(axes: Axes, seeds: list[list[dict[str, float]]], **look: Any) -> None:
     """Mean KL against mean norm, one point per decay."""
     norms, errors = (
         [mean_interval([path[number][name] for path in seeds]) for number in range(len(seeds[0]))]
         for name in ("norm_mean", "kl")
     )
-    points(
-        axes,
-        [norm.mean for norm in norms],
-        errors,
-        xerr=error_bars(norms),
-        color=color,
-        label=LABELS[method],
-        markersize=3.5,
-        elinewidth=0.8,
-        **LOOKS[method],
-    )
+    places = [norm.mean for norm in norms]
+    points(axes, places, errors, xerr=error_bars(norms), markersize=3.5, elinewidth=0.8, **look)

@@ -223,42 +223,42 @@ def context(tmp_path: Path) -> ExperimentContext:
 
 def test_jobs_are_cached_and_equal_ones_computed_once(context: ExperimentContext) -> None:
     jobs = [(square, {"number": number}) for number in (1, 2, 1)]
-    assert context.compute(jobs) == [1 / 3, 4 / 3, 1 / 3]
-    assert context.compute(jobs) == [1 / 3, 4 / 3, 1 / 3]
+    assert context._jobs.compute(jobs) == [1 / 3, 4 / 3, 1 / 3]
+    assert context._jobs.compute(jobs) == [1 / 3, 4 / 3, 1 / 3]
     assert calls == [1, 2]
 
 
 def test_jobs_finished_before_a_failure_stay_cached(context: ExperimentContext) -> None:
     with pytest.raises(ValueError, match="negative"):
-        context.compute([(square, {"number": number}) for number in (3, -1)])
-    assert context.compute([(square, {"number": 3})]) == [3]
+        context._jobs.compute([(square, {"number": number}) for number in (3, -1)])
+    assert context._jobs.compute([(square, {"number": 3})]) == [3]
     assert calls == [3, -1]
 
 
 def test_rerun_recomputes(context: ExperimentContext) -> None:
-    context.compute([(square, {"number": 3})])
+    context._jobs.compute([(square, {"number": 3})])
     context._jobs.rerun = True
-    context.compute([(square, {"number": 3})])
+    context._jobs.compute([(square, {"number": 3})])
     assert calls == [3, 3]
 
 
 def test_several_processes_compute_the_same_as_one(context: ExperimentContext) -> None:
     jobs = [(draws, {"number": number}) for number in range(4)]
-    alone = context.compute(jobs)
+    alone = context._jobs.compute(jobs)
     context._jobs.rerun, context._jobs.jobs = True, 2
-    assert context.compute(jobs) == alone
+    assert context._jobs.compute(jobs) == alone
 
 
 def test_killed_process_is_one_line_and_other_jobs_stay_cached(context: ExperimentContext) -> None:
     context._jobs.jobs = 2
     with pytest.raises(UserError, match="jobs=2: a process was killed, most often for lack of memory"):
-        context.compute([(draws, {"number": 1}), (die, {})])
+        context._jobs.compute([(draws, {"number": 1}), (die, {})])
 
 
 def test_changed_code_invalidates_the_cache(context: ExperimentContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    context.compute([(square, {"number": 3})])
+    context._jobs.compute([(square, {"number": 3})])
     monkeypatch.setattr(job_cache, "source_hash", lambda module: "other")
-    context.compute([(square, {"number": 3})])
+    context._jobs.compute([(square, {"number": 3})])
     assert calls == [3, 3]
 
 
