@@ -36,10 +36,11 @@ class DilutionSettings(TrainingSettings):
 def run(settings: DilutionSettings, context: ExperimentContext) -> None:
     """Trains each rule with each seed, and measures attention on the validation split."""
     cells = [(rule, seed) for rule in settings.rules for seed in range(settings.seeds)]
-    folders = context.train([run_of(settings, rule, seed) for rule, seed in cells])
-    found = context.compute([(attention_of, {"run": str(run), "weights": weights_of(run)}) for run in folders])
+    folders = dict(zip(cells, context.train([run_of(settings, *cell) for cell in cells]), strict=True))
+    jobs = {cell: (attention_of, {"run": str(run), "weights": weights_of(run)}) for cell, run in folders.items()}
     runs, positions = [], []
-    for (rule, seed), folder, attention in zip(cells, folders, found, strict=True):
+    for (rule, seed), attention in context.compute(jobs).items():
+        folder = folders[rule, seed]
         numbers = {**attention["metrics"], "val_loss": read_summary(folder)["best/val/loss"]}
         runs.append({"rule": rule, "seed": seed, **{name: numbers[name] for name in METRICS}, "run": folder.name})
         positions += [{"rule": rule, "seed": seed, **row} for row in _binned(attention["positions"])]

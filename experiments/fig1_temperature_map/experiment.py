@@ -25,6 +25,7 @@ from ssa.viz.temperature_map import TemperatureView, check_choice, over
 from ssa.viz.temperature_map import shown as glyphs
 from ssa.viz.temperature_map_files import write_html, write_picture
 
+Array = npt.NDArray[Any]
 Text = Annotated[str, Field(min_length=1)]
 Index = Annotated[int, Field(ge=0)]
 _COLUMNS = 60  # tokens that fit in a figure
@@ -51,9 +52,8 @@ def run(settings: TemperatureMapSettings, context: ExperimentContext) -> None:
         folders = context.train(runs)
     configs = [load_run_config(folder) for folder in folders]
     asked = {"text": settings.text, "of": settings.of, "counted": len(folders) > 1}
-    found = context.compute(
-        [(temperatures_of, {"run": str(folder), "weights": weights_of(folder), **asked}) for folder in folders]
-    )
+    jobs = {run: (temperatures_of, {"run": str(run), "weights": weights_of(run), **asked}) for run in folders}
+    found = list(context.compute(jobs).values())
     values = [np.array(one["values"]) for one in found]  # each (L, H, T)
     pieces = found[0]["pieces"]
     rows = [row for config, of_run in zip(configs, values, strict=True) for row in _heads(config, of_run)]
@@ -99,7 +99,7 @@ def temperatures_of(run: str, weights: str, text: str, of: str, counted: bool) -
     return found
 
 
-def _heads(config: Config, values: npt.NDArray[Any]) -> list[dict[str, Any]]:
+def _heads(config: Config, values: Array) -> list[dict[str, Any]]:
     """One row per layer and head of a run."""
     layers, heads, _ = values.shape
     names = {"mean": values.mean(-1), "sd over tokens": values.std(-1), "min": values.min(-1), "max": values.max(-1)}
@@ -111,17 +111,13 @@ def _heads(config: Config, values: npt.NDArray[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _token(number: int, piece: str, temperatures: npt.NDArray[Any]) -> dict[str, Any]:
+def _token(number: int, piece: str, temperatures: Array) -> dict[str, Any]:
     estimate = mean_interval(temperatures.tolist())
     return {"token": number, "text": piece, "mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
 def _shade(
-    context: ExperimentContext,
-    settings: TemperatureMapSettings,
-    config: Config,
-    pieces: list[str],
-    values: npt.NDArray[Any],
+    context: ExperimentContext, settings: TemperatureMapSettings, config: Config, pieces: list[str], values: Array
 ) -> None:
     """The text as HTML, PNG and SVG; the page also has every layer and head on the same color scale."""
 
@@ -141,11 +137,7 @@ def _shade(
 
 
 def _draw_heads(
-    context: ExperimentContext,
-    settings: TemperatureMapSettings,
-    config: Config,
-    pieces: list[str],
-    values: npt.NDArray[Any],
+    context: ExperimentContext, settings: TemperatureMapSettings, config: Config, pieces: list[str], values: Array
 ) -> None:
     """Temperatures of layers and heads by token."""
     layers, heads, length = values.shape
@@ -164,10 +156,7 @@ def _draw_heads(
 
 
 def _compare(
-    context: ExperimentContext,
-    settings: TemperatureMapSettings,
-    tokens: npt.NDArray[Any],
-    log_counts: list[list[float]],
+    context: ExperimentContext, settings: TemperatureMapSettings, tokens: Array, log_counts: list[list[float]]
 ) -> None:
     """Agreement of seeds on (seeds, T) temperatures, without the first token, an end-of-text."""
     from scipy.stats import spearmanr
@@ -195,17 +184,12 @@ def _compare(
         f"95% intervals (Student's t, {len(own)} seeds). Spearman correlations over tokens, after subtracting a linear "
         f"fit in log n. scale={settings.scale}.",
     )
-    context.conclude(
-        Conclusion(
-            "seeds agree on which tokens of the text get the larger temperatures, beyond a line in log n",
-            "Spearman correlation over tokens, mean over pairs of seeds, jackknife over seeds",
-            agree,
-            "higher",
-        )
-    )
+    claim = "seeds agree on which tokens of the text get the larger temperatures, beyond a line in log n"
+    quantity = "Spearman correlation over tokens, mean over pairs of seeds, jackknife over seeds"
+    context.conclude(Conclusion(claim, quantity, agree, "higher"))
 
 
-def _without_position(tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _without_position(tokens: Array) -> Array:
     """(seeds, T) less the best linear fit in log n, the form of the position-aware term; n starts at 2."""
     log_n = np.log(np.arange(2, tokens.shape[1] + 2))
     design = np.stack([np.ones_like(log_n), log_n], axis=1)  # (T, 2)

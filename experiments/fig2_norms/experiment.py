@@ -19,6 +19,4 @@ def run(settings: NormSettings, context: ExperimentContext) -> None:
         "at vanilla's best learning rate. Spikiness: share of the keys attended to, lower is spikier. "
         f"scale={settings.scale}.",
     )
-    for panel in panels:
-        for conclusion in panel.conclusions:
-            context.conclude(conclusion)
+    context.conclude(*(conclusion for panel in panels for conclusion in panel.conclusions))

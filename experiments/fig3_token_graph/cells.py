@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import TheorySettings
 from experiments.engine.job_cache import CachedJob
 from experiments.engine.tuning import best_setting
@@ -87,7 +89,7 @@ def cached_job(settings: TokenGraphSettings, method: str, lr: float, seeds: int,
     return learn, {"method": method, **cell}
 
 
-@dataclass
+@dataclass(eq=False)
 class TokenGraphCell:
     """A cell and its results: what `ssa.theory.token_graph.learn` returns for each method and learning rate."""
 
@@ -99,9 +101,14 @@ class TokenGraphCell:
     found: dict[tuple[str, float], dict[str, Any]] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
 
+    def runs(self, method: str, lr: float) -> list[dict[str, Any]]:
+        """One per seed."""
+        found: list[dict[str, Any]] = self.found[method, lr]["runs"]
+        return found
+
     def values(self, method: str, lr: float, quantity: str) -> list[float]:
         """One value per seed."""
-        return [run[quantity] for run in self.found[method, lr]["runs"]]
+        return [run[quantity] for run in self.runs(method, lr)]
 
     def best(self, method: str) -> float:
         """The learning rate with the lowest mean cross-entropy over seeds."""
@@ -114,7 +121,21 @@ class TokenGraphCell:
         return paired_interval(self.values("ssa", rate, quantity), self.values(baseline, lr, quantity))
 
 
-def cells(settings: TokenGraphGridSettings) -> list[TokenGraphCell]:
+def compute(settings: TokenGraphSettings, context: ExperimentContext, cells: Sequence[TokenGraphCell]) -> None:
+    """Fills in the results of cells."""
+    jobs = {
+        (cell, method, lr): cached_job(settings, method, lr, cell.seeds, **cell.changes)
+        for cell in cells
+        for method in cell.methods
+        for lr in cell.rates
+    }
+    for key, value in context.compute(jobs).items():
+        cell, method, lr = key
+        cell.found[method, lr] = value
+        cell.widths[method] = jobs[key][1]["width"]
+
+
+def all_cells(settings: TokenGraphGridSettings) -> list[TokenGraphCell]:
     """All cells, the default one first."""
     grid: list[tuple[str, dict[str, Any]]] = [
         *((f"vocabulary {value}", {"vocabulary": value}) for value in settings.vocabularies),

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.context import ExperimentContext, TableRow
 from experiments.fig3_token_graph import figures
-from experiments.fig3_token_graph.cells import LABELS, TokenGraphCell, TokenGraphGridSettings, cached_job, cells
+from experiments.fig3_token_graph.cells import LABELS, TokenGraphCell, TokenGraphGridSettings, all_cells, compute
 from ssa.statistics import mean_interval, paired_interval
 
 
 def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
     """Trains every method at every learning rate in every cell."""
-    found = cells(settings)
-    keys = [(cell, method, lr) for cell in found for method in cell.methods for lr in cell.rates]
-    jobs = [cached_job(settings, method, lr, cell.seeds, **cell.changes) for cell, method, lr in keys]
-    for (cell, method, lr), (_, arguments), value in zip(keys, jobs, context.compute(jobs), strict=True):
-        cell.found[method, lr] = value
-        cell.widths[method] = arguments["width"]
+    found = all_cells(settings)
+    compute(settings, context, found)
     paper = {row["method"]: row["value"] for row in context.experiment.references() if row["quantity"] == "excess"}
-    context.table("runs", list(_runs(found)))
-    context.table("differences", list(_differences(found)))
+    context.table("runs", _runs(found))
+    context.table("differences", _differences(found))
     context.summary(
         "Token graph: distance of the learned transition matrix from P*.",
-        list(_summary(found, paper)),
+        _summary(found, paper),
         f"Mean [95% interval] over {settings.seeds} seeds (default) or {settings.grid_seeds} (others, named by their "
         "difference to the default); each method at its best learning rate. Cross-entropy less the graph's entropy, "
         "nats per token. L1: sum over tokens of |P - P*|, mean under pi. Less vanilla: paired at equal seed.",
@@ -46,11 +43,11 @@ def _runs(found: list[TokenGraphCell]) -> Iterator[TableRow]:
 
 def _differences(found: list[TokenGraphCell]) -> Iterator[TableRow]:
     for cell in found:
-        for baseline in (method for method in cell.methods if method != "ssa"):
-            for quantity in ("excess", "l1", "l1_nodes"):
-                for tuned, rates in ((False, "the baseline's best"), (True, "each its own best")):
-                    where = {"cell": cell.label, "baseline": LABELS[baseline], "quantity": quantity, "lr": rates}
-                    yield {**where, **cell.difference(baseline, quantity, tuned=tuned)._asdict()}
+        baselines = [method for method in cell.methods if method != "ssa"]
+        for baseline, quantity, tuned in product(baselines, ("excess", "l1", "l1_nodes"), (False, True)):
+            rates = "each its own best" if tuned else "the baseline's best"
+            where = {"cell": cell.label, "baseline": LABELS[baseline], "quantity": quantity, "lr": rates}
+            yield {**where, **cell.difference(baseline, quantity, tuned=tuned)._asdict()}
 
 
 def _summary(found: list[TokenGraphCell], paper: Mapping[str, str]) -> Iterator[TableRow]:

@@ -75,28 +75,16 @@ def grid(context: ExperimentContext, settings: TokenGraphGridSettings, found: li
         left, right = drawing.subplots(1, 2, sharey=True)
         rows = range(len(found))
 
-        def dots(axes: Axes, place: int, means: list[Estimate], method: str, label: str, fill: str | None) -> None:
-            color, places = colors()[method], [row + 0.2 * (place - 1) for row in rows]
-            look: dict[str, Any] = {
-                "marker": MARKS[method][0],
-                "color": color,
-                "markerfacecolor": fill or color,
-                "label": label,
-            }
-            points(axes, places, means, horizontal=True, **look)
+        def dots(axes: Axes, place: int, means: list[Estimate], method: str, **look: Any) -> None:
+            places = [row + 0.2 * (place - 1) for row in rows]
+            points(axes, places, means, horizontal=True, marker=MARKS[method][0], color=colors()[method], **look)
 
         for place, method in enumerate(("vanilla", "ssa", "wider")):
             means = [mean_interval(cell.values(method, cell.best(method), "excess")) for cell in found]
-            dots(left, place, means, method, LABELS[method], None)
+            dots(left, place, means, method, label=LABELS[method])
         for place, (baseline, tuned, label, fill) in enumerate(compared):
-            dots(
-                right,
-                place,
-                [cell.difference(baseline, "excess", tuned=tuned) for cell in found],
-                baseline,
-                label,
-                fill,
-            )
+            means = [cell.difference(baseline, "excess", tuned=tuned) for cell in found]
+            dots(right, place, means, baseline, label=label, markerfacecolor=fill)
         right.axvline(0, color=plot_style.INK, linewidth=0.8)
         left.set_xlim(left=0)
         left.set_yticks(rows, [cell.label for cell in found])
@@ -114,14 +102,9 @@ def rates(context: ExperimentContext, settings: TokenGraphGridSettings, cell: To
         axes = drawing.add_subplot()
         for method in cell.methods:
             means = [mean_interval(cell.values(method, lr, "excess")) for lr in cell.rates]
-            marker, linestyle = MARKS[method]
-            look: dict[str, Any] = {
-                "marker": marker,
-                "linestyle": linestyle,
-                "color": colors()[method],
-                "label": LABELS[method],
-            }
-            points(axes, cell.rates, means, capsize=2, **look)
+            marker, line = MARKS[method]
+            look: dict[str, Any] = {"marker": marker, "linestyle": line, "color": colors()[method]}
+            points(axes, cell.rates, means, capsize=2, label=LABELS[method], **look)
         axes.set_xscale("log")
         axes.set_xticks(cell.rates, [f"{lr:g}" for lr in cell.rates])
         axes.minorticks_off()

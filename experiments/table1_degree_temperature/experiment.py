@@ -12,8 +12,7 @@ import numpy as np
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.context import ExperimentContext, TableRow
 from experiments.engine.drawing import points
-from experiments.engine.tuning import best_setting
-from experiments.fig3_token_graph.cells import DEGREES, TokenGraphSettings, cached_job
+from experiments.fig3_token_graph.cells import DEGREES, TokenGraphCell, TokenGraphSettings, compute
 from ssa.statistics import mean_interval
 from ssa.viz import plot_style
 
@@ -22,22 +21,17 @@ Runs = list[dict[str, Any]]  # one per seed
 
 def run(settings: TokenGraphSettings, context: ExperimentContext) -> None:
     """Analyzes the temperatures of the runs of figure 3's default cell."""
-    keys = [(method, lr) for method in ("ssa", "vanilla") for lr in settings.learning_rates]
-    values = context.compute([cached_job(settings, method, lr, settings.seeds) for method, lr in keys])
-    found: dict[str, dict[float, Runs]] = {"ssa": {}, "vanilla": {}}
-    for (method, lr), value in zip(keys, values, strict=True):
-        found[method][lr] = value["runs"]
-    best = {
-        method: best_setting({lr: [run["excess"] for run in runs] for lr, runs in by_rate.items()})
-        for method, by_rate in found.items()
-    }
-    runs = found["ssa"][best["ssa"]]
+    cell = TokenGraphCell("default", {}, settings.learning_rates, settings.seeds, ["ssa", "vanilla"])
+    compute(settings, context, [cell])
+    best = {method: cell.best(method) for method in cell.methods}
+    found = {lr: cell.runs("ssa", lr) for lr in cell.rates}
+    runs, vanilla = found[best["ssa"]], cell.runs("vanilla", best["vanilla"])
     paper = {row["quantity"]: row["value"] for row in context.experiment.references()}
-    context.table("runs", list(_runs(found["ssa"], DEGREES[settings.spread])))
-    context.table("nodes", list(_nodes(runs)))
+    context.table("runs", _runs(found, DEGREES[settings.spread]))
+    context.table("nodes", _nodes(runs))
     context.summary(
         "Temperature of a node by its number of out-neighbors, SSA.",
-        list(_summary(settings, found["ssa"], found["vanilla"][best["vanilla"]], best["ssa"], paper)),
+        _summary(settings, found, vanilla, best["ssa"], paper),
         f"Mean over the nodes of a degree, then mean [95% interval] over {settings.seeds} seeds, at SSA's best "
         f"learning rate {best['ssa']:g} by cross-entropy. Logits' spread: standard deviation over the vocabulary, "
         f"before and after the temperature, and vanilla's at its best learning rate {best['vanilla']:g}. Last "
@@ -96,23 +90,15 @@ def _summary(
     settings: TokenGraphSettings, by_rate: Mapping[float, Runs], vanilla: Runs, best: float, paper: Mapping[str, str]
 ) -> Iterator[TableRow]:
     runs, others = by_rate[best], [lr for lr in by_rate if lr != best]
+    before = [{**run, "spread": np.divide(run["spread"], run["temperature"]).tolist()} for run in runs]
     for degree in DEGREES[settings.spread]:
         inside = [of_degree(run, "temperature", degree) for run in runs]
-        before = [
-            fmean(
-                spread / tau
-                for spread, tau in zip(
-                    of_degree(run, "spread", degree), of_degree(run, "temperature", degree), strict=True
-                )
-            )
-            for run in runs
-        ]
         yield {
             "out-neighbors": degree,
             "paper": paper.get(f"temperature, {degree} neighbors", "-"),
             "temperature": shown(mean_interval(_means(runs, "temperature", degree)), 2),
             "sd within degree": f"{fmean(stdev(values) for values in inside):.2f}" if len(inside[0]) > 1 else "-",
-            "logits' spread before": shown(mean_interval(before), 1),
+            "logits' spread before": shown(mean_interval(_means(before, "spread", degree)), 1),
             "after": shown(mean_interval(_means(runs, "spread", degree)), 1),
             "vanilla's": shown(mean_interval(_means(vanilla, "spread", degree)), 1),
             **{f"at lr {lr:g}": f"{fmean(_means(by_rate[lr], 'temperature', degree)):.2f}" for lr in others},

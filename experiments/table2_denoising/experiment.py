@@ -17,15 +17,15 @@ def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
     """Trains every method in every cell."""
     found = compute(settings, context)
     paper = {row["method"]: row["value"] for row in context.experiment.references()}
-    context.table("runs", list(tables.runs(found)))
-    context.table("fixed", list(tables.fixed(found)))
-    context.table("differences", list(tables.differences(found)))
+    context.table("runs", tables.runs(found))
+    context.table("fixed", tables.fixed(found))
+    context.table("differences", tables.differences(found))
     checked = list(tables.checks(found))
     context.table("checks", checked)
     failed = [row for row in checked if not row["passed"]]
     context.summary(
         f"Denoising: mean squared error per dimension, noise rate {settings.noise_rate:g}, L = {settings.length}.",
-        list(tables.summary(found, paper)),
+        tables.summary(found, paper),
         f"m = {settings.dimension}, sigma = {settings.sigma:g}. Trained: mean [95% interval] over {settings.seeds} "
         f"seeds, each on {settings.contexts} test contexts, the same for every row; excess over Bayes: on the same "
         "contexts. Not trained: Monte Carlo on all of them, +- one standard error. Closed form: exact risk; for "
@@ -55,15 +55,15 @@ def compute(settings: DenoisingSettings, context: ExperimentContext) -> Denoisin
         process = settings.model_dump(include={"dimension", "sigma", "noise_scale"})
         return {"noise_rate": noise_rate, "length": length, **process}
 
-    tasks = list(dict.fromkeys(cell[:2] for cell in found.cells))
-    models = [(cell, method) for cell in found.cells for method in methods(cell, default)]
-    jobs: list[CachedJob] = [
-        (fixed, {"task": task(*which), "contexts": settings.contexts, "seeds": settings.seeds}) for which in tasks
-    ]
-    jobs += [(learn, {"task": task(*cell[:2]), "method": method, "lr": cell.lr, **same}) for cell, method in models]
+    jobs: dict[Any, CachedJob] = {}
+    for rate, length, _ in found.cells:
+        jobs[rate, length] = fixed, {**settings.model_dump(include={"contexts", "seeds"}), "task": task(rate, length)}
+    for cell in found.cells:
+        for method in methods(cell, default):
+            jobs[cell, method] = learn, {"task": task(*cell[:2]), "method": method, "lr": cell.lr, **same}
     values = context.compute(jobs)
-    found.fixed.update(zip(tasks, values[: len(tasks)], strict=True))
-    found.learned.update(zip(models, values[len(tasks) :], strict=True))
+    found.fixed = {key: value for key, value in values.items() if jobs[key][0] is fixed}
+    found.learned = {key: value for key, value in values.items() if jobs[key][0] is learn}
     return found
 
 
