@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +18,7 @@ from ssa.errors import UserError
 from ssa.files import locked
 from ssa.processes import interruptible
 from ssa.progress import ProgressBar
-from sweeps.declaration import Sweep, load
+from sweeps.declaration import Sweep, as_overrides, load
 
 USAGE = "usage: python -m sweeps FILE.yaml KEY=VALUE ...; FILE.yaml --help lists the keys"
 INSTALL = "pip install -e '.[sweeps]'"
@@ -108,8 +109,8 @@ def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...
             file_of_trials = results.write(study, sweep, folder)
     console.print(results.table(study, sweep))
     console.print(f"every trial: {file_of_trials}")
-    if best := results.command(study, sweep, common):
-        console.print(f"the best one: {best}")
+    for best in results.ranked(study, sweep)[:1]:
+        console.print(f"the best one: python train.py {shlex.join((*common, *as_overrides(best.params)))}")
     failed = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.FAIL]
     if failed:
         names = ", ".join(f"trial {trial.number} ({trial.user_attrs.get('note', '')})" for trial in failed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -11,6 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import Field, ValidationError, model_validator
 
 from ssa.command_line.compose import configured
+from ssa.command_line.settings import typed
 from ssa.config import PositiveInt, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
@@ -134,12 +134,11 @@ class Sweep(Section):
         first = {key: dimension.extremes()[0] for key, dimension in self.space.items()}
         for key, dimension in self.space.items():
             for value in dimension.extremes():
-                configured(*self.overrides, *more, *typed({**first, key: value}))
+                configured(*self.overrides, *more, *as_overrides({**first, key: value}))
 
 
-def typed(values: dict[str, Value]) -> list[str]:
-    """Overrides that set the values."""
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+def as_overrides(values: dict[str, Value]) -> list[str]:
+    return [f"{key}={typed(value)}" for key, value in values.items()]
 
 
 def load(file: Path) -> Sweep:

@@ -1,8 +1,7 @@
-"""Results of a sweep: table, CSV file, command of the best trial."""
+"""Results of a sweep: table, CSV file."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import optuna
@@ -10,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Column, Table
 
 from ssa.files import to_csv, write_atomic
-from sweeps.declaration import Sweep, typed
+from sweeps.declaration import Sweep
 
 _BEST = 5
 STATES = {
@@ -42,12 +41,6 @@ def table(study: optuna.Study, sweep: Sweep) -> Table:
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.params.values()]
         shown.add_row(str(trial.number), f"{trial.value:.5g}", *values, trial.user_attrs["run_id"])
     return shown
-
-
-def command(study: optuna.Study, sweep: Sweep, common: tuple[str, ...]) -> str:
-    """The command that trains the best trial; empty if there is none."""
-    best = ranked(study, sweep)
-    return f"python train.py {shlex.join((*common, *typed(best[0].params)))}" if best else ""
 
 
 def write(study: optuna.Study, sweep: Sweep, folder: Path) -> Path:

@@ -19,7 +19,7 @@ from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.launch.run import Run
 from ssa.processes import Pool
 from ssa.record.run_files import read_rows, read_summary
-from sweeps.declaration import Sweep, typed
+from sweeps.declaration import Sweep, as_overrides
 from sweeps.results import STATES
 from sweeps.study import sampler
 
@@ -88,7 +88,7 @@ class Search:
             else:
                 trial = self.study.ask()
             values = {key: dimension.suggest(trial, key) for key, dimension in self.sweep.space.items()}
-            run = Run((*self.common, *typed(values)), setting=f"trial {trial.number}")
+            run = Run((*self.common, *as_overrides(values)), setting=f"trial {trial.number}")
             if self._begin(trial, run):
                 yield run
 
@@ -181,7 +181,7 @@ class Search:
         frozen = self.study.tell(trial, value, state=state)
         self.ended.setdefault(frozen.user_attrs["run_id"], frozen)
         word = f"{self.sweep.metric} {value}" if state == TrialState.COMPLETE else STATES[state]
-        values = " ".join(typed(frozen.params))
+        values = " ".join(as_overrides(frozen.params))
         self.say(f"{run.label}: {word}  {values}{f'  ({note})' if note and state != TrialState.FAIL else ''}")
         if state == TrialState.FAIL:
             self.say(f"  {note}")

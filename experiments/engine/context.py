@@ -75,7 +75,7 @@ class ExperimentContext:
             where = f"to={self.folder}, output_dir={settings.output_dir}"
             raise UserError(f"{where}: cannot be written ({error.strerror})") from None
         self._facts = environment.describe(()).facts
-        self._commit = str((self._facts["git"] or {}).get("commit"))
+        self._commit = _commit(self._facts)
         self._jobs = JobCache(kept, experiment.name, self._commit, settings.jobs, settings.rerun, console)
         self.conclusions: list[Conclusion] = []
         self._runs: set[Path] = set()
@@ -183,7 +183,7 @@ class ExperimentContext:
         for run in self._runs:
             with suppress(UserError, KeyError):  # a damaged run, which the table names
                 seconds_of_runs += read_summary(run)["wall_seconds"]
-                commits.add(_commit_of(run))
+                commits.add(_commit(read_environment(run)))
         write_json(
             self.path("provenance.json"),
             {
@@ -199,12 +199,9 @@ class ExperimentContext:
                 "cores": self._facts["machine"]["cores"],
             },
         )
-        written = {path.name for path in self._staging.iterdir()}
-        for path in self._staging.iterdir():
-            path.replace(self.folder / path.name)
-        for path in self.folder.glob(f"{self.settings.scale}_*"):
-            if path.name not in written:
-                path.unlink(missing_ok=True)  # from an earlier version
+        written = {path.replace(self.folder / path.name) for path in list(self._staging.iterdir())}
+        for path in set(self.folder.glob(f"{self.settings.scale}_*")) - written:
+            path.unlink(missing_ok=True)  # from an earlier version
         self._staging.rmdir()
 
     def discard(self) -> None:
@@ -214,8 +211,8 @@ class ExperimentContext:
             self.folder.rmdir()  # only if empty
 
 
-def _commit_of(run: Path) -> str:
-    return str((read_environment(run)["git"] or {}).get("commit"))
+def _commit(facts: Mapping[str, Any]) -> str:
+    return str((facts["git"] or {}).get("commit"))
 
 
 def _cell(value: Any) -> str:

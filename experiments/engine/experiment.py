@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml  # type: ignore[import-untyped]
 from pydantic import AfterValidator, Field, model_validator
 
+from ssa.command_line.settings import typed
 from ssa.config import PositiveInt, Scale, Section
 from ssa.config_errors import closest
 from ssa.errors import UserError
@@ -152,12 +153,8 @@ class Experiment:
         """The command line for these settings, without those of a single occasion."""
         scaled = self._scaled(settings.scale).model_dump()
         plain = settings.model_dump(exclude=_OCCASIONAL)
-        own = [f"{key}={_typed(value)}" for key, value in plain.items() if value != scaled[key]]
+        own = [f"{key}={typed(value)}" for key, value in plain.items() if value != scaled[key]]
         return shlex.join(["python", "-m", "experiments", self.name, f"scale={settings.scale}", *own])
-
-
-def _typed(value: Any) -> str:
-    return "null" if value is None else ",".join(value) if isinstance(value, list) else str(value)
 
 
 def all_experiments() -> list[Experiment]:

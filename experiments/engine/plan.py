@@ -14,6 +14,7 @@ from rich.table import Table
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, check_train, declared, runs
 from ssa.config import Config
+from ssa.launch.pool import refused
 from ssa.launch.run import Run
 from ssa.progress import duration
 from ssa.record.runs import load
@@ -25,16 +26,14 @@ _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.
 
 
 def show(experiment: Experiment, settings: GridSettings, console: Console) -> None:
-    """Prints the plan."""
     grid = declared(experiment)
     check_train(experiment, grid, settings)
     planned = runs(grid, settings)
     _ = settings.tasks()
-    refused = {run: reason for run in filter(None, planned.values()) if (reason := run.refusal)}
-    for reason, number in Counter(refused.values()).items():
+    mistakes = refused(filter(None, planned.values()))
+    for reason, number in Counter(mistakes.values()).items():
         console.print(f"{number} runs are refused: {reason}", markup=False)
-    known = [run for run in planned.values() if run and run not in refused]
-    unique = list({run.folder: run for run in known}.values())
+    unique = list({run.folder: run for run in planned.values() if run and run not in mistakes}.values())
     waiting = [run for run in unique if settings.rerun or not run.is_finished()]
     table = Table("runs", "finished", "interrupted", "not started", "tokens to train", box=box.SIMPLE_HEAD)
     counts: dict[str, Counter[str]] = {}

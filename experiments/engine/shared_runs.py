@@ -36,7 +36,7 @@ def run_of(
         more: what distinguishes its setting from others with the same rule.
     """
     where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
-    overrides = (*(settings.train if train is None else train), f"model/temperature={rule}", f"seed={seed}", *where)
+    overrides = (*(train or settings.train), f"model/temperature={rule}", f"seed={seed}", *where)
     return Run(overrides, group, f"{rule}, {more}" if more else rule, seed)
 
 
@@ -64,12 +64,8 @@ def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
         if not write:
             raise UserError(f"{model}: does not exist yet")
         export(run, model)
-    return [
-        f"init_from={model}",
-        "data=text",
-        f"data.train={_source_code(folder, write)}",
-        "data.validation_fraction=0.05",
-    ]
+    data = ["data=text", f"data.train={_source_code(folder, write)}", "data.validation_fraction=0.05"]
+    return [f"init_from={model}", *data]
 
 
 def _source_code(folder: Path, write: bool) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.engine.context import ExperimentContext
 from experiments.fig2_norms import lookup, targets
-from experiments.fig2_norms.settings import NormSettings
+from experiments.fig2_norms.panel import NormSettings
 
 
 def run(settings: NormSettings, context: ExperimentContext) -> None:

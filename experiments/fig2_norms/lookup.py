@@ -12,8 +12,7 @@ from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext, TableRow
 from experiments.engine.job_cache import CachedJob
 from experiments.engine.tuning import best_setting
-from experiments.fig2_norms.panel import LABELS, Panel, run_row, short, smaller, summary_row
-from experiments.fig2_norms.settings import NormSettings
+from experiments.fig2_norms.panel import LABELS, NormSettings, Panel, run_row, short, smaller, summary_row
 from ssa.viz import plot_style
 
 METHODS = ("vanilla", "ssa")

@@ -10,8 +10,7 @@ from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext, TableRow
 from experiments.engine.drawing import error_bars, points
 from experiments.engine.job_cache import CachedJob
-from experiments.fig2_norms.panel import LABELS, Panel, ratio, run_row, smaller, summary_row
-from experiments.fig2_norms.settings import NormSettings
+from experiments.fig2_norms.panel import LABELS, NormSettings, Panel, ratio, run_row, smaller, summary_row
 from ssa.statistics import mean_interval
 from ssa.viz import plot_style
 

@@ -119,7 +119,7 @@ def help_text(
     for key, schema in _fields(settings).items():
         field = settings.model_fields[key]
         value = (defaults or {}).get(key, field.get_default(call_default_factory=True))
-        default = "required" if key not in (defaults or {}) and field.is_required() else f"default: {_typed(value)}"
+        default = "required" if key not in (defaults or {}) and field.is_required() else f"default: {typed(value)}"
         limits = [f"{symbol} {schema[bound]:.10g}" for bound, symbol in _BOUNDS.items() if bound in schema]
         notes = "; ".join([*([" and ".join(limits)] if limits else []), default])
         text = textwrap.wrap(f"{field.description or ''} ({notes})".strip(), _WIDTH - _COLUMN)
@@ -175,7 +175,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
     return "|".join([*choices, *(["null"] if schema["optional"] else [])])
 
 
-def _typed(value: Any) -> str:
+def typed(value: Any) -> str:
+    """A value as typed on the command line."""
     if isinstance(value, list) and value:
-        return ",".join(map(_typed, value))
+        return ",".join(map(typed, value))
     return value if isinstance(value, str) and value else json.dumps(value)
