@@ -137,7 +137,7 @@ def _norms(figure: Figure, frames: Frames) -> None:
     style: dict[str, Any] = {"linestyle": "none", "markersize": 2.5 * thick}
     if "temperatures" in frames and "query" in set(frames["temperatures"]["of"]):
         left.vlines(x, percentiles[5], percentiles[95], color=plot_style.INK, linewidth=thick)
-        left.plot(x, percentiles[50], marker="s", color=plot_style.INK, label="τ‖W‖: median, 5 to 95 %", **style)
+        left.plot(x, percentiles[50], marker="s", color=plot_style.INK, label="τ‖W‖: median, 5 to 95%", **style)
         right.ecdf(tau_norm, color=plot_style.INK, label="τ‖W‖, over tokens and heads")
     left.plot(x, norm, marker="o", markerfacecolor="white", color=plot_style.GRAY, label="‖W‖", **style)
     left.set(title="Query-key norm of each head", xlabel="layer (heads side by side)", ylabel="operator norm")

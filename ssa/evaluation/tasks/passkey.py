@@ -24,7 +24,7 @@ class Passkey:
     """A grid of lengths and depths with ``trials`` keys per cell.
 
     A trial succeeds if the greedy continuation, ignoring white space, begins with the key and no sixth digit.  Accuracy
-    is reported overall, by length (``accuracy/LENGTH``), by depth and by cell, with 95 % Wilson intervals, as trials
+    is reported overall, by length (``accuracy/LENGTH``), by depth and by cell, with 95% Wilson intervals, as trials
     are independent draws.
     """
 
