@@ -55,12 +55,7 @@ def available() -> bool:
 
 @contextmanager
 def figure(width: float, height: float, layout: Any = "constrained") -> Iterator[Figure]:
-    """An empty white figure; artists added inside the block have the project's style.
-
-    Args:
-        width, height: in inches.
-        layout: matplotlib's layout engine; None: axes are placed by hand.
-    """
+    """An empty white figure, sizes in inches; artists added inside the block have the project's style."""
     from matplotlib.figure import Figure
 
     with _styled():
@@ -110,15 +105,10 @@ def heat_map(
     high: float | None = None,
     digits: int = 2,
 ) -> None:
-    """Draw a matrix as colors with a color bar, and as numbers if there is room.
+    """Draw a matrix as colors with a color bar, and as numbers with ``digits`` decimals if there is room.
 
-    Args:
-        axes: titles and axis labels are left to the caller.
-        values: (rows, columns); nan cells stay empty.
-        rows, columns: tick labels, the first row on top.
-        label: color bar label, with unit.
-        low, high: color limits; default: range of the values.
-        digits: decimal places.
+    ``rows`` and ``columns`` are tick labels, the first row on top; nan cells stay empty.  Colors range from ``low`` to
+    ``high``, by default over the values.
     """
     import numpy as np
 
@@ -133,8 +123,8 @@ def heat_map(
     middle = sum(image.get_clim()) / 2
     if matrix.size <= _NUMBERED_CELLS and matrix.shape[1] <= 16:
         for (row, column), value in np.ndenumerate(matrix):
+            color = "black" if value > middle else "white"
             if np.isfinite(value):
-                color = "black" if value > middle else "white"
                 axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", size=7, color=color)
 
 

@@ -35,21 +35,13 @@ _GLYPHS: dict[int, int | str] = {**CONTROLS, ord("\n"): "⏎\n", ord("\t"): "⇥
 
 @dataclass(frozen=True)
 class TemperatureView:
-    """Tokens with their temperatures, ready to be drawn.
+    """Tokens with their temperatures, ready to be drawn."""
 
-    Attributes:
-        pieces: the text that each token adds, possibly empty.
-        values: temperatures, one per token.
-        of: query, key, value or output.
-        over: the layers and heads shown, in words.
-        min_reach: minimum of `reach`, which keeps noise around 1 pale or gives several views the same colors.
-    """
-
-    pieces: Sequence[str]
-    values: Sequence[float]
-    of: str
-    over: str
-    min_reach: float = 0.01
+    pieces: Sequence[str]  # the text that each token adds, possibly empty
+    values: Sequence[float]  # temperatures, one per token
+    of: str  # query, key, value or output
+    over: str  # the layers and heads shown, in words
+    min_reach: float = 0.01  # of `reach`: keeps noise around 1 pale, or gives several views the same colors
 
     @property
     def reach(self) -> float:
@@ -84,8 +76,7 @@ def check_choice(model: ModelConfig, of: str, layer: int | None, head: int | Non
     Raises:
         UserError: it does not.
     """
-    scaled = model.temperature.scaled
-    name = model.temperature.name
+    scaled, name = model.temperature.scaled, model.temperature.name
     if not scaled:
         raise UserError(f"model/temperature={name}: vanilla attention has no temperatures to show")
     if of not in scaled:
@@ -98,34 +89,21 @@ def check_choice(model: ModelConfig, of: str, layer: int | None, head: int | Non
 def token_temperatures(
     model: Transformer, ids: Sequence[int], of: str = "query", layer: int | None = None, head: int | None = None
 ) -> list[float]:
-    """The temperature of each token of a text.
-
-    Args:
-        model: in evaluation mode.
-        ids: T tokens.
-        of: query, key, value or output.
-        layer, head: index from 0; None: the mean over all.  Per-feature temperatures are averaged over features.
-
-    Returns:
-        T numbers.
+    """The temperature of each token of a text at a layer and head, from 0, or their mean over all (None).
 
     Raises:
         UserError: the model has no such temperature, layer or head.
     """
     check_choice(model.config, of, layer, head)
     chosen = all_temperatures(model, ids, of)[slice(None) if layer is None else [layer]]  # (layers, H, T)
-    chosen = chosen[:, slice(None) if head is None else [head]]
-    values: list[float] = chosen.mean(dim=(0, 1)).tolist()
+    values: list[float] = chosen[:, slice(None) if head is None else [head]].mean(dim=(0, 1)).tolist()
     return values
 
 
 def all_temperatures(model: Transformer, ids: Sequence[int], of: str = "query") -> Tensor:
     """The temperature of each token in each layer and head, (L, H, T), averaged over features if per feature.
 
-    Args:
-        model: in evaluation mode, with this temperature.
-        ids: T tokens.
-        of: query, key, value or output.
+    The model is in evaluation mode and has this temperature.
     """
     import torch
 
@@ -133,9 +111,7 @@ def all_temperatures(model: Transformer, ids: Sequence[int], of: str = "query") 
     layers: list[torch.Tensor] = []
 
     def observe(inputs: AttentionInputs) -> None:
-        temperature = inputs.temperatures[of]
-        everywhere = temperature * temperature.new_ones(1, heads, len(ids), 1)  # (1, H, T, 1 or d)
-        layers.append(everywhere.mean(dim=-1)[0])  # (H, T)
+        layers.append(inputs.temperatures[of].mean(dim=-1).expand(1, heads, len(ids))[0])  # (H, T)
 
     with torch.inference_mode():
         model(torch.tensor([list(ids)], device=model.token_embedding.weight.device), observe=observe)

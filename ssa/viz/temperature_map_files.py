@@ -6,7 +6,7 @@ import html
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.cells import cell_len, chop_cells
 
@@ -14,9 +14,6 @@ from ssa.errors import UserError
 from ssa.files import check_writable, write_atomic, writing
 from ssa.viz import plot_style
 from ssa.viz.temperature_map import RGB, TemperatureView, color
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _Cell = tuple[int, int, str, RGB, RGB, bool]  # row, column, text, background, text color, underlined
 _COLUMNS, _POINTS = 100, 10
@@ -45,32 +42,26 @@ _FOLDED = "<details><summary>{over}</summary>\n{view}\n</details>"
 
 
 def check_files(**files: str | None) -> None:
-    """Check that files can be written, before computing.
-
-    Args:
-        files: paths by kind, ``html``, ``png`` or ``svg``, the names of the command-line keys.
+    """Check that files, by kind (html, png or svg, as the command-line keys), can be written, before computing.
 
     Raises:
         UserError: the folder does not exist, the suffix does not match, or matplotlib is not installed.
     """
     for key, name in files.items():
-        if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
+        if name is None:
+            continue
+        path = Path(name)
+        if path.is_dir() or not path.absolute().parent.is_dir():
             raise UserError(f"{key}={name}: valid: a file in an existing folder")
-        if name is not None and Path(name).suffix.lower() != f".{key}":
+        if path.suffix.lower() != f".{key}":
             raise UserError(f"{key}={name}: valid: a name ending in .{key}")
-        if name is not None and key in plot_style.FORMATS and not plot_style.available():
+        if key in plot_style.FORMATS and not plot_style.available():
             raise UserError(f"{key}={name}: matplotlib is not installed; run {plot_style.INSTALL}")
-        if name is not None:
-            check_writable(Path(name).parent, f"{key}={name}")
+        check_writable(path.parent, f"{key}={name}")
 
 
 def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureView] = ()) -> None:
-    """Write a self-contained page; each token has its temperature as a tooltip.
-
-    Args:
-        view: the view shown first.
-        path: the page.
-        folded: further views, collapsed.
+    """Write a self-contained page; each token has its temperature as a tooltip.  ``folded`` are collapsed views.
 
     Raises:
         UserError: the file cannot be written.
@@ -85,8 +76,7 @@ def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureVi
 def _html_of(view: TemperatureView) -> str:
     spans = "".join(
         f'<span style="background:{_hex(background)};color:{_hex(foreground)}"{_UNDERLINED * (value < 1)} '
-        f'title="{value:.4f}">'
-        f"{html.escape(piece)}</span>"
+        f'title="{value:.4f}">{html.escape(piece)}</span>'
         for piece, value, background, foreground in view.tokens()
     )
     what, numbers, meaning = (html.escape(line) for line in view.legend)
@@ -100,51 +90,35 @@ def write_picture(view: TemperatureView, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    cells = list(_cells(view))
-    legend = _Legend(view)
-    rows = max(row for row, *_ in cells) + 2 + len(legend.lines)
-    size = ((_COLUMNS + 4) * _ADVANCE * _POINTS / 72, (rows + 1) * _LINE * _POINTS / 72)  # with margins
-    with plot_style.figure(*size, layout=None) as figure, writing(f"{path.suffix[1:]}={path}"):
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(rows + 0.5, -0.5))
-        axes.set_axis_off()
-        _draw(axes, view, cells, rows - len(legend.lines), legend)
-        plot_style.write(figure, path)
-
-
-class _Legend:
-    """Wrapped legend lines; the color bar stands in the line ``numbers``."""
-
-    def __init__(self, view: TemperatureView) -> None:
-        what, numbers, meaning = view.legend
-        above = textwrap.wrap(what, _COLUMNS)
-        self.lines, self.numbers = [*above, numbers, *textwrap.wrap(meaning, _COLUMNS)], len(above)
-
-
-def _draw(axes: Axes, view: TemperatureView, cells: Sequence[_Cell], first: int, legend: _Legend) -> None:
-    """Draw text, and the legend from row ``first``, on axes in units of characters."""
     from matplotlib.patches import Rectangle
 
-    font: dict[str, Any] = {
-        "family": "monospace",
-        "fontsize": _POINTS,
-        "verticalalignment": "center_baseline",
-        "parse_math": False,
-    }
-    for row, column, text, background, foreground, underlined in cells:
-        axes.add_patch(Rectangle((column, row + 0.05), cell_len(text), 0.9, color=_hex(background), linewidth=0))
-        axes.text(column, row + 0.5, text, color=_hex(foreground), **font)
-        if underlined:
-            axes.plot([column, column + cell_len(text)], [row + 0.86] * 2, color=_hex(foreground), linewidth=0.8)
-    for row, line in enumerate(legend.lines, first):
-        axes.text(0, row + 0.5, line, color="black", **font)
-    low, high = f"{1 - view.reach:.3f} ", f" {1 + view.reach:.3f}"
-    row = first + legend.numbers
-    start = len(legend.lines[legend.numbers]) + 3 + len(low)
-    for step, value in enumerate(view.scale(33)):
-        place = (start + step / 2, row + 0.1)
-        axes.add_patch(Rectangle(place, 0.5, 0.8, color=_hex(color(value, view.reach)), linewidth=0))
-    axes.text(start - len(low), row + 0.5, low, color="black", **font)
-    axes.text(start + 16.5, row + 0.5, high, color="black", **font)
+    what, numbers, meaning = view.legend
+    above = textwrap.wrap(what, _COLUMNS)
+    legend = [*above, numbers, *textwrap.wrap(meaning, _COLUMNS)]
+    cells = list(_cells(view))
+    first = max(row for row, *_ in cells) + 2  # of the legend
+    rows = first + len(legend)
+    size = ((_COLUMNS + 4) * _ADVANCE * _POINTS / 72, (rows + 1) * _LINE * _POINTS / 72)  # with margins
+    font: dict[str, Any] = {"family": "monospace", "fontsize": _POINTS}
+    font |= {"verticalalignment": "center_baseline", "parse_math": False}
+    with plot_style.figure(*size, layout=None) as figure, writing(f"{path.suffix[1:]}={path}"):
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(rows + 0.5, -0.5))  # in characters
+        axes.set_axis_off()
+        for row, column, text, background, foreground, underlined in cells:
+            axes.add_patch(Rectangle((column, row + 0.05), cell_len(text), 0.9, color=_hex(background), linewidth=0))
+            axes.text(column, row + 0.5, text, color=_hex(foreground), **font)
+            if underlined:
+                axes.plot([column, column + cell_len(text)], [row + 0.86] * 2, color=_hex(foreground), linewidth=0.8)
+        for row, line in enumerate(legend, first):
+            axes.text(0, row + 0.5, line, color="black", **font)
+        low, high = f"{1 - view.reach:.3f} ", f" {1 + view.reach:.3f}"
+        row, start = first + len(above), len(numbers) + 3 + len(low)  # the color bar stands beside the numbers
+        for step, value in enumerate(view.scale(33)):
+            place = (start + step / 2, row + 0.1)
+            axes.add_patch(Rectangle(place, 0.5, 0.8, color=_hex(color(value, view.reach)), linewidth=0))
+        axes.text(start - len(low), row + 0.5, low, color="black", **font)
+        axes.text(start + 16.5, row + 0.5, high, color="black", **font)
+        plot_style.write(figure, path)
 
 
 def _cells(view: TemperatureView) -> Iterator[_Cell]:
