@@ -48,16 +48,17 @@ class Family(CheckpointFormat):
     Attributes:
         base_architecture: class of the model without its head.
         modules: all modules with parameters, the head last.
-        read: config.json -> fields of `ModelConfig`.
+        sizes: fields of `ModelConfig` -> default and names in config.json; the first name is written.
+        read: config.json, sizes -> other fields of `ModelConfig`.
         write: the inverse.
-        vocab_size, tie_embeddings: defaults if config.json has none.
+        tie_embeddings: default if config.json has none.
     """
 
     base_architecture: str
     modules: tuple[ModuleMapping, ...]
-    read: Callable[[HFConfig], dict[str, Any]]
+    sizes: Mapping[str, tuple[Any, ...]]
+    read: Callable[[HFConfig, dict[str, Any]], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
-    vocab_size: int
     tie_embeddings: bool = False
 
     def to_model(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,18 +74,19 @@ class Family(CheckpointFormat):
             valid = f"{self.architecture}, {self.base_architecture}"
             raise UserError(f"config.json: architectures={shown(named)}: not supported; valid: {valid}")
         config = HFConfig(hf)
-        vocab_size = config.count(self.vocab_size, "vocab_size")
+        sizes = {field: config.count(*names) for field, names in self.sizes.items()}
         tie_embeddings = config.flag(self.tie_embeddings, "tie_word_embeddings")
-        return {**_DEFAULTS, "vocab_size": vocab_size, "tie_embeddings": tie_embeddings, **self.read(config)}
+        return {**_DEFAULTS, **sizes, "tie_embeddings": tie_embeddings, **self.read(config, sizes)}
 
     def to_hf(self, model: ModelConfig, vocab_size: int) -> dict[str, Any]:
         """A config.json for transformers 4.56 to 5, without special token ids (null) and dtype.
 
         It is exact if `to_model` returns the same architecture, else the closest model in the family.
         """
-        named = {"architectures": [self.architecture], "model_type": self.model_type, "vocab_size": vocab_size}
+        named = {"architectures": [self.architecture], "model_type": self.model_type}
         tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        return {**named, **tokens, "tie_word_embeddings": model.tie_embeddings, **self.write(model)}
+        sizes = {names[1]: getattr(model, field) for field, names in self.sizes.items()} | {"vocab_size": vocab_size}
+        return {**named, **tokens, "tie_word_embeddings": model.tie_embeddings, **sizes, **self.write(model)}
 
     def weight_mappings(self, model: ModelConfig) -> list[WeightMapping]:
         """Mappings of all parameters except temperatures, and except a head that is tied to the embedding."""
@@ -108,16 +110,11 @@ _DEFAULTS: dict[str, Any] = {  # fields that a family's `read` may override
 }
 
 
-def _read_gpt2(hf: HFConfig) -> dict[str, Any]:
+def _read_gpt2(hf: HFConfig, sizes: dict[str, Any]) -> dict[str, Any]:
     hf.must_be("scale_attn_weights", True)
     hf.must_be("scale_attn_by_inverse_layer_idx", False)
     hf.must_be("add_cross_attention", False)
     return {
-        "n_layer": hf.count(12, "n_layer", "num_hidden_layers"),
-        "n_head": hf.count(12, "n_head", "num_attention_heads"),
-        "d_model": hf.count(768, "n_embd", "hidden_size"),
-        "d_ff": hf.count(None, "n_inner"),
-        "max_positions": hf.count(1024, "n_positions", "max_position_embeddings"),
         "positions": "learned",
         "norm_eps": hf.number(1e-5, "layer_norm_epsilon"),
         "activation": hf.activation("gelu_new", "activation_function"),
@@ -126,53 +123,29 @@ def _read_gpt2(hf: HFConfig) -> dict[str, Any]:
 
 def _write_gpt2(model: ModelConfig) -> dict[str, Any]:
     return {
-        "n_layer": model.n_layer,
-        "n_head": model.n_head,
-        "n_embd": model.d_model,
-        "n_inner": model.d_ff,
-        "n_positions": model.max_positions,
         "layer_norm_epsilon": model.norm_eps,
         "activation_function": HF_ACTIVATIONS[model.activation],
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout),
     }
 
 
-def _read_rotary(hf: HFConfig, layers: int, heads: int, d_model: int, inner: int, activation: str) -> dict[str, Any]:
-    """Fields shared by GPT-NeoX and Llama, given their defaults."""
-    max_positions = hf.count(2048, "max_position_embeddings")
-    return {
-        "n_layer": hf.count(layers, "num_hidden_layers"),
-        "n_head": hf.count(heads, "num_attention_heads"),
-        "d_model": hf.count(d_model, "hidden_size"),
-        "d_ff": hf.count(inner, "intermediate_size"),
-        "max_positions": max_positions,
-        "rope_scaling": hf.rope_scaling(max_positions),
-        "activation": hf.activation(activation, "hidden_act"),
-    }
-
-
 def _write_rotary(model: ModelConfig) -> dict[str, Any]:
     return {
-        "num_hidden_layers": model.n_layer,
-        "num_attention_heads": model.n_head,
-        "hidden_size": model.d_model,
-        "intermediate_size": model.d_ff,
-        "max_position_embeddings": model.max_positions,
         "hidden_act": HF_ACTIVATIONS[model.activation],
         "attention_bias": model.qkv_bias,
         "attention_dropout": model.dropout,
     }
 
 
-def _read_neox(hf: HFConfig) -> dict[str, Any]:
-    fields = _read_rotary(hf, layers=44, heads=64, d_model=6144, inner=24576, activation="gelu")
+def _read_neox(hf: HFConfig, sizes: dict[str, Any]) -> dict[str, Any]:
     fraction = hf.rope.number(hf.number(0.25, "rotary_pct", "partial_rotary_factor"), "partial_rotary_factor")
-    head_dim = fields["d_model"] // fields["n_head"]
+    head_dim = sizes["d_model"] // sizes["n_head"]
     if int(head_dim * fraction) % 2:
         raise UserError(f"config.json: rotary_pct={fraction:g}: rotates an odd number of a head's {head_dim} features")
     bias = hf.flag(True, "attention_bias")
     return {
-        **fields,
+        "rope_scaling": hf.rope_scaling(sizes["max_positions"]),
+        "activation": hf.activation("gelu", "hidden_act"),
         "rotary_fraction": fraction,
         "rope_theta": hf.rope.number(hf.number(10000.0, "rotary_emb_base", "rope_theta"), "rope_theta"),
         "norm_eps": hf.number(1e-5, "layer_norm_eps"),
@@ -197,14 +170,13 @@ def _write_neox(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_llama(hf: HFConfig) -> dict[str, Any]:
+def _read_llama(hf: HFConfig, sizes: dict[str, Any]) -> dict[str, Any]:
     hf.must_be("partial_rotary_factor", 1.0)
     hf.rope.must_be("partial_rotary_factor", 1.0)
     attention_bias = hf.flag(False, "attention_bias")
     return {
-        **_read_rotary(hf, layers=32, heads=32, d_model=4096, inner=11008, activation="silu"),
-        "n_kv_head": hf.count(None, "num_key_value_heads"),
-        "head_dim": hf.count(None, "head_dim"),
+        "rope_scaling": hf.rope_scaling(sizes["max_positions"]),
+        "activation": hf.activation("silu", "hidden_act"),
         "rope_theta": hf.rope.number(hf.number(10000.0, "rope_theta"), "rope_theta"),
         "norm": "rms",
         "norm_eps": hf.number(1e-6, "rms_norm_eps"),
@@ -219,8 +191,6 @@ def _write_llama(model: ModelConfig) -> dict[str, Any]:
     return {
         **_write_rotary(model),
         **write_rope(model, {}),
-        "num_key_value_heads": model.n_kv_head,
-        "head_dim": model.head_dim,
         "rms_norm_eps": model.norm_eps,
         "rope_theta": model.rope_theta,
         "mlp_bias": model.mlp_bias,
@@ -234,9 +204,16 @@ GPT2 = Family(
     prefix="transformer.",
     ignored_tensors=r"h\.\d+\.attn\.(bias|masked_bias)",  # causal masks
     modules=GPT2_MODULES,
+    sizes={
+        "vocab_size": (50257, "vocab_size"),
+        "n_layer": (12, "n_layer", "num_hidden_layers"),
+        "n_head": (12, "n_head", "num_attention_heads"),
+        "d_model": (768, "n_embd", "hidden_size"),
+        "d_ff": (None, "n_inner"),
+        "max_positions": (1024, "n_positions", "max_position_embeddings"),
+    },
     read=_read_gpt2,
     write=_write_gpt2,
-    vocab_size=50257,
     tie_embeddings=True,
 )
 GPT_NEOX = Family(
@@ -248,9 +225,16 @@ GPT_NEOX = Family(
     tensor_aliases={"lm_head.weight": "embed_out.weight"},
     ignored_tensors=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|rotary_emb\.inv_freq",
     modules=GPT_NEOX_MODULES,
+    sizes={
+        "vocab_size": (50432, "vocab_size"),
+        "n_layer": (44, "num_hidden_layers"),
+        "n_head": (64, "num_attention_heads"),
+        "d_model": (6144, "hidden_size"),
+        "d_ff": (24576, "intermediate_size"),
+        "max_positions": (2048, "max_position_embeddings"),
+    },
     read=_read_neox,
     write=_write_neox,
-    vocab_size=50432,
 )
 LLAMA = Family(
     model_type="llama",
@@ -259,8 +243,17 @@ LLAMA = Family(
     prefix="model.",
     ignored_tensors=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
     modules=LLAMA_MODULES,
+    sizes={
+        "vocab_size": (32000, "vocab_size"),
+        "n_layer": (32, "num_hidden_layers"),
+        "n_head": (32, "num_attention_heads"),
+        "n_kv_head": (None, "num_key_value_heads"),
+        "head_dim": (None, "head_dim"),
+        "d_model": (4096, "hidden_size"),
+        "d_ff": (11008, "intermediate_size"),
+        "max_positions": (2048, "max_position_embeddings"),
+    },
     read=_read_llama,
     write=_write_llama,
-    vocab_size=32000,
 )
 FAMILIES = (GPT2, GPT_NEOX, LLAMA)

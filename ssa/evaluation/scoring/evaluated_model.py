@@ -103,7 +103,8 @@ class EvaluatedModel:
     @functools.cached_property
     def prefix(self) -> int:
         """The token before a text: end-of-text for a run, as in training; ``bos_token``, else ``eos_token``, of a
-        pretrained model's tokenizer_config.json, as in lm-evaluation-harness."""
+        pretrained model's tokenizer_config.json, as in lm-evaluation-harness.
+        """
         return self._special_token("bos_token", "eos_token")
 
     @functools.cached_property
