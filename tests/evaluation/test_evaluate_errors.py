@@ -199,7 +199,7 @@ def test_tokenizer_larger_than_the_model(run: Path, pretrained: Path, launch: La
     (line,) = failures(launch(f"run={run}", "tasks=perplexity"))
     assert [
         part
-        for part in ("tokenizer.json: 700 tokens, but the model has 550", "not the tokenizer that the run")
+        for part in ("tokenizer.json: 700 tokens, but the model has 550", "not the tokenizer of this run")
         if part not in line
     ] == []
 
