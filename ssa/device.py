@@ -41,18 +41,12 @@ def resolve_device(name: str, field: str = "trainer.device") -> torch.device:
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
     """``auto``: bf16-mixed if the hardware has fast bf16 matrix multiplication, else 32-true."""
-    if name == "bf16-mixed" or (name == "auto" and _fast_bf16(device)):
-        return "bf16-mixed"
-    return "32-true"
-
-
-def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    return False
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        fast = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return "bf16-mixed" if name == "bf16-mixed" or (name == "auto" and fast) else "32-true"
 
 
 def attention_kernels(name: str) -> AbstractContextManager[object]:
@@ -75,14 +69,13 @@ def attention_backend(
     mask = torch.empty((shape[0], 1, length, length), device=device, dtype=torch.bool) if masked else None
     how: dict[str, Any] = {"dropout_p": model.dropout, "is_causal": not masked}
     how["enable_gqa"] = model.n_kv_head != model.n_head
-    choice = SDPBackend.ERROR.value
+    wanted, choice = trainer.attention_backend, SDPBackend.ERROR.value
     if device.type == "mps":  # torch has only one backend there, and no query for it
         choice = SDPBackend.MATH.value
     else:
-        with attention_kernels(trainer.attention_backend), suppress(RuntimeError):  # no viable backend
+        with attention_kernels(wanted), suppress(RuntimeError):  # no viable backend
             choice = torch._fused_sdp_choice(query, key, key, attn_mask=mask, **how)
     names = {backend.value: kind for kind, backend in BACKENDS.items()}
-    wanted = trainer.attention_backend
     if choice not in names or (wanted != "auto" and names[choice] != wanted):
         what = f"{device.type}, {dtype}" + (", data.document_mask=true" if masked else "")
         raise UserError(f"trainer.attention_backend={wanted}: not supported here ({what}); auto and math always are")

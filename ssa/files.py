@@ -94,12 +94,8 @@ def to_csv(rows: Iterable[Iterable[object]]) -> str:
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     """The object that `to_json` wrote.
 
-    Args:
-        text: in UTF-8.
-        where: its file (and line), for the error message.
-
     Raises:
-        UserError: it is not a JSON object.
+        UserError: it is not a JSON object; the message begins with ``where``, its file and line.
     """
     try:
         values = _to_floats(json.loads(text))
@@ -140,21 +136,20 @@ def hash_of_bytes(content: bytes) -> str:
 def hash_of_file(path: Path, cache: Path | None = None) -> str:
     """SHA-256 of a file's content, in hexadecimal.
 
-    Args:
-        path: of the file.
-        cache: a folder that remembers the hashes of files over `ALWAYS_HASHED`, by size and time.
+    The folder ``cache`` remembers the hashes of files over `ALWAYS_HASHED`, by size and time.
     """
     status = path.stat()
-    if cache is None or status.st_size <= ALWAYS_HASHED:
-        return _read_and_hash(path)
     name, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
-    remembered = read_json_or_none(cache / _REMEMBERED) or {}
+    memory = cache / _REMEMBERED if cache and status.st_size > ALWAYS_HASHED else None
+    remembered = (read_json_or_none(memory) if memory else None) or {}
     if remembered.get(name, [])[:2] == stamp:
         return str(remembered[name][2])
-    digest = _read_and_hash(path)
-    with suppress(OSError):  # a read-only cache remembers nothing
-        cache.mkdir(parents=True, exist_ok=True)
-        write_json(cache / _REMEMBERED, {**remembered, name: [*stamp, digest]})
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if memory:
+        with suppress(OSError):  # a read-only cache remembers nothing
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, {**remembered, name: [*stamp, digest]})
     return digest
 
 
@@ -162,14 +157,9 @@ def hash_of_file(path: Path, cache: Path | None = None) -> str:
 def locked(path: Path, in_use: str | None = None, waiting: str | None = None, timeout: float = 0) -> Iterator[None]:
     """Hold a lock file, which is removed afterwards, against other processes.
 
-    Args:
-        path: of the lock file.
-        in_use: the error if another process still holds it after ``timeout`` seconds; None: wait for it.
-        waiting: a line to print before waiting.
-        timeout: seconds.
-
     Raises:
-        UserError: ``in_use``.
+        UserError: ``in_use``, if another process still holds it after ``timeout`` seconds; without that message, the
+            line ``waiting`` is printed, and the process waits.
         OSError: the lock file cannot be written.
     """
     try:
@@ -246,12 +236,8 @@ def writing_cache(folder: Path) -> Iterator[None]:
 def check_writable(folder: Path, name: str) -> None:
     """Check that a folder can be created and written to, without leaving anything behind.
 
-    Args:
-        folder: may not exist yet.
-        name: ``KEY=VALUE``, for the error message.
-
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written; the message begins with ``name``, ``KEY=VALUE``.
     """
     with writing(name):
         os.rmdir(tempfile.mkdtemp(dir=_nearest(folder.absolute())))
@@ -286,11 +272,6 @@ def _nearest(folder: Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return _nearest(folder.parent)
     return folder
-
-
-def _read_and_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_finite(value: Any) -> Any:

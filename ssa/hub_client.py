@@ -65,10 +65,7 @@ def current_commit(repo: str, revision: str | None) -> str:
 def ask_or_cached(cache: Path, what: str, ask: Callable[[dict[str, Any] | None], dict[str, Any]]) -> dict[str, Any]:
     """The answer of the Hub, cached in a file; if the Hub is unreachable, the cached answer, with a printed notice.
 
-    Args:
-        cache: the file.
-        what: name of the resource, for the notice.
-        ask: asks the Hub, given the cached answer or None.
+    ``ask`` is called with the cached answer or None; the notice begins with ``what``.
 
     Raises:
         HubUnreachable: there is no cached answer either.

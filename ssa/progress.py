@@ -22,28 +22,18 @@ class Row(NamedTuple):
 
 
 class ProgressBar:
-    """One piece of work: how much is done, how fast, and the time left.
-
-    Args:
-        name: of the work, first in each line.
-        total: amount of work; None: not known, and no time left is shown.
-        completed: amount done before the start, not counted for the speed.
-        unit: of the amounts, to show the speed in; empty: no speed.
-        interval: seconds between two lines where there is no terminal.
-        console: default: standard error as it is now.
-        transient: whether the bar disappears at the end.
-    """
+    """One piece of work: how much is done, how fast, and the time left."""
 
     def __init__(
         self,
         name: str,
-        total: float | None = None,
+        total: float | None = None,  # None: not known, and no time left is shown
         *,
-        completed: float = 0,
-        unit: str = "",
-        interval: float = 60.0,
-        console: Console | None = None,
-        transient: bool = False,
+        completed: float = 0,  # done before the start, not counted for the speed
+        unit: str = "",  # of the speed; empty: no speed
+        interval: float = 60.0,  # seconds between two lines where there is no terminal
+        console: Console | None = None,  # None: standard error as it is now
+        transient: bool = False,  # disappears at the end
     ) -> None:
         self.name, self.total, self.completed, self.unit = name, total, completed, unit
         self.interval, self.console = interval, console or Console(file=sys.stderr)
@@ -80,13 +70,9 @@ class ProgressBar:
         self.update(self.completed + amount)
 
     def update(self, completed: float, text: str = "", rows: Sequence[Row] = (), line: bool | None = None) -> None:
-        """Show the current state.
+        """Show the current state, with ``text`` in place of ``completed/total`` and ``rows`` as further bars.
 
-        Args:
-            completed: amount of work done.
-            text: in place of ``completed/total``.
-            rows: further bars on a terminal.
-            line: whether a line is due; None: by time.
+        ``line`` says whether a line is due where there is no terminal; None: by time.
         """
         self.completed = completed
         text = self._text(text)
@@ -103,9 +89,8 @@ class ProgressBar:
             self._printed = now
 
     def _text(self, text: str) -> str:
-        parts = [
-            text or (f"{self.completed:,.0f}" if self.total is None else f"{self.completed:,.0f}/{self.total:,.0f}")
-        ]
+        total = "" if self.total is None else f"/{self.total:,.0f}"
+        parts = [text or f"{self.completed:,.0f}{total}"]
         if self.unit:
             parts.append(f"{self.rate:,.{0 if self.rate >= 100 else 1}f} {self.unit}/s")
         if self.total is not None:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
+_UPPER = 0.975  # probability below the upper end of a 95% interval
+
 
 class Estimate(NamedTuple):
-    """The mean of n values with a confidence interval; nan if n is too small for one."""
+    """The mean of n values with a 95% confidence interval; nan if n is too small for one."""
 
     mean: float
     low: float
@@ -23,12 +25,7 @@ class Estimate(NamedTuple):
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (JASA 22, 1927), also valid near 0 and 1 and for small n.
-
-    Args:
-        successes: from 0 to n.
-        n: independent trials, at least 1.
-        confidence: coverage probability.
+    """Wilson score interval of a proportion (JASA 22, 1927) of n trials, also valid near 0 and 1 and for small n.
 
     Raises:
         ValueError: an argument is out of range.
@@ -42,7 +39,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+def mean_interval(values: Sequence[float]) -> Estimate:
     """Student's t interval of the mean of n independent values, such as one per seed; needs scipy.
 
     Raises:
@@ -57,17 +54,17 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     from scipy.stats import t
 
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    half = float(t.ppf(_UPPER, n - 1)) * sd / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, sd, n)
 
 
-def paired_interval(values: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> Estimate:
+def paired_interval(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
     """`mean_interval` of the paired differences ``values - baseline``, such as at equal seeds.
 
     Raises:
         ValueError: the lengths differ, or there are no values.
     """
-    return mean_interval([value - base for value, base in zip(values, baseline, strict=True)], confidence)
+    return mean_interval([value - base for value, base in zip(values, baseline, strict=True)])
 
 
 def paired_p_value(values: Sequence[float], baseline: Sequence[float]) -> float:
@@ -109,38 +106,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000) -> Estimate:
+def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> Estimate:
     """Percentile bootstrap interval of the mean of n values (Efron 1979), with a fixed seed; needs scipy.
 
-    Too narrow for few values: for 5 normal values, a 95 % interval covers the mean about 85 % of the time.
+    Too narrow for few values: for 5 normal values, a 95% interval covers the mean about 85% of the time.
 
     Raises:
         ValueError: no values.
     """
-    estimate = mean_interval(values, confidence)
+    estimate = mean_interval(values)
     if estimate.n == 1:
         return estimate
     import numpy as np
     from scipy.stats import bootstrap
 
-    found = bootstrap(
-        (np.asarray(values, float),),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    data, draws = (np.asarray(values, float),), np.random.default_rng(0)
+    found = bootstrap(data, np.mean, n_resamples=resamples, method="percentile", rng=draws).confidence_interval
     return estimate._replace(low=float(found.low), high=float(found.high))
 
 
-def jackknife_interval(statistic: Callable[[list[int]], float], n: int, confidence: float = 0.95) -> Estimate:
+def jackknife_interval(statistic: Callable[[list[int]], float], n: int) -> Estimate:
     """Leave-one-out jackknife interval of a statistic of n runs, such as their agreement (Tukey 1958); needs scipy.
 
-    Args:
-        statistic: a function of run indices, from 0.
-        n: number of runs; fewer than 3 have no interval.
-        confidence: of Student's t interval with the jackknife standard error.
+    ``statistic`` is a function of run indices, from 0; fewer than 3 runs have no interval.  Student's t interval with
+    the jackknife standard error.
     """
     everyone = list(range(n))
     whole = statistic(everyone)
@@ -151,5 +140,5 @@ def jackknife_interval(statistic: Callable[[list[int]], float], n: int, confiden
     without = [statistic([run for run in everyone if run != left]) for left in everyone]
     center = math.fsum(without) / n
     error = math.sqrt((n - 1) / n * math.fsum((value - center) ** 2 for value in without))
-    half = float(t.ppf((1 + confidence) / 2, n - 1)) * error
+    half = float(t.ppf(_UPPER, n - 1)) * error
     return Estimate(whole, whole - half, whole + half, error * math.sqrt(n), n)

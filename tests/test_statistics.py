@@ -122,7 +122,7 @@ def test_the_p_value_equals_scipy(n: int, seed: int, effect: float, noise: float
     values = base + effect + noise * deviations
     found = paired_p_value(values.tolist(), base.tolist())
     assert found == pytest.approx(stats.ttest_rel(values, base).pvalue, rel=1e-6)
-    estimate = paired_interval(values.tolist(), base.tolist(), 0.95)
+    estimate = paired_interval(values.tolist(), base.tolist())
     if abs(found - 0.05) > 1e-9:
         assert (found < 0.05) == (not estimate.low <= 0 <= estimate.high)
 

@@ -88,7 +88,7 @@ class Tokenizer:
 
 
 def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
-    """The tokenizer of ``data.tokenizer``.
+    """The tokenizer of ``data.tokenizer``; one that is trained on the corpus is cached.
 
     Raises:
         UserError: no such tokenizer, not available, or without an end-of-text token.
@@ -99,7 +99,16 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
     match = re.fullmatch(r"bpe-(\d{1,9})", name)
     if not match or not _SMALLEST <= int(match[1]) <= _LARGEST:
         raise UserError(f"data.tokenizer={name}: bpe-N needs N from {_SMALLEST} to {_LARGEST}, e.g. bpe-4096; {_VALID}")
-    return _trained(int(match[1]), data, corpus)
+    entries = int(match[1])
+    key = hash_of(["bpe", entries, _TRAINED_ON, corpus.fingerprint])
+    path = cache_root(data.cache_dir) / "tokenizers" / f"{name}-{key[:16]}.json"
+    kept = read_checked(path)
+    if kept is None:
+        if path.exists():
+            print(f"{path}: damaged; retraining the tokenizer", flush=True)
+        kept = {"definition": train_bpe(corpus.documents("train"), entries)}
+        write_checked(path, kept)
+    return Tokenizer(name, kept["definition"])
 
 
 def published_tokenizer(name: str, cache_dir: str | None = None, field: str = "data.tokenizer") -> Tokenizer:
@@ -155,19 +164,6 @@ def train_bpe(texts: Iterator[str], entries: int) -> str:
     )
     tokenizer.train_from_iterator(_first(texts, _TRAINED_ON), trainer)
     return str(tokenizer.to_str())
-
-
-def _trained(entries: int, data: DataConfig, corpus: Corpus) -> Tokenizer:
-    """From the cache, else trained now."""
-    key = hash_of(["bpe", entries, _TRAINED_ON, corpus.fingerprint])
-    path = cache_root(data.cache_dir) / "tokenizers" / f"{data.tokenizer}-{key[:16]}.json"
-    kept = read_checked(path)
-    if kept is None:
-        if path.exists():
-            print(f"{path}: damaged; retraining the tokenizer", flush=True)
-        kept = {"definition": train_bpe(corpus.documents("train"), entries)}
-        write_checked(path, kept)
-    return Tokenizer(data.tokenizer, kept["definition"])
 
 
 def _read(name: str, path: Path, field: str = "data.tokenizer") -> str:
