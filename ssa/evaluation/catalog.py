@@ -22,22 +22,14 @@ GROUPS = {"paper": tuple(PAPER)}
 
 
 def names(tasks: Sequence[str]) -> list[str]:
-    """Unique task names, with groups replaced by their members.
-
-    Raises:
-        UserError: the list is empty.
-    """
+    """Unique task names, at least one, with groups replaced by their members."""
     if not tasks:
         raise UserError(f"tasks=: empty; valid: {', '.join((*OURS, *GROUPS))}, or tasks of lm-evaluation-harness")
     return list(dict.fromkeys(task for name in tasks for task in GROUPS.get(name, (name,))))
 
 
 def task(name: str, settings: EvaluateSettings, evaluated: EvaluatedModel) -> Task:
-    """Construct a task.
-
-    Raises:
-        UserError: there is no such task, or the settings or the model do not support it.
-    """
+    """Construct a task; refused if there is none, or if the settings or the model do not support it."""
     if name in CONVENTIONS:
         return Perplexity(name, settings, evaluated)
     if name in _OTHERS:

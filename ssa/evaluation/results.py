@@ -30,11 +30,7 @@ def file_name(task: str) -> str:
 
 
 def find(folder: Path, task: str, identity: Mapping[str, Any], newest: bool = False) -> Result | None:
-    """The saved outcome with an identity, or None; it becomes the newest.  ``newest`` considers no others.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The saved outcome with an identity, or None; it becomes the newest.  ``newest`` considers no others."""
     identity = json.loads(json.dumps(identity))
     saved = _load(folder, task)
     candidates = saved[:1] if newest else saved

@@ -74,11 +74,7 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
 
 
 def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, field: str = "data.tokenizer") -> None:
-    """Check that the embedding has a row for every token.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Refuse a tokenizer with more tokens than the embedding has rows."""
     if model.vocab_size is not None and tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"{field}={tokenizer.name}: {tokenizer.vocab_size:,} tokens; "

@@ -101,11 +101,7 @@ def weight_files(init_from: str) -> list[Path]:
 
 
 def text_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
-    """The contents of text files of the model by name; files that it does not have are left out.
-
-    Raises:
-        UserError: a file is not available or not text.
-    """
+    """The contents of text files of the model by name; files that it does not have are left out."""
     contents: dict[str, str] = {}
     for name in names:
         try:
@@ -117,11 +113,7 @@ def text_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def weights_hash(init_from: str) -> str:
-    """SHA-256 over all safetensors files of the model.
-
-    Raises:
-        UserError: see `weight_files`.
-    """
+    """SHA-256 over all safetensors files of the model; see `weight_files`."""
     return hash_of([[hash_of_file(path, cache_root(None)) for path in weight_files(init_from)]])
 
 
@@ -133,11 +125,7 @@ def size_label(init_from: str) -> str:
 
 
 def check_architecture(model: ModelConfig, pretrained: Pretrained) -> None:
-    """Check that a model has the pretrained architecture.
-
-    Raises:
-        UserError: names the first field that differs.
-    """
+    """Refuse a model of another architecture than the pretrained one, with the first field that differs."""
     wanted, found = architecture(model), architecture(pretrained.model)
     for field, value in found.items():
         unset = field == "vocab_size" and wanted[field] is None
@@ -155,11 +143,7 @@ def architecture(model: ModelConfig) -> dict[str, Any]:
 
 
 def check_temperatures(model: ModelConfig, pretrained: Pretrained) -> None:
-    """Check that a model has the temperatures of the pretrained one; start values may differ.
-
-    Raises:
-        UserError: names the first setting that differs.
-    """
+    """Refuse a model of other temperatures than the pretrained one; start values may differ."""
     if not pretrained.has_temperatures:
         return
     choose = f"choose its rule, model/temperature={pretrained.model.temperature.name}"
@@ -227,11 +211,7 @@ def _file(init_from: str, filename: str) -> Path | None:
 
 
 def local_folder(init_from: str) -> Path | None:
-    """The folder of a local model; None for a Hub id.
-
-    Raises:
-        UserError: the folder does not exist.
-    """
+    """The folder of a local model, which must exist; None for a Hub id."""
     folder = Path(init_from).expanduser()
     if folder.is_dir():
         return folder

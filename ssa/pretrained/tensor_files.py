@@ -30,20 +30,12 @@ class StoredTensor(NamedTuple):
     dtype: str
 
     def copy_to(self, target: Tensor) -> None:
-        """Copy into ``target``, a view that may split the tensor's first dimension, converting the dtype.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
+        """Copy into ``target``, a view that may split the tensor's first dimension, converting the dtype."""
         for place, piece in self._pieces(target):
             place.copy_(piece)
 
     def equals(self, target: Tensor) -> bool:
-        """Whether `copy_to` would leave ``target`` unchanged.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
+        """Whether `copy_to` would leave ``target`` unchanged."""
         return all(torch.equal(piece.to(place.dtype), place) for place, piece in self._pieces(target))
 
     def _pieces(self, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,11 +50,7 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(init_from: str, files: Sequence[Path]) -> Iterator[StoredTensor]:
-    """All tensors in some files, from the file headers.
-
-    Raises:
-        UserError: a file cannot be read, is damaged or truncated.
-    """
+    """All tensors in some files, from the file headers."""
     for file in files:
         with _reading(init_from, file), safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # not a dict

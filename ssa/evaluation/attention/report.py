@@ -39,8 +39,6 @@ _SEQUENCES, _WINDOW = 8, 2048  # limits for a pretrained model
 
 
 class Attention:
-    """The task ``attention``."""
-
     name = "attention"
     has_files = True
 
@@ -102,7 +100,6 @@ class Attention:
 
 
 def summary_of(measured: Measured) -> dict[str, float]:
-    """The task's metrics by name."""
     numbers = {name: measured.metrics[name] for name in (f"attention_{mean}" for mean in measured.means)}
     numbers["attention_max_logit"] = float(measured.rows["max_logit"].max())
     numbers["attention_dilution"] = float(slope(measured.rows["entropy"], measured.log_n).mean())

@@ -30,11 +30,7 @@ class Journal:
     @classmethod
     @contextmanager
     def exclusive(cls, folder: Path, task: str, identity: object) -> Iterator[Self]:
-        """The journal, locked within the block.
-
-        Raises:
-            UserError: another process holds the lock.
-        """
+        """The journal, locked within the block; refused if another process holds the lock."""
         lock = folder / f".{task}.{hash_of([identity])[:12]}.lock"
         with locked(lock, in_use=f"{folder}: task {task} is already running in another process"):
             yield cls(folder, task, identity)

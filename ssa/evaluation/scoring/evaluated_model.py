@@ -145,11 +145,7 @@ class EvaluatedModel:
         return nullcontext() if is_full else torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def check_length(self, field: str, length: int) -> None:
-        """Check that the model has positions for an input length; rotary positions are unlimited.
-
-        Raises:
-            UserError: the model has fewer learned positions.
-        """
+        """Refuse an input length beyond the model's learned positions; rotary positions are unlimited."""
         limit = self.model_config.max_positions
         if self.model_config.positions == "learned" and length > limit:
             raise UserError(f"{field}={length}: exceeds the model's learned positions; valid: up to {limit}")

@@ -227,9 +227,6 @@ def in_batches(
     """Run requests of these lengths in order, in batches; halve automatic batches that do not fit in memory.
 
     ``run`` is called with the indices of each batch, of ``batch_size`` rows (None: automatic, by device).
-
-    Raises:
-        UserError: out of memory at the given batch size, or at a single row.
     """
     fitting = len(lengths)  # upper bound of a batch that fits in memory
 

@@ -58,11 +58,7 @@ class EvaluationText:
 
 
 def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict[str, Any]:
-    """The settings that determine the text, with defaults for the model, and a hash of its content.
-
-    Raises:
-        UserError: a split of a run for a pretrained model, or no file matches.
-    """
+    """The settings that determine the text, with defaults for the model, and a hash of its content."""
     name = settings.text or ("test" if evaluated.config else "wikitext")
     chosen: dict[str, Any] = {"text": name, "limit": settings.limit}
     if name == "wikitext":
@@ -77,11 +73,7 @@ def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict
 
 
 def load_text(settings: EvaluateSettings, evaluated: EvaluatedModel, *, joined: bool = False) -> EvaluationText:
-    """The first ``limit`` documents of the text; if ``joined``, as one document with blank lines between them.
-
-    Raises:
-        UserError: the text is unavailable or empty.
-    """
+    """The first ``limit`` documents of the text; if ``joined``, as one document with blank lines between them."""
     chosen, limit = text_settings(settings, evaluated), settings.limit
     name, split = chosen["text"], None
     if name == "wikitext":

@@ -60,11 +60,7 @@ class HarnessModel(TemplateLM):
         return [sum(sum(score.logprobs) for score in scores) for scores in self.context.score_units(texts)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Greedy continuations up to a stop sequence.
-
-        Raises:
-            UserError: the task samples, or generates more tokens than the context holds.
-        """
+        """Greedy continuations up to a stop sequence; sampling is refused."""
 
         def settings(number: int) -> str:
             return repr(requests[number].args[1])
