@@ -13,10 +13,9 @@ from ssa.errors import UserError
 from ssa.model.config import ModelConfig, TemperatureConfig
 from ssa.model.temperature import upgraded_name
 from ssa.model.transformer import Transformer
-from ssa.pretrained.families import Family
+from ssa.pretrained.families import Family, WeightMapping
 from ssa.pretrained.source import Pretrained, check_architecture, check_temperatures, describe, weight_files
 from ssa.pretrained.tensor_files import DTYPE_BYTES, StoredTensor, stored_tensors
-from ssa.pretrained.weight_mapping import WeightMapping
 
 if TYPE_CHECKING:
     from ssa.text.tokenization import Tokenizer
