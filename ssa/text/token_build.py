@@ -24,7 +24,6 @@ from ssa.text.tokenization import Tokenizer
 
 CHUNK = 8_000_000  # characters of text per chunk
 _BATCH = 500_000  # characters tokenized at once; bounds the memory of the tokenizer
-_COUNTS = ("tokens", "documents", "words", "bytes")
 Record: TypeAlias = dict[str, Any]  # counts and sha256 of a token file
 OnChunk: TypeAlias = Callable[[Record], None]
 
@@ -64,7 +63,17 @@ def build_split(
             f"data.{split}: no text in the {split} split; add text, "
             "or if it is held out from the training split, raise data.validation_fraction"
         )
-    return _assemble(folder, split, records, tokenizer)
+    start = np.array([tokenizer.end_of_text], dtype=token_dtype(tokenizer)).tobytes()
+    paths = [_chunk_path(folder, split, number).with_suffix(".bin") for number in range(len(records))]
+    digest = hashlib.sha256()
+    with replacing(folder / f"{split}.bin") as partial, partial.open("wb") as stream:
+        for content in chain([start], (path.read_bytes() for path in paths)):
+            digest.update(content)
+            stream.write(content)
+    total = {name: sum(record[name] for record in records) for name in ("tokens", "documents", "words", "bytes")}
+    total |= {"tokens": total["tokens"] + 1, "sha256": digest.hexdigest()}
+    write_json(folder / f"{split}.json", total)
+    return total
 
 
 def _chunks(corpus: Corpus, split: str, tokenizer: Tokenizer, folder: Path) -> Iterator[Chunk]:
@@ -123,17 +132,3 @@ def _completed(path: Path) -> Record | None:
     if record is None or not content.exists():
         return None
     return record if hash_of_file(content, path.parent) == record.get("sha256") else None
-
-
-def _assemble(folder: Path, split: str, records: list[Record], tokenizer: Tokenizer) -> Record:
-    start = np.array([tokenizer.end_of_text], dtype=token_dtype(tokenizer)).tobytes()
-    chunks = [_chunk_path(folder, split, number).with_suffix(".bin") for number in range(len(records))]
-    digest = hashlib.sha256()
-    with replacing(folder / f"{split}.bin") as partial, partial.open("wb") as stream:
-        for content in chain([start], (chunk.read_bytes() for chunk in chunks)):
-            digest.update(content)
-            stream.write(content)
-    record = {name: sum(record[name] for record in records) for name in _COUNTS}
-    record |= {"tokens": record["tokens"] + 1, "sha256": digest.hexdigest()}
-    write_json(folder / f"{split}.json", record)
-    return record

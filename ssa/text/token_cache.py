@@ -109,9 +109,7 @@ class TokenizedCorpus:
 def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpus:
     """The tokens of a data config, from the cache or tokenized now.
 
-    Args:
-        data: corpus, tokenizer and cache folder.
-        progress: called with the counts of each finished chunk; default: a progress bar.
+    ``progress`` is called with the counts of each finished chunk; None: a progress bar.
 
     Raises:
         UserError: the text or the tokenizer is not available, or the cache cannot be written.

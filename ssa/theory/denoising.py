@@ -150,20 +150,20 @@ class Method:
     ``limit`` is the best estimator it can represent if map and temperature read the marker only.
     """
 
-    learned_map: bool
-    query: bool
-    value: bool
     limit: Callable[[Task], Estimator]
+    learned_map: bool = True
+    query: bool = False
+    value: bool = False
 
 
 # A learned map with muted values reaches the Bayes risk: clean values weigh 1 / (k + (L - k) r), which is
 # 1 / ((1 - r) (k + sigma^2)) for r = sigma^2 / (L + sigma^2).
 METHODS = {
-    "vanilla": Method(learned_map=True, query=False, value=False, limit=best_marker_map),
-    "value-selective": Method(learned_map=True, query=False, value=True, limit=bayes),
-    "SSA": Method(learned_map=True, query=True, value=True, limit=bayes),
-    "uniform vanilla": Method(learned_map=False, query=False, value=False, limit=lambda task: naive(task).shrunk(task)),
-    "uniform value-selective": Method(learned_map=False, query=False, value=True, limit=muted_average),
+    "vanilla": Method(best_marker_map),
+    "value-selective": Method(bayes, value=True),
+    "SSA": Method(bayes, query=True, value=True),
+    "uniform vanilla": Method(FIXED["shrunk naive"], learned_map=False),
+    "uniform value-selective": Method(muted_average, learned_map=False, value=True),
 }
 
 
