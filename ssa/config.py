@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from ssa.config_errors import REMOVED, RENAMED, closest, one_line
 from ssa.errors import UserError
 from ssa.files import hash_of
-from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig, TemperatureConfig, divisors
+from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig, TemperatureConfig, check_divides
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -144,11 +144,7 @@ class TrainerConfig(Section):
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"trainer.micro_batch_size={self.micro_batch_size}: does not divide "
-                f"trainer.batch_size={self.batch_size}; valid: {divisors(self.batch_size)}"
-            )
+        check_divides("trainer.micro_batch_size", self.micro_batch_size, "trainer.batch_size", self.batch_size)
         return self
 
     @property

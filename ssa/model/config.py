@@ -31,7 +31,6 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "> 0": lambda value: value > 0,
     ">= 0 and < 1": lambda value: 0 <= value < 1,
     "> 0 and <= 1": lambda value: 0 < value <= 1,
-    "a finite number": lambda value: True,
 }
 
 if TYPE_CHECKING:
@@ -42,14 +41,11 @@ else:  # null is replaced when the config is made
 _NULL: Any = None
 
 
-def divisors(number: int) -> str:
-    """All divisors, for an error message."""
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
-
-
-def _check_name(path: str, name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"{path}={name}: expected letters, digits, '.', '_' and '-'")
+def check_divides(field: str, divisor: int, whole_field: str, whole: int) -> None:
+    """Raises ValueError, which lists the divisors, if one field does not divide another."""
+    if whole % divisor:
+        valid = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+        raise ValueError(f"{field}={divisor}: does not divide {whole_field}={whole}; valid: {valid}")
 
 
 class _Values:
@@ -85,15 +81,20 @@ class _Values:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-    def _check(self, path: str, **names: str) -> None:
-        """Raises ValueError for a field that is out of its range: ``range: "names of fields"``."""
-        for valid, listed in names.items():
-            for name in listed.split():
-                value = getattr(self, name)
-                if value is not None and not (math.isfinite(value) and _RANGES[valid](value)):
-                    found = f"{path}.{name}={json.dumps(value)}"
-                    expected = f"out of range; valid: {valid}" if math.isfinite(value) else "expected a finite number"
-                    raise ValueError(f"{found}: {expected}")
+    def _check(self, section: str, ranges: Mapping[str, str]) -> None:
+        """Raises ValueError for a bad name, a number that is not finite, or one out of its range.
+
+        ``ranges``: a key of `_RANGES` -> names of fields.
+        """
+        range_of = {name: valid for valid, names in ranges.items() for name in names.split()}
+        for name, value in vars(self).items():
+            valid = range_of.get(name)
+            if name in ("name", "size") and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+                raise ValueError(f"{section}.{name}={value}: expected letters, digits, '.', '_' and '-'")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{section}.{name}={json.dumps(value)}: expected a finite number")
+            if valid and value is not None and not _RANGES[valid](value):
+                raise ValueError(f"{section}.{name}={json.dumps(value)}: out of range; valid: {valid}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +137,8 @@ class TemperatureConfig(_Values):
     yarn_factor: FloatOrNull = 2.0
 
     def __post_init__(self) -> None:
-        _check_name("model.temperature.name", self.name)
         self._fill({field.name: field.default for field in fields(self)})
-        finite = "alpha_init beta_init slope_init ssmax_init"
-        self._check("model.temperature", **{"a finite number": finite, "> 0": "mlp_hidden yarn_factor"})
+        self._check("model.temperature", {"> 0": "mlp_hidden yarn_factor"})
 
     def starting(self, pretrained: bool = False) -> Self:
         """With the start value of alpha filled in, from scratch or in a pretrained model."""
@@ -150,8 +149,7 @@ class TemperatureConfig(_Values):
     @property
     def scaled(self) -> dict[str, Terms]:
         """What is scaled, by `PROJECTIONS`."""
-        named = {name: getattr(self, name) for name in PROJECTIONS}
-        return {name: terms for name, terms in named.items() if terms is not None and terms.chosen}
+        return {name: terms for name in PROJECTIONS if (terms := getattr(self, name)) is not None and terms.chosen}
 
     @property
     def unused_settings(self) -> set[str]:
@@ -180,7 +178,7 @@ class RopeScaling(_Values):
 
     def __post_init__(self) -> None:
         positive = "factor low_freq_factor high_freq_factor original_max_positions"
-        self._check("model.rope_scaling", **{"> 0": positive})
+        self._check("model.rope_scaling", {"> 0": positive})
         if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"model.rope_scaling.low_freq_factor={self.low_freq_factor:g}: "
@@ -224,26 +222,13 @@ class ModelConfig(_Values):
     temperature: TemperatureConfig = TemperatureConfig()
 
     def __post_init__(self) -> None:
-        _check_name("model.name", self.name)
-        _check_name("model.size", self.size)
         positive = "n_layer n_head d_model n_kv_head head_dim d_ff vocab_size max_positions rope_theta norm_eps"
-        self._check("model", **{"> 0": positive, "> 0 and <= 1": "rotary_fraction", ">= 0 and < 1": "dropout"})
-        if self.head_dim is None and self.d_model % self.n_head:
-            valid = divisors(self.d_model)
-            raise ValueError(
-                f"model.n_head={self.n_head}: does not divide model.d_model={self.d_model}; valid: {valid}"
-            )
-        if self.n_head % (self.n_kv_head or 1):
-            valid = divisors(self.n_head)
-            raise ValueError(
-                f"model.n_kv_head={self.n_kv_head}: does not divide model.n_head={self.n_head}; valid: {valid}"
-            )
-        derived = {
-            "n_kv_head": self.n_head,
-            "head_dim": self.d_model // self.n_head,
-            "d_ff": max(8, self.d_model * 8 // 3 // 8 * 8) if self.gated_mlp else 4 * self.d_model,
-        }
-        self._fill(derived)
+        self._check("model", {"> 0": positive, "> 0 and <= 1": "rotary_fraction", ">= 0 and < 1": "dropout"})
+        if self.head_dim is None:
+            check_divides("model.n_head", self.n_head, "model.d_model", self.d_model)
+        d_ff = max(8, self.d_model * 8 // 3 // 8 * 8) if self.gated_mlp else 4 * self.d_model
+        self._fill({"n_kv_head": self.n_head, "head_dim": self.d_model // self.n_head, "d_ff": d_ff})
+        check_divides("model.n_kv_head", self.n_kv_head, "model.n_head", self.n_head)
         if self.positions == "rotary" and self.d_rotary == 0:
             raise ValueError(
                 f"model.rotary_fraction={self.rotary_fraction:g}: rotates less than 2 of a head's {self.head_dim} "

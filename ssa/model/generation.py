@@ -20,6 +20,7 @@ from ssa.model.transformer import Transformer
 _PAD = 0  # any id: no token sees it
 
 
+@torch.inference_mode()
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -29,9 +30,9 @@ def generate(
     top_p: float = 1.0,
     greedy: bool = False,
     seed: int = 0,
-    stop: Collection[int] | None = None,
-    ended: Callable[[list[int]], bool] | None = None,
-    on_token: Callable[[int, int], None] | None = None,
+    stop: Collection[int] = (),
+    ended: Callable[[list[int]], bool] = lambda tokens: False,
+    on_token: Callable[[int, int], None] = lambda row, token: None,
 ) -> list[list[int]]:
     """Continuations of token sequences, without dropout.
 
@@ -57,38 +58,43 @@ def generate(
         ValueError: a setting is out of range, a prompt is empty, or a row would exceed the learned positions.
     """
     _check(model, prompts, max_new_tokens, temperature, top_p)
-    if not prompts or not max_new_tokens:
-        return [[] for _ in prompts]
+    if not prompts:
+        return []
+    length = max(len(prompt) for prompt in prompts)
+    padding = [length - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[_PAD] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)])
+    # Without padding no mask is needed.
+    visible_keys = visible_after_padding(torch.tensor(padding, device=model.device), length) if any(padding) else None
+    cache = KVCache.empty(model.config.n_layer)
+    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+    rows: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(prompts)))
     was_training = model.training
     model.eval()
     try:
-        return _generate(
-            model,
-            prompts,
-            max_new_tokens,
-            _Sampler(len(prompts), temperature, top_p, greedy, seed),
-            frozenset(stop or ()),
-            ended or (lambda tokens: False),
-            on_token or (lambda row, token: None),
-        )
+        for _ in range(max_new_tokens):
+            hidden = model.hidden(ids.to(model.device), visible_keys=visible_keys, cache=cache)
+            logits = model.head(hidden[:, -1])  # (B, V)
+            if greedy:
+                chosen = logits.argmax(dim=-1).tolist()
+            else:
+                uniform = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
+                chosen = sample(logits, uniform, temperature, top_p).tolist()
+            for row in sorted(running):
+                if chosen[row] in stop:
+                    running.remove(row)
+                    continue
+                rows[row].append(chosen[row])
+                on_token(row, chosen[row])
+                if ended(rows[row]):
+                    running.remove(row)
+            if not running:
+                break
+            ids = torch.tensor(chosen)[:, None]  # (B, 1); rows that have ended continue unread
+            visible_keys = visible_keys[:, -1:] + 1 if visible_keys is not None else None
     finally:
         model.train(was_training)
-
-
-class _Sampler:
-    """Sampling of the next token, with one random number generator per row."""
-
-    def __init__(self, rows: int, temperature: float, top_p: float, greedy: bool, seed: int) -> None:
-        self.temperature, self.top_p, self.greedy = temperature, top_p, greedy
-        self.generators = [torch.Generator().manual_seed(seed + row) for row in range(rows)]
-
-    def __call__(self, logits: Tensor) -> list[int]:
-        """(B, V) -> B ids."""
-        if self.greedy:
-            chosen: list[int] = logits.argmax(dim=-1).tolist()
-            return chosen
-        uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in self.generators])
-        return sample(logits, uniform, self.temperature, self.top_p).tolist()
+    return rows
 
 
 def check_length(config: ModelConfig, prompt_tokens: int, max_new_tokens: int) -> None:
@@ -154,43 +160,6 @@ class TextStream:
 
     def _text(self) -> str:
         return self._decode([*self._before, *self._pending])[len(self._decode(self._before)) :]
-
-
-@torch.inference_mode()
-def _generate(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    choose: _Sampler,
-    stop: frozenset[int],
-    ended: Callable[[list[int]], bool],
-    on_token: Callable[[int, int], None],
-) -> list[list[int]]:
-    device = model.device
-    length = max(len(prompt) for prompt in prompts)
-    padding = [length - len(prompt) for prompt in prompts]
-    ids = torch.tensor([[_PAD] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)])
-    # Without padding no mask is needed.
-    visible_keys = visible_after_padding(torch.tensor(padding, device=device), length) if any(padding) else None
-    cache = KVCache.empty(model.config.n_layer)
-    rows: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(prompts)))
-    for number in range(max_new_tokens):
-        logits = model.head(model.hidden(ids.to(device), visible_keys=visible_keys, cache=cache)[:, -1])  # (B, V)
-        chosen = choose(logits)
-        for row in sorted(running):
-            if chosen[row] in stop:
-                running.remove(row)
-            else:
-                rows[row].append(chosen[row])
-                on_token(row, chosen[row])
-                if ended(rows[row]):
-                    running.remove(row)
-        if not running or number + 1 == max_new_tokens:
-            break
-        ids = torch.tensor(chosen)[:, None]  # (B, 1); rows that have ended continue unread
-        visible_keys = visible_keys[:, -1:] + 1 if visible_keys is not None else None
-    return rows
 
 
 def _check(

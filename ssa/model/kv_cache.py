@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -26,14 +27,15 @@ class GrowingCache:
     def __init__(self, capacity: int = 0) -> None:
         self.length = 0
         self._capacity = capacity
-        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._buffers: tuple[Tensor, ...] = ()
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """See `LayerCache`."""
         end = self.length + key.size(2)
-        if self._buffers is None or self._buffers[0].size(2) < end:
+        if not self._buffers or self._buffers[0].size(2) < end:
+            held = self.held if self._buffers else (key[:, :, :0], value[:, :, :0])
             capacity = self._capacity if self._capacity >= end else 2 * end
-            self._buffers = self._grown(key, capacity), self._grown(value, capacity, 1)
+            self._buffers = tuple(F.pad(tensor, (0, 0, 0, capacity - self.length)) for tensor in held)
         for buffer, new in zip(self._buffers, (key, value), strict=True):
             buffer[:, :, self.length : end] = new
         self.length = end
@@ -42,14 +44,8 @@ class GrowingCache:
     @property
     def held(self) -> tuple[Tensor, Tensor]:
         """Keys and values so far, (B, K, T, d) each."""
-        assert self._buffers is not None, "nothing was appended"
-        return self._buffers[0][:, :, : self.length], self._buffers[1][:, :, : self.length]
-
-    def _grown(self, like: Tensor, capacity: int, which: int = 0) -> Tensor:
-        buffer = like.new_empty((*like.shape[:2], capacity, like.size(3)))
-        if self._buffers is not None:
-            buffer[:, :, : self.length] = self._buffers[which][:, :, : self.length]
-        return buffer
+        key, value = (buffer[:, :, : self.length] for buffer in self._buffers)
+        return key, value
 
 
 class KVCache:
@@ -66,14 +62,5 @@ class KVCache:
 
 
 def visible_after_padding(padding: Tensor, length: int) -> Tensor:
-    """The number of visible keys in sequences padded on the left.
-
-    Args:
-        padding: number of pad tokens before each sequence, (B,).
-        length: tokens in each row, padding included.
-
-    Returns:
-        (B, length); a pad token sees only itself.
-    """
-    slots = torch.arange(1, length + 1, device=padding.device)
-    return (slots - padding[:, None]).clamp(min=1)
+    """Visible keys, (B, length), of rows that begin with ``padding`` (B,) pad tokens; a pad token sees only itself."""
+    return (torch.arange(1, length + 1, device=padding.device) - padding[:, None]).clamp(min=1)
