@@ -33,22 +33,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 T = TypeVar("T")
 _RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
 
-_NOT_IDENTITY = (
-    "logger",
-    "output_dir",
-    "resume",
-    "rerun",
-    "experiment",
-    "scale",
-    "model.name",
-    "model.size",
-    "model.temperature.name",
-    "data.name",
-    "data.cache_dir",
-    "data.workers",
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-)
+_NOT_IDENTITY: dict[str, Any] = {
+    **dict.fromkeys(("logger", "output_dir", "resume", "rerun", "experiment", "scale"), True),
+    "model": {"name": True, "size": True, "temperature": {"name"}},
+    "data": {"name", "cache_dir", "workers"},
+    "trainer": {"log_every", "checkpoint_every"},
+}
 
 
 class Section(BaseModel):
@@ -211,13 +201,7 @@ class Config(Section):
         count).  Part of it: the device, although it changes the last bits at most, and ``trainer.eval_every``, which
         determines the steps at which the best checkpoint can be taken.
         """
-        plain = self.plain()
-        for path in _NOT_IDENTITY:
-            *sections, key = path.split(".")
-            section = plain
-            for name in sections:
-                section = section[name]
-            del section[key]
+        plain = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
         for setting in self.model.temperature.unused_settings:
             del plain["model"]["temperature"][setting]
         if self.data.passkey is None:
@@ -227,9 +211,8 @@ class Config(Section):
     @property
     def run_id(self) -> str:
         """Names of model, size, temperature and data, the seed, and a hash of `identity`."""
-        digest = hash_of(self.identity())
-        words = (self.model.name, self.model.size, self.model.temperature.name, self.data.name, f"s{self.seed}")
-        return "-".join((*words, digest[:10]))
+        names = (self.model.name, self.model.size, self.model.temperature.name, self.data.name)
+        return "-".join((*names, f"s{self.seed}", hash_of(self.identity())[:10]))
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -251,10 +234,8 @@ def _check_terms(temperature: TemperatureConfig) -> None:
     for projection, terms in temperature.scaled.items():
         for slot, name in terms.chosen.items():
             if name not in (valid := term_names()[slot]):
-                raise ValueError(
-                    f"model.temperature.{projection}.{slot}={name}: not one of the choices{closest(name, valid)}; "
-                    f"valid: none, {', '.join(valid)}"
-                )
+                guess, field = closest(name, valid), f"model.temperature.{projection}.{slot}"
+                raise ValueError(f"{field}={name}: not one of the choices{guess}; valid: none, {', '.join(valid)}")
 
 
 @functools.cache
@@ -269,12 +250,7 @@ def term_names() -> dict[str, list[str]]:
 
 
 def upgraded(values: Any, path: str = "") -> Any:
-    """A recorded config of version 0.1 with today's keys; a config of this version as it is.
-
-    Args:
-        values: as read; anything but a mapping is returned as it is.
-        path: where the values stand in the config, such as ``model.``.
-    """
+    """A recorded config of version 0.1, or its section at ``path``, with today's keys; other values unchanged."""
     if not isinstance(values, Mapping):
         return values
     return {

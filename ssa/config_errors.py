@@ -24,19 +24,14 @@ _EXPECTED = {
     "list_type": "a list, [a,b]",
     "finite_number": "a finite number",
 }
-_RANGE_KINDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 RENAMED = {  # keys of version 0.1
     "model.width": "model.d_model",
     "model.mlp_width": "model.d_ff",
     "model.tied_head": "model.tie_embeddings",
     "data.held_out": "data.validation_fraction",
-    **{
-        f"model.temperature.{projection}.base": f"model.temperature.{projection}.multiplier"
-        for projection in PROJECTIONS
-    },
+    **{f"model.temperature.{name}.base": f"model.temperature.{name}.multiplier" for name in PROJECTIONS},
 }
-
 REMOVED = [f"model.temperature.{setting}" for setting in ("train_length", "floor_length", "floor_scale")]  # of 0.1
 
 
@@ -105,7 +100,7 @@ def _validity(error: ErrorDetails, path: list[str], root: type[Any]) -> str:
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         return f"not one of the choices{closest(shown(error['input']), choices)}; valid: {', '.join(choices)}"
-    if kind in _RANGE_KINDS:
+    if kind.startswith(("greater_than", "less_than")):
         return f"out of range; valid: {_range(path, root)}"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}{_instead(kind, error['input'], '.'.join(path))}"
@@ -124,16 +119,15 @@ def _instead(kind: str, value: Any, field: str) -> str:
 
 
 def _range(path: list[str], root: type[Any]) -> str:
-    if path[-1].isdecimal():  # an item of a list
-        return _range(path[:-1], root)
-    parent = _walk(path[:-1], root)[0]
+    *section, name = [part for part in path if not part.isdecimal()]  # a number: an item of a list
+    parent = _walk(section, root)[0]
     assert parent is not None, "a bound belongs to a field of a section"
-    field = parent.model_fields[path[-1]]
+    field = parent.model_fields[name]
     bounds = [
-        f"{symbol} {getattr(item, name):g}"
+        f"{symbol} {getattr(item, bound):g}"
         for item in _constraints((*field.metadata, field.annotation))
-        for name, symbol in _BOUNDS.items()
-        if getattr(item, name, None) is not None
+        for bound, symbol in _BOUNDS.items()
+        if getattr(item, bound, None) is not None
     ]
     return " and ".join(bounds)
 
@@ -156,7 +150,5 @@ def _walk(path: list[str], root: type[Any]) -> tuple[type[Any] | None, list[str]
 
 
 def _section_of(annotation: Any) -> type[Any] | None:
-    kinds = (annotation, *get_args(annotation))
-    return next(
-        (kind for kind in kinds if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind))), None
-    )
+    kinds = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+    return next((kind for kind in kinds if issubclass(kind, BaseModel) or is_dataclass(kind)), None)

@@ -17,7 +17,7 @@ from ssa.model.config import PROJECTIONS, ModelConfig
 from ssa.model.kv_cache import LayerCache
 from ssa.model.rotary import Rotation, rotate
 from ssa.model.temperature import build_temperatures, scale
-from ssa.model.temperature_terms import Shape, Tokens
+from ssa.model.temperature_rules import Shape, Tokens
 
 
 class AttentionMetadata(NamedTuple):

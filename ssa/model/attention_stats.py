@@ -37,15 +37,10 @@ class RowStatistics(NamedTuple):
 
 
 class AttentionStatistics(NamedTuple):
-    """Softmax rows and temperatures of a batch, float32, on the CPU.
+    """Softmax rows and temperatures of a batch, float32, on the CPU."""
 
-    Attributes:
-        rows: (L, B, H, T).
-        temperatures: by projection, (L, B, H or K, T, 1 or d).
-    """
-
-    rows: RowStatistics
-    temperatures: dict[str, Tensor]
+    rows: RowStatistics  # (L, B, H, T)
+    temperatures: dict[str, Tensor]  # by projection, (L, B, H or K, T, 1 or d)
 
 
 @torch.no_grad()
@@ -105,10 +100,9 @@ def attention_statistics(
         advance: called with T after each sequence.
     """
     sequences: list[AttentionStatistics] = []
-    for number, sequence in enumerate(torch.split(ids, 1)):
-        sequences.append(
-            _of_sequence(model, sequence, None if visible_keys is None else visible_keys[number : number + 1])
-        )
+    visible = [None] * len(ids) if visible_keys is None else visible_keys.split(1)
+    for sequence, visible_in_it in zip(ids.split(1), visible, strict=True):
+        sequences.append(_of_sequence(model, sequence, visible_in_it))
         advance(sequence.numel())
     return _combined(partial(torch.cat, dim=1), sequences)
 
@@ -178,10 +172,8 @@ def _defined(statistics: AttentionStatistics) -> dict[str, Tensor]:
 
 def _combined(combine: Callable[[list[Tensor]], Tensor], several: Sequence[AttentionStatistics]) -> AttentionStatistics:
     rows = (combine(list(values)) for values in zip(*(one.rows for one in several), strict=True))
-    scaled = several[0].temperatures
-    return AttentionStatistics(
-        RowStatistics(*rows), {name: combine([one.temperatures[name] for one in several]) for name in scaled}
-    )
+    temperatures = {name: combine([one.temperatures[name] for one in several]) for name in several[0].temperatures}
+    return AttentionStatistics(RowStatistics(*rows), temperatures)
 
 
 def _of_sequence(model: Transformer, ids: Tensor, visible_keys: Tensor | None) -> AttentionStatistics:

@@ -30,8 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig, Terms
-from ssa.model.temperature_rules import TERMS
-from ssa.model.temperature_terms import LengthTerm, Shape, Term, Tokens
+from ssa.model.temperature_rules import TERMS, LengthTerm, Shape, Term, Tokens
 
 
 def upgraded_name(name: str) -> str:

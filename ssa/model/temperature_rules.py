@@ -1,20 +1,109 @@
 """The terms that temperature rules are made of: those of SSA, of the paper's comparisons, and of related work.
 
-`TERMS` is their table.  Letters: `ssa.model.temperature_terms`.
+`TERMS` is their table; `ssa.model.temperature` combines them.
+
+Letters: B batch, H heads, T tokens, d head_dim, D d_model; G is H, or 1 with one temperature for the whole layer.
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig
-from ssa.model.temperature_terms import INIT_STD, LengthTerm, Shape, Term, Tokens, groups, over_heads
 
-RMS_EPS = 1e-6
+INIT_STD = 0.02  # GPT-2's
+TOLERANCE = 1e-3  # a temperature within it of 1 at up to `_IDENTITY_KEYS` keys counts as the identity
+_IDENTITY_KEYS = 1024
+_RMS_EPS = 1e-6
+
+
+class Shape(NamedTuple):
+    """Sizes of a layer, for one of its projections."""
+
+    n_head: int  # H; for key and value, their own number in grouped-query attention
+    head_dim: int  # d
+    d_model: int  # D
+
+
+class Tokens(NamedTuple):
+    """What a temperature can read besides the features that it scales."""
+
+    hidden: Tensor  # x: the normalized hidden states that the layer's projections read, (B, T, D)
+    visible_keys: Tensor  # n: the number of keys each token's query sees, its own included, (T,) or (B, T)
+    log_frequency: Tensor | None = None  # of each token in the training text, standardized, (B, T)
+
+
+class Term(nn.Module):
+    """A term of a temperature: a function of features (B, H, T, d) and `Tokens`, broadcastable to (B, H, T, 1).
+
+    Args:
+        shape: of the layer.
+        config: ``per`` head or layer, and the settings of all terms.
+    """
+
+    slot: ClassVar[str]  # "token" or "position", added to 1, or "multiplier"
+    starts_at_identity: bool = True  # within `TOLERANCE`
+
+    def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
+        super().__init__()
+        self.groups = shape.n_head if config.per == "head" else 1  # G
+        self._starts: list[float | None] = []
+
+    def learned(self, *size: int, start: float | None = 0.0) -> nn.Parameter:
+        """A parameter that starts at this value, or, with None, is drawn from normal(0, 0.02); empty until then."""
+        self._starts.append(start)
+        return nn.Parameter(torch.empty(size))
+
+    def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
+        """The term's value."""
+        raise NotImplementedError
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Sets all parameters to their start values; random ones are drawn from ``generator``."""
+        for parameter, start in zip(self.parameters(), self._starts, strict=True):
+            if start is None:
+                parameter.normal_(0.0, INIT_STD, generator=generator)
+            else:
+                parameter.fill_(start)
+
+
+class LengthTerm(Term):
+    """A function of n, the number of visible keys, with one learned scalar for each head or layer.  Parameters: G."""
+
+    slot = "position"
+    scalar: ClassVar[str]  # the scalar's name
+    start: ClassVar[float] = 0.0  # its start value
+    setting: ClassVar[str | None] = None  # the field of `TemperatureConfig` that has it instead
+
+    def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
+        super().__init__(shape, config)
+        start: float = getattr(config, self.setting) if self.setting else self.start
+        self.register_parameter(self.scalar, self.learned(self.groups, start=start))
+        self.starts_at_identity = abs(self.value_at(start, _IDENTITY_KEYS)) < TOLERANCE
+
+    def value(self, scalar: Tensor, n: Tensor) -> Tensor:
+        """The term, elementwise."""
+        raise NotImplementedError
+
+    def value_at(self, scalar: float, n: int) -> float:
+        """The term as a number, in float64."""
+        numbers = (torch.tensor(number, dtype=torch.float64, device="cpu") for number in (scalar, n))
+        return self.value(*numbers).item()
+
+    def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
+        """-> (1 or B, G, T, 1)."""
+        scalar: Tensor = getattr(self, self.scalar)  # a plain tensor under torch.func
+        return self.value(scalar[:, None, None], over_heads(tokens.visible_keys.to(scalar.dtype)))
+
+
+def over_heads(tokens: Tensor) -> Tensor:
+    """(T,) or (B, T) -> (1 or B, 1, T, 1)."""
+    return tokens.reshape(-1, 1, tokens.size(-1), 1)
 
 
 # Token-aware terms: deviations from 1 that depend on the token.
@@ -31,11 +120,8 @@ class SharedProjection(Term):
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.weight = nn.Parameter(torch.empty(shape.n_head, shape.head_dim))  # (H, d)
+        self.weight = self.learned(shape.n_head, shape.head_dim)  # (H, d)
         self.per_head = config.per == "head"
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        self.weight.zero_()
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """(B, H, T, d) -> (B, G, T, 1)."""
@@ -56,12 +142,8 @@ class OwnMLP(Term):
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
         hidden = config.hidden_width(shape.d_model)
-        self.first = nn.Parameter(torch.empty(hidden, shape.d_model))  # (hidden, D)
-        self.weight = nn.Parameter(torch.empty(groups(shape, config), hidden))  # (G, hidden)
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        self.first.normal_(0.0, INIT_STD, generator=generator)
-        self.weight.zero_()
+        self.first = self.learned(hidden, shape.d_model, start=None)  # (hidden, D)
+        self.weight = self.learned(self.groups, hidden)  # (G, hidden)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (B, G, T, 1)."""
@@ -80,12 +162,8 @@ class Frequency(Term):
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.slope = nn.Parameter(torch.empty(groups(shape, config)))
-        self.bias = nn.Parameter(torch.empty(groups(shape, config)))
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        self.slope.zero_()
-        self.bias.zero_()
+        self.slope = self.learned(self.groups)
+        self.bias = self.learned(self.groups)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (B, G, T, 1)."""
@@ -105,10 +183,7 @@ class Gate(Term):
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.weight = nn.Parameter(torch.empty(groups(shape, config), shape.d_model))  # (G, D)
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        self.weight.normal_(0.0, INIT_STD, generator=generator)
+        self.weight = self.learned(self.groups, shape.d_model, start=None)  # (G, D)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (B, G, T, 1)."""
@@ -179,10 +254,7 @@ class Constant(Term):
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.weight = nn.Parameter(torch.empty(groups(shape, config)))
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        self.weight.fill_(1)
+        self.weight = self.learned(self.groups, start=1.0)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """-> (1, G, 1, 1)."""
@@ -219,15 +291,12 @@ class RMSNorm(Term):
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)
-        self.weight = nn.Parameter(torch.empty(shape.head_dim))
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        self.weight.fill_(1)
+        self.weight = self.learned(shape.head_dim, start=1.0)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """(B, H, T, d) -> (B, H, T, d)."""
         precise = features.to(self.weight.dtype)
-        return self.weight * torch.rsqrt(precise.square().mean(-1, keepdim=True) + RMS_EPS)
+        return self.weight * torch.rsqrt(precise.square().mean(-1, keepdim=True) + _RMS_EPS)
 
 
 TERMS: dict[str, type[Term]] = {

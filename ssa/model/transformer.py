@@ -18,7 +18,7 @@ from ssa.model.config import ModelConfig
 from ssa.model.kv_cache import KVCache, LayerCache
 from ssa.model.rotary import rotation
 from ssa.model.temperature import Temperature
-from ssa.model.temperature_terms import INIT_STD
+from ssa.model.temperature_rules import INIT_STD
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

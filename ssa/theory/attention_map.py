@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig, Terms
 from ssa.model.temperature import build_temperatures, scale
-from ssa.model.temperature_terms import Shape, Tokens
+from ssa.model.temperature_rules import Shape, Tokens
 
 VANILLA = TemperatureConfig(name="none")
 QUERY = TemperatureConfig(name="ssa", query=Terms(token="shared", position="log"))  # SSA, weight-shared

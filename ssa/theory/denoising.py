@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig, Terms
-from ssa.model.temperature_terms import Shape
+from ssa.model.temperature_rules import Shape
 from ssa.theory.attention_map import QUERY, VANILLA, AttentionMap, initial_temperatures, tau_of
 from ssa.theory.ensemble import generator
 

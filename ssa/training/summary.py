@@ -14,7 +14,7 @@ from rich.table import Table
 from ssa.config import SCALES, Config
 from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
-from ssa.model.temperature_terms import TOLERANCE
+from ssa.model.temperature_rules import TOLERANCE
 from ssa.record.run_files import read_summary
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor

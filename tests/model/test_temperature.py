@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ssa.model.config import PROJECTIONS, SLOTS, TemperatureConfig, Terms
 from ssa.model.temperature import Temperature, build_temperatures, scale
-from ssa.model.temperature_rules import TERMS
-from ssa.model.temperature_terms import Shape, Tokens
+from ssa.model.temperature_rules import TERMS, Shape, Tokens
 
 B, H, T, D, WIDTH = 2, 3, 7, 5, 11
 SHAPE = Shape(n_head=H, head_dim=D, d_model=WIDTH)

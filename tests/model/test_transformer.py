@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ssa.model.attention import AttentionMetadata, CausalSelfAttention, causal_mask
 from ssa.model.config import Terms
-from ssa.model.temperature_terms import Tokens
+from ssa.model.temperature_rules import Tokens
 from ssa.model.transformer import Transformer
 
 VOCAB = 61

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ssa.model.config import ModelConfig
 from ssa.model.kv_cache import KVCache
-from ssa.model.temperature_terms import INIT_STD
+from ssa.model.temperature_rules import INIT_STD
 from ssa.model.transformer import Transformer
 from ssa.pretrained.remote.configuration_ssa import SSAConfig
 
