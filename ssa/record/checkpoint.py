@@ -30,11 +30,6 @@ def read(path: Path) -> dict[str, Any]:
     return contents
 
 
-def read_step(path: Path) -> int:
-    """The optimizer step of a ``last`` checkpoint."""
-    return int(read(path)["global_step"])
-
-
 def vocab_size(path: Path) -> int:
     """The vocabulary size of the model in a ``best`` checkpoint.
 

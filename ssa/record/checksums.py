@@ -30,7 +30,7 @@ def with_checksums(folder: Path, values: Mapping[str, Any], texts: Mapping[str, 
         texts: the contents of files not yet written, by name.
     """
     files = {name: _checksum(folder / name) for name in _files(folder)}
-    files |= {name: _checkchecksumof(text.encode()) for name, text in texts.items()}
+    files |= {name: _checksum_of(text.encode()) for name, text in texts.items()}
     return _with_own({**values, "files": files})
 
 
@@ -43,21 +43,16 @@ def add_evaluations(folder: Path, since: float) -> None:
     """
     if not (folder / SUMMARY).is_file():
         return
-    lock = folder.resolve().with_name(f".{folder.resolve().name}.seal")
-    with locked(lock):
-        _add(folder, since)
-
-
-def _add(folder: Path, since: float) -> None:
-    values = read_json(folder / SUMMARY)
-    if not set(KEYS) <= set(values) or values["sha256"] != _of_values(values):
-        return
-    for name in (name for name in _files(folder) if name.startswith("evaluation/")):
-        path = folder / name
-        is_new = name not in values["files"]  # such as that of an evaluation that was killed before this
-        if is_new or path.stat().st_mtime >= since - 1:  # file times are coarse
-            values["files"][name] = _checksum(path)
-    write_json(folder / SUMMARY, _with_own(values))
+    with locked(folder.resolve().with_name(f".{folder.resolve().name}.seal")):
+        values = read_json(folder / SUMMARY)
+        if not set(KEYS) <= set(values) or values["sha256"] != _of_values(values):
+            return
+        for name in (name for name in _files(folder) if name.startswith("evaluation/")):
+            path = folder / name
+            is_new = name not in values["files"]  # such as that of an evaluation that was killed before this
+            if is_new or path.stat().st_mtime >= since - 1:  # file times are coarse
+                values["files"][name] = _checksum(path)
+        write_json(folder / SUMMARY, _with_own(values))
 
 
 def damage(folder: Path) -> list[str]:
@@ -78,9 +73,7 @@ def damage(folder: Path) -> list[str]:
     found = [] if values["sha256"] == _of_values(values) else [f"{SUMMARY} changed"]
     found += [f"{name} {what}" for name, checksum in files.items() if (what := _state(folder / name, checksum))]
     results = (f"evaluation/{path.name}" for path in sorted((folder / "evaluation").glob("*.json")))
-    return found + [
-        f"{name} added" for name in results if name not in files
-    ]  # by hand: evaluations add their checksums
+    return found + [f"{name} added" for name in results if name not in files]  # evaluations add their own checksums
 
 
 def _state(path: Path, checksum: Any) -> str:
@@ -110,11 +103,11 @@ def _files(folder: Path) -> Iterator[str]:
 def _checksum(path: Path) -> dict[str, Any]:
     stat = path.stat()
     if stat.st_size <= _LARGE:
-        return _checkchecksumof(path.read_bytes())
+        return _checksum_of(path.read_bytes())
     return {"sha256": hash_of_file(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _checkchecksumof(content: bytes) -> dict[str, Any]:
+def _checksum_of(content: bytes) -> dict[str, Any]:
     return {"sha256": hash_of_bytes(content), "bytes": len(content)}
 
 

@@ -94,8 +94,7 @@ class RunRecord:
         """Whether the run has finished and ``rerun`` is false."""
         if self.config.rerun:
             return False
-        status = self.status
-        return status is not None and status.status == "finished"
+        return (status := self.status) is not None and status.status == "finished"
 
     @property
     def last_checkpoint(self) -> Path:
@@ -141,8 +140,9 @@ class RunRecord:
             partial.unlink()  # of an attempt killed while saving
         if before:
             self._keep_environment(before.attempt)
-        else:
-            self._write_config()
+        else:  # resume and rerun are options of the command, not of the run
+            config = self.config.model_copy(update={"resume": None, "rerun": False})
+            write_atomic(self.folder / "config.yaml", yaml.safe_dump(config.plain(), sort_keys=False))
         if before and step is not None:  # the pretrained weights are not read again
             weights_hash = read_environment(self.folder).get("weights_hash")
         facts = {**environment.facts, "data_hash": data_hash, "weights_hash": weights_hash}
@@ -200,16 +200,13 @@ class RunRecord:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         try:
             if error is not None and self._begun and load_status(self.folder).status == "running":
-                self._set_status_after(error)
+                by_signal = isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED
+                if by_signal or isinstance(error, KeyboardInterrupt):
+                    self.set_status("interrupted")
+                else:
+                    self.set_status("failed", error=f"{type(error).__name__}: {error}")
         finally:
             self.close()
-
-    def _set_status_after(self, error: BaseException) -> None:
-        by_signal = isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED
-        if by_signal or isinstance(error, KeyboardInterrupt):
-            self.set_status("interrupted")
-        else:
-            self.set_status("failed", error=f"{type(error).__name__}: {error}")
 
     def check_same(self, **now: str | None) -> None:
         """Compare facts with those in environment.json; None means unknown.
@@ -225,12 +222,6 @@ class RunRecord:
                     f"{self.folder}: {name} has changed since this run began ({before}, now {value}): "
                     "restore it, or start over with rerun=true"
                 )
-
-    def _write_config(self) -> None:
-        config = self.config.model_copy(
-            update={"resume": None, "rerun": False}
-        )  # options of the command, not of the run
-        write_atomic(self.folder / "config.yaml", yaml.safe_dump(config.plain(), sort_keys=False))
 
     def _keep_environment(self, attempt: int) -> None:
         path, diff = self.folder / "environment.json", self.folder / "uncommitted.diff"
@@ -274,19 +265,16 @@ def _lock(folder: Path) -> FileLock:
     try:
         return files.acquire(_lock_path(folder), _LOCK_SECONDS)
     except Timeout:
-        raise UserError(f"{folder} is in use by {_holder(folder)}: wait for it to end, or stop it") from None
+        try:
+            status = load_status(folder)
+            holder = f"process {status.pid} on {status.host}"
+        except UserError:  # not begun yet
+            holder = "another process"
+        raise UserError(f"{folder} is in use by {holder}: wait for it to end, or stop it") from None
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror}; choose another place with output_dir=FOLDER"
         ) from None
-
-
-def _holder(folder: Path) -> str:
-    try:
-        status = load_status(folder)
-    except UserError:  # not begun yet
-        return "another process"
-    return f"process {status.pid} on {status.host}"
 
 
 def _replaced(folder: Path) -> Path:

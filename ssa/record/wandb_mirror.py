@@ -143,14 +143,8 @@ class WandbMirror:
 
 
 def mirror_evaluation(config: Config, folder: Path, values: Mapping[str, float]) -> None:
-    """Add the metrics of an evaluation to the newest W&B run, or, if that is not online, to a new one with all rows.
-
-    Never fails the evaluation.
-
-    Args:
-        config: of the run.
-        folder: of the run.
-        values: by metric name.
+    """Add the metrics of an evaluation, by name, to the newest W&B run of a run, or, if that is not online, to a new
+    one with all rows.  Never fails the evaluation.
     """
     if config.logger.name != "wandb":
         return
@@ -173,17 +167,11 @@ def mirror_evaluation(config: Config, folder: Path, values: Mapping[str, float])
     mirror.finish(0)
 
 
-def mirror_finished(config: Config, folder: Path, summary: Mapping[str, Any]) -> None:
+def mirror_finished(config: Config, record: RunRecord, summary: Mapping[str, Any]) -> None:
     """In a W&B sweep, log a run that has finished before to a new W&B run, so that the sweep gets its metric."""
-    if config.logger.name != "wandb" or not os.environ.get("WANDB_SWEEP_ID"):
-        return
-    mirror = WandbMirror(config, folder)
-    with mirror._or_without("did not start"):
-        mirror._start(*choose_mode(config.logger))
-    for row in read_rows(folder):
-        mirror.log(row)
-    mirror.summary(summary)
-    mirror.finish(0)
+    if os.environ.get("WANDB_SWEEP_ID"):
+        with WandbMirror.open(config, record) as mirror:
+            mirror.summary(summary)
 
 
 def check(logger: LoggerConfig) -> None:
@@ -239,9 +227,8 @@ def _key_problem() -> str | None:
 def _settings(timeout_seconds: float) -> Any:
     import wandb
 
-    budget = timeout_seconds - min(
-        1.0, timeout_seconds / 2
-    )  # the rest is for switching to offline mode and closing files
+    # The rest is for switching to offline mode and closing files.
+    budget = timeout_seconds - min(1.0, timeout_seconds / 2)
     return wandb.Settings(
         init_timeout=budget,
         finish_timeout=budget,

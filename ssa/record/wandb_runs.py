@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def _stop_service() -> None:
 
 
 def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
-    summaries = [dict(_values(run.summary_metrics)) for run in attempts]
+    summaries = [_values(run.summary_metrics) for run in attempts]
     finished = [number for number, summary in enumerate(summaries) if summary.get("status") == "finished"]
     chosen = finished[-1] if finished else len(attempts) - 1
     run, summary = attempts[chosen], summaries[chosen]
@@ -90,12 +90,14 @@ def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
     evaluations = {
         name: value for later in summaries[chosen:] for name, value in later.items() if name.startswith("eval/")
     }
+    # without the parameters of a W&B sweep, which are beside the sections as typed, such as ``optim.lr``
+    sections = {key: value for key, value in run.config.items() if "." not in key and "/" not in key}
     return FoundRun(
         run_id=run_id,
         folder=run.url,
         status=recorded or _STATES.get(run.state, "interrupted"),
-        config={**upgraded(dict(_sections(run.config))), **_OF_THE_COMMAND},
-        summary=dict(_results(summary)) if finished else {},
+        config={**upgraded(sections), **_OF_THE_COMMAND},
+        summary=_results(summary) if finished else {},
         evaluations=evaluations,
         experiment=run.config["experiment"],
         error=summary.get("error") or "",
@@ -104,21 +106,14 @@ def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
     )
 
 
-def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Without the parameters of a W&B sweep, which are beside the sections as typed, such as ``optim.lr``."""
-    for key, value in config.items():
-        if "." not in key and "/" not in key:
-            yield key, value
-
-
-def _values(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _values(summary: Mapping[str, Any]) -> dict[str, Any]:
     """W&B returns the names of NaN and infinities."""
-    for name, value in summary.items():
-        yield name, float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+    odd = ("NaN", "Infinity", "-Infinity")
+    return {name: float(value) if value in odd else value for name, value in summary.items()}
 
 
-def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The values of summary.json, without those that W&B adds and the last values of the rows."""
-    for name, value in upgraded_summary(summary).items():
-        if name != "step" and not name.startswith(("_", "train/", "val/", "eval/")):
-            yield name, value
+    others = ("_", "train/", "val/", "eval/")
+    values = upgraded_summary(summary).items()
+    return {name: value for name, value in values if name != "step" and not name.startswith(others)}

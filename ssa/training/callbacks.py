@@ -49,11 +49,7 @@ class Interruption(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._install()  # again: Lightning has installed a handler, which would stop within a step, without saving
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._install()
-
-    def on_test_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._install()
+    on_validation_start = on_test_start = on_train_start
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if self.requested and trainer.state.fn != "fit":  # after training nothing is left to save
@@ -111,11 +107,10 @@ class TrainingRows(Callback):
             }
             module.log_row({"step": module.step, "tokens": module.tokens, **module.trained, **measured})
 
-    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self._started = None
 
-    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._started = None
+    on_save_checkpoint = on_validation_start
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}
@@ -152,10 +147,8 @@ class Checkpoints(Callback):
             return
         loss = module.evaluated["loss"]
         if not math.isfinite(loss):
-            now = module.trained
-            raise TrainingDiverged(
-                trainer.global_step, loss, now["train/lr"], now["train/grad_norm"], module.last_checkpoint
-            )
+            lr, grad_norm = module.trained["train/lr"], module.trained["train/grad_norm"]
+            raise TrainingDiverged(trainer.global_step, loss, lr, grad_norm, module.last_checkpoint)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
             weights = {"model": module.model.state_dict(), "config": module.config.plain(), "step": self.best_step}
@@ -214,9 +207,8 @@ class TrainingProgress(Callback):
         entropy = f"entropy {now['attention_entropy']:.3f} nats  spikiness {now['attention_spikiness']:.3f}"
         self.console.print(f"step {trainer.global_step}: validation  {text}  {entropy}", highlight=False)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         if self.bar is not None:
             self.bar.stop()
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer, module)
+    on_exception = on_train_end

@@ -22,8 +22,8 @@ from ssa.perplexity import perplexities
 from ssa.record.run_files import Row
 from ssa.text.token_blocks import probe_windows, visible_in_documents
 from ssa.text.token_cache import TokenSplit
-from ssa.training.loaders import Batch
 from ssa.training.optim import build_optimizer
+from ssa.training.prepared_run import Batch
 
 
 class LanguageModule(L.LightningModule):

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssa.config import SCALES, Config
+from ssa.config import SCALES
 from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.model.temperature_rules import TOLERANCE
@@ -30,6 +30,8 @@ def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best
     measured = {f"best/val/{name}": value for name, value in module.evaluated.items()}
     trainer.test(module, run.evaluation_batches("test"), verbose=False)
     measured |= {f"best/test/{name}": value for name, value in module.evaluated.items()}
+    splits = {"train": run.corpus.split("train"), **run.splits}
+    units = ("documents", "tokens", "words", "bytes")
     return {
         "run_id": config.run_id,
         "status": "finished",
@@ -55,20 +57,13 @@ def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best
         "precision": run.precision,
         "attention_backend": run.attention_backend,
         "peak_memory_bytes": peak_memory_bytes(run.device),
-        **_counts(run),
+        **{f"data.{name}.{unit}": getattr(split, f"n_{unit}") for name, split in splits.items() for unit in units},
     }
 
 
 def tokens_per_step(run: PreparedRun) -> int:
     """Tokens in an optimizer step."""
     return run.config.trainer.batch_size * run.config.data.block_size
-
-
-def _counts(run: PreparedRun) -> dict[str, int]:
-    """Sizes of the splits: the denominators of the perplexities, and the amount of training text."""
-    splits = {"train": run.corpus.split("train"), **run.splits}
-    units = ("documents", "tokens", "words", "bytes")
-    return {f"data.{name}.{unit}": getattr(split, f"n_{unit}") for name, split in splits.items() for unit in units}
 
 
 def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
@@ -82,6 +77,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
     limit = config.data.max_documents
     subset = f", at most the first {limit:,} documents (data.max_documents)" if limit else ""
     reference = ", ".join(f"{name} {value:.1f}" for name, value in run.references.items())
+    trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     lines = {
         "run": str(folder),
         "scale": f"{config.scale} (others: scale={'|'.join(SCALES)}; --cfg job shows every value)",
@@ -93,7 +89,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
         "device": f"{device_name(run.device)}, {run.precision}, attention backend {run.attention_backend}"
         + (", compiled" if config.trainer.compile else ""),
         **({"from": f"{config.init_from}"} if config.init_from else {}),
-        "trains": _trained(run),
+        "trains": f"{trained:,} parameters (optim.train={config.optim.train})",
         "baseline": f"{reference} (validation perplexity of n-gram models on the same tokens)",
     }
     if run.checkpoint_step is not None:
@@ -104,31 +100,22 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
         console.print(f"note     {note}")
 
 
-def _trained(run: PreparedRun) -> str:
-    trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
-    return f"{trained:,} parameters (optim.train={run.config.optim.train})"
-
-
-def _moved(config: Config) -> float:
-    """Roughly the distance AdamW can move a temperature parameter: one learning rate per step."""
-    optim, steps = config.optim, config.trainer.steps
-    return optim.lr * optim.temperature_lr_multiplier * sum(lr_factor(step, optim, steps) for step in range(steps))
-
-
 def _notes(run: PreparedRun) -> list[str]:
     """Warnings: temperatures without effect, or that change a pretrained model from the start."""
     config, notes = run.config, []
-    block_size, rule = config.data.block_size, config.model.temperature.name
+    optim, steps, rule = config.optim, config.trainer.steps, config.model.temperature.name
+    # Roughly the distance that AdamW can move a temperature parameter: one learning rate per step.
+    shift = optim.lr * optim.temperature_lr_multiplier * sum(lr_factor(step, optim, steps) for step in range(steps))
     if config.init_from and config.data.tokenizer != config.init_from:
         notes.append(
             f"data.tokenizer={config.data.tokenizer} is not the tokenizer of {config.init_from}: token ids may differ"
         )
-    if config.optim.train == "temperature" and not config.init_from:
+    if optim.train == "temperature" and not config.init_from:
         notes.append("optim.train=temperature keeps the random initial weights; it is meant for init_from=")
     for name, temperature in run.model.first_temperatures().items():
         if config.init_from and not temperature.starts_at_identity:
             notes.append(f"the {name} temperature ({rule}) does not start at 1: step 0 is not the pretrained model")
-        reach = temperature.largest_position_term(_moved(config), block_size)
+        reach = temperature.largest_position_term(shift, config.data.block_size)
         if reach is not None and reach < TOLERANCE:
             notes.append(
                 f"the {name} temperature ({rule}): in these steps its position term moves at most {reach:.1g} from 1; "

@@ -14,20 +14,14 @@ import torch
 from rich.console import Console
 
 from ssa.config import Config
-from ssa.device import (
-    attention_backend,
-    device_name,
-    reset_peak_memory,
-    resolve_device,
-    resolve_precision,
-)
+from ssa.device import attention_backend, device_name, reset_peak_memory, resolve_device, resolve_precision
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.files import write_atomic
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files, weights_hash
 from ssa.record import checksums, environment, wandb_mirror
-from ssa.record.checkpoint import load_weights, read_step
+from ssa.record.checkpoint import load_weights, read
 from ssa.record.run_files import Row, read_summary
 from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
@@ -37,9 +31,8 @@ from ssa.text.token_blocks import TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, prepare
 from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, TrainingProgress, TrainingRows
 from ssa.training.lit_module import LanguageModule
-from ssa.training.loaders import TrainingLoader
 from ssa.training.optim import freeze
-from ssa.training.prepared_run import PreparedRun
+from ssa.training.prepared_run import PreparedRun, TrainingLoader
 from ssa.training.summary import print_end, print_start, summarize
 
 
@@ -65,7 +58,7 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
             console.print("This run finished before (rerun=true runs it again).")
             recorded = read_summary(record.folder)
             summary = {key: value for key, value in recorded.items() if key not in checksums.KEYS}
-            wandb_mirror.mirror_finished(config, record.folder, summary)
+            wandb_mirror.mirror_finished(config, record, summary)
         else:
             wandb_mirror.check(config.logger)
             run = _prepare(config, record)
@@ -73,9 +66,8 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
                 summary = _execute(run, record, command, console, began)
             except torch.OutOfMemoryError:
                 size, device = config.trainer.micro_batch_size, device_name(run.device)
-                raise UserError(
-                    f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one"
-                ) from None
+                message = f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one"
+                raise UserError(message) from None
         print_end(console, summary, record.folder)
     return summary
 
@@ -103,7 +95,7 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
         loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps),
         references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
         weights_hash=weights_hash(config.init_from) if config.init_from and not resuming else None,
-        checkpoint_step=read_step(record.resume_checkpoint) if record.resume_checkpoint else None,
+        checkpoint_step=read(record.resume_checkpoint)["global_step"] if record.resume_checkpoint else None,
     )
 
 
@@ -114,10 +106,8 @@ def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transform
         model = load_pretrained(config.model, config.init_from, config.seed)
     else:
         model = Transformer(config.model, config.model.vocab_size or corpus.tokenizer.vocab_size, config.seed)
-    known = model.log_frequency is not None and bool(
-        model.log_frequency.any()
-    )  # an export contains the frequencies of its run
-    if config.model.temperature.needs_frequencies and not known:
+    # An export contains the frequencies of its run.
+    if model.log_frequency is not None and not model.log_frequency.any():
         counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
         model.set_token_counts(torch.from_numpy(counts))
     freeze(model, config.optim)
@@ -168,8 +158,9 @@ def _execute(
             "tokens_per_second": summary["tokens"] / rows.seconds,
             "train_seconds": rows.seconds,  # of all attempts
             "wall_seconds": time.perf_counter() - began,  # of this one
+            **_step_0(record),
+            "commit": (facts.facts["git"] or {}).get("commit"),
         }
-        summary |= {**_step_0(record), "commit": (facts.facts["git"] or {}).get("commit")}
         mirror.summary(summary)
         record.finish(summary, step=config.trainer.steps)
     return summary
