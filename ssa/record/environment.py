@@ -13,11 +13,10 @@ import re
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -54,12 +53,11 @@ _HEX_40 = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{40}(?![0-9a-fA-F])")  # a W&B
 _COMMIT_NAME = re.compile(r"""(?:revision|commit|sha1?|rev)["']?\s*[:=]?\s*["']?$""", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Environment:
-    """``facts``: the contents of environment.json.  ``diff``: the uncommitted changes, or None."""
+class Environment(NamedTuple):
+    """Facts of a process and of its code."""
 
-    facts: dict[str, Any]
-    diff: str | None
+    facts: dict[str, Any]  # the contents of environment.json
+    diff: str | None  # the uncommitted changes
 
 
 def describe(command: Sequence[str] = (), *, source: Path | None = None, **known: Any) -> Environment:
@@ -70,7 +68,7 @@ def describe(command: Sequence[str] = (), *, source: Path | None = None, **known
         source: a file whose git checkout is described; default: of this package.
         known: further facts as plain values: device, precision, ...
     """
-    git, diff = _git(source or Path(__file__).with_name("__init__.py"))
+    git, diff = _git(source or Path(__file__))
     facts = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": redact_command(command),

@@ -151,7 +151,8 @@ class RunRecord:
             write_atomic(self.folder / "uncommitted.diff", environment.diff)
         self.rewind(step)
         attempt, now = before.attempt + 1 if before else 1, _now()
-        self._write_status(Status("running", attempt, now, now, step or 0, os.getpid(), socket.gethostname(), None))
+        status = Status("running", attempt, now, now, step or 0, os.getpid(), socket.gethostname(), None)
+        write_json(self.folder / "status.json", asdict(status))
         self._begun = True
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -184,7 +185,8 @@ class RunRecord:
         before = load_status(self.folder)
         line = " ".join(error.split()) if error else None
         step = before.step if step is None else step
-        self._write_status(replace(before, status=status, time=_now(), step=step, error=line))
+        after = replace(before, status=status, time=_now(), step=step, error=line)
+        write_json(self.folder / "status.json", asdict(after))
 
     def close(self) -> None:
         """Release the lock."""
@@ -228,9 +230,6 @@ class RunRecord:
         shutil.copy2(path, path.with_stem(f"{path.stem}-{attempt}"))  # a copy: environment.json must exist at all times
         with suppress(FileNotFoundError):
             diff.rename(diff.with_stem(f"{diff.stem}-{attempt}"))
-
-    def _write_status(self, status: Status) -> None:
-        write_json(self.folder / "status.json", asdict(status))
 
 
 def run_folder(config: Config) -> Path:

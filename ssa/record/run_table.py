@@ -21,36 +21,32 @@ _NO_FLOAT = 10**300
 
 @dataclass(frozen=True)
 class FoundRun:
-    """One run, from a folder or from W&B.
-
-    Attributes:
-        run_id: its id.
-        folder: its path, or its URL at W&B.
-        status: its state.
-        config: nested plain values.
-        summary: results of a finished run; {} for others.
-        evaluations: metrics by column, such as ``eval/perplexity/loss``.
-        damage: files that were changed or removed, one line each.
-        time: of the newest status, ISO 8601; the newer of two finished runs with one id is kept.
-    """
+    """One run, from a folder or from W&B."""
 
     run_id: str
-    folder: str
+    folder: str  # path, or URL at W&B
     status: State
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    evaluations: Mapping[str, Any]
+    config: Mapping[str, Any]  # nested plain values
+    summary: Mapping[str, Any]  # results of a finished run; {} for others
+    evaluations: Mapping[str, Any]  # metrics by column, such as ``eval/perplexity/loss``
     experiment: str
     error: str = ""
-    damage: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()  # files that were changed or removed, one line each
     commit: str = ""
     data_hash: str = ""
-    time: str = field(default="", compare=False)
+    time: str = field(default="", compare=False)  # of the newest status, ISO 8601
 
 
 def table(found: Iterable[FoundRun]) -> pd.DataFrame:
-    """One row per run id, sorted by id; ``docs/runs.md`` describes the columns."""
-    runs = [run for _, run in sorted(_one_each(found).items())]
+    """One row per run id, sorted by id; ``docs/runs.md`` describes the columns.
+
+    Of several runs with one id, a finished one is kept if possible, then an undamaged one, then the newest.
+    """
+    best_first = sorted(found, key=lambda run: (run.status == "finished", not run.damage, run.time), reverse=True)
+    kept: dict[str, FoundRun] = {}
+    for run in best_first:
+        kept.setdefault(run.run_id, run)
+    runs = [run for _, run in sorted(kept.items())]
     fixed = {name: [_fixed(run, name) for run in runs] for name in FIXED}
     parts = [
         [dict(_flat(run.config, "config.")) for run in runs],
@@ -64,19 +60,6 @@ def table(found: Iterable[FoundRun]) -> pd.DataFrame:
     made = pd.DataFrame(columns)
     made.index = pd.Index([run.run_id for run in runs], name="run_id", dtype=object)
     return made
-
-
-def _one_each(found: Iterable[FoundRun]) -> dict[str, FoundRun]:
-    """One run per id: a finished one if possible, then an undamaged one, then the newest."""
-    kept: dict[str, FoundRun] = {}
-    for run in found:
-        if run.run_id not in kept or _worth(run) > _worth(kept[run.run_id]):
-            kept[run.run_id] = run
-    return kept
-
-
-def _worth(run: FoundRun) -> tuple[bool, bool, str]:
-    return run.status == "finished", not run.damage, run.time
 
 
 def _fixed(run: FoundRun, name: str) -> str:

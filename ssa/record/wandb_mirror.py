@@ -122,12 +122,9 @@ class WandbMirror:
         run.define_metric("tokens")
         run.define_metric("*", step_metric="step")
         if known is None:
-            self._remember(run)
+            this = {"id": run.id, "mode": run.settings.mode, "url": run.url}
+            write_json(self._folder / "wandb.json", {"attempts": [*_attempts(self._folder), this]})
         return run
-
-    def _remember(self, run: Any) -> None:
-        this = {"id": run.id, "mode": run.settings.mode, "url": run.url}
-        write_json(self._folder / "wandb.json", {"attempts": [*_attempts(self._folder), this]})
 
     @contextmanager
     def _or_without(self, what: str) -> Iterator[None]:
