@@ -100,9 +100,9 @@ def attention_statistics(
         advance: called with T after each sequence.
     """
     sequences: list[AttentionStatistics] = []
-    visible = [None] * len(ids) if visible_keys is None else visible_keys.split(1)
-    for sequence, visible_in_it in zip(ids.split(1), visible, strict=True):
-        sequences.append(_of_sequence(model, sequence, visible_in_it))
+    visible: Sequence[Tensor | None] = [None] * len(ids) if visible_keys is None else torch.split(visible_keys, 1)
+    for sequence, its_visible_keys in zip(torch.split(ids, 1), visible, strict=True):
+        sequences.append(_of_sequence(model, sequence, its_visible_keys))
         advance(sequence.numel())
     return _combined(partial(torch.cat, dim=1), sequences)
 

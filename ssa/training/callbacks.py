@@ -46,7 +46,7 @@ class Interruption(Callback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_start(self, *_: Any, **__: Any) -> None:
         self._install()  # again: Lightning has installed a handler, which would stop within a step, without saving
 
     on_validation_start = on_test_start = on_train_start
@@ -107,7 +107,7 @@ class TrainingRows(Callback):
             }
             module.log_row({"step": module.step, "tokens": module.tokens, **module.trained, **measured})
 
-    def on_validation_start(self, *_: Any) -> None:
+    def on_validation_start(self, *_: Any, **__: Any) -> None:
         self._started = None
 
     on_save_checkpoint = on_validation_start
@@ -207,7 +207,7 @@ class TrainingProgress(Callback):
         entropy = f"entropy {now['attention_entropy']:.3f} nats  spikiness {now['attention_spikiness']:.3f}"
         self.console.print(f"step {trainer.global_step}: validation  {text}  {entropy}", highlight=False)
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         if self.bar is not None:
             self.bar.stop()
 

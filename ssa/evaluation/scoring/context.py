@@ -120,7 +120,7 @@ class EvaluationContext:
         max_new_tokens: int,
         *,
         stop: Collection[int] = (),
-        ended: Callable[[list[int]], bool] | None = None,
+        ended: Callable[[list[int]], bool] = lambda tokens: False,
         label: str = "",
     ) -> list[list[int]]:
         """Greedy continuations, generated unless they are in the journal, longest prompts first.
