@@ -52,7 +52,7 @@ if __name__ == "__main__":
             ExportSettings,
             export,
             name="export.py",
-            purpose="Write a trained model as a folder that Hugging Face's transformers loads.",
+            purpose="Export a trained model in Hugging Face transformers format.",
             examples=("run=outputs/main/RUN_ID to=my-model", "run=outputs/main/RUN_ID to=my-model as=ssa"),
             files={
                 "ssa/pretrained/export.py": "writes the folder",

@@ -1,4 +1,4 @@
-"""Continue a text with a trained model: ``python generate.py run=RUN_FOLDER prompt="..."``; see ``--help``."""
+"""Generate text with a trained model: ``python generate.py run=RUN_FOLDER prompt="..."``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GenerateSettings(Section):
     )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus sampling: probability mass to keep")
     greedy: bool = Field(False, description="always choose the most likely token")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of the sampling")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="sampling seed")
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     show: Literal["none", "temperature"] = Field(
         "none", description="temperature: print each token, colored by its learned (inverse) temperature"
@@ -92,7 +92,7 @@ if __name__ == "__main__":
             GenerateSettings,
             generate,
             name="generate.py",
-            purpose="Continue a text with a trained model and show the learned temperature of each token.",
+            purpose="Generate text from a prompt with a trained model and show the learned temperature of each token.",
             examples=(
                 'run=outputs/main/RUN_ID prompt="The garden"',
                 'run=outputs/main/RUN_ID prompt="The garden" greedy=true show=temperature',

@@ -34,7 +34,7 @@ def help_text(program: str, purpose: str) -> str:
     defaults = _defaults()
     lines = [purpose, "", f"usage: python {program} [GROUP=OPTION ...] [KEY=VALUE ...] [FLAG ...]", ""]
     for group, choices in options().items():
-        lines.append(f"{group}=  (default: {defaults.get(group, 'as the model= or scale= file says')})")
+        lines.append(f"{group}=  (default: {defaults.get(group, 'set by model= or scale=')})")
         lines += [f"  {name:<22} {text}" for name, text in choices.items()]
     lines += ["", "flags", *(f"  {flag:<22} {text}" for flag, text in FLAGS.items())]
     examples = (

@@ -27,15 +27,18 @@ class EvaluateSettings(Section):
         "attention; any task of lm-evaluation-harness; paper: all columns of the paper's main table",
     )
     limit: PositiveInt | None = Field(
-        None, description="maximum number of documents or questions per task; null: all; not for publication"
+        None,
+        description="maximum number of documents or questions per task; null: all. For quick checks only",
     )
     num_fewshot: NonNegativeInt | None = Field(
         None, description="few-shot examples in tasks of lm-evaluation-harness; null: the task's default, else 0"
     )
-    batch_size: Text = Field("auto", description="rows per batch; auto: chosen for the device; does not affect results")
+    batch_size: Text = Field(
+        "auto", description="sequences per batch; auto: chosen for the device; does not affect results"
+    )
     context: PositiveInt | None = Field(
         None,
-        description="maximum input length in tokens; null: block size of a run, all positions of a pretrained model",
+        description="maximum input length in tokens; null: the block size of a run, the maximum of a pretrained model",
     )
     stride: PositiveInt | None = Field(
         None,
@@ -57,7 +60,7 @@ class EvaluateSettings(Section):
         [0.0, 0.25, 0.5, 0.75, 1.0], description="passkey: positions of the key in the text, 0 (start) to 1 (end)"
     )
     trials: PositiveInt = Field(20, description="passkey: number of keys per length and depth")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="passkey: seed of the keys")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="passkey: random seed")
     tokenizer: Text | None = Field(
         None,
         description="replaces the pretrained model's tokenizer: Hub id, tokenizer.json, or a folder with one",
