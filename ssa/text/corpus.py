@@ -30,11 +30,9 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """A hash of the text."""
-        ...
 
     def documents(self, split: str) -> Iterator[str]:
         """The documents of a split in `splits`, always in the same order."""
-        ...
 
 
 class Corpus:

@@ -129,6 +129,5 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray[Any, 
 def _completed(path: Path) -> Record | None:
     """The record of ``path.bin`` if the file is complete and unchanged."""
     record, content = read_json_or_none(path.with_suffix(".json")), path.with_suffix(".bin")
-    if record is None or not content.exists():
-        return None
-    return record if hash_of_file(content, path.parent) == record.get("sha256") else None
+    intact = record and content.exists() and hash_of_file(content, path.parent) == record.get("sha256")
+    return record if intact else None

@@ -32,12 +32,7 @@ def generator(*key: int) -> torch.Generator:
 
 
 def train(
-    members: Sequence[nn.Module],
-    draw: Callable[[int, int], Batches],
-    *,
-    steps: int,
-    lr: float,
-    vectorized: bool = True,
+    members: Sequence[nn.Module], draw: Callable[[int, int], Batches], *, steps: int, lr: float, vectorized: bool = True
 ) -> None:
     """Train each member in place with Adam, with a cosine schedule from ``lr`` to 0.
 
