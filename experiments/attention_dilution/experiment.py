@@ -58,14 +58,10 @@ def run(settings: DilutionSettings, context: ExperimentContext) -> None:
     slope = "attention_dilution"
     for rule in sorted(others, key=lambda rule: rule != "position"):  # the paper's remedy first
         name = NAMES.get(rule, rule)
-        context.conclude(
-            Conclusion(
-                f"with {name} temperatures attention dilutes less than in {NAMES.get(base, base)}",
-                f"difference in the slope of entropy in log n, {name} - {NAMES.get(base, base)}",
-                paired_interval(of_rule(runs, rule, slope), of_rule(runs, base, slope)),
-                "lower",
-            )
-        )
+        claim = f"with {name} temperatures attention dilutes less than in {NAMES.get(base, base)}"
+        quantity = f"difference in the slope of entropy in log n, {name} - {NAMES.get(base, base)}"
+        estimate = paired_interval(of_rule(runs, rule, slope), of_rule(runs, base, slope))
+        context.conclude(Conclusion(claim, quantity, estimate, "lower"))
 
 
 def of_rule(runs: list[dict[str, Any]], rule: str, name: str) -> list[float]:

@@ -126,6 +126,11 @@ class Results:
         seeds = sorted(first.keys() & second.keys())
         return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
 
+    def difference(self, group: str, row: str, against: str, metric: Metric) -> Estimate:
+        """Paired difference of two rows; n = 0 without a common seed."""
+        values, bases = self.pairs(group, row, against, metric)
+        return paired_interval(values, bases) if values else ABSENT
+
     @cached_property
     def statistics(self) -> list[Statistic]:
         """One for each measured metric, group and row."""
@@ -145,7 +150,7 @@ class Results:
             row,
             metric,
             mean_interval(list(numbers.values())) if numbers else ABSENT,
-            paired_interval(*pairs) if pairs[0] else ABSENT,
+            self.difference(group, row, base, metric) if pairs[0] else ABSENT,
             paired_p_value(*pairs) if pairs[0] else math.nan,
             math.nan,
             tuple(str(self.run_id(GridCell(group, row, seed))) for seed in numbers),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.context import ExperimentContext
 from experiments.engine.grid import Metric
-from experiments.engine.grid_results import ABSENT, Results, Statistic
+from experiments.engine.grid_results import Results, Statistic
 from ssa.evaluation import catalog
 from ssa.report import tables
 from ssa.report.tables import State
@@ -35,16 +35,12 @@ def write(results: Results, context: ExperimentContext) -> None:
         _draw(results, metric, context)
     metrics = {metric.name: metric for metric in results.grid.metrics}
     for claim in results.grid.claims:
-        pairs = results.pairs(claim.group, claim.row, claim.against, metrics[claim.metric])
-        if claim.group in results.groups:  # undecided without a pair
-            context.conclude(
-                Conclusion(
-                    f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}",
-                    f"difference in {claim.metric}, {claim.row} - {claim.against}",
-                    paired_interval(*pairs) if pairs[0] else ABSENT,
-                    claim.expected,
-                )
-            )
+        if claim.group not in results.groups:
+            continue
+        text = f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}"
+        quantity = f"difference in {claim.metric}, {claim.row} - {claim.against}"
+        estimate = results.difference(claim.group, claim.row, claim.against, metrics[claim.metric])
+        context.conclude(Conclusion(text, quantity, estimate, claim.expected))  # undecided without a pair
 
 
 def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Table:

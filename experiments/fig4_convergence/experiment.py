@@ -60,24 +60,25 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
     """Trains and fine-tunes each rule with each seed, and compares their validation curves."""
     regimes = _regimes(settings, context)
     context.table("curves", [row for regime in regimes for row in _points(regime)])
-    base, other = settings.rules
     (known,) = (row for row in context.experiment.references() if row["value"] != "-")
     runs, rows = [], []
     for regime in regimes:
         ratios = regime.speed_ups(settings.rules)
+        final = {NAMES.get(rule, rule): regime.final(rule) for rule in settings.rules}
         for seed, ratio in enumerate(ratios):
-            losses = {f"loss {NAMES.get(rule, rule)}": regime.final(rule)[seed] for rule in settings.rules}
+            losses = {f"loss {name}": values[seed] for name, values in final.items()}
             runs.append({"regime": regime.name, "lr": regime.lr, "seed": seed, **losses, "speed-up": ratio})
         logs = [math.log(ratio) for ratio in ratios]
+        base, other = final.values()
         rows.append(
             {
                 "regime": regime.name,
                 "learning rate": f"{regime.lr:g}",
                 **{
-                    f"perplexity, {NAMES.get(rule, rule)}": f"{math.exp(mean_interval(regime.final(rule)).mean):.2f}"
-                    for rule in settings.rules
+                    f"perplexity, {name}": f"{math.exp(mean_interval(values).mean):.2f}"
+                    for name, values in final.items()
                 },
-                "difference in loss": shown(paired_interval(regime.final(other), regime.final(base)), 4),
+                "difference in loss": shown(paired_interval(other, base), 4),
                 "speed-up (bootstrap)": shown(bootstrap_interval(logs).exponential(), 2),
                 "speed-up (Student's t)": shown(mean_interval(logs).exponential(), 2),
                 "paper": f"{known['value']} (grade {known['grade']})" if regime.name == "fine-tuning" else "-",
@@ -95,15 +96,10 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
     _draw(context, settings, regimes)
     for regime in (regimes[1], regimes[0]):  # fine-tuning first: the paper's claim
         logs = [math.log(ratio) for ratio in regime.speed_ups(settings.rules)]
-        context.conclude(
-            Conclusion(
-                f"in {regime.name} SSA needs fewer tokens than vanilla for the same perplexity",
-                f"speed-up at learning rate {regime.lr:g}, geometric mean",
-                mean_interval(logs).exponential(),  # a bootstrap interval is too narrow for few seeds
-                "higher",
-                1.0,
-            )
-        )
+        claim = f"in {regime.name} SSA needs fewer tokens than vanilla for the same perplexity"
+        quantity = f"speed-up at learning rate {regime.lr:g}, geometric mean"
+        estimate = mean_interval(logs).exponential()  # a bootstrap interval is too narrow for few seeds
+        context.conclude(Conclusion(claim, quantity, estimate, "higher", 1.0))
 
 
 def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[Regime]:

@@ -138,16 +138,7 @@ def _draw(settings: TokenGraphSettings, context: ExperimentContext, runs: Runs, 
 
 def _conclusions(measured: list[tuple[float, float]]) -> Iterator[Conclusion]:
     eta, rho = (mean_interval(values) for values in zip(*measured, strict=True))
-    yield Conclusion(
-        "the number of neighbors explains more than half of the variance of the temperature over nodes",
-        "share of the variance over nodes explained by degree",
-        eta,
-        "higher",
-        0.5,
-    )
-    yield Conclusion(
-        "nodes with fewer neighbors get larger temperatures",
-        "Spearman's correlation of temperature and degree over nodes",
-        rho,
-        "lower",
-    )
+    explained = "the number of neighbors explains more than half of the variance of the temperature over nodes"
+    yield Conclusion(explained, "share of the variance over nodes explained by degree", eta, "higher", 0.5)
+    larger = "nodes with fewer neighbors get larger temperatures"
+    yield Conclusion(larger, "Spearman's correlation of temperature and degree over nodes", rho, "lower")
