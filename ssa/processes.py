@@ -49,11 +49,8 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 class Pool(Generic[AnyTask]):
     """Tasks at work, at most ``jobs`` at once.  Leaving the context stops those that it started.
 
-    A task that another program works on is awaited, and started here if that program leaves it unfinished.
-
-    Args:
-        jobs: processes at once.
-        rerun: whether tasks start over, finished ones too.
+    A task that another program works on is awaited, and started here if that program leaves it unfinished.  With
+    ``rerun`` finished tasks start over.
 
     Attributes:
         active: the process of each task; None: another program's, or none where it has finished.
@@ -130,11 +127,8 @@ class Pool(Generic[AnyTask]):
 def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, preload: str) -> BaseProcess:
     """Starts a process that survives this one, and that Ctrl-C does not reach.
 
-    Args:
-        target: a function of a module; what it returns is the exit code.
-        arguments: of ``target``.
-        log: a file that the output is appended to.
-        preload: see `_context`.
+    The exit code is what ``target``, a function of a module, returns; the output is appended to the log.  ``preload``:
+    see `_context`.
     """
     process = _context(preload).Process(target=_run, args=(target, arguments, log), daemon=False)
     process.start()

@@ -123,10 +123,7 @@ class Sweep(Section):
         return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*lists)]
 
     def check(self, more: list[str]) -> None:
-        """Composes the config at both ends of each dimension.
-
-        Args:
-            more: overrides of every trial besides the declared ones.
+        """Composes the config at both ends of each dimension, with more overrides than the declared ones.
 
         Raises:
             UserError: ``train.py`` refuses a key or a value.

@@ -115,10 +115,7 @@ class ExperimentContext:
     def summary(self, title: str, rows: Iterable[TableRow], notes: str = "") -> None:
         """Shows rows of text or numbers as a table, without ``paper`` if none of its values is known.
 
-        Args:
-            title: a few words.
-            rows: cells by column.
-            notes: the caption: units, scale, seeds, kind of interval.
+        ``notes`` is the caption: units, scale, seeds, kind of interval.
         """
         rows = list(rows)
         names = [name for name in rows[0] if name != "paper" or any(row[name] not in _NOTHING for row in rows)]
@@ -150,12 +147,9 @@ class ExperimentContext:
 
     @contextmanager
     def figure(self, name: str, width: float, height: float, caption: str) -> Iterator[Figure]:
-        """A figure to draw into, written as ``<scale>_<name>.png`` and ``.svg`` when the block ends.
+        """A figure to draw into, in inches, written as ``<scale>_<name>.png`` and ``.svg`` when the block ends.
 
-        Args:
-            name: name of the files.
-            width, height: size in inches.
-            caption: quantities, units and seeds, drawn below the axes with the scale.
+        The caption (quantities, units, seeds) is drawn below the axes, with the scale.
         """
         with plot_style.figure(width, height) as drawing:
             yield drawing
@@ -172,11 +166,7 @@ class ExperimentContext:
         return self._staging / f"{self.settings.scale}_{name}"
 
     def finish(self, seconds: float) -> None:
-        """Writes conclusions and provenance, and moves all results into place.
-
-        Args:
-            seconds: wall time of this process.
-        """
+        """Writes conclusions and provenance, with this process's wall time, and moves all results into place."""
         if self.conclusions:
             self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
         commits, seconds_of_runs = {self._commit, *self._jobs.commits}, 0.0

@@ -15,15 +15,7 @@ if TYPE_CHECKING:
 def points(
     axes: Axes, places: Sequence[float], estimates: Sequence[Estimate], *, horizontal: bool = False, **look: Any
 ) -> None:
-    """Means with error bars.
-
-    Args:
-        axes: axes to draw in.
-        places: position of each estimate on the other axis.
-        estimates: means and intervals.
-        horizontal: means along x, not y.
-        look: arguments of ``Axes.errorbar``; no line by default.
-    """
+    """Means with error bars along y, or along x if horizontal; ``look``: arguments of ``Axes.errorbar``."""
     means, bars = [estimate.mean for estimate in estimates], error_bars(estimates)
     data: dict[str, Any] = (
         {"x": means, "y": places, "xerr": bars} if horizontal else {"x": places, "y": means, "yerr": bars}
@@ -39,15 +31,7 @@ def error_bars(estimates: Sequence[Estimate]) -> list[list[float]]:
 
 
 def band(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], alpha: float, **look: Any) -> None:
-    """A line through the means over seeds, with a band for the interval.
-
-    Args:
-        axes: axes to draw in.
-        places: x of each mean.
-        values: for each place, one value per seed.
-        alpha: opacity of the band.
-        look: arguments of ``Axes.plot``.
-    """
+    """A line through the means over seeds, with a band for the interval; ``look``: arguments of ``Axes.plot``."""
     estimates = [mean_interval(seeds) for seeds in values]
     axes.plot(places, [estimate.mean for estimate in estimates], **look)
     low, high = [estimate.low for estimate in estimates], [estimate.high for estimate in estimates]

@@ -17,13 +17,7 @@ from ssa.processes import WorkerKilled, call_each, redirect_output
 
 
 def evaluate(runs: Sequence[Run], arguments: Sequence[str], jobs: int, console: Console) -> dict[Run, str]:
-    """Runs ``python evaluate.py run=RUN ARGUMENTS`` for each run, which skips finished tasks.
-
-    Args:
-        runs: finished ones.
-        arguments: ``KEY=VALUE``, such as ``tasks=passkey``.
-        jobs: processes at once, of one thread each.
-        console: for progress and failures.
+    """Runs ``python evaluate.py run=RUN ARGUMENTS`` for each finished run, which skips finished tasks.
 
     Returns:
         The runs whose evaluation failed, each with the reason in one line; the output is in the run's log.

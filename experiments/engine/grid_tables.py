@@ -46,9 +46,7 @@ def write(results: Results, context: ExperimentContext) -> None:
 def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Table:
     """One row for each group and row; next to each metric its difference, p-value and the paper's value.
 
-    Args:
-        results: results of the grid.
-        references: the paper's values: ``quantity`` is "<group>: <metric>", ``method`` the row.
+    In references ``quantity`` is "<group>: <metric>", and ``method`` the row.
     """
     grid, several = results.grid, len(results.grid.groups) > 1
     papers = {(cell["quantity"], cell["method"]): cell for cell in references}

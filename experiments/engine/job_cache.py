@@ -19,16 +19,7 @@ _LINES_SECONDS = 15.0  # between lines of progress where there is no terminal
 
 
 class JobCache:
-    """The cached jobs of one experiment, in files that experiments share.
-
-    Args:
-        folder: where the files are.
-        name: label of the progress bar.
-        commit: commit of the code, recorded with each result.
-        jobs: number of processes.
-        rerun: whether to ignore cached results.
-        console: for progress.
-    """
+    """The cached jobs of one experiment, in files that experiments share, each with the commit of its code."""
 
     def __init__(self, folder: Path, name: str, commit: str, jobs: int, rerun: bool, console: Console) -> None:
         self.folder, self.name, self.commit = folder, name, commit

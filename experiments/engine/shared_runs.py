@@ -28,11 +28,7 @@ def run_of(
     """A run with a temperature rule and a seed.
 
     Args:
-        settings: settings of the experiment.
-        rule: an option of ``model/temperature``.
-        seed: seed of the run.
         train: overrides in place of ``settings.train``.
-        group: the run's group.
         more: what distinguishes its setting from others with the same rule.
     """
     where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")

@@ -12,8 +12,7 @@ K = TypeVar("K")
 def best_setting(losses: Mapping[K, Sequence[float]]) -> K:
     """The setting, such as a learning rate, with the lowest mean loss; a run that diverged counts as infinite.
 
-    Args:
-        losses: for each setting one loss per seed, with equally many seeds.
+    Each setting has one loss per seed, with equally many seeds.
     """
 
     def total(setting: K) -> float:

@@ -121,12 +121,7 @@ def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[
 def finetuning_runs(
     settings: ConvergenceSettings, starts: Sequence[Sequence[str]]
 ) -> dict[float, dict[str, list[Run]]]:
-    """Runs of each learning rate and rule, one per seed.
-
-    Args:
-        settings: settings of the experiment.
-        starts: for each seed, the overrides that set what is fine-tuned.
-    """
+    """Runs of each learning rate and rule, one per seed, whose overrides in ``starts`` set what is fine-tuned."""
 
     def run_at(lr: float, rule: str, seed: int) -> Run:
         overrides = [*settings.finetune, *starts[seed], f"optim.lr={lr}"]

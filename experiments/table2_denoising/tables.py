@@ -64,12 +64,7 @@ def checks(found: DenoisingResults) -> Iterator[TableRow]:
 
 
 def summary(found: DenoisingResults, paper: Mapping[str, str]) -> Iterator[TableRow]:
-    """The default cell.
-
-    Args:
-        found: all results.
-        paper: the paper's value of each method.
-    """
+    """The default cell, with the paper's value of each method."""
     cell = found.default
     optimal = found.optimal(cell)
     names = {"naive": "naive averaging", "Bayes": "Bayes-optimal", "clean average": "average of the clean tokens"}

@@ -123,9 +123,6 @@ class Run:
 
         If another process has started the same run first, the exit code is 2: see `is_in_use`.
 
-        Args:
-            rerun: start over if it has finished.
-
         Raises:
             UserError: the overrides are refused.
         """
