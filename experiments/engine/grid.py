@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
@@ -176,23 +177,20 @@ def check_train(experiment: Experiment, grid: Grid, settings: GridSettings) -> N
 def runs(grid: Grid, settings: GridSettings) -> dict[GridCell, Run | None]:
     """The runs at the scale, in the order of the table; None where the run to fine-tune has not finished."""
     found: dict[GridCell, Run | None] = {}
+    where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
     groups = [group for group in grid.groups if settings.scale in group.at]
     for group in sorted(groups, key=lambda group: settings.scale in group.start):  # starts come first
-        for row in grid.rows:
-            for seed in range(settings.seeds):
-                cell = GridCell(group.name, row.name, seed)
-                start = _start(grid, group, seed, settings, found)
-                found[cell] = None if start is None else _run(settings, group, row, cell, start)
+        for row, seed in itertools.product(grid.rows, range(settings.seeds)):
+            cell = GridCell(group.name, row.name, seed)
+            start = _start(grid, group, seed, settings, found)
+            if start is None:
+                found[cell] = None
+            else:
+                of_group = (*group.overrides, *group.at[settings.scale], *start)
+                overrides = (*settings.train, *of_group, *row.overrides, f"seed={seed}", *where)
+                found[cell] = Run(overrides, *cell)
     names = [group.name for group in grid.groups]
     return dict(sorted(found.items(), key=lambda pair: names.index(pair[0].group)))
-
-
-def _run(settings: GridSettings, group: GridGroup, row: GridRow, cell: GridCell, start: Sequence[str]) -> Run:
-
-    where = (f"output_dir={settings.output_dir}/experiments", f"logger={settings.logger}")
-    of_group = (*group.overrides, *group.at[settings.scale], *start)
-    overrides = (*settings.train, *of_group, *row.overrides, f"seed={cell.seed}", *where)
-    return Run(overrides, group=cell.group, setting=cell.row, seed=cell.seed)
 
 
 def _start(

@@ -33,9 +33,9 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     _ = settings.tasks()  # refused before anything is trained
     failed: dict[Run, str] = {}
     unevaluated: dict[Run, str] = {}
+    first = [run for run in runs(grid, settings).values() if run]
+    mistakes = refused(first)
     if settings.source is None:
-        first = [run for run in runs(grid, settings).values() if run]
-        mistakes = refused(first)
         if mistakes and len(mistakes) == len(first):  # such as a mistake in train=
             raise UserError(next(iter(mistakes.values())))
         failed |= _train(first, settings, context)
@@ -43,7 +43,7 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
         failed |= _train(others, settings, context)
         unevaluated |= _evaluate([*first, *others], settings, context)
     else:
-        failed |= refused(run for run in runs(grid, settings).values() if run)
+        failed |= mistakes
         context.add_runs([], failed)
     frame = load(Path(settings.output_dir) / "experiments", settings.source)
     check_keys(grid, frame)

@@ -81,15 +81,11 @@ class Results:
     def run_id(self, cell: GridCell) -> str | None:
         """None if the overrides are refused, or the run to fine-tune has not finished."""
         run = self.runs[cell]
-        return run.config.run_id if run is not None and run not in self._refused else None
+        return run.config.run_id if run is not None and not run.refusal else None
 
     @cached_property
     def _tasks(self) -> list[str]:
         return self.settings.tasks()
-
-    @cached_property
-    def _refused(self) -> set[Run]:
-        return {run for run in self.failed if run.refusal}
 
     def gap(self, cell: GridCell, metric: Metric) -> Gap | None:
         """Why a run has no valid value of a metric, if so."""
