@@ -42,14 +42,9 @@ Observer = Callable[[AttentionInputs], None]
 
 
 def causal_mask(visible_keys: Tensor, n_keys: int) -> Tensor:
-    """True where a query sees a key: its own and the n - 1 before it.
+    """True where a query sees a key: its own and the n - 1 before it, (1 or B, 1, T, S).
 
-    Args:
-        visible_keys: n, (T,) or (B, T), for the last T of the keys.
-        n_keys: S.
-
-    Returns:
-        (1 or B, 1, T, S), bool.
+    ``visible_keys``: n for the last T of the S keys, (T,) or (B, T).
     """
     visible_keys = visible_keys.reshape(-1, 1, visible_keys.size(-1), 1)
     keys = torch.arange(n_keys, device=visible_keys.device)
@@ -73,13 +68,9 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache | None = None, observe: Observer | None = None
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D).
+        """Normalized hidden states (B, T, D) -> (B, T, D).
 
-        Args:
-            x: normalized hidden states, (B, T, D).
-            metadata: of the batch.
-            cache: this layer's keys and values of earlier tokens; the new ones are appended.
-            observe: called with the `AttentionInputs` of this layer; not supported with a cache.
+        ``cache``: this layer's earlier keys and values; the new ones are appended.  ``observe`` does not support one.
         """
         tokens = Tokens(x, metadata.visible_keys, metadata.log_frequency)
         temperatures: dict[str, Tensor] = {}

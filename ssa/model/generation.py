@@ -133,11 +133,7 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: flo
 
 
 class TextStream:
-    """Decodes tokens one by one into whole characters: a token may hold only part of a character's bytes.
-
-    Args:
-        decode: the tokenizer's.
-    """
+    """Decodes tokens one by one into whole characters: a token may hold only part of a character's bytes."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode

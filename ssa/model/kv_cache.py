@@ -20,8 +20,7 @@ class LayerCache(Protocol):
 class GrowingCache:
     """One layer's keys and values, in buffers that double when full.
 
-    Args:
-        capacity: initial size in tokens; 0: twice the first append.
+    ``capacity``: initial size in tokens; 0: twice the first append.
     """
 
     def __init__(self, capacity: int = 0) -> None:

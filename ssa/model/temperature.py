@@ -56,11 +56,7 @@ class Temperature(nn.Module):
         self.register_load_state_dict_pre_hook(_upgrade)  # type: ignore[no-untyped-call]
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """The temperatures of a batch.
-
-        Args:
-            features: the query, key, value or attention output before scaling (and before rotation), (B, H, T, d).
-            tokens: the other inputs of the terms.
+        """The temperatures of a batch, from features before scaling and rotation, (B, H, T, d).
 
         Returns:
             float32 (float64 for float64 features), broadcastable to (B, H, T, 1), or to (B, H, T, d) with
@@ -111,10 +107,7 @@ def _upgrade(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> 
 def build_temperatures(config: TemperatureConfig, shape: Shape, n_kv_head: int | None = None) -> nn.ModuleDict:
     """The temperatures of one layer by the projection they scale; an empty dict is vanilla attention.
 
-    Args:
-        config: the rule.
-        shape: of the layer.
-        n_kv_head: number of key and value heads, if fewer.
+    ``n_kv_head``: number of key and value heads, if fewer.
     """
     shapes = dict.fromkeys(("key", "value"), shape._replace(n_head=n_kv_head or shape.n_head))
     scaled = config.scaled.items()

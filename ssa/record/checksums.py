@@ -22,13 +22,7 @@ _UNCOVERED = {SUMMARY, "wandb", "wandb.json"}
 
 
 def with_checksums(folder: Path, values: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """A summary with checksums.
-
-    Args:
-        folder: of the run.
-        values: the contents of summary.json.
-        texts: the contents of files not yet written, by name.
-    """
+    """The contents of summary.json with checksums of the folder's files and of ``texts``, by name, not yet written."""
     files = {name: _checksum(folder / name) for name in _files(folder)}
     files |= {name: _checksum_of(text.encode()) for name, text in texts.items()}
     return _with_own({**values, "files": files})
@@ -37,9 +31,7 @@ def with_checksums(folder: Path, values: Mapping[str, Any], texts: Mapping[str, 
 def add_evaluations(folder: Path, since: float) -> None:
     """Add the files that an evaluation wrote to the checksums of a finished run; earlier changes stay detectable.
 
-    Args:
-        folder: of the run; nothing happens if it has no checksums.
-        since: start of the evaluation, in seconds since the epoch.
+    ``since``: start of the evaluation, in seconds since the epoch.  Without checksums, nothing happens.
     """
     if not (folder / SUMMARY).is_file():
         return

@@ -75,7 +75,14 @@ def describe(command: Sequence[str] = (), *, source: Path | None = None, **known
         "host": socket.gethostname(),
         "git": git,
         "python": platform.python_version(),
-        "machine": _machine(),
+        "machine": {
+            "os": platform.platform(),
+            "cpu": _cpu_model(),
+            "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+            "threads": psutil.cpu_count(),
+            "usable_threads": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None,
+            "memory_bytes": psutil.virtual_memory().total,
+        },
         **known,
         "packages": _packages(),
     }
@@ -162,17 +169,6 @@ def _shorten(diff: str) -> str:
         return diff
     kept = diff[: diff.rfind("\n", 0, _MAX_DIFF) + 1]  # whole lines: half a key would not be recognized
     return f"{kept}[{len(diff) - len(kept)} more characters omitted]\n"
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "os": platform.platform(),
-        "cpu": _cpu_model(),
-        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
-        "threads": psutil.cpu_count(),
-        "usable_threads": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None,
-        "memory_bytes": psutil.virtual_memory().total,
-    }
 
 
 def _cpu_model() -> str:

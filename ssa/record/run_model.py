@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssa.config import Config, DataConfig
 from ssa.errors import UserError
@@ -86,19 +86,16 @@ def continue_text(
     prompt: str,
     max_new_tokens: int,
     write: Callable[[str], None] = lambda text: None,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    greedy: bool = False,
-    seed: int = 0,
+    **sampling: Any,
 ) -> list[int]:
     """Continue a text, up to an end-of-text token.
 
     Args:
         model, tokenizer: of a run.
         prompt: may be empty.
-        max_new_tokens, temperature, top_p, greedy, seed: as in `ssa.model.generation.generate`.
+        max_new_tokens: largest number of new tokens.
         write: called with the prompt, then with pieces of the continuation, in whole characters.
+        sampling: ``temperature``, ``top_p``, ``greedy`` and ``seed``, as in `ssa.model.generation.generate`.
 
     Returns:
         All tokens: end-of-text, which precedes every text in training, the prompt, the continuation.
@@ -119,10 +116,7 @@ def continue_text(
         model,
         [ids],
         max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        greedy=greedy,
-        seed=seed,
+        **sampling,
         stop=[tokenizer.end_of_text],
         on_token=lambda _, token: write(stream.push(token)),
     )
