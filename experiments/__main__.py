@@ -19,7 +19,6 @@ USAGE = f"usage: python -m experiments NAME scale={'|'.join(SCALES)} KEY=VALUE .
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
     if not arguments or arguments[0] in ("--help", "-h"):
         width = max(len(experiment.name) for experiment in all_experiments())
         lines = [f"  {experiment.name:<{width}}  {experiment.purpose}" for experiment in all_experiments()]

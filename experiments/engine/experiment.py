@@ -122,7 +122,6 @@ class Experiment:
 
     @property
     def settings(self) -> type[ExperimentSettings]:
-        """The class of the settings."""
         found: type[ExperimentSettings] = getattr(self._module, self.run.__annotations__["settings"])
         return found
 

@@ -71,7 +71,6 @@ class Results:
 
     @property
     def groups(self) -> list[str]:
-        """Names of the groups that run at the scale."""
         return list(dict.fromkeys(cell.group for cell in self.runs))
 
     def is_measured(self, metric: Metric) -> bool:
@@ -166,7 +165,6 @@ class Results:
         return rows
 
     def statistic_table(self) -> list[dict[str, Any]]:
-        """Table rows: every statistic."""
         return [
             {
                 "group": one.group,

@@ -26,7 +26,6 @@ _GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
 
 
 def write(results: Results, context: ExperimentContext) -> None:
-    """Writes tables, figure and conclusions."""
     context.table("runs", results.run_table())
     context.table("statistics", results.statistic_table())
     context.show(table(results, results.experiment.references()))

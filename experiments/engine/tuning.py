@@ -10,10 +10,7 @@ K = TypeVar("K")
 
 
 def best_setting(losses: Mapping[K, Sequence[float]]) -> K:
-    """The setting, such as a learning rate, with the lowest mean loss; a run that diverged counts as infinite.
-
-    Each setting has one loss per seed, with equally many seeds.
-    """
+    """The setting, such as a learning rate, with the lowest mean loss; a run that diverged counts as infinite."""
 
     def total(setting: K) -> float:
         return math.fsum(loss if math.isfinite(loss) else math.inf for loss in losses[setting])

@@ -139,7 +139,6 @@ def _shade(
 def _draw_heads(
     context: ExperimentContext, settings: TemperatureMapSettings, config: Config, pieces: list[str], values: Array
 ) -> None:
-    """Temperatures of layers and heads by token."""
     layers, heads, length = values.shape
     caption = (
         f"Inverse {settings.of} temperature of each token (columns) in each layer and head (rows), {config.run_id}. "

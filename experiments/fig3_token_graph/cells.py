@@ -122,7 +122,6 @@ class TokenGraphCell:
 
 
 def compute(settings: TokenGraphSettings, context: ExperimentContext, cells: Sequence[TokenGraphCell]) -> None:
-    """Fills in the results of cells."""
     jobs = {
         (cell, method, lr): cached_job(settings, method, lr, cell.seeds, **cell.changes)
         for cell in cells

@@ -13,7 +13,6 @@ from ssa.statistics import mean_interval, paired_interval
 
 
 def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
-    """Trains every method at every learning rate in every cell."""
     found = all_cells(settings)
     compute(settings, context, found)
     paper = {row["method"]: row["value"] for row in context.experiment.references() if row["quantity"] == "excess"}

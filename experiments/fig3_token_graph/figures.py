@@ -96,7 +96,6 @@ def grid(context: ExperimentContext, settings: TokenGraphGridSettings, found: li
 
 
 def rates(context: ExperimentContext, settings: TokenGraphGridSettings, cell: TokenGraphCell) -> None:
-    """The default cell by learning rate."""
     caption = f"The default cell by learning rate: mean and 95% interval over {settings.seeds} seeds."
     with context.figure("figure_learning_rates", 4.5, 3.3, caption) as drawing:
         axes = drawing.add_subplot()

@@ -47,7 +47,6 @@ class Regime(NamedTuple):
     curves: dict[str, list[Curve]]
 
     def speed_ups(self, rules: list[str]) -> list[float]:
-        """The speed-up of each seed."""
         base, other = (self.curves[rule] for rule in rules)
         return [speed_up(*pair) for pair in zip(base, other, strict=True)]
 

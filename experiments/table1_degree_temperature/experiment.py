@@ -59,7 +59,6 @@ def association(temperature: Sequence[float], degree: Sequence[int]) -> tuple[fl
 
 
 def of_degree(run: Mapping[str, Any], quantity: str, degree: int) -> list[float]:
-    """A quantity of the nodes of a degree."""
     return [value for value, one in zip(run[quantity], run["degree"], strict=True) if one == degree]
 
 

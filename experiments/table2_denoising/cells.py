@@ -71,7 +71,6 @@ class DenoisingResults:
         return [run[quantity] for run in self.learned[cell, method]["runs"]]
 
     def optimal(self, cell: DenoisingCell) -> dict[str, float]:
-        """The Bayes estimator's risk."""
         return self.fixed[cell.noise_rate, cell.length]["Bayes"]
 
     def best(self, method: str) -> DenoisingCell:

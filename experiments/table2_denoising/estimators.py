@@ -77,7 +77,6 @@ def _mean(errors: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _selection(model: Denoiser, tokens: Tensor) -> dict[str, float]:
-    """Weights and temperatures of clean and noise tokens."""
     clean, weights = tokens[..., -2] > 0, model.map(tokens)
     tau = model.value_temperatures(tokens).expand_as(weights)
     return {

@@ -14,7 +14,6 @@ from ssa.statistics import paired_interval
 
 
 def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
-    """Trains every method in every cell."""
     found = compute(settings, context)
     paper = {row["method"]: row["value"] for row in context.experiment.references()}
     context.table("runs", tables.runs(found))

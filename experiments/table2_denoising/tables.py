@@ -12,7 +12,6 @@ NOISE_LIMIT = 4.0  # standard errors; exceeded by chance once in 16,000
 
 
 def runs(found: DenoisingResults) -> Iterator[TableRow]:
-    """Every trained run."""
     for (cell, method), value in found.learned.items():
         for seed, run in enumerate(value["runs"]):
             measured = dict(run)
@@ -21,7 +20,6 @@ def runs(found: DenoisingResults) -> Iterator[TableRow]:
 
 
 def fixed(found: DenoisingResults) -> Iterator[TableRow]:
-    """Closed forms and Monte Carlo estimates."""
     for (rate, length), estimators in found.fixed.items():
         for name, one in estimators.items():
             measured = {"closed_form": one["closed"], "monte_carlo": one["mean"], "standard_error": one["error"]}
