@@ -1,4 +1,4 @@
-"""What README and docs say can be typed composes, and every rule is described."""
+"""Commands in README and docs compose, links resolve, and every temperature rule is documented."""
 
 from __future__ import annotations
 
