@@ -91,6 +91,11 @@ class DataConfig(Section):
         if needs and not getattr(self, needs):
             example = {"path": "data.path=ORG/NAME", "train": "data.train='books/*.txt'"}[needs]
             raise ValueError(f"data.{needs} is not set; data={self.name} needs it: {example}")
+        for source, fields in {"hub": ("path", "config", "revision"), "text": ("train", "validation", "test")}.items():
+            ignored = next((field for field in fields if source != self.source and getattr(self, field)), None)
+            if ignored:
+                value = getattr(self, ignored)
+                raise ValueError(f"data.{ignored}={value}: data={self.name} does not read it; valid with data={source}")
         if (self.source == "passkey") != (self.passkey is not None):
             raise ValueError(f"data.passkey: valid with data=passkey only; data.source={self.source}")
         return self

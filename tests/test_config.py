@@ -175,6 +175,8 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ),
     ("model.temperature.query.scale", 1, ["model.temperature.query.scale:", "unknown key", "valid: token, position"]),
     ("model.n_kv_head", 3, ["model.n_kv_head=3:", "model.n_head=5", "valid: 1, 5"]),
+    ("data.train", "books/*.txt", ["data.train=books/*.txt:", "data=pydocs does not read it", "valid with data=text"]),
+    ("data.revision", "main", ["data.revision=main:", "valid with data=hub"]),
     ("data.block_size", 2048, ["data.block_size=2048:", "model.max_positions=1024"]),
     ("data.validation_fraction", 0.5, ["data.validation_fraction=0.5:", "valid: > 0 and <= 0.2"]),
     ("optim.warmup_steps", 10**6, ["optim.warmup_steps=1000000:", "trainer.steps="]),
