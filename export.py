@@ -10,7 +10,7 @@ from pydantic import Field, create_model
 
 from ssa.command_line.settings import program
 from ssa.config import Section
-from ssa.files import check_new_folder
+from ssa.files import check_new_folder, expanded
 from ssa.record.run_model import load_run_config
 
 Text = Annotated[str, Field(min_length=1)]
@@ -35,7 +35,7 @@ ExportSettings = create_model("ExportSettings", __base__=_Folders, **fields)
 def export(settings: _Folders) -> None:
     """Write the folder; print its size and the code that loads it."""
     load_run_config(settings.run)
-    check_new_folder(Path(settings.to).expanduser().resolve(), f"to={settings.to}")
+    check_new_folder(expanded(settings.to).resolve(), f"to={settings.to}")
     from ssa.pretrained import export as writer  # imports torch, which takes seconds
     from ssa.pretrained.model_card import loading
 

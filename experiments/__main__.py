@@ -9,16 +9,17 @@ from functools import partial
 
 from experiments.engine.experiment import Experiment, ExperimentSettings, all_experiments, find_experiment
 from experiments.engine.grid import GridSettings
+from ssa.command_line.output import keep_writable
 from ssa.command_line.settings import complain, program
 from ssa.config import SCALES
 from ssa.errors import UserError
-from ssa.processes import interruptible
 
 INSTALL = "pip install -e '.[experiments]'"
 USAGE = f"usage: python -m experiments NAME scale={'|'.join(SCALES)} KEY=VALUE ...; NAME --help lists the keys"
 
 
 def main(arguments: list[str]) -> int:
+    keep_writable()
     if not arguments or arguments[0] in ("--help", "-h"):
         width = max(len(experiment.name) for experiment in all_experiments())
         lines = [f"  {experiment.name:<{width}}  {experiment.purpose}" for experiment in all_experiments()]
@@ -62,10 +63,9 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
     context = ExperimentContext(experiment, settings, console)
     console.print(f"{experiment.name}, scale={settings.scale}: {experiment.purpose}")
     try:
-        with interruptible():
-            experiment.run(settings, context)
-            seconds = time.perf_counter() - began
-            context.finish(seconds)
+        experiment.run(settings, context)
+        seconds = time.perf_counter() - began
+        context.finish(seconds)
     except KeyboardInterrupt:
         console.print("Interrupted; finished work is kept; rerun the command to resume.")
         raise

@@ -17,6 +17,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
 
 
+class NotFinite(UserError):
+    """A model's output, or a statistic of it, is NaN or infinite."""
+
+    def __init__(self, quantity: str, value: float) -> None:
+        super().__init__(f"{quantity} is {value:g}: the model's weights are damaged, or its values overflow")
+
+
 class TrainingDiverged(UserError):
     """The loss or its gradient is no longer finite, most often because the learning rate is too high."""
 

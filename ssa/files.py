@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +22,9 @@ from filelock import FileLock, Timeout
 from ssa.errors import UserError
 
 ALWAYS_HASHED = 256 << 20  # bytes; a larger file is hashed again only when its size or time has changed
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 _REMEMBERED = "file_hashes.json"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -32,11 +36,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        if partial.is_file():
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(partial, path)
+        with _named(path):
+            yield partial
+            if partial.is_file():
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -50,6 +55,20 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Append all of the content or, where it does not fit, nothing; on return the operating system has it."""
+    with path.open("ab", buffering=0) as file:
+        size, left = os.fstat(file.fileno()).st_size, content
+        try:
+            with _named(path):
+                while left:
+                    left = left[file.write(left) :]  # a disk that fills takes a part, and refuses the rest
+        except BaseException:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object atomically; see `to_json`."""
     write_atomic(path, to_json(values))
@@ -61,6 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged.
     """
+    refuse_lfs_pointer(path, str(path))
     try:
         return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
@@ -209,10 +229,34 @@ def is_locked(path: Path) -> bool:
         return True
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` as the home folder; unchanged where there is no such home, as in a shell."""
+    return Path(os.path.expanduser(path))
+
+
+def refuse_lfs_pointer(path: Path, name: str) -> None:
+    """Check that a file is not what Git leaves in its place without Git LFS; one that cannot be read passes.
+
+    Raises:
+        UserError: it is; the message begins with ``name``.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            command = f"git -C {shlex.quote(str(path.absolute().parent))} lfs pull"
+            raise UserError(f"{name}: a Git LFS pointer, not the file itself; get it with Git LFS installed: {command}")
+
+
 def cache_root(cache_dir: str | None) -> Path:
-    """``data.cache_dir``, else ``$SSA_CACHE_DIR``, else ``~/.cache/ssa``; absolute, not yet created."""
+    """``data.cache_dir``, else ``$SSA_CACHE_DIR``, else ``~/.cache/ssa``; absolute, not yet created.
+
+    Raises:
+        UserError: there is no home folder.
+    """
     chosen = cache_dir or os.environ.get("SSA_CACHE_DIR") or "~/.cache/ssa"
-    return Path(chosen).expanduser().absolute()
+    root = expanded(chosen)
+    if str(root).startswith("~"):
+        raise UserError(f"cache: {chosen}: no home folder; set data.cache_dir or SSA_CACHE_DIR to a writable folder")
+    return root.absolute()
 
 
 @contextmanager
@@ -263,6 +307,27 @@ def writing(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{name}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Add the file to an `OSError` of the block that names none, as those of a write do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn an `OSError` of the disk, such as that it is full or read-only, into a `UserError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(f"{error.filename or 'a file'}: {error.strerror}; rerun the command to resume") from error
 
 
 def _nearest(folder: Path) -> Path:

@@ -34,7 +34,7 @@ def windows(n_tokens: int, length: int, stride: int) -> Iterator[Window]:
         done = end
 
 
-def perplexities(nll: float, *, tokens: int, words: int, n_bytes: int) -> dict[str, float]:
+def perplexities(nll: float, *, tokens: int, words: int, n_bytes: int, lossless: bool = True) -> dict[str, float]:
     """Loss, perplexity and related measures of a text.
 
     Args:
@@ -42,19 +42,20 @@ def perplexities(nll: float, *, tokens: int, words: int, n_bytes: int) -> dict[s
         tokens: predicted tokens.
         words: words of the text, split at white space, as for WikiText's word perplexity.
         n_bytes: UTF-8 bytes of the text.
+        lossless: whether the tokens determine the text; if not, measures per word and byte are left out.
 
     Returns:
         ``loss`` (nats per token), ``perplexity`` (per token), ``word_perplexity``, ``bits_per_byte``.
     """
-    return {
-        "loss": nll / tokens,
-        "perplexity": _exp(nll / tokens),
-        "word_perplexity": _exp(nll / words) if words else math.inf,
-        "bits_per_byte": nll / math.log(2) / n_bytes if n_bytes else math.inf,
-    }
+    values = {"loss": nll / tokens, "perplexity": exp_or_inf(nll / tokens)}
+    if lossless:
+        values["word_perplexity"] = exp_or_inf(nll / words) if words else math.inf
+        values["bits_per_byte"] = nll / math.log(2) / n_bytes if n_bytes else math.inf
+    return values
 
 
-def _exp(x: float) -> float:
+def exp_or_inf(x: float) -> float:
+    """exp(x), or infinity where it overflows."""
     try:
         return math.exp(x)
     except OverflowError:  # such as the word perplexity of an untrained model

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import DefaultContext, ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -210,9 +210,10 @@ def _done(pending: dict[Future[Any], int]) -> Iterator[tuple[int, Any]]:
 
 
 def _start_worker(parent: Connection) -> None:
-    """One core, no Ctrl-C, and no life without the parent, whose death closes the other end of the pipe."""
+    """One core, no signals of a terminal, and no life without the parent, whose death closes the pipe's other end."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 
@@ -233,14 +234,23 @@ def _context(preload: str) -> DefaultContext | ForkServerContext | SpawnContext:
         return get_context("spawn")
     server = get_context("forkserver")
     server.set_forkserver_preload([preload])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it reports how its processes end, also after the terminal's
+    forkserver.ensure_running()
+    signal.signal(signal.SIGHUP, before)
     return server
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """In this block SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """In this block SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in termination_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def termination_signals() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP, of a terminal that closes, unless it is ignored, as by nohup."""
+    return [signal.SIGTERM, *([] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP])]

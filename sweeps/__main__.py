@@ -12,11 +12,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ssa.command_line.output import keep_writable
 from ssa.command_line.settings import program
 from ssa.config import PositiveInt, Section
 from ssa.errors import UserError
 from ssa.files import locked
-from ssa.processes import interruptible
 from ssa.progress import ProgressBar
 from sweeps.declaration import Sweep, as_overrides, load
 
@@ -34,6 +34,7 @@ class Settings(Section):
 
 
 def main(arguments: list[str]) -> int:
+    keep_writable()
     if not arguments or arguments[0] in ("--help", "-h"):
         print("\n".join([USAGE, "", *(f"  {path}" for path in sorted(Path("sweeps").glob("optuna_*.yaml")))]))
         return 0
@@ -74,7 +75,6 @@ def run(file: Path, settings: Settings) -> None:
             stack.enter_context(locked(folder / ".lock", in_use, timeout=1))
         except OSError as error:
             raise UserError(f"output_dir={settings.output_dir}: {folder} cannot be written: {error.strerror}") from None
-        stack.enter_context(interruptible())
         _search(file, sweep, settings, (*sweep.overrides, *more), folder)
 
 

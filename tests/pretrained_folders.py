@@ -66,6 +66,12 @@ def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, torch.T
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
+def overflowing(folder: Path) -> None:
+    """Enlarge the weights of its MLPs: they stay finite, but activations become NaN."""
+    tensors = {name: tensor * (1e30 if "mlp" in name else 1) for name, tensor in tensors_of(folder).items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors in its checkpoint."""
     return load_file(folder / "model.safetensors")

@@ -4,11 +4,14 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from ssa import files
 from ssa.errors import UserError
 from ssa.files import (
     cache_root,
+    expanded,
     hash_of,
     hash_of_file,
     is_locked,
@@ -30,6 +34,8 @@ from ssa.files import (
     write_checked,
     write_json,
 )
+from ssa.record import checkpoint
+from ssa.record.run_files import load_config
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -143,6 +149,32 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_root(None) == tmp_path / "env"
     monkeypatch.delenv("SSA_CACHE_DIR")
     assert cache_root(None) == Path.home() / ".cache" / "ssa"
+
+
+def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unknown_user(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("SSA_CACHE_DIR", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown_user)
+    with pytest.raises(UserError, match=r"cache: ~/.cache/ssa: no home folder; set data.cache_dir or SSA_CACHE_DIR"):
+        cache_root(None)
+    assert cache_root(str(tmp_path)) == tmp_path
+    assert expanded("~/a") == Path("~/a")
+
+
+@pytest.mark.parametrize("read", [read_json, checkpoint.read, lambda path: load_config(path.parent)])
+def test_a_git_lfs_pointer_is_named(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = tmp_path / "it's" / "config.yaml"
+    path.parent.mkdir()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(UserError) as error:
+        read(path)
+    assert str(error.value) == (
+        f"{path}: a Git LFS pointer, not the file itself; "
+        f"get it with Git LFS installed: git -C {shlex.quote(str(path.parent))} lfs pull"
+    )
 
 
 def test_checked_files(tmp_path: Path) -> None:

@@ -198,8 +198,18 @@ def test_a_finished_task_is_not_started(tmp_path: Path) -> None:
     assert not Wait(tmp_path, "done").log.exists()
 
 
-def test_sigterm_interrupts() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_interrupts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     with interruptible(), pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
+        signal.raise_signal(number)
+    assert signal.getsignal(number) == before
+
+
+def test_an_ignored_sighup_stays_ignored() -> None:  # as under nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

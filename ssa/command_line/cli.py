@@ -27,11 +27,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssa.command_line import compose_errors, conf_groups
 from ssa.command_line.init_from import adopted
+from ssa.command_line.output import keep_writable
 from ssa.command_line.resume import label, resumed
 from ssa.command_line.values import read_overrides
 from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, first_line
+from ssa.processes import interruptible
 
 _LABELS = {"model/size": "model.size", "model/temperature": "model.temperature.name", "scale": "scale"}
 
@@ -50,6 +52,7 @@ def command_line(main: Callable[[DictConfig], float], program: str, purpose: str
     """
     global _launches, _sweep_dir
     _launches, _sweep_dir = True, None
+    keep_writable()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing and exiting
     try:
         arguments = _checked_arguments()
@@ -59,11 +62,9 @@ def command_line(main: Callable[[DictConfig], float], program: str, purpose: str
             if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
                 _sweep_dir = _prepare_sweep(arguments.overrides)
                 (_sweep_dir / _FAILED).unlink(missing_ok=True)
-            _compose_and_run(main, arguments)
+            with interruptible():
+                _compose_and_run(main, arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except UserError as error:
         return _say(str(error))
     except KeyboardInterrupt:
@@ -77,8 +78,6 @@ def _compose_and_run(main: Callable[[DictConfig], float], arguments: argparse.Na
     try:
         # As in `hydra.main`, which would read sys.argv once more.
         _run_hydra(arguments, get_args_parser(), main, str(conf_groups.CONF), "config")
-    except BrokenPipeError:
-        raise
     except compose_errors.COMPOSITION_ERRORS as error:  # Hydra's: `run` catches those of a job
         raise UserError(compose_errors.explain(error, overrides)) from None
     except Exception as error:

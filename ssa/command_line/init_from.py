@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -13,6 +12,7 @@ from ssa.command_line.values import overridden
 from ssa.config import validated
 from ssa.config_errors import shown
 from ssa.errors import UserError
+from ssa.files import expanded
 from ssa.model.config import ModelConfig
 from ssa.pretrained.families import ARCHITECTURE
 from ssa.pretrained.source import Pretrained, architecture, check_temperatures, describe
@@ -62,7 +62,7 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
 def _with_whole_path(values: dict[str, Any]) -> dict[str, Any]:
     """Resolve a folder in ``init_from`` and ``data.tokenizer``, so that the run id does not depend on its spelling."""
     init_from, data = values["init_from"], values.get("data")
-    folder = Path(init_from).expanduser()
+    folder = expanded(init_from)
     if not folder.is_dir():
         return values
     whole = str(folder.resolve())

@@ -5,9 +5,7 @@ Values have the grammar of `ssa.command_line.values`.  Text needs no second pair
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import sys
 import textwrap
@@ -17,9 +15,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ssa.command_line.output import keep_writable
 from ssa.command_line.values import read_list, read_text, read_value
 from ssa.config_errors import one_line, shown, unknown_key
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
+from ssa.files import disk_errors
+from ssa.processes import interruptible
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -53,17 +54,15 @@ def program(
         arguments: default: ``sys.argv[1:]``.
         defaults: replace the defaults declared in `settings`.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for terminals that lack a character
+    keep_writable()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if {"--help", "-h"} & set(arguments):
             print(help_text(settings, name, purpose, examples, files, defaults))
         else:
-            job(parse(settings, arguments, defaults))
+            with interruptible(), disk_errors():
+                job(parse(settings, arguments, defaults))
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         return complain(error)
     except KeyboardInterrupt:

@@ -12,9 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from ssa.errors import UserError, first_line
+from ssa.errors import NotFinite, UserError, first_line
 from ssa.evaluation import catalog
-from ssa.evaluation.results import Result, file_name, find, identity_of, newest, result_of, save
+from ssa.evaluation.results import Result, checked, file_name, find, identity_of, newest, result_of, save
 from ssa.evaluation.scoring.context import EvaluationContext, Journal
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
@@ -74,6 +74,8 @@ class _Evaluation:
         try:
             yield
             return
+        except NotFinite as error:
+            message = f"tasks={name}: {error}"
         except UserError as error:
             message = str(error)
         except OSError as error:  # disk full, not writable
@@ -92,7 +94,7 @@ class _Evaluation:
         saved = None if self.settings.rerun else find(self.folder, task.name, identity, newest=task.has_files)
         if saved is not None:
             self.console.print(f"{task.name}: finished before (rerun=true runs it again)")
-            self.results[task.name] = saved
+            self.results[task.name] = checked(saved)
             return
         _ = self.evaluated.model  # loading is not part of the task's time
         began = time.perf_counter()
@@ -101,7 +103,7 @@ class _Evaluation:
             ProgressBar(task.name, 0, unit="tokens", transient=True) as progress,
         ):
             outcome = task.run(EvaluationContext(self.evaluated, self.folder, journal, progress, self.settings.rows))
-            result = result_of(task.name, identity, self.evaluated, outcome, time.perf_counter() - began)
+            result = checked(result_of(task.name, identity, self.evaluated, outcome, time.perf_counter() - began))
             save(self.folder, result)
             journal.remove()
         self.results[task.name] = result

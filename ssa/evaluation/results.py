@@ -7,6 +7,7 @@ first.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssa.device import device_name
-from ssa.errors import UserError
+from ssa.errors import NotFinite, UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.task import Outcome
 from ssa.files import read_json, write_json
@@ -82,6 +83,14 @@ def result_of(
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "details": dict(outcome.details),
     }
+
+
+def checked(result: Result) -> Result:
+    """The outcome, whose metrics must be numbers; an exponential may overflow to infinity."""
+    for name, metric in result["metrics"].items():
+        if math.isnan(metric["value"]):
+            raise NotFinite(name, metric["value"])
+    return result
 
 
 def identity_of(settings: Mapping[str, Any], evaluated: EvaluatedModel) -> dict[str, Any]:

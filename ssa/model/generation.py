@@ -55,6 +55,7 @@ def generate(
         The new tokens of each row, without the prompt and the id that ended it.
 
     Raises:
+        FloatingPointError: the logits are not finite; its arguments are what was found, and its value.
         ValueError: a setting is out of range, a prompt is empty, or a row would exceed the learned positions.
     """
     _check(model, prompts, max_new_tokens, temperature, top_p)
@@ -75,6 +76,8 @@ def generate(
         for _ in range(max_new_tokens):
             hidden = model.hidden(ids.to(model.device), visible_keys=visible_keys, cache=cache)
             logits = model.head(hidden[:, -1])  # (B, V)
+            if not (peaks := logits.amax(dim=-1)).isfinite().all():  # the peak is NaN if any logit is
+                raise FloatingPointError("largest logit", peaks[~peaks.isfinite()][0].item())
             if greedy:
                 chosen = logits.argmax(dim=-1).tolist()
             else:

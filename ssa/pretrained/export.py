@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssa.config import Config
 from ssa.errors import UserError
-from ssa.files import check_new_folder, replacing, writing
+from ssa.files import check_new_folder, expanded, replacing, writing
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES, Family
@@ -53,7 +53,7 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, 
         UserError: `to` is not empty or cannot be written, `run` has no model (see `load_run`), or the model does not
             fit `kind`.
     """
-    target = Path(to).expanduser().resolve()
+    target = expanded(to).resolve()
     check_new_folder(target, f"to={target}")
     config, model, tokenizer = load_run(run)
     own = kind == "ssa" or bool(config.model.temperature.scaled)

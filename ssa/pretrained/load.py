@@ -46,7 +46,7 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
     Temperatures are those of a new `Transformer` with this seed, or those of the checkpoint if it has any.
 
     Raises:
-        UserError: the model is not available, damaged, or has another architecture or other temperatures.
+        UserError: the model is not available, damaged, not finite, or has another architecture or other temperatures.
     """
     pretrained = describe(init_from)
     check_architecture(model, pretrained)
@@ -59,10 +59,14 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
     transformer.tie_head()
     transformer.reset_temperatures(seed)
     parameters = transformer.state_dict()
+    not_finite: list[str] = []
     for mapping in expected:
         views = mapping.views(parameters[mapping.parameter])
         for name, view in zip(mapping.tensors, views, strict=True):
-            stored[name].copy_to(view)
+            if not stored[name].copy_to(view):
+                not_finite.append(stored[name].name)
+    if not_finite:
+        raise UserError(f"init_from={init_from}: {len(not_finite)} not finite (NaN or infinity): {_listed(not_finite)}")
     head = stored.get(pretrained.format.head)
     if model.tie_embeddings and head is not None and not head.equals(transformer.head.weight):
         raise UserError(

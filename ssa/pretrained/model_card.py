@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssa.config import Config
+from ssa.files import expanded
 from ssa.record.run_files import read_summary
 
 _MEASURES = {"loss": "loss, nats per token", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
@@ -35,7 +36,7 @@ def model_card(config: Config, run: Path, name: str, own: bool) -> str:
     """A short model card for the exported folder ``name``; ``own``: whether that contains the model's code."""
     model, rule, base = config.model, config.model.temperature, config.init_from
     origin = f"fine-tuned from `{base}`" if base else "trained from scratch"
-    hub = base is not None and not Path(base).expanduser().exists()
+    hub = base is not None and not expanded(base).exists()
     front = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",

@@ -14,7 +14,7 @@ from typing import Any
 from ssa.config import upgraded, validated
 from ssa.config_errors import shown
 from ssa.errors import UserError
-from ssa.files import cache_root, hash_of, hash_of_file, parse_json
+from ssa.files import cache_root, expanded, hash_of, hash_of_file, parse_json, refuse_lfs_pointer
 from ssa.hub_client import HubUnreachable, NotInRepository, download
 from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, CheckpointFormat, Family
@@ -119,7 +119,7 @@ def weights_hash(init_from: str) -> str:
 
 def size_label(init_from: str) -> str:
     """The last part of a model's name, as a value of ``model.size``."""
-    path = Path(init_from).expanduser()
+    path = expanded(init_from)
     name = path.name or path.resolve().name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "pretrained"
 
@@ -192,7 +192,7 @@ def _read_json(init_from: str, filename: str) -> dict[str, Any]:
             f"no {_SINGLE}, and no {_INDEX}; pytorch_model.bin and similar formats are not supported: "
             "convert with transformers, model.save_pretrained(FOLDER)"
         )
-    elif (Path(init_from).expanduser() / "config.yaml").is_file():
+    elif (expanded(init_from) / "config.yaml").is_file():
         reason = f"a run folder; export it first: python export.py run={init_from} to=FOLDER"
     else:
         reason = f"no {filename}; valid: a Hugging Face model, a folder or a Hub id"
@@ -203,7 +203,9 @@ def _file(init_from: str, filename: str) -> Path | None:
     """The path of a file of the model; None if it does not have the file."""
     folder = local_folder(init_from)
     if folder is not None:
-        return folder / filename if (folder / filename).is_file() else None
+        path = folder / filename
+        refuse_lfs_pointer(path, f"init_from={init_from}: {filename}")
+        return path if path.is_file() else None
     try:
         return download(init_from, filename, "model", field="init_from")
     except NotInRepository:
@@ -212,7 +214,7 @@ def _file(init_from: str, filename: str) -> Path | None:
 
 def local_folder(init_from: str) -> Path | None:
     """The folder of a local model, which must exist; None for a Hub id."""
-    folder = Path(init_from).expanduser()
+    folder = expanded(init_from)
     if folder.is_dir():
         return folder
     if folder.exists():

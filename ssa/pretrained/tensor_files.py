@@ -29,10 +29,16 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
-    def copy_to(self, target: Tensor) -> None:
-        """Copy into ``target``, a view that may split the tensor's first dimension, converting the dtype."""
+    def copy_to(self, target: Tensor) -> bool:
+        """Copy into ``target``, a view that may split the tensor's first dimension, converting the dtype.
+
+        Returns:
+            Whether all values are finite.
+        """
+        finite = True
         for place, piece in self._pieces(target):
-            place.copy_(piece)
+            finite &= bool(place.copy_(piece).isfinite().all())
+        return finite
 
     def equals(self, target: Tensor) -> bool:
         """Whether `copy_to` would leave ``target`` unchanged."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ssa.errors import UserError
+from ssa.files import refuse_lfs_pointer, replacing
 from ssa.model.transformer import Transformer
 
 
@@ -18,6 +20,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, truncated or not a checkpoint.
     """
+    refuse_lfs_pointer(path, str(path))
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
@@ -28,6 +31,19 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(contents, dict) or "config" not in contents:
         raise UserError(f"{path}: not a checkpoint of this project; remove it to start over")
     return contents
+
+
+def save(contents: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically, beside the old one.
+
+    Raises:
+        OSError: the disk is full, for example.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(contents, file)
+        except RuntimeError as error:  # torch's own complaint about the rest of the file
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def vocab_size(path: Path) -> int:

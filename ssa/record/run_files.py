@@ -11,6 +11,7 @@ NaN and infinities are stored as strings, see `ssa.files.to_json`, and read as f
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ import yaml  # type: ignore[import-untyped]
 
 from ssa.config import Config, parse, upgraded
 from ssa.errors import UserError
-from ssa.files import parse_json, read_json, to_json
+from ssa.files import parse_json, read_json, refuse_lfs_pointer, to_json
 
 State = Literal["running", "finished", "interrupted", "failed"]
 Row = dict[str, Any]
+
+_LINE_START = re.compile(rb'\{"step": (\d+),')  # of a line of metrics.jsonl
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def load_config(folder: str | Path) -> Config:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml")
+    refuse_lfs_pointer(path, str(path))
     try:
         return parse(upgraded(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
@@ -81,7 +85,30 @@ def read_rows(folder: str | Path) -> list[Row]:
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no metrics.jsonl")
     *lines, _torn = path.read_bytes().split(b"\n")
-    return [parse_json(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
+    return [_row(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
+
+
+def read_rows_until(folder: str | Path, step: int) -> list[Row]:
+    """The rows up to an optimizer step; later ones may be damaged.
+
+    Raises:
+        UserError: a row up to ``step``, or one that may be, is damaged.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    *lines, _torn = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    rows, is_past = [], False
+    for number, line in enumerate(lines, 1):
+        try:
+            row = _row(line, f"{path}, line {number},")
+        except UserError as error:
+            begins = _LINE_START.match(line)
+            if int(begins[1]) > step if begins else is_past:
+                continue
+            raise UserError(f"{error}; remove the line to resume without it, or start over with rerun=true") from None
+        is_past = row["step"] > step
+        if not is_past:
+            rows.append(row)
+    return rows
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
@@ -136,6 +163,13 @@ def config_changes(before: Config, after: Config) -> list[str]:
 def to_line(row: Mapping[str, Any]) -> str:
     """A row as a line of metrics.jsonl."""
     return to_json(row, indent=None)
+
+
+def _row(line: bytes, where: str) -> Row:
+    row = parse_json(line, where)
+    if not isinstance(row.get("step"), int):
+        raise UserError(f"{where} is damaged: it has no step")
+    return row
 
 
 def _read(folder: str | Path, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssa.config import Config, DataConfig
-from ssa.errors import UserError
+from ssa.errors import NotFinite, UserError
 from ssa.files import cache_root, hash_of_file
 from ssa.record.run_files import load_config
 from ssa.text.corpus import open_corpus
@@ -101,7 +101,7 @@ def continue_text(
         All tokens: end-of-text, which precedes every text in training, the prompt, the continuation.
 
     Raises:
-        UserError: the text would be longer than the learned positions.
+        UserError: the text would be longer than the learned positions, or the model's logits are not finite.
     """
     from ssa.model.generation import TextStream, check_length, generate
 
@@ -112,14 +112,17 @@ def continue_text(
         raise UserError(str(error)) from None
     write(prompt)
     stream = TextStream(tokenizer.decode)
-    (new,) = generate(
-        model,
-        [ids],
-        max_new_tokens,
-        **sampling,
-        stop=[tokenizer.end_of_text],
-        on_token=lambda _, token: write(stream.push(token)),
-    )
+    try:
+        (new,) = generate(
+            model,
+            [ids],
+            max_new_tokens,
+            **sampling,
+            stop=[tokenizer.end_of_text],
+            on_token=lambda _, token: write(stream.push(token)),
+        )
+    except FloatingPointError as error:
+        raise NotFinite(*error.args) from None
     write(stream.flush())
     return ids + new
 

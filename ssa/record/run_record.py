@@ -44,6 +44,7 @@ from ssa.record.run_files import (
     load_status,
     read_environment,
     read_rows,
+    read_rows_until,
     to_line,
 )
 
@@ -63,6 +64,7 @@ class RunRecord:
         self._lock = lock
         self._made = made  # parent folders that did not exist before
         self._begun = False
+        self._replaced: Path | None = None  # the old folder of a rerun
 
     @classmethod
     def open(cls, config: Config) -> Self:
@@ -128,16 +130,18 @@ class RunRecord:
             weights_hash: hash of the pretrained weights the run starts from.
 
         Raises:
-            UserError: the data, or the precision chosen by ``auto``, differ from those of the first attempt.
+            UserError: the data, or the precision chosen by ``auto``, differ from those of the first attempt, or a row
+                up to ``step`` is damaged.
         """
         if self.config.rerun and self.folder.exists():
-            self.folder.rename(_replaced(self.folder))
+            self._replaced = self.folder.rename(_replaced(self.folder))
         before = self.status
         if before and step is not None:
             self.check_same(data_hash=data_hash, precision=environment.facts.get("precision"))
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for partial in (self.folder / "checkpoints").glob(".*.partial"):
             partial.unlink()  # of an attempt killed while saving
+        self.rewind(step)
         if before:
             self._keep_environment(before.attempt)
         else:  # resume and rerun are options of the command, not of the run
@@ -149,7 +153,6 @@ class RunRecord:
         write_json(self.folder / "environment.json", facts)
         if environment.diff:
             write_atomic(self.folder / "uncommitted.diff", environment.diff)
-        self.rewind(step)
         attempt, now = before.attempt + 1 if before else 1, _now()
         status = Status("running", attempt, now, now, step or 0, os.getpid(), socket.gethostname(), None)
         write_json(self.folder / "status.json", asdict(status))
@@ -158,15 +161,19 @@ class RunRecord:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl: ``step`` (optimizer steps), ``tokens`` (so far), then metrics.
 
-        The row reaches the operating system before this returns, so that a kill loses no row.
+        The row reaches the operating system before this returns, so that a kill loses no row; a full disk leaves no
+        part of it.
         """
         line = to_line({"step": row["step"], "tokens": row["tokens"], **row})
-        with open(self.folder / "metrics.jsonl", "ab", buffering=0) as file:
-            file.write(line.encode())
+        files.append(self.folder / "metrics.jsonl", line.encode())
 
     def rewind(self, step: int | None) -> None:
-        """Drop the rows after ``step`` (all rows for None) and an incomplete last line."""
-        kept = [row for row in self.rows() if step is not None and row["step"] <= step]
+        """Drop the rows after ``step`` (all rows for None), damaged or not, and an incomplete last line.
+
+        Raises:
+            UserError: an earlier row is damaged.
+        """
+        kept = [] if step is None else read_rows_until(self.folder, step)
         write_atomic(self.folder / "metrics.jsonl", "".join(map(to_line, kept)))
 
     def rows(self) -> list[Row]:
@@ -188,6 +195,15 @@ class RunRecord:
         after = replace(before, status=status, time=_now(), step=step, error=line)
         write_json(self.folder / "status.json", asdict(after))
 
+    def discard(self) -> None:
+        """Undo `begin`: a first attempt that cannot reach step 1 leaves no folder, and a rerun the old one."""
+        if load_status(self.folder).attempt > 1:
+            return
+        shutil.rmtree(self.folder)
+        self._begun = False
+        if self._replaced is not None:
+            self._replaced.rename(self.folder)
+
     def close(self) -> None:
         """Release the lock."""
         if self._lock.is_locked:
@@ -206,7 +222,8 @@ class RunRecord:
                 if by_signal or isinstance(error, KeyboardInterrupt):
                     self.set_status("interrupted")
                 else:
-                    self.set_status("failed", error=f"{type(error).__name__}: {error}")
+                    with suppress(OSError):  # the disk is full: without its lock the run counts as interrupted
+                        self.set_status("failed", error=f"{type(error).__name__}: {error}")
         finally:
             self.close()
 

@@ -35,6 +35,7 @@ class TokenSplit:
     n_words: int  # separated by white space
     n_bytes: int  # in UTF-8
     tokenizer: Tokenizer
+    lossless: bool = True  # whether the tokenizer restores the text, so that measures per word and byte are of it
 
     @property
     def n_tokens(self) -> int:
@@ -66,7 +67,7 @@ class TokenSplit:
         texts = list(replace(self, tokens=tokens).texts())
         n_words = sum(len(text.split()) for text in texts)
         n_bytes = sum(len(text.encode()) for text in texts)
-        return TokenSplit(self.name, tokens, len(texts), n_words, n_bytes, self.tokenizer)
+        return TokenSplit(self.name, tokens, len(texts), n_words, n_bytes, self.tokenizer, self.lossless)
 
     def token_counts(self, vocab_size: int) -> npt.NDArray[np.int64]:
         """Number of occurrences of each token, (vocab_size,)."""
@@ -91,6 +92,7 @@ class TokenizedCorpus:
     fingerprint: str
     tokenizer: Tokenizer
     splits: dict[str, TokenSplit]
+    loss_of_text: str | None = None  # see `Tokenizer.loss_of_text`
 
     def split(self, name: str) -> TokenSplit:
         """``train``, ``validation`` or ``test``."""
@@ -123,11 +125,15 @@ def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpu
     if isinstance(manifest, str):
         manifest = _build(data, corpus, tokenizer, folder, key, progress)
     splits = {}
+    known = "loss_of_text" in manifest  # not in caches of earlier versions
+    loss_of_text = manifest["loss_of_text"] if known else tokenizer.loss_of_text(corpus.documents("train"))
     for name in SPLITS:
         tokens = np.memmap(folder / f"{name}.bin", dtype=token_dtype(tokenizer), mode="r")
         counts = manifest["splits"][name]
-        splits[name] = TokenSplit(name, tokens, counts["documents"], counts["words"], counts["bytes"], tokenizer)
-    return TokenizedCorpus(key, tokenizer, splits)
+        splits[name] = TokenSplit(
+            name, tokens, counts["documents"], counts["words"], counts["bytes"], tokenizer, not loss_of_text
+        )
+    return TokenizedCorpus(key, tokenizer, splits, loss_of_text)
 
 
 def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
@@ -165,6 +171,7 @@ def _build(
         # The data config is for human readers.
         config = data.model_dump(mode="json", exclude={"cache_dir", "workers", "block_size", "max_eval_tokens"})
         manifest |= {"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": config}
+        manifest |= {"loss_of_text": tokenizer.loss_of_text(corpus.documents("train"))}
         print(f"tokenizing into {folder}, once for this text and tokenizer; can be interrupted", flush=True)
         manifest["splits"] = {}
         for split in SPLITS:

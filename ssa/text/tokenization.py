@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.files import cache_root, hash_of, read_checked, write_checked
+from ssa.files import cache_root, expanded, hash_of, read_checked, refuse_lfs_pointer, write_checked
 from ssa.hub_client import ask_or_cached, download
+from ssa.processes import WorkerKilled, call_each
 from ssa.text.corpus import Corpus
 
 END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>", "[EOS]", "[SEP]")
 _SMALLEST, _LARGEST = 257, 200_000  # 256 bytes and end-of-text; a vocabulary of trainable size
 _TRAINED_ON = 64_000_000  # characters at the start of the training split
+_SAMPLED_TEXTS, _SAMPLE = 16, 4_000  # documents to check that decoding restores text, and characters of each
+_LONGEST_WORD = 1000  # bytes; longer words are split in training, whose time grows with the square of their length
+_TRAINED_HERE = 2_500_000  # characters; training on more text can take over ten seconds
 _VALID = "valid: bpe-N (trained on the training split), a Hub id such as gpt2, a tokenizer.json, a folder with one"
 
 
 class Tokenizer:
-    """Text to token ids and back, without special tokens and truncation; no text encodes to end-of-text.
+    """Text to token ids and back, without special tokens, truncation and dropout; no text encodes to end-of-text.
 
     Raises:
         UserError: not a tokenizer, or it has no end-of-text token.
@@ -42,6 +49,8 @@ class Tokenizer:
             raise UserError(f"data.tokenizer={name}: has no end-of-text token; valid: {' '.join(_ENDS)}")
         inner.no_truncation()
         inner.no_padding()
+        if getattr(inner.model, "dropout", None):  # of BPE: each encoding would skip random merges
+            inner.model.dropout = None
         inner.add_special_tokens([end])
         inner.encode_special_tokens = True  # "<|endoftext|>" inside a text becomes ordinary tokens
         self._inner = inner
@@ -77,6 +86,27 @@ class Tokenizer:
 
         return tokenizers.Tokenizer.from_str(self.definition)  # the definition lacks `encode_special_tokens`
 
+    def loss_of_text(self, texts: Iterable[str]) -> str | None:
+        """How decoding differs from the start of the texts, for a message; None if it does not.
+
+        A normalization to NFC and a leading space, which many tokenizers add, are no loss.
+        """
+        sample = [text[:_SAMPLE] for text in islice(texts, _SAMPLED_TEXTS)]
+        encoded = self.encode_batch(sample)
+        changed = sum(
+            _comparable(self.decode(ids)) != _comparable(text) for ids, text in zip(encoded, sample, strict=True)
+        )
+        if not changed:
+            return None
+        model = json.loads(self.definition)["model"]
+        unknown = model["unk_id"] if "unk_id" in model else self.token_id(model.get("unk_token") or "")
+        tokens = [token for ids in encoded for token in ids]
+        share = sum(token == unknown for token in tokens) / max(1, len(tokens))
+        return (
+            f"the tokenizer loses text: {changed} of {len(sample)} sampled documents differ after decoding, "
+            f"{share:.1%} of their tokens are unknown; bits/byte and word perplexity are left out"
+        )
+
     def token_id(self, token: str) -> int | None:
         """The id of a vocabulary entry."""
         found: int | None = self._inner.token_to_id(token)
@@ -94,19 +124,21 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
         UserError: no such tokenizer, not available, or without an end-of-text token.
     """
     name = data.tokenizer
-    if not name.startswith("bpe") or "/" in name:
-        return published_tokenizer(name, data.cache_dir)
     match = re.fullmatch(r"bpe-(\d{1,9})", name)
+    if not match and (not name.startswith("bpe") or "/" in name or os.path.exists(name)):
+        return published_tokenizer(name, data.cache_dir)
     if not match or not _SMALLEST <= int(match[1]) <= _LARGEST:
         raise UserError(f"data.tokenizer={name}: bpe-N needs N from {_SMALLEST} to {_LARGEST}, e.g. bpe-4096; {_VALID}")
     entries = int(match[1])
-    key = hash_of(["bpe", entries, _TRAINED_ON, corpus.fingerprint])
+    key = hash_of(["bpe", entries, _TRAINED_ON, _LONGEST_WORD, corpus.fingerprint])
     path = cache_root(data.cache_dir) / "tokenizers" / f"{name}-{key[:16]}.json"
     kept = read_checked(path)
     if kept is None:
         if path.exists():
             print(f"{path}: damaged; retraining the tokenizer", flush=True)
-        kept = {"definition": train_bpe(corpus.documents("train"), entries)}
+        texts = list(_first(corpus.documents("train"), _TRAINED_ON))
+        takes_seconds = sum(map(len, texts)) > _TRAINED_HERE
+        kept = {"definition": _train_in_worker(name, texts, entries) if takes_seconds else train_bpe(texts, entries)}
         write_checked(path, kept)
     return Tokenizer(name, kept["definition"])
 
@@ -134,19 +166,19 @@ def local_definition(name: str, field: str = "data.tokenizer") -> str | None:
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         path = path / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"{field}={name}: the folder has no tokenizer.json; {_VALID}")
-    if path.suffix == ".json":
+    if path.suffix == ".json" or path.is_file():
         return _read(name, path, field)
     if name.startswith((".", "/", "~")):
         raise UserError(f"{field}={name}: no such folder or file; {_VALID}")
     return None
 
 
-def train_bpe(texts: Iterator[str], entries: int) -> str:
+def train_bpe(texts: Iterable[str], entries: int) -> str:
     """A byte-level BPE as in GPT-2, as the content of a tokenizer.json; fewer entries if there is little text.
 
     Every byte is an entry, so that any text can be encoded.  Training is deterministic.
@@ -154,7 +186,8 @@ def train_bpe(texts: Iterator[str], entries: int) -> str:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(_LONGEST_WORD)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=entries,
@@ -162,11 +195,32 @@ def train_bpe(texts: Iterator[str], entries: int) -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_first(texts, _TRAINED_ON), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = words
     return str(tokenizer.to_str())
 
 
+def _comparable(text: str) -> str:
+    return unicodedata.normalize("NFC", text).removeprefix(" ")
+
+
+def _train_in_worker(name: str, texts: list[str], entries: int) -> str:
+    """`train_bpe` in another process, since Ctrl-C does not interrupt the library."""
+    print(f"training the tokenizer {name}, once for this text; can be interrupted", flush=True)
+    try:
+        ((_, definition),) = call_each(_train_on_all_cores, [(texts, entries)], jobs=1, preload=__name__, isolated=True)
+    except WorkerKilled:
+        raise UserError(f"data.tokenizer={name}: its training was killed, most often for lack of memory") from None
+    return str(definition)
+
+
+def _train_on_all_cores(texts: list[str], entries: int) -> str:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # `call_each` turns it off
+    return train_bpe(texts, entries)
+
+
 def _read(name: str, path: Path, field: str = "data.tokenizer") -> str:
+    refuse_lfs_pointer(path, f"{field}={name}: {path.name}")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

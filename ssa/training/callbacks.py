@@ -11,34 +11,34 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from rich.console import Console
 
 from ssa.config import TrainerConfig
 from ssa.device import peak_memory_bytes
-from ssa.errors import EXIT_INTERRUPTED, TrainingDiverged
-from ssa.files import replacing
+from ssa.errors import EXIT_INTERRUPTED, NotFinite, TrainingDiverged
+from ssa.processes import termination_signals
 from ssa.progress import ProgressBar
+from ssa.record.checkpoint import save
 from ssa.training.lit_module import LanguageModule
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """Training stopped between two steps on SIGINT or SIGTERM, after saving a checkpoint."""
+    """Training stopped between two steps on a signal, after saving a checkpoint."""
 
 
 class Interruption(Callback):
-    """Records SIGINT and SIGTERM; a second signal exits without waiting for the step to end."""
+    """Records SIGINT, SIGTERM and SIGHUP; a second signal exits without waiting for the step to end."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._signals = (signal.SIGINT, *termination_signals())
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Handle the signals within the block."""
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = {number: signal.getsignal(number) for number in self._signals}
         self._install()
         try:
             yield
@@ -58,7 +58,7 @@ class Interruption(Callback):
     on_validation_batch_end = on_test_batch_end
 
     def _install(self) -> None:
-        for number in _SIGNALS:
+        for number in self._signals:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -147,19 +147,19 @@ class Checkpoints(Callback):
             return
         loss = module.evaluated["loss"]
         if not math.isfinite(loss):
+            if not module.trained:  # step 0
+                raise NotFinite(f"init_from={module.config.init_from}: validation loss of step 0", loss)
             lr, grad_norm = module.trained["train/lr"], module.trained["train/grad_norm"]
             raise TrainingDiverged(trainer.global_step, loss, lr, grad_norm, module.last_checkpoint)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
             weights = {"model": module.model.state_dict(), "config": module.config.plain(), "step": self.best_step}
-            with replacing(self.best) as partial:
-                torch.save(weights, partial)
+            save(weights, self.best)
         if trainer.state.fn == "fit":
             self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
-        with replacing(self.last) as partial:
-            trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(self.last)
         assert isinstance(module, LanguageModule)
         module.last_checkpoint = str(self.last)
         if self.interruption.requested:
@@ -170,6 +170,13 @@ class Checkpoints(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Writes a checkpoint of Lightning once, in its place; Lightning's goes through memory and the temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        save(checkpoint, Path(path))
 
 
 class TrainingProgress(Callback):
@@ -203,7 +210,9 @@ class TrainingProgress(Callback):
         if not module.reported:
             return
         now = module.evaluated
-        text = f"perplexity {now['perplexity']:.2f}  bits/byte {now['bits_per_byte']:.3f}"
+        text = f"perplexity {now['perplexity']:.2f}"
+        if "bits_per_byte" in now:  # the tokenizer restores the text
+            text += f"  bits/byte {now['bits_per_byte']:.3f}"
         entropy = f"entropy {now['attention_entropy']:.3f} nats  spikiness {now['attention_spikiness']:.3f}"
         self.console.print(f"step {trainer.global_step}: validation  {text}  {entropy}", highlight=False)
 

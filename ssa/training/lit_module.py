@@ -137,7 +137,8 @@ class LanguageModule(L.LightningModule):
 
     def _perplexities(self, name: str) -> dict[str, float]:
         split = self.splits[name]
-        return perplexities(self._nll, tokens=split.n_tokens - 1, words=split.n_words, n_bytes=split.n_bytes)
+        counts = {"words": split.n_words, "n_bytes": split.n_bytes}
+        return perplexities(self._nll, tokens=split.n_tokens - 1, **counts, lossless=split.lossless)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config.plain()

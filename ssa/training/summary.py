@@ -103,6 +103,8 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
 def _notes(run: PreparedRun) -> list[str]:
     """Warnings: temperatures without effect, or that change a pretrained model from the start."""
     config, notes = run.config, []
+    if run.corpus.loss_of_text:
+        notes.append(run.corpus.loss_of_text)
     optim, steps, rule = config.optim, config.trainer.steps, config.model.temperature.name
     # Roughly the distance that AdamW can move a temperature parameter: one learning rate per step.
     shift = optim.lr * optim.temperature_lr_multiplier * sum(lr_factor(step, optim, steps) for step in range(steps))

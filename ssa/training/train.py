@@ -15,8 +15,8 @@ from rich.console import Console
 
 from ssa.config import Config
 from ssa.device import attention_backend, device_name, reset_peak_memory, resolve_device, resolve_precision
-from ssa.errors import EXIT_INTERRUPTED, UserError
-from ssa.files import write_atomic
+from ssa.errors import EXIT_INTERRUPTED, NotFinite, UserError
+from ssa.files import disk_errors, write_atomic
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files, weights_hash
@@ -29,7 +29,14 @@ from ssa.record.wandb_mirror import WandbMirror
 from ssa.text.ngram import reference_perplexities
 from ssa.text.token_blocks import TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, prepare
-from ssa.training.callbacks import Checkpoints, Interrupted, Interruption, TrainingProgress, TrainingRows
+from ssa.training.callbacks import (
+    CheckpointFile,
+    Checkpoints,
+    Interrupted,
+    Interruption,
+    TrainingProgress,
+    TrainingRows,
+)
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import freeze
 from ssa.training.prepared_run import PreparedRun, TrainingLoader
@@ -47,12 +54,12 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
         The contents of summary.json, without checksums.
 
     Raises:
-        UserError: the data, the device, its memory, the run folder or a checkpoint does not fit the config, or the
-            loss is not finite.
-        SystemExit: 130 after SIGINT or SIGTERM; the run can be resumed.
+        UserError: the data, the device, its memory, the run folder or a checkpoint does not fit the config, the loss is
+            not finite, or the disk is full.
+        SystemExit: 130 after SIGINT, SIGTERM or SIGHUP; the run can be resumed.
     """
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
-    with RunRecord.open(config) as record:
+    with RunRecord.open(config) as record, disk_errors():
         if record.finished:
             record.check_same(weights_hash=weights_hash(config.init_from) if config.init_from else None)
             console.print("This run finished before (rerun=true runs it again).")
@@ -64,6 +71,9 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
             run = _prepare(config, record)
             try:
                 summary = _execute(run, record, command, console, began)
+            except NotFinite:  # at step 0
+                record.discard()
+                raise
             except torch.OutOfMemoryError:
                 size, device = config.trainer.micro_batch_size, device_name(run.device)
                 message = f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one"
@@ -185,6 +195,7 @@ def _trainer(run: PreparedRun, callbacks: list[L.Callback]) -> L.Trainer:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
+        plugins=[CheckpointFile()],
         inference_mode=False,  # avoids a second compilation
         logger=False,
         enable_checkpointing=False,

@@ -100,6 +100,18 @@ def test_text_is_streamed(run: Path) -> None:
     assert "".join(pieces) == tokenizer.decode(ids[1:])
 
 
+def test_logits_that_are_not_finite(broken: Path, launch: Launch) -> None:
+    weights = broken / "checkpoints" / "best.ckpt"
+    contents = torch.load(weights, weights_only=True)
+    contents["model"]["head.weight"][7] = float("nan")
+    torch.save(contents, weights)
+    code, _, err = launch(f"run={broken}", f"prompt={PROMPT}")
+    assert (code, err) == (
+        2,
+        "error: largest logit is nan: the model's weights are damaged, or its values overflow\n",
+    )
+
+
 def test_control_characters_of_a_prompt_are_not_printed(run: Path, launch: Launch) -> None:
     assert launch(f"run={run}", "prompt=a\x1b[31mb\tc", "max_new_tokens=0").out == "a␛[31mb\tc\n"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -179,6 +181,13 @@ def test_bad_input_is_one_line_and_2(run: Run) -> None:
 
 def test_an_interrupt_is_quiet_and_130(run: Run) -> None:
     assert run(raising(KeyboardInterrupt()), "run=x") == (130, "", "")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES])
+def test_a_disk_error_is_one_line_and_2(run: Run, number: int) -> None:
+    reason = os.strerror(number)
+    code, out, err = run(raising(OSError(number, reason, "a/file")), "run=x")
+    assert (code, out, err) == (2, "", f"error: a/file: {reason}; rerun the command to resume\n")
 
 
 def test_a_bug_keeps_its_traceback_and_is_1(run: Run) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import programs
 import pytest
+import tokenizers
 import torch
 import yaml
 from evaluated_models import EVERYTHING, TEXTS, evaluated_model, tokenizer_json, write_model_folder
 from evaluation_programs import Launch, Outcome, evaluate_in_process, tokens_in
-from pretrained_folders import VOCAB, write_model
+from pretrained_folders import VOCAB, overflowing, write_model
 
 from ssa.config import Config
 from ssa.errors import UserError
@@ -176,6 +178,40 @@ def test_truncated_weights(run: Path, launch: Launch) -> None:
     assert "damaged" in line
 
 
+def test_log_likelihoods_that_are_not_finite(run: Path, tmp_path: Path, text: Path, launch: Launch) -> None:
+    folder = write_model_folder(tmp_path / "huge", "llama", max_positions=256)
+    overflowing(folder)
+    tasks = ["perplexity", "perplexity_lm_eval", "length", "passkey", "attention"]
+    arguments = (f"init_from={folder}", f"text={text}", f"output_dir={tmp_path}/out", "trials=1")
+    lines = failures(launch(*arguments, f"tasks={','.join(tasks)}"))
+    quantities = ["log-likelihood"] * 3 + ["largest logit", r"attention_\w+/layer_\d+"]
+    reason = "the model's weights are damaged, or its values overflow"
+    for task, quantity, line in zip(tasks, quantities, lines, strict=True):
+        assert re.fullmatch(f"error: tasks={task}: {quantity} is nan: {reason}", line), line
+    assert not list(tmp_path.glob("out/**/*.json"))
+
+
+def test_a_statistic_that_is_not_a_number_fails_only_its_task(
+    pretrained: Path, text: Path, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssa.evaluation.tasks.length.exp_or_inf", lambda loss: float("nan"))
+    arguments = (f"init_from={pretrained}", f"text={text}", f"output_dir={tmp_path}/out")
+    (line,) = failures(launch(*arguments, "tasks=length,perplexity", "lengths=16"))
+    assert line.startswith("error: tasks=length: perplexity/16 is nan: ")
+    assert [path.name for path in tmp_path.glob("out/**/*.json")] == ["perplexity.json"]
+
+
+def test_a_saved_outcome_that_is_not_a_number(pretrained: Path, text: Path, launch: Launch, tmp_path: Path) -> None:
+    arguments = (f"init_from={pretrained}", f"text={text}", f"output_dir={tmp_path}/out", "tasks=perplexity")
+    assert launch(*arguments).code == 0
+    (path,) = tmp_path.glob("out/**/perplexity.json")
+    result = json.loads(path.read_text())
+    result["metrics"]["loss"]["value"] = "NaN"
+    path.write_text(json.dumps(result))
+    assert failures(launch(*arguments))[0].startswith("error: tasks=perplexity: loss is nan: ")
+    assert launch(*arguments, "rerun=true").code == 0
+
+
 def test_damaged_tokenizer(run: Path, launch: Launch) -> None:
     path = run / "tokenizer.json"
     path.write_text(tokenizer_json()[:1000])
@@ -214,6 +250,22 @@ def test_other_tokenizer(pretrained: Path, text: Path, launch: Launch, tmp_path:
     result = json.loads(file.read_text())
     counts = [one["counts"]["tokens"] for one in (result, *result["others"])]
     assert counts[0] > counts[1] + 100
+
+
+def lowercased() -> str:
+    """The tokenizer of the models, without capitals."""
+    inner = tokenizers.Tokenizer.from_str(tokenizer_json())
+    inner.normalizer = tokenizers.normalizers.Lowercase()
+    return str(inner.to_str())
+
+
+def test_a_tokenizer_that_loses_text(pretrained: Path, text: Path, launch: Launch, tmp_path: Path) -> None:
+    (pretrained / "tokenizer.json").write_text(lowercased())
+    outcome = launch(f"init_from={pretrained}", "tasks=perplexity", f"text={text}", f"output_dir={tmp_path}/out")
+    assert outcome.code == 0
+    assert "perplexity: the tokenizer loses text: 1 of 1 sampled documents differ after decoding, 0.0%" in outcome.out
+    (path,) = tmp_path.glob("out/**/perplexity.json")
+    assert set(json.loads(path.read_text())["metrics"]) == {"loss", "perplexity"}
 
 
 WRONG: dict[str, tuple[list[str], str]] = {

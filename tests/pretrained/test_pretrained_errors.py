@@ -110,6 +110,8 @@ def twice(folder: Path) -> None:
 
 
 WTE, QKV = "transformer.wte.weight", "transformer.h.1.attn.c_attn.weight"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+IS_POINTER = "a Git LFS pointer, not the file itself; get it with Git LFS installed: git -C "
 WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["no config.json", "Hugging Face"]),
     "torn config": (content("config.json", b'{"model_type": '), ["config.json is damaged: Expecting value"]),
@@ -128,6 +130,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "bad index": (bad_index, ["model.safetensors.index.json is damaged: no weight_map"]),
     "without a part": (without_part, ["part1.safetensors is missing", "index.json", "1 of 2"]),
     "cut short": (cut, ["model.safetensors is damaged or truncated"]),
+    "pointer in the place of weights": (content("model.safetensors", POINTER), [f"model.safetensors: {IS_POINTER}"]),
+    "pointer in the place of a config": (content("config.json", POINTER), [f"config.json: {IS_POINTER}"]),
     "empty": (content("model.safetensors", b""), ["model.safetensors is damaged or truncated"]),
     "garbage": (content("model.safetensors", b"\xff" * 99), ["model.safetensors is damaged or truncated"]),
     "missing": (
@@ -146,6 +150,14 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "quantized": (
         changed(lambda t: t.update({QKV: t[QKV].to(torch.int8)})),
         ["1 with an unsupported dtype", f"{QKV} I8"],
+    ),
+    "NaN": (
+        changed(lambda t: t[QKV][3].fill_(float("nan"))),
+        [f"1 not finite (NaN or infinity): {QKV}"],
+    ),
+    "infinity, also beyond float32": (
+        changed(lambda t: t.update({QKV: t[QKV].double() * 1e300, WTE: t[WTE] / 0})),
+        [f"2 not finite (NaN or infinity): {WTE}, {QKV}"],
     ),
     "not tied": (
         changed(lambda t: t.update({"lm_head.weight": t[WTE] + 1})),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from full_disk import fill_disk
 
 from ssa.config import Config
 from ssa.errors import EXIT_INTERRUPTED, UserError
@@ -119,6 +120,60 @@ def test_an_incomplete_row_is_dropped_even_if_no_other_is(config: Config) -> Non
         file.write(b'{"step": 2, "tokens": 16}')  # whole but for its end of line
     begun(config, step=9).log(row(3))
     assert [found["step"] for found in read_rows(record.folder)] == [1, 3]
+
+
+def test_a_row_is_written_whole_or_not_at_all(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with begun(config) as record:
+        record.log(row(1))
+        length = len((record.folder / "metrics.jsonl").read_bytes())
+        for room in range(length):
+            with monkeypatch.context() as patch:
+                fill_disk(patch, "metrics.jsonl", room)
+                with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+                    record.log(row(2))
+            assert record.rows() == [row(1)]
+            assert (record.folder / "metrics.jsonl").stat().st_size == length
+        record.log(row(2))
+    assert read_rows(record.folder) == [row(1), row(2)]
+
+
+DAMAGE = [
+    '{"step": 4, "tok{"step": 5, "tokens": 40}',
+    '{"step": 4, "tokens": \0}',
+    '{"ste',
+    '{"tokens": 8}',
+    "\0\0",
+    "",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_after_the_checkpoint_is_not_read(damage: str, config: Config) -> None:
+    with begun(config) as record:
+        for step in range(1, 4):
+            record.log(row(step))
+        with open(record.folder / "metrics.jsonl", "a") as file:
+            file.write(f"{damage}\n")
+        record.log(row(6))
+    begun(config, step=2).log(row(3, new=True))
+    assert read_rows(record.folder) == [row(1), row(2), row(3, new=True)]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_before_the_checkpoint_is_named(damage: str, config: Config) -> None:
+    with begun(config) as record:
+        record.log(row(3))
+        with open(record.folder / "metrics.jsonl", "a") as file:
+            file.write(f"{damage}\n")
+        record.log(row(6))
+    before = {path: path.read_bytes() for path in record.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is damaged.*; remove the line to resume without it"):
+        begun(config, step=6)
+    assert {path: path.read_bytes() for path in record.folder.rglob("*") if path.is_file()} == before
+    path = record.folder / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[::2]))
+    begun(config, step=6)
+    assert read_rows(record.folder) == [row(3), row(6)]
 
 
 def test_a_start_from_step_0_drops_all_rows(config: Config) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import subprocess
 import tracemalloc
 from pathlib import Path
 from random import Random
@@ -11,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from data_configs import data_config
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
@@ -107,7 +111,14 @@ BAD_FILES = {
     "no suffix": ("a", b"text", "unknown suffix"),
     "not utf-8": ("l.txt", b"x" * 1_500_000 + b"\xff", r"l\.txt: not UTF-8 at byte 1500000"),
     "cut-off utf-8": ("l.txt", b"abc\xc3", r"l\.txt: not UTF-8 at byte 3"),
-    "utf-16": ("l.txt", "text".encode("utf-16"), r"l\.txt: not UTF-8 at byte 0"),
+    "unmarked utf-16": ("l.txt", "text".encode("utf-16-le"), "UTF-16LE without a byte order mark; convert it: cat "),
+    "cut-off utf-16": ("l.txt", "text".encode("utf-16")[:-1], r"l\.txt: not UTF-16 at byte 8, as its byte order mark"),
+    "json too deep": ("d.jsonl", b'{"text": ' + b"[" * 99_999, r"d\.jsonl:1: not JSON"),
+    "half a surrogate pair": (
+        "s.jsonl",
+        rb'{"text": "\ud83c\udf89 whole"}' + b"\n" + rb'{"text": "half \ud83c"}',
+        r"s\.jsonl:2: 'text' is not Unicode: \\ud83c at character 5 is half a surrogate pair; replace it by \\ufffd",
+    ),
     "json not utf-8": ("l.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"l\.jsonl: not UTF-8 at byte 24"),
     "bad json": ("b.jsonl", b'{"text": "a"}\n{"text": ', r"b\.jsonl:2: not JSON"),
     "json list": ("b.jsonl", b'["text"]', r"b\.jsonl:1: a list, not an object with the field 'text'"),
@@ -160,3 +171,108 @@ def test_a_file_in_two_splits(tmp_path: Path) -> None:
     path, copy = write(tmp_path / "a.txt", ["text"]), write(tmp_path / "b.txt", ["text"])
     with pytest.raises(UserError, match=r"data.test: .*b\.txt is also in data.train"):
         open_corpus(data_config("text", train=path, test=copy))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
+def test_text_with_a_byte_order_mark(tmp_path: Path, kind: str, encoding: str) -> None:
+    path = write(tmp_path / f"marked{kind}", TEXTS)
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    assert "".join(readers.documents(path, "text")) == "".join(TEXTS)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "utf-16-be"])
+def test_the_advice_for_other_encodings_works(tmp_path: Path, encoding: str, packed: str) -> None:
+    path = tmp_path / f"it's [some] text.txt{packed}"
+    content = "Schöne Wälder.\nEnde.\n"
+    path.write_bytes(gzip.compress(content.encode(encoding)) if packed else content.encode(encoding))
+    with pytest.raises(UserError) as error:
+        read(data_config("text", train=path))
+    (command,) = re.findall(r"convert it: ([^;]*)", str(error.value))
+    subprocess.run(["sh", "-c", command], check=True, timeout=60)
+    assert list(readers.documents(tmp_path / "it's [some] text.utf8.txt", "text")) == [content]
+
+
+def test_a_git_lfs_pointer_in_the_place_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "a folder" / "p.parquet"
+    path.parent.mkdir()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    advice = rf"p\.parquet: a Git LFS pointer, not the file itself; .*: git -C '{path.parent}' lfs pull"
+    with pytest.raises(UserError, match=advice):
+        open_corpus(data_config("text", train=path))
+
+
+def test_a_path_that_exists_is_no_glob(tmp_path: Path) -> None:
+    folder = tmp_path / "v[1] *"
+    folder.mkdir()
+    for name in ("a[b].txt", "ab.txt", "c?.txt", "cd.txt"):
+        (folder / name).write_text(name)
+    assert read(data_config("text", train=folder / "a[b].txt", validation=folder / "ab.txt")) == ["a[b].txt"]
+    assert read(data_config("text", train=folder / "c?.txt", validation=folder / "ab.txt")) == ["c?.txt"]
+    assert read(data_config("text", train=folder / "c*.txt", validation=folder / "ab.txt")) == ["c?.txt", "cd.txt"]
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/a.txt", "a" * 5000, "a\0b.txt"])
+def test_paths_that_cannot_be(path: str) -> None:
+    with pytest.raises(UserError, match="matches no file"):
+        open_corpus(data_config("text", train=path))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=lambda kind: str(kind)
+)
+def test_every_kind_of_text_column(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"text": pa.array([*TEXTS, None, TEXTS[0]], kind)}), tmp_path / "p.parquet")
+    assert list(readers.documents(tmp_path / "p.parquet", "text")) == [*TEXTS, TEXTS[0]]
+
+
+def read_all(path: Path) -> list[str] | UserError:
+    """Valid Unicode documents, or a one-line error."""
+    try:
+        found = list(readers.documents(path, "text"))
+    except UserError as error:
+        return error
+    "".join(found).encode()
+    return found
+
+
+any_bytes = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=20), st.sampled_from([b'{"text": "a"}', rb'{"text": "\ud83c"}', b'{"text": 1}', b"null"])
+    )
+).map(b"\n".join)
+
+
+@any_bytes
+@given(content=LINES, kind=st.sampled_from([".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.zst", ".parquet.gz"]))
+@example(content=b"\xff\xfe\x00", kind=".txt")
+def test_any_bytes_are_documents_or_one_error(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / f"any{kind}"
+    path.write_bytes(content)
+    read_all(path)
+
+
+@any_bytes
+@given(text=st.text(), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
+@example(text="a\r\nb\rc\x85d\u2028e", encoding="utf-16")
+def test_any_text_is_read_as_it_is(tmp_path: Path, text: str, encoding: str) -> None:
+    rows, plain = tmp_path / "any.jsonl", tmp_path / "any.txt"
+    rows.write_bytes("\n".join(json.dumps({"text": row}, ensure_ascii=False) for row in (text, "b")).encode(encoding))
+    assert read_all(rows) == [text, "b"]
+    plain.write_bytes(("_" + text).encode(encoding))
+    assert read_all(plain) == ["_" + text]
+
+
+@any_bytes
+@given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1), kept=st.integers(0, 10**6))
+def test_a_damaged_parquet_file_is_documents_or_one_error(
+    tmp_path: Path, changes: list[tuple[int, int]], kept: int
+) -> None:
+    path = write(tmp_path / "p.parquet", TEXTS)
+    content = bytearray(path.read_bytes())
+    for position, value in changes:
+        content[position % len(content)] = value
+    path.write_bytes(content[: kept + 1])
+    read_all(path)

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from data_configs import data_config
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
+from ssa.text import tokenization
 from ssa.text.corpus import open_corpus
 from ssa.text.tokenization import Tokenizer as OurTokenizer
 from ssa.text.tokenization import load_tokenizer, train_bpe
@@ -51,6 +57,57 @@ def test_bpe_of_little_text_has_fewer_entries() -> None:
     assert OurTokenizer("bpe-9000", train_bpe(iter(["abcabc"]), 9000)).vocab_size < 270
 
 
+def test_bpe_of_a_long_word_is_that_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = Random(0).choices("ACGT", k=200_000)
+    word = "".join(letters)
+    lines = ["".join(letters[start : start + 1000]) for start in range(0, len(letters), 1000)]
+    assert train_bpe([word], 400) == train_bpe(lines, 400)
+    short = train_bpe([TEXT, *lines], 400)
+    monkeypatch.setattr(tokenization, "_LONGEST_WORD", 10**6)
+    assert train_bpe([TEXT, *lines], 400) == short  # words up to that length are whole
+
+
+def test_bpe_of_much_text_is_trained_in_a_worker(
+    data: DataConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenization, "_TRAINED_HERE", 100_000)
+    text = "".join(Random(0).choices(["the ", "dog ", "sleeps. ", "\n\n"], k=60_000))
+    Path(str(data.train)).write_text(text)
+    assert load(data).definition == OurTokenizer("t", train_bpe(open_corpus(data).documents("train"), 280)).definition
+    assert capsys.readouterr().out == "training the tokenizer bpe-280, once for this text; can be interrupted\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_ends_the_training_of_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("".join(Random(0).choices("ACGT", k=4_000_000)))
+    command = ["scale=smoke", "logger=none", "data=text", "data.train=letters.txt", "data.tokenizer=bpe-20000"]
+    train = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parents[2] / "train.py"), *command, "data.cache_dir=cache"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert train.stdout is not None
+    with train:
+        for line in train.stdout:
+            if line.startswith("training the tokenizer"):
+                break
+        time.sleep(2)  # the library is at work
+        train.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        assert "Traceback" not in train.stdout.read()
+        assert train.wait() == 130
+        assert time.monotonic() - started < 30
+
+
+def test_a_file_that_exists_is_the_tokenizer(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bpe [1].json", "bpe.of.mine"):
+        (tmp_path / name).write_text(word_level("<unk>", "</s>", "a").to_str())
+        assert load(data.model_copy(update={"tokenizer": name})).vocab_size == 3
+
+
 def test_no_text_becomes_end_of_text(data: DataConfig) -> None:
     tokenizer = load(data)
     (ids,) = tokenizer.encode_batch(["one<|endoftext|>two"])
@@ -79,6 +136,48 @@ def test_truncation_padding_and_template_of_a_file_are_ignored(tmp_path: Path, d
     tokenizer = load(data.model_copy(update={"tokenizer": str(tmp_path / "tokenizer.json")}))
     assert tokenizer.encode_batch(["a b a", "b"]) == [[2, 3, 2], [3]]
     assert tokenizer.end_of_text == 1
+
+
+def test_dropout_of_a_file_is_switched_off(tmp_path: Path, data: DataConfig) -> None:
+    plain = load(data)
+    definition = json.loads(plain.definition)
+    definition["model"]["dropout"] = 0.9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = load(data.model_copy(update={"tokenizer": str(tmp_path / "tokenizer.json")}))
+    assert tokenizer.hash == plain.hash
+    (ids,) = plain.encode_batch([TEXT])
+    for _ in range(3):
+        assert tokenizer.encode_batch([TEXT]) == [ids]
+        assert tokenizer.encode_as_published(TEXT) == ids
+
+
+def test_loss_of_text(data: DataConfig) -> None:
+    assert load(data).loss_of_text([*STRANGE, TEXT]) is None
+    tokenizer = OurTokenizer("t", word_level("<unk>", "</s>", "a", "b").to_str())
+    lossless, lossy = ["a b", "a"], ["a b c", "a  b"]
+    assert tokenizer.loss_of_text(lossless) is None
+    assert tokenizer.loss_of_text([*lossless, *lossy]) == (
+        "the tokenizer loses text: 2 of 4 sampled documents differ after decoding, 12.5% of their tokens are unknown; "
+        "bits/byte and word perplexity are left out"
+    )
+
+
+def test_unknown_tokens_of_a_unigram_model() -> None:
+    inner = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", -1.0), ("a", -2.0)], unk_id=0))
+    found = OurTokenizer("t", inner.to_str()).loss_of_text(["a", "aba"])
+    assert "1 of 2 sampled documents differ after decoding, 25.0% of" in str(found)
+
+
+def test_composed_characters_and_a_leading_space_are_no_loss(data: DataConfig) -> None:
+    inner = Tokenizer.from_str(load(data).definition)
+    inner.normalizer = normalizers.NFC()
+    assert OurTokenizer("t", inner.to_str()).loss_of_text(["cafe\N{COMBINING ACUTE ACCENT}"]) is None
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = OurTokenizer("t", inner.to_str())
+    assert tokenizer.decode(tokenizer.encode_batch(["a"])[0]) == " a"
+    assert tokenizer.loss_of_text(["a", " a"]) is None
+    inner.normalizer = normalizers.Lowercase()
+    assert "1 of 1" in str(OurTokenizer("t", inner.to_str()).loss_of_text(["Cafe"]))
 
 
 def test_vocab_size_is_the_largest_id_and_one() -> None:
@@ -122,6 +221,7 @@ def test_bpe_of_a_wrong_size(data: DataConfig, name: str) -> None:
         (None, "cannot be read .No such file"),
         (b"\xff", "cannot be read"),
         (b"{}", "not a tokenizer.json"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "t.json: a Git LFS pointer, not the"),
         (b"", "not a tokenizer.json"),
         (word_level("<unk>", "a").to_str().encode(), "has no end-of-text token; valid: <.endoftext.> </s>"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from pretrained_folders import VOCAB, write_model
+from pretrained_folders import VOCAB, overflowing, write_model
 
 from ssa.command_line.compose import configured
 from ssa.config import Config
@@ -196,3 +197,27 @@ def test_fine_tune_export_fine_tune(finetune, tmp_path: Path) -> None:
     tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert tokenizer.eos_token == "of"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hm"}], tokenize=False) == "hm"
+
+
+def test_a_loss_of_step_0_that_is_not_finite_leaves_no_run_folder(
+    finetune: Callable[..., Config], llama: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(llama, tmp_path / "huge"))
+    overflowing(model)
+    config = finetune("model=llama", f"init_from={model}")
+    with pytest.raises(UserError, match=rf"^init_from={model}: validation loss of step 0 is nan: the model's weights"):
+        train(config)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_rerun_whose_step_0_is_not_finite_restores_the_old_folder(
+    finetune: Callable[..., Config], llama: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(llama, tmp_path / "model"))
+    config = finetune("model=llama", f"init_from={model}")
+    train(config)
+    before = {path: path.read_bytes() for path in run_folder(config).rglob("*") if path.is_file()}
+    overflowing(model)
+    with pytest.raises(UserError, match="validation loss of step 0 is nan"):
+        train(finetune("model=llama", f"init_from={model}", "rerun=true"))
+    assert {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()} == before

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from conftest import ROOT
+from full_disk import fill_disk
 
 from ssa.config import Config
 from ssa.device import resolve_precision
@@ -167,6 +169,33 @@ def test_a_non_finite_loss_stops_the_run(tiny) -> None:
     assert status["error"] in f"TrainingDiverged: {error.value}"
 
 
+def test_a_tokenizer_that_loses_text(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "[SEP]": 1, "the": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    inner.save(str(tmp_path / "words.json"))
+    config = tiny(f"data.tokenizer={tmp_path}/words.json")
+    summary = train(config)
+    assert re.search(
+        r"note     the tokenizer loses text: (\d+) of \1 sampled documents differ after decoding, 9\d\.\d% of their "
+        "tokens are unknown; bits/byte and word perplexity are left out",
+        capsys.readouterr().out,
+    )
+    assert "best/test/perplexity" in summary
+    of_text = ("bits_per_byte", "word_perplexity")
+    assert not [key for row in [summary, *rows(config)] for key in row if key.endswith(of_text)]
+    assert prepare(config.data).split("validation").lossless is False
+
+
+def test_a_token_cache_of_an_earlier_version_is_checked_for_lost_text(tiny) -> None:
+    config = tiny()
+    corpus = prepare(config.data)
+    (manifest,) = Path(corpus.split("train").tokens.filename).parent.glob("manifest.json")
+    fields = json.loads(manifest.read_text())
+    assert fields.pop("loss_of_text") is None
+    manifest.write_text(json.dumps(fields))
+    assert prepare(config.data).split("validation").lossless
+
+
 def test_a_damaged_checkpoint_is_one_line(tiny) -> None:
     config = tiny()
     killed(config, at_step=4)
@@ -242,6 +271,7 @@ def short_text() -> str:
         ("SIGINT", 2, "training_step", 3),
         slow("SIGTERM", 3, "training_step", 4),
         ("SIGTERM", 4, "validation_step", 4),
+        ("SIGHUP", 3, "training_step", 4),
         slow("SIGINT", 8, "test_step", 8),
         slow("SIGTERM", 8, "test_step", 8),
     ],
@@ -255,6 +285,35 @@ def test_a_signal_saves_and_prints_how_to_resume(tiny, tmp_path, by: str, step: 
     train(broken.model_copy(update={"resume": str(folder(broken))}))
     assert same(weights(unbroken), weights(broken))
     assert numbers(unbroken) == numbers(broken)
+
+
+@pytest.mark.parametrize("file", ["last.ckpt", "best.ckpt", "metrics.jsonl"])
+def test_a_full_disk_is_one_line_and_the_run_resumes(tiny, tmp_path, monkeypatch, file: str) -> None:
+    unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
+    train(unbroken)
+    with monkeypatch.context() as patch:
+        fill_disk(patch, file, room=100)
+        with pytest.raises(UserError, match=f"{file}: No space left on device; rerun the command to resume") as refused:
+            train(broken)
+    assert "\n" not in str(refused.value)
+    status = json.loads((folder(broken) / "status.json").read_text())
+    assert (status["status"], status["error"]) == ("failed", f"UserError: {refused.value}")
+    assert not list(folder(broken).rglob("*.partial"))
+    train(broken)
+    assert same(weights(unbroken), weights(broken))
+    assert numbers(unbroken) == numbers(broken)
+
+
+def test_a_run_ends_though_nobody_reads_its_output(tiny, tmp_path, small_text) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    text = ["scale=smoke", "logger=none", "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512"]
+    command = [sys.executable, str(ROOT / "train.py"), *text, *TINY, f"output_dir={tmp_path}/piped"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, env=os.environ)
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    (status,) = (tmp_path / "piped").rglob("status.json")
+    assert json.loads(status.read_text())["status"] == "finished"
 
 
 def test_a_second_process_is_refused(tiny, tmp_path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ssa.errors import UserError
+from ssa.errors import NotFinite, UserError
 from ssa.evaluation.attention.measure import Batch, Measured, correlation, measure, slope
 from ssa.evaluation.attention.tables import extremes, tables_of, write_tables
 from ssa.evaluation.results import identity_of
@@ -58,6 +58,9 @@ class Attention:
         context.progress.expect(batch.ids.numel())
         with evaluated.autocast():
             measured = measure(evaluated.model, batch, context.progress.advance)
+        for name, value in measured.metrics.items():
+            if not math.isfinite(value):
+                raise NotFinite(name, value)
         tables = tables_of(measured, evaluated.tokenizer.decode)
         for stale in folder.glob("*.*"):  # from another outcome
             stale.unlink()

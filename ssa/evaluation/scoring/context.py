@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ssa.errors import NotFinite
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.scoring.scoring import Request, Score, in_batches, input_tokens, score_requests
-from ssa.files import hash_of, locked
+from ssa.files import append, hash_of, locked
 from ssa.model.generation import generate
 from ssa.progress import ProgressBar
 
@@ -44,8 +45,7 @@ class Journal:
         lines = {self._key(request): answer for request, answer in answers}
         self._answers |= lines
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab", buffering=0) as file:
-            file.write("".join(f"{json.dumps([key, answer])}\n" for key, answer in lines.items()).encode())
+        append(self.path, "".join(f"{json.dumps([key, answer])}\n" for key, answer in lines.items()).encode())
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -142,8 +142,11 @@ class EvaluationContext:
         def run(indices: list[int]) -> None:
             numbers = [missing[index] for index in indices]
             chosen = [prompts[number] for number in numbers]
-            with self.evaluated.autocast():
-                new = generate(self.evaluated.model, chosen, max_new_tokens, greedy=True, stop=stop, ended=ended)
+            try:
+                with self.evaluated.autocast():
+                    new = generate(self.evaluated.model, chosen, max_new_tokens, greedy=True, stop=stop, ended=ended)
+            except FloatingPointError as error:
+                raise NotFinite(*error.args) from None
             for number, tokens in zip(numbers, new, strict=True):
                 answers[number] = tokens
             self.journal.add([([prompt, *key], tokens) for prompt, tokens in zip(chosen, new, strict=True)])

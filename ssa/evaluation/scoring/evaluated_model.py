@@ -13,7 +13,7 @@ import torch
 from ssa.config import Config
 from ssa.device import resolve_device
 from ssa.errors import UserError
-from ssa.files import hash_of, parse_json
+from ssa.files import expanded, hash_of, parse_json
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
@@ -66,8 +66,8 @@ class EvaluatedModel:
             assert init_from is not None, "EvaluateSettings requires one"
             self.model_config = describe(init_from).model
             self.name, label = init_from, re.sub(r"[^A-Za-z0-9._-]+", "-", init_from).strip("-.")
-            if Path(init_from).expanduser().is_dir():
-                self.name = str(Path(init_from).expanduser().resolve())
+            if expanded(init_from).is_dir():
+                self.name = str(expanded(init_from).resolve())
                 label = f"{size_label(init_from)}-{hash_of([self.name])[:6]}"
             self.folder = Path(output_dir) / "pretrained" / label
         self.context_length = context or self.trained_at
@@ -180,7 +180,7 @@ class EvaluatedModel:
         """The first of these special tokens in the tokenizer's config files, else end-of-text."""
         if self.init_from is not None:
             source = self._tokenizer or self.init_from
-            path = Path(source).expanduser()
+            path = expanded(source)
             if path.suffix == ".json" and path.is_file():
                 source = str(path.parent)
             for name, content in text_files(source, _TOKENIZER_FILES).items():

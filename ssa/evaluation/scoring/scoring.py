@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ssa.errors import UserError
+from ssa.errors import NotFinite, UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.model.kv_cache import GrowingCache, KVCache
 from ssa.model.transformer import Transformer
@@ -71,7 +71,7 @@ def score_requests(
     """Score requests in batches of ``batch_size`` rows (None: automatic); inputs over ``max_length`` lose their start.
 
     Raises:
-        UserError: a continuation exceeds ``max_length``, or memory runs out.
+        UserError: a continuation exceeds ``max_length``, memory runs out, or a log-likelihood is not finite.
     """
     rows = [_row(number, request, max_length) for number, request in enumerate(requests)]
     groups = _groups(rows, batch_size)
@@ -203,7 +203,10 @@ def _scores(model: Transformer, rows: Sequence[_Row], states: Sequence[Tensor]) 
         losses.append(F.cross_entropy(logits, wanted, reduction="none"))  # as in training, to the last bit
         is_argmax.append(logits.argmax(1) == wanted)
     lengths = [row.scored for row in rows]
-    logprobs = (-torch.cat(losses)).cpu().split(lengths)  # type: ignore[no-untyped-call]
+    nll = torch.cat(losses).cpu()
+    if not nll.isfinite().all():
+        raise NotFinite("log-likelihood", nll[~nll.isfinite()][0].item())
+    logprobs = (-nll).split(lengths)  # type: ignore[no-untyped-call]
     greedy = torch.cat(is_argmax).cpu().split(lengths)  # type: ignore[no-untyped-call]
     return [
         (row.number, Score(values.tolist(), bool(hits.all())))

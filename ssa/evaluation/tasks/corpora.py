@@ -32,6 +32,7 @@ class EvaluationText:
 
     name: str
     documents: list[str]
+    loss_of_text: str | None  # see `Tokenizer.loss_of_text`
     split: TokenSplit | None = None  # the tokens, if the text is a split of a run
 
     @property
@@ -75,21 +76,24 @@ def text_settings(settings: EvaluateSettings, evaluated: EvaluatedModel) -> dict
 def load_text(settings: EvaluateSettings, evaluated: EvaluatedModel, *, joined: bool = False) -> EvaluationText:
     """The first ``limit`` documents of the text; if ``joined``, as one document with blank lines between them."""
     chosen, limit = text_settings(settings, evaluated), settings.limit
-    name, split = chosen["text"], None
+    name, split, corpus = chosen["text"], None, None
     if name == "wikitext":
         found = hub_rows(*(WIKITEXT_ROWS if joined and limit is None else WIKITEXT_PAGES))
     elif name in _SPLITS:
         assert evaluated.config is not None, "checked by text_settings"
-        split = run_corpus(evaluated).split(name).prefix(evaluated.config.data.max_eval_tokens)
+        corpus = run_corpus(evaluated)
+        split = corpus.split(name).prefix(evaluated.config.data.max_eval_tokens)
         found = split.texts()
     else:
         found = _read_files(name, settings.text_column)
     documents = list(islice(found, limit))
     if not any(documents):
         raise UserError(f"text={name}: no text")
+    # documents of a split are decoded, and show no loss
+    loss_of_text = corpus.loss_of_text if corpus else evaluated.tokenizer.loss_of_text(documents)
     if joined:
-        return EvaluationText(name, ["\n\n".join(documents)])
-    return EvaluationText(name, documents, split if limit is None else None)
+        return EvaluationText(name, ["\n\n".join(documents)], loss_of_text)
+    return EvaluationText(name, documents, loss_of_text, split if limit is None else None)
 
 
 def hub_rows(repo: str, config: str, column: str) -> Iterator[str]:

@@ -39,6 +39,7 @@ PAPER = {
     "arc_challenge": "arc",
 }
 _BOOTSTRAPS = 1000  # for standard errors of metrics other than means
+_OF_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # metrics per word or byte
 _SEEDS = 0, 1234  # the harness's defaults, for Python; for NumPy, torch and few-shot examples
 
 
@@ -95,8 +96,11 @@ class HarnessTask:
         with quiet():
             found = self._load()
             options = {"bootstrap_iters": _BOOTSTRAPS, "log_samples": True, "confirm_run_unsafe_code": False}
-            results = evaluate(HarnessModel(context), found, limit=self.settings["limit"], **options)
-        return _outcome(self.name, results, list(found["tasks"]))
+            model = HarnessModel(context)
+            results = evaluate(model, found, limit=self.settings["limit"], **options)
+        if model.loss_of_text:
+            print(f"{self.name}: {model.loss_of_text}", flush=True)
+        return _outcome(self.name, results, list(found["tasks"]), lossless=model.loss_of_text is None)
 
     def _load(self) -> Any:
         random.seed(_SEEDS[0])  # some tasks shuffle their choices on loading
@@ -119,7 +123,7 @@ class HarnessTask:
         return found
 
 
-def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str]) -> Outcome:
+def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str], lossless: bool) -> Outcome:
     """Metrics by name, or ``task/name`` for a group's tasks; details hold the answers to each sample."""
     metrics: dict[str, Metric] = {}
     for task, values in results["results"].items():
@@ -127,6 +131,8 @@ def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str]) -> Out
         for key, value in values.items():
             metric, _, filter_name = key.partition(",")
             if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            if metric in _OF_TEXT and not lossless:
                 continue
             stderr = values.get(f"{metric}_stderr,{filter_name}")
             error = float(stderr) if isinstance(stderr, int | float) else None

@@ -22,6 +22,7 @@ class HarnessModel(TemplateLM):
     def __init__(self, context: EvaluationContext) -> None:
         super().__init__()
         self.context, self.evaluated = context, context.evaluated
+        self.loss_of_text: str | None = None  # of texts scored as a whole; see `Tokenizer.loss_of_text`
 
     @property
     def tokenizer_name(self) -> str:
@@ -55,6 +56,7 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of each text, in nats."""
+        self.loss_of_text = self.evaluated.tokenizer.loss_of_text(one.args[0] for one in requests)
         prefix, max_length = self.prefix_token_id, self.evaluated.context_length
         texts = [list(rolling_windows(self.tok_encode(one.args[0]), prefix, max_length)) for one in requests]
         return [sum(sum(score.logprobs) for score in scores) for scores in self.context.score_units(texts)]

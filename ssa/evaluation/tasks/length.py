@@ -12,6 +12,7 @@ from ssa.evaluation.scoring.windows import stream_windows
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.evaluation.tasks.corpora import load_text, text_settings
+from ssa.perplexity import exp_or_inf
 
 _FRACTIONS = (0.25, 0.5, 1, 2, 4)  # of the context
 _TAIL = 4  # the tail is the last quarter of a window
@@ -54,9 +55,9 @@ class Length:
             logprobs = [[value for score in scores for value in score.logprobs] for scores in scored]
             tails = [values[-(length // _TAIL) :] for values in logprobs if len(values) == length]
             loss, tail = _mean(logprobs), _mean(tails)
-            metrics[f"perplexity/{length}"] = Metric(math.exp(loss), higher_is_better=False)
+            metrics[f"perplexity/{length}"] = Metric(exp_or_inf(loss), higher_is_better=False)
             if tails:
-                metrics[f"tail_perplexity/{length}"] = Metric(math.exp(tail), higher_is_better=False)
+                metrics[f"tail_perplexity/{length}"] = Metric(exp_or_inf(tail), higher_is_better=False)
             rows.append({"length": length, "loss": loss, "tail_loss": tail, "windows": len(windows)})
         return Outcome(
             metrics,

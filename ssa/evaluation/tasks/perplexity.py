@@ -63,10 +63,12 @@ class Perplexity:
         if not tokens:
             raise UserError(f"text={text.name}: nothing to predict")
         counts, of_text = text.counts, tokens
+        if text.loss_of_text:
+            print(f"{self.name}: {text.loss_of_text}", flush=True)
         if self.name == "perplexity_hf_strided":  # disjoint windows omit the first token of each
             of_text = len(evaluated.tokenizer.encode_as_published(text.documents[0]))
         return Outcome(
-            _metrics(nll * of_text / tokens, of_text, counts, sums),
+            _metrics(nll * of_text / tokens, of_text, counts, sums, lossless=text.loss_of_text is None),
             n=counts["documents"],
             counts={"tokens": tokens, **counts},
             versions={"text": text.hash},
@@ -94,15 +96,17 @@ def _summed(scores: Sequence[Score]) -> tuple[float, int]:
     return -math.fsum(value for score in scores for value in score.logprobs), sum(len(s.logprobs) for s in scores)
 
 
-def _metrics(nll: float, tokens: int, counts: dict[str, int], sums: Sequence[tuple[float, int]]) -> dict[str, Metric]:
+def _metrics(
+    nll: float, tokens: int, counts: dict[str, int], sums: Sequence[tuple[float, int]], lossless: bool
+) -> dict[str, Metric]:
     """Metrics with standard errors over documents or windows; exponentials by the delta method."""
-    values = perplexities(nll, tokens=tokens, words=counts["words"], n_bytes=counts["bytes"])
+    values = perplexities(nll, tokens=tokens, words=counts["words"], n_bytes=counts["bytes"], lossless=lossless)
     error = _error(sums, values["loss"])
     slopes = {
         "loss": 1.0,
         "perplexity": values["perplexity"],
-        "word_perplexity": values["word_perplexity"] * tokens / max(counts["words"], 1),
-        "bits_per_byte": values["bits_per_byte"] / values["loss"],
+        "word_perplexity": values.get("word_perplexity", math.nan) * tokens / max(counts["words"], 1),
+        "bits_per_byte": values.get("bits_per_byte", math.nan) / values["loss"],
     }
     return {
         name: Metric(value, None if error is None else error * slopes[name], higher_is_better=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.files import cache_root, hash_of, hash_of_file
+from ssa.files import cache_root, expanded, hash_of, hash_of_file, refuse_lfs_pointer
 from ssa.text.sources import readers
 
 
@@ -56,19 +57,28 @@ def split_files(data: DataConfig) -> dict[str, list[Path]]:
 def find_files(field: str, pattern: str, names: Sequence[str] = ()) -> list[Path]:
     """The text files that a pattern, a file or a glob, matches, sorted; they are not read.
 
-    The error message calls the pattern ``field``, and lists ``names`` as valid too.
+    A file or a folder that exists is meant literally, even with ``*`` or ``[`` in its name.  The error message calls
+    the pattern ``field``, and lists ``names`` as valid too.
 
     Raises:
         UserError: the glob matches no file, or one that is empty or of an unknown kind.
     """
-    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-    files = [path for path in map(Path, found) if path.is_file()]
+    wanted = expanded(pattern)
+    literal = next((path for path in (wanted, *wanted.parents) if os.path.exists(path)), Path())
+    rest = str(wanted.relative_to(literal))
+    found = (
+        [literal]
+        if literal == wanted
+        else [literal / name for name in sorted(glob.glob(rest, root_dir=literal, recursive=True))]
+    )
+    files = [path for path in found if path.is_file()]
     if not files:
         hint = "a folder" if found else "matches no file"
         valid = ", ".join([*names, f"a file or a glob, {field}='texts/*.txt'"])
         raise UserError(f"{field}={pattern}: {hint} (from {Path.cwd()}); valid: {valid}")
     for path in files:
         readers.kind_of(path)
+        refuse_lfs_pointer(path, f"{field}={pattern}: {path}")
         if path.stat().st_size == 0:
             raise UserError(f"{field}={pattern}: {path} is empty; remove it or leave it out of the glob")
     return files

@@ -1,4 +1,7 @@
-"""Streaming readers of text files: plain text, JSON Lines and Parquet, each optionally compressed."""
+"""Streaming readers of text files: plain text, JSON Lines and Parquet, each optionally compressed.
+
+Text is UTF-8, or the UTF-16 or UTF-32 that a byte order mark at its start declares.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import codecs
 import contextlib
 import io
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +22,17 @@ from ssa.errors import UserError
 LONGEST_TEXT = 4_000_000  # characters; a longer .txt file is split into several documents at blank lines
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _READ = 1 << 20  # bytes read at once
+_MARKS = {  # the first that matches counts: the mark of UTF-16 begins that of UTF-32
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_UNMARKED: dict[tuple[bool, ...], str] = {  # by which of the first four bytes are zero, if the text begins with ASCII
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+}
+_CAT = {".gz": "zcat", ".zst": "zstdcat"}
 _ROWS = 64  # Parquet rows read at once
 
 
@@ -25,7 +40,7 @@ def documents(path: Path, column: str) -> Iterator[str]:
     """The documents of a file, in order, including empty ones; the format follows from the suffix.
 
     Raises:
-        UserError: unknown suffix, damaged file, text that is not UTF-8, line that is not JSON, or no such column.
+        UserError: unknown suffix, damaged file, text that is not Unicode, line that is not JSON, or no such column.
     """
     import pyarrow as pa
 
@@ -37,7 +52,7 @@ def documents(path: Path, column: str) -> Iterator[str]:
             yield from _json_lines(path, column)
         else:
             yield from _parquet(path, column)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:  # the second: names of columns
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{path}: damaged or unreadable ({reason.rstrip('.')}); replace the file") from error
 
@@ -81,47 +96,77 @@ def _bytes(path: Path) -> IO[bytes]:
 
 
 def _text(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    offset = 0  # of the first byte not yet decoded
     with _bytes(path) as stream:
+        block = stream.read(_READ)
+        encoding = next((name for mark, name in _MARKS.items() if block.startswith(mark)), "utf-8-sig")
+        if unmarked := _UNMARKED.get(tuple(byte == 0 for byte in block[:4])):
+            raise UserError(f"{path}: {unmarked} without a byte order mark; {_conversion(path, unmarked)}")
+        decoder = codecs.getincrementaldecoder(encoding)()
+        offset = 0  # of the first byte not yet decoded
         while True:
-            block = stream.read(_READ)
             pending = len(decoder.getstate()[0])
             try:
                 yield decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset - pending + error.start) from None
-            offset += len(block)
+                place = f"{path}: not {encoding.removesuffix('-sig').upper()} at byte {offset - pending + error.start}"
+                if encoding != "utf-8-sig":
+                    raise UserError(f"{place}, as its byte order mark says; damaged or truncated, replace it") from None
+                raise UserError(
+                    f"{place}; if it is Latin-1, {_conversion(path, 'LATIN1')}; else name its encoding after -f"
+                ) from None
             if not block:
                 return
+            offset += len(block)
+            block = stream.read(_READ)
 
 
-def _not_utf8(path: Path, offset: int) -> UserError:
-    return UserError(f"{path}: not UTF-8 at byte {offset}; convert it: iconv -f LATIN1 -t UTF-8 (or its own encoding)")
+def _conversion(path: Path, encoding: str) -> str:
+    """Advice with a shell command."""
+    cat = _CAT.get(path.suffix.lower(), "cat")
+    plain = path.with_suffix("") if path.suffix.lower() in _CAT else path
+    target = plain.with_suffix(f".utf8{plain.suffix}")
+    source, new = shlex.quote(str(path)), shlex.quote(str(target))
+    return f"convert it: {cat} {source} | iconv -f {encoding} -t UTF-8 > {new}"
+
+
+def _lines(pieces: Iterable[str]) -> Iterator[str]:
+    parts: list[str] = []
+    for piece in pieces:
+        first, *others = piece.split("\n")
+        parts.append(first)
+        for line in others:
+            yield "".join(parts)
+            parts = [line]
+    yield "".join(parts)
 
 
 def _json_lines(path: Path, column: str) -> Iterator[str]:
-    offset = 0
-    with _bytes(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line) if line.strip() else None
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset + error.start) from None
-            except ValueError as error:
-                raise UserError(f"{place}: not JSON ({error}); a .jsonl file holds one object per line") from None
-            offset += len(line)
-            if row is None:
-                continue
-            if not isinstance(row, dict):
-                raise UserError(f"{place}: a {type(row).__name__}, not an object with the field {column!r}")
-            if column not in row:
-                raise _no_column(place, column, list(row))
-            if isinstance(text := row[column], str):
-                yield text
-            elif text is not None:
-                raise UserError(f"{place}: {column!r} is a {type(text).__name__}, not text; set data.text_column")
+    for number, line in enumerate(_lines(_text(path)), start=1):
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line.removeprefix("\ufeff")) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON ({error}); a .jsonl file holds one object per line") from None
+        if row is None:
+            continue
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: a {type(row).__name__}, not an object with the field {column!r}")
+        if column not in row:
+            raise _no_column(place, column, list(row))
+        text = row[column]
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise UserError(f"{place}: {column!r} is a {type(text).__name__}, not text; set data.text_column")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start])[1:-1]
+            raise UserError(
+                f"{place}: {column!r} is not Unicode: {half} at character {error.start} is half a surrogate pair; "
+                r"replace it by \ufffd, or remove it"
+            ) from None
+        yield text
 
 
 def _no_column(place: str, column: str, columns: list[str]) -> UserError:
@@ -139,7 +184,8 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         if column not in schema.names:
             raise _no_column(str(path), column, schema.names)
         kind = schema.field(column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        content = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(content) or pa.types.is_large_string(content) or pa.types.is_string_view(content)):
             raise UserError(f"{path}: the column {column!r} is {kind}, not text; set data.text_column")
         for batch in table.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):
             try:

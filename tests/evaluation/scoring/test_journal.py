@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from evaluated_models import EVERYTHING, Seen, evaluated_model, sums, write_model_folder
+from full_disk import fill_disk
 
 from ssa.errors import UserError
 from ssa.evaluation.scoring.context import EvaluationContext, Journal
@@ -50,6 +51,16 @@ def test_survives_a_kill_at_any_byte(path: Path) -> None:
         assert known(path) == dict(list(ANSWERS.items())[:lines]), end
         opened(path.parent).add(list(ANSWERS.items())[lines:])
         assert path.read_bytes() == whole, end
+
+
+def test_a_full_disk_leaves_no_part_of_an_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, journal = path.read_bytes(), opened(path.parent)
+    for room in range(60):
+        with monkeypatch.context() as patch:
+            fill_disk(patch, path.name, room)
+            with pytest.raises(OSError, match="No space left on device"):
+                journal.add([("another", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10])])
+        assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("other", [{}, {**OF, "settings": {"text": "validation"}}, {**OF, "more": 1}])

@@ -1,0 +1,39 @@
+"""Standard output and error whose reader may go away."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+
+_GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, such as head; a closed terminal
+
+
+def keep_writable() -> None:
+    """From now on what this process prints is dropped where nobody can read it, and the work goes on.
+
+    Characters that the terminal lacks are replaced.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed from the start
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+        elif stream is getattr(sys, f"__{name}__"):  # not one of a test or a notebook
+            stream.flush()
+            buffer = io.BufferedWriter(_Output(number, "w", closefd=False))  # type: ignore[type-var]
+            errors = "replace" if name == "stdout" else stream.errors
+            wrapped = io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=stream.line_buffering)
+            setattr(sys, name, wrapped)
+
+
+class _Output(io.FileIO):
+    def write(self, content: bytes) -> int:  # type: ignore[override]
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(content)
