@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from ssa.model.config import ModelConfig, RopeScaling, TemperatureConfig, Terms
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve the runs that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: faster, and equal in every process
 ROOT = Path(__file__).parent.parent
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:  # as after nohup, or in the background of a script
+        signal.signal(_number, _handler)
 BOTH = Terms(token="shared", position="log")
 
 
