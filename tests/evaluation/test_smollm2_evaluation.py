@@ -42,7 +42,7 @@ def backend_results(model: Any, task: str, limit: int) -> Any:
 @pytest.mark.parametrize("task", LIMITS)
 def test_matches_hf_backend(task: str, theirs: Any, tmp_path: Path) -> None:
     limit = LIMITS[task]
-    settings = {"init_from": FOLDER, "tasks": task, "limit": limit, "context": CONTEXT, "batch_size": "4"}
+    settings = {"init_from": FOLDER, "tasks": [task], "limit": limit, "context": CONTEXT, "batch_size": "4"}
     ours = evaluate(EvaluateSettings.model_validate({**settings, "output_dir": str(tmp_path)}))[task]
     wanted = backend_results(theirs, task, limit)
     for (number, found), sample in zip(ours["details"]["samples"][task], wanted["samples"][task], strict=True):
