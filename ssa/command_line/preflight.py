@@ -23,7 +23,7 @@ def check_train(config: Config) -> None:
     with RunRecord.open(config) as record:
         if record.finished:
             return
-        data = with_own_tokenizer(config.data, record.folder) if record.resume_checkpoint else config.data
+        data = with_own_tokenizer(config.data, record.folder) if record.resume_checkpoints else config.data
     if data.source == "text":
         split_files(data)
     local_definition(data.tokenizer)

@@ -1,72 +1,188 @@
-"""Loading checkpoints, with one-line errors for damaged files."""
+"""Checkpoints: written atomically, checked whenever they are read.
+
+torch stores a CRC-32 of each tensor in the file, but does not compare it on loading; `read` does.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
-from collections.abc import Mapping
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ssa.config import Config, parse, upgraded
 from ssa.errors import UserError
 from ssa.files import refuse_lfs_pointer, replacing
 from ssa.model.transformer import Transformer
+from ssa.record.run_files import config_changes
+
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, ValueError, KeyError,
+    struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint; its tensors are memory-mapped.
 
     Raises:
-        UserError: the file is missing, truncated or not a checkpoint.
+        UserError: the file is missing, damaged or not a checkpoint.
     """
     refuse_lfs_pointer(path, str(path))
     try:
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()
+        if damaged is not None:
+            raise ValueError(f"wrong checksum of {damaged}")
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged, or not a checkpoint ({what}); remove it to start over") from None
-    if not isinstance(contents, dict) or "config" not in contents:
-        raise UserError(f"{path}: not a checkpoint of this project; remove it to start over")
+        raise UserError(f"{path}: damaged, or not a checkpoint ({what})") from None
+    if not isinstance(contents, dict) or not isinstance(contents.get("config"), dict):
+        raise UserError(f"{path}: not a checkpoint of this project")
     return contents
 
 
-def save(contents: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint atomically, beside the old one.
+def save(contents: Mapping[str, Any], path: Path, previous: Path | None = None) -> None:
+    """Write a checkpoint atomically, beside the old one, which becomes ``previous``.
+
+    There are never more than two: what ``previous`` was is removed first.
 
     Raises:
         OSError: the disk is full, for example.
     """
-    with replacing(path) as partial, partial.open("wb") as file:
-        try:
-            torch.save(contents, file)
-        except RuntimeError as error:  # torch's own complaint about the rest of the file
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    if previous is not None:
+        previous.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        with partial.open("wb") as file:
+            try:
+                torch.save(contents, file)
+            except RuntimeError as error:  # torch's own complaint about the rest of the file
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        if previous is not None:
+            with suppress(FileNotFoundError):
+                os.replace(path, previous)
 
 
-def vocab_size(path: Path) -> int:
-    """The vocabulary size of the model in a ``best`` checkpoint.
+def check_config(contents: Mapping[str, Any], config: Config, path: Path) -> None:
+    """Refuse a checkpoint of another config.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: names the first difference.
     """
-    try:
-        return int(read(path)["model"]["token_embedding.weight"].shape[0])
-    except (KeyError, TypeError, AttributeError, IndexError):
-        raise UserError(f"{path}: not a checkpoint of this project's models") from None
+    changes = config_changes(parse(upgraded(contents["config"])), config)
+    if changes:
+        raise UserError(f"{path}: its config is another than config.yaml says ({changes[0]}): one of them was changed")
 
 
-def load_weights(model: Transformer, path: Path) -> int:
-    """Load a ``best`` checkpoint into a model of the same config; returns its optimizer step.
+@dataclass(frozen=True)
+class ResumePoint:
+    """The checkpoint to resume from.
+
+    Attributes:
+        path: the file.
+        step: its optimizer step.
+        damaged: what is wrong with the newest, or with the best weights, in one line; empty: nothing.
+        has_best: whether the best weights, which are damaged, are those of this checkpoint.
+    """
+
+    path: Path
+    step: int
+    damaged: str
+    has_best: bool
+
+
+def resume_point(checkpoints: Sequence[Path], best: Path, config: Config) -> ResumePoint | None:
+    """The newest checkpoint that training can resume from; None: there is none yet.
+
+    A damaged one is passed over, and where ``best`` is damaged, those of other weights.
+
+    Args:
+        checkpoints: newest first; those that do not exist are passed over.
+        best: the best weights.
+        config: of the run.
 
     Raises:
-        UserError: the checkpoint is damaged or of another model.
+        UserError: there are checkpoints, but none of them will do.
+    """
+    problems: dict[str, None] = {}
+    for path in filter(Path.exists, checkpoints):
+        try:
+            contents = read(path)
+            step, saved = int(contents["global_step"]), contents["callbacks"]["Checkpoints"]
+            check_config(contents, config, path)
+        except KeyError:
+            problems[f"{path}: not a checkpoint to resume from"] = None
+            continue
+        except UserError as error:
+            problems[str(error)] = None
+            continue
+        has_best = False
+        if math.isfinite(saved["best_loss"]):
+            try:
+                read(best)
+            except UserError as error:
+                problems[str(error)] = None
+                has_best = saved["best_step"] == step
+                if not has_best:
+                    continue
+        return ResumePoint(path, step, "; ".join(problems), has_best)
+    if problems:
+        raise UserError("; ".join((*problems, "rerun=true starts over")))
+    return None
+
+
+def restore_best(point: ResumePoint, best: Path) -> None:
+    """Write ``best`` again, from a checkpoint that has its weights."""
+    contents = read(point.path)
+    weights = {name.removeprefix("model."): tensor for name, tensor in contents["state_dict"].items()}
+    save({"model": weights, "config": contents["config"], "step": point.step}, best)
+
+
+@dataclass(frozen=True)
+class BestWeights:
+    """The contents of a ``best`` checkpoint: tensors by name, the optimizer step, and the config of its run."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    step: int
+    vocab_size: int
+
+    def load_into(self, model: Transformer) -> None:
+        """Load the weights.
+
+        Raises:
+            UserError: the model is another.
+        """
+        try:
+            model.load_state_dict(self.tensors)
+        except RuntimeError as error:
+            last = str(error).splitlines()[-1].strip()
+            raise UserError(f"{self.path}: not a checkpoint of this model ({last})") from None
+
+
+def read_best(path: Path, config: Config) -> BestWeights:
+    """The best weights of a run.
+
+    Raises:
+        UserError: the checkpoint is damaged, or of another config.
     """
     contents = read(path)
+    check_config(contents, config, path)
     try:
-        model.load_state_dict(contents["model"])
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: not a checkpoint of this model ({str(error).splitlines()[-1].strip()})") from None
-    return int(contents["step"])
+        rows = int(contents["model"]["token_embedding.weight"].shape[0])
+        return BestWeights(path, contents["model"], int(contents["step"]), rows)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+        raise UserError(f"{path}: not a checkpoint of this project's models") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssa.errors import UserError
-from ssa.files import hash_of, hash_of_bytes, hash_of_file, locked, read_json, write_json
+from ssa.files import hash_of, hash_of_bytes, hash_of_file, locked, read_json, read_json_or_none, write_json
 
 SUMMARY = "summary.json"
 KEYS = ("files", "sha256")  # keys of summary.json beside the results
@@ -45,6 +45,36 @@ def add_evaluations(folder: Path, since: float) -> None:
             if is_new or path.stat().st_mtime >= since - 1:  # file times are coarse
                 values["files"][name] = _checksum(path)
         write_json(folder / SUMMARY, _with_own(values))
+
+
+def verify(folder: Path, *names: str) -> None:
+    """Compare files with the checksums of a finished run; a file without one passes.
+
+    Raises:
+        UserError: names the first that has changed.
+    """
+    files = (read_json_or_none(folder / SUMMARY) or {}).get("files")
+    known = files if isinstance(files, dict) else {}
+    for name in names:
+        checksum, path = known.get(name), folder / name
+        if isinstance(checksum, dict) and path.is_file() and hash_of_file(path) != checksum.get("sha256"):
+            raise UserError(
+                f"{path}: damaged, or changed since the run finished, says its checksum: "
+                "restore it, or run again with rerun=true"
+            )
+
+
+def verify_summary(folder: Path) -> None:
+    """Compare summary.json with its own checksum, if it has one.
+
+    Raises:
+        UserError: it is damaged or was changed.
+    """
+    values = read_json(folder / SUMMARY)
+    if values.get("sha256") not in (None, _of_values(values)):
+        raise UserError(
+            f"{folder / SUMMARY}: damaged, or changed since the run finished: restore it, or use rerun=true"
+        )
 
 
 def damage(folder: Path) -> list[str]:

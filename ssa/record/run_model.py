@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssa.config import Config, DataConfig
 from ssa.errors import NotFinite, UserError
 from ssa.files import cache_root, hash_of_file
+from ssa.record import checksums
 from ssa.record.run_files import load_config
 from ssa.text.corpus import open_corpus
 from ssa.text.tokenization import Tokenizer, load_tokenizer
@@ -27,17 +28,19 @@ def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
     """
     config = load_run_config(folder)
     from ssa.model.transformer import Transformer  # imports torch, which takes seconds: after the folder is checked
-    from ssa.record.checkpoint import load_weights, vocab_size
+    from ssa.record.checkpoint import read_best
 
     tokenizer = load_run_tokenizer(folder, config)
-    rows = vocab_size(best_weights(folder))
+    checksums.verify(Path(folder), best_weights("").as_posix())
+    best = read_best(best_weights(folder), config)
+    rows = best.vocab_size
     if tokenizer.vocab_size > rows or (config.model.vocab_size is None and tokenizer.vocab_size != rows):
         raise UserError(
             f"{Path(folder) / 'tokenizer.json'}: {tokenizer.vocab_size:,} tokens, but the model has {rows:,}: "
             "it is not the tokenizer of this run"
         )
     model = Transformer(config.model, rows, seed=None)
-    load_weights(model, best_weights(folder))
+    best.load_into(model)
     return config, model.eval(), tokenizer
 
 
@@ -51,6 +54,7 @@ def load_run_config(folder: str | Path) -> Config:
     if not (path / "config.yaml").is_file() and (path / "config.json").is_file():
         raise UserError(f"{folder} is an exported model, not a run folder; give the run folder it was exported from")
     config = load_config(folder)
+    checksums.verify(path, "config.yaml", "tokenizer.json")
     if not best_weights(folder).is_file():
         raise UserError(
             f"{folder} has no {best_weights('')} yet: it is written at the first validation, "

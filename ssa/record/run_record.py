@@ -8,7 +8,7 @@
       metrics.jsonl      one row per line: step, tokens, then metrics; the record of truth
       summary.json       the numbers for tables, with checksums of the other files
       status.json        running, finished, interrupted or failed; start time, step, error
-      checkpoints/       last.ckpt, best.ckpt
+      checkpoints/       last.ckpt, best.ckpt; until the run finishes previous.ckpt, the one before last.ckpt
 
 ``rerun=true`` starts a run over and keeps its old folder as ``<run_id>.replaced-1``, ``-2``, ...
 """
@@ -109,15 +109,22 @@ class RunRecord:
         return self.folder / "checkpoints" / "best.ckpt"
 
     @property
-    def resume_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from, or None to start from step 0.  Valid before `begin`."""
-        return self.last_checkpoint if self.last_checkpoint.exists() and not self.config.rerun else None
+    def previous_checkpoint(self) -> Path:
+        """The one before the newest."""
+        return self.folder / "checkpoints" / "previous.ckpt"
+
+    @property
+    def resume_checkpoints(self) -> list[Path]:
+        """The checkpoints to resume from, newest first; none: start from step 0.  Valid before `begin`."""
+        both = [] if self.config.rerun else [self.last_checkpoint, self.previous_checkpoint]
+        return [path for path in both if path.exists()]
 
     def begin(
         self,
         environment: Environment,
         *,
         step: int | None = None,
+        checkpoint: Path | None = None,
         data_hash: str | None = None,
         weights_hash: str | None = None,
     ) -> None:
@@ -126,6 +133,7 @@ class RunRecord:
         Args:
             environment: of this attempt.
             step: optimizer step of the checkpoint to resume from; None: from the start.
+            checkpoint: the checkpoint to resume from, which becomes the newest.
             data_hash: fingerprint of the data, which must be the same in all attempts.
             weights_hash: hash of the pretrained weights the run starts from.
 
@@ -142,6 +150,8 @@ class RunRecord:
         for partial in (self.folder / "checkpoints").glob(".*.partial"):
             partial.unlink()  # of an attempt killed while saving
         self.rewind(step)
+        if checkpoint is not None:
+            checkpoint.replace(self.last_checkpoint)
         if before:
             self._keep_environment(before.attempt)
         else:  # resume and rerun are options of the command, not of the run
@@ -182,6 +192,7 @@ class RunRecord:
 
     def finish(self, values: Mapping[str, Any], *, step: int) -> None:
         """Write summary.json, with checksums of all files, and mark the run as finished."""
+        self.previous_checkpoint.unlink(missing_ok=True)
         status = replace(load_status(self.folder), status="finished", time=_now(), step=step, error=None)
         text = to_json(asdict(status))
         write_json(self.folder / "summary.json", with_checksums(self.folder, values, {"status.json": text}))

@@ -11,16 +11,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from rich.console import Console
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ssa.config import TrainerConfig
 from ssa.device import peak_memory_bytes
 from ssa.errors import EXIT_INTERRUPTED, NotFinite, TrainingDiverged
 from ssa.processes import termination_signals
 from ssa.progress import ProgressBar
-from ssa.record.checkpoint import save
+from ssa.record.checkpoint import read, save
 from ssa.training.lit_module import LanguageModule
 
 
@@ -173,10 +176,18 @@ class Checkpoints(Callback):
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes a checkpoint of Lightning once, in its place; Lightning's goes through memory and the temporary folder."""
+    """Writes a checkpoint once, in its place, and keeps the one before; Lightning's goes through memory and $TMPDIR."""
+
+    def __init__(self, previous: Path) -> None:
+        self.previous = previous
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        save(checkpoint, Path(path))
+        save(checkpoint, Path(path), self.previous)
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        # Copies: the optimizer keeps its tensors, and mapped ones would keep the space of a replaced file in use.
+        copied: dict[str, Any] = tree_map_only(Tensor, torch.clone, read(Path(path)))
+        return copied
 
 
 class TrainingProgress(Callback):

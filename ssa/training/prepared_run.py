@@ -12,6 +12,7 @@ from torch import Tensor
 from ssa.config import Config
 from ssa.device import Precision
 from ssa.model.transformer import Transformer
+from ssa.record.checkpoint import ResumePoint
 from ssa.text.token_blocks import EvaluationBatches, TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
 
@@ -60,7 +61,7 @@ class PreparedRun:
     loader: TrainingLoader
     weights_hash: str | None  # of the pretrained weights it starts from
     references: dict[str, float]  # validation perplexity of n-gram models, by name
-    checkpoint_step: int | None  # the optimizer step it resumes from
+    resume: ResumePoint | None  # None: from step 0
 
     def evaluation_batches(self, split: str) -> EvaluationBatches:
         """Consecutive windows of a split, in micro-batches."""

@@ -92,8 +92,10 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
         "trains": f"{trained:,} parameters (optim.train={config.optim.train})",
         "baseline": f"{reference} (validation perplexity of n-gram models on the same tokens)",
     }
-    if run.checkpoint_step is not None:
-        lines["resumed"] = f"at step {run.checkpoint_step:,}"
+    if run.resume is not None:
+        lines["resumed"] = f"at step {run.resume.step:,}"
+        if run.resume.damaged:
+            lines["resumed"] += f", from the newest checkpoint that serves: {run.resume.damaged}"
     for name, text in lines.items():
         console.print(f"{name:<8} {text}")
     for note in _notes(run):

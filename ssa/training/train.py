@@ -21,7 +21,7 @@ from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files, weights_hash
 from ssa.record import checksums, environment, wandb_mirror
-from ssa.record.checkpoint import load_weights, read
+from ssa.record.checkpoint import read_best, restore_best, resume_point
 from ssa.record.run_files import Row, read_summary
 from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
@@ -63,6 +63,7 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
         if record.finished:
             record.check_same(weights_hash=weights_hash(config.init_from) if config.init_from else None)
             console.print("This run finished before (rerun=true runs it again).")
+            checksums.verify_summary(record.folder)
             recorded = read_summary(record.folder)
             summary = {key: value for key, value in recorded.items() if key not in checksums.KEYS}
             wandb_mirror.mirror_finished(config, record, summary)
@@ -83,7 +84,9 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _prepare(config: Config, record: RunRecord) -> PreparedRun:
-    device, resuming = resolve_device(config.trainer.device), record.resume_checkpoint is not None
+    device = resolve_device(config.trainer.device)
+    resume = resume_point(record.resume_checkpoints, record.best_checkpoint, config)
+    resuming = resume is not None
     if config.init_from and not resuming:
         weight_files(config.init_from)  # before text is tokenized for a missing model
     length, masked = config.data.block_size, config.data.document_mask
@@ -105,7 +108,7 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
         loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps),
         references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
         weights_hash=weights_hash(config.init_from) if config.init_from and not resuming else None,
-        checkpoint_step=read(record.resume_checkpoint)["global_step"] if record.resume_checkpoint else None,
+        resume=resume,
     )
 
 
@@ -127,7 +130,7 @@ def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transform
 def _execute(
     run: PreparedRun, record: RunRecord, command: Sequence[str], console: Console, began: float
 ) -> dict[str, Any]:
-    config, resume_from = run.config, record.resume_checkpoint
+    config, resume = run.config, run.resume
     facts = environment.describe(
         command, device=device_name(run.device), precision=run.precision, attention_backend=run.attention_backend
     )
@@ -135,7 +138,11 @@ def _execute(
         torch._dynamo.reset()  # the recompilation limit counts earlier jobs in this process
         run.model.compile()
     reset_peak_memory(run.device)
-    record.begin(facts, step=run.checkpoint_step, data_hash=run.corpus.fingerprint, weights_hash=run.weights_hash)
+    if resume and resume.has_best:
+        restore_best(resume, record.best_checkpoint)
+    step, checkpoint = (resume.step, resume.path) if resume else (None, None)
+    hashes = {"data_hash": run.corpus.fingerprint, "weights_hash": run.weights_hash}
+    record.begin(facts, step=step, checkpoint=checkpoint, **hashes)
     write_atomic(record.folder / "tokenizer.json", run.corpus.tokenizer.definition)
     print_start(console, run, record.folder)
     with WandbMirror.open(config, record) as mirror, _quiet_lightning():
@@ -145,24 +152,29 @@ def _execute(
             mirror.log(row)
 
         module = LanguageModule(config, run.model, run.splits, log_row)
-        module.last_checkpoint = str(resume_from or "none")
+        module.last_checkpoint = str(record.last_checkpoint) if resume else "none"
         interruption, rows = Interruption(), TrainingRows(config.trainer)
         checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer, interruption)
-        trainer = _trainer(run, [interruption, rows, checkpoints, TrainingProgress(console, config.trainer, rows)])
+        storage = CheckpointFile(record.previous_checkpoint)
+        trainer = _trainer(
+            run, storage, [interruption, rows, checkpoints, TrainingProgress(console, config.trainer, rows)]
+        )
         validation = run.evaluation_batches("validation")
         try:
             with interruption.watch():
-                if config.init_from and not resume_from:
+                if config.init_from and not resume:
                     with module.before_training():
                         trainer.validate(module, validation, verbose=False)
-                trainer.fit(module, run.loader, validation, ckpt_path=resume_from, weights_only=True)
-                best_step = load_weights(run.model, record.best_checkpoint)
-                summary = summarize(run, trainer, module, best_step)
+                newest = record.last_checkpoint if resume else None
+                trainer.fit(module, run.loader, validation, ckpt_path=newest, weights_only=True)
+                best = read_best(record.best_checkpoint, config)
+                best.load_into(run.model)
+                summary = summarize(run, trainer, module, best.step)
         except Interrupted:
             record.set_status("interrupted", step=trainer.global_step)
-            resume = f"python train.py resume={record.folder}"
+            again = f"python train.py resume={record.folder}"
             saved = "saved" if record.last_checkpoint.exists() else "nothing to save yet"
-            console.print(f"Interrupted at step {trainer.global_step}, {saved}.  To resume: {resume}")
+            console.print(f"Interrupted at step {trainer.global_step}, {saved}.  To resume: {again}")
             raise SystemExit(EXIT_INTERRUPTED) from None
         summary |= {
             "tokens_per_second": summary["tokens"] / rows.seconds,
@@ -183,7 +195,7 @@ def _step_0(record: RunRecord) -> dict[str, Any]:
     return {f"step_0/{name}": first[name] for name in names if name in first}
 
 
-def _trainer(run: PreparedRun, callbacks: list[L.Callback]) -> L.Trainer:
+def _trainer(run: PreparedRun, storage: CheckpointFile, callbacks: list[L.Callback]) -> L.Trainer:
     settings = run.config.trainer
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(run.device.type, run.device.type),
@@ -195,7 +207,7 @@ def _trainer(run: PreparedRun, callbacks: list[L.Callback]) -> L.Trainer:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
-        plugins=[CheckpointFile()],
+        plugins=[storage],
         inference_mode=False,  # avoids a second compilation
         logger=False,
         enable_checkpointing=False,

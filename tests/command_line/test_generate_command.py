@@ -105,6 +105,8 @@ def test_logits_that_are_not_finite(broken: Path, launch: Launch) -> None:
     contents = torch.load(weights, weights_only=True)
     contents["model"]["head.weight"][7] = float("nan")
     torch.save(contents, weights)
+    assert "best.ckpt: damaged, or changed since the run finished" in only_error(launch(f"run={broken}", "prompt=x"))
+    (broken / "summary.json").unlink()  # with the checksums
     code, _, err = launch(f"run={broken}", f"prompt={PROMPT}")
     assert (code, err) == (
         2,

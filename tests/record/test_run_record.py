@@ -194,11 +194,11 @@ def test_earlier_attempts_keep_their_environment(config: Config) -> None:
 
 def test_checkpoint_paths(config: Config) -> None:
     record = RunRecord.open(config)
-    assert record.resume_checkpoint is None
+    assert record.resume_checkpoints == []
     record.begin(ENVIRONMENT)
-    record.last_checkpoint.write_bytes(b"")
-    record.best_checkpoint.write_bytes(b"")
-    assert record.resume_checkpoint == record.last_checkpoint
+    for path in (record.previous_checkpoint, record.last_checkpoint, record.best_checkpoint):
+        path.write_bytes(b"")
+    assert record.resume_checkpoints == [record.last_checkpoint, record.previous_checkpoint]
     assert record.last_checkpoint.parent == record.best_checkpoint.parent == record.folder / "checkpoints"
 
 
@@ -216,7 +216,7 @@ def test_rerun_keeps_the_old_record(config: Config, smoke: Configured) -> None:
         with RunRecord.open(smoke("rerun=true")) as record:
             record.last_checkpoint.write_bytes(b"old")
             assert not record.finished
-            assert record.resume_checkpoint is None
+            assert record.resume_checkpoints == []
             assert not folder.with_name(f"{folder.name}.replaced-{number}").exists(), "only once the data are there"
             record.begin(ENVIRONMENT)
             assert not record.last_checkpoint.exists()

@@ -26,6 +26,8 @@ from ssa.device import resolve_precision
 from ssa.errors import UserError
 from ssa.model.transformer import Transformer
 from ssa.record.checksums import damage
+from ssa.record.run_files import load_config
+from ssa.record.run_model import load_run
 from ssa.text.token_blocks import EvaluationBatches
 from ssa.text.token_cache import prepare
 from ssa.training.lit_module import LanguageModule
@@ -196,14 +198,65 @@ def test_a_token_cache_of_an_earlier_version_is_checked_for_lost_text(tiny) -> N
     assert prepare(config.data).split("validation").lossless
 
 
-def test_a_damaged_checkpoint_is_one_line(tiny) -> None:
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+    """Train until a bug in a step."""
+    training_step = LanguageModule.training_step
+
+    def stopped(module: LanguageModule, *batch: Any) -> Any:
+        if module.step == step:
+            raise ZeroDivisionError
+        return training_step(module, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModule, "training_step", stopped)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file: in a checkpoint, of a weight."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "resumed_at"),
+    [(["last"], 2), (["best"], 4), (["last", "best"], 2), (["previous"], 4), (["last", "previous"], None)],
+)
+def test_a_damaged_checkpoint_is_noticed(tiny, tmp_path, monkeypatch, capsys, damaged, resumed_at) -> None:
+    unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
+    train(unbroken)
+    stop_at(4, monkeypatch, broken)
+    checkpoints = folder(broken) / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    for name in damaged:
+        flip(checkpoints / f"{name}.ckpt")
+    if resumed_at is None:
+        with pytest.raises(UserError, match=r"last.ckpt: damaged.*previous.ckpt: damaged.*; rerun=true starts over$"):
+            train(broken)
+        return
+    capsys.readouterr()
+    train(broken)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed"))
+    assert line.startswith(f"resumed  at step {resumed_at}")
+    assert ("damaged" in line) == (damaged != ["previous"])
+    assert same(weights(unbroken), weights(broken))
+    assert same(weights(unbroken, "best"), weights(broken, "best"))
+    assert numbers(unbroken) == numbers(broken)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_changed_config_is_noticed(tiny, monkeypatch) -> None:
     config = tiny()
-    killed(config, at_step=4)
-    last = folder(config) / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"last\.ckpt: damaged") as error:
-        train(config)
-    assert "\n" not in str(error.value)
+    stop_at(4, monkeypatch, config)
+    path = folder(config) / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.003", "lr: 0.007"))
+    changed = load_config(folder(config)).model_copy(update={"resume": str(folder(config))})
+    with pytest.raises(UserError, match=r"last.ckpt: its config is another .*optim.lr: 0.003 -> 0.007"):
+        train(changed)
+    with pytest.raises(UserError, match=r"best.ckpt: its config is another .*optim.lr: 0.003 -> 0.007"):
+        load_run(folder(config))
 
 
 KILLED = """
