@@ -182,7 +182,7 @@ class Config(Section):
                 f"data.block_size={self.data.block_size}: over the model's positions; "
                 f"valid: up to model.max_positions={self.model.max_positions}"
             )
-        _check_terms(self.model.temperature)
+        check_terms(self.model.temperature)
         if self.optim.train == "temperature" and not self.model.temperature.scaled:
             raise ValueError(
                 f"optim.train=temperature: model.temperature={self.model.temperature.name} has no temperatures; "
@@ -235,7 +235,8 @@ def _jsonable(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def _check_terms(temperature: TemperatureConfig) -> None:
+def check_terms(temperature: TemperatureConfig) -> None:
+    """Raises ValueError, with the valid names, for a term that does not exist or belongs to another slot."""
     for projection, terms in temperature.scaled.items():
         for slot, name in terms.chosen.items():
             if name not in (valid := term_names()[slot]):

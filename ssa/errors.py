@@ -13,8 +13,9 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+    """The first line of another library's error message, shortened: some quote a whole file."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+    return line if len(line) <= 200 else f"{line[:100]} ... {line[-97:]}"
 
 
 class NotFinite(UserError):

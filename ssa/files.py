@@ -19,12 +19,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssa.errors import UserError
+from ssa.errors import UserError, first_line
 
 ALWAYS_HASHED = 256 << 20  # bytes; a larger file is hashed again only when its size or time has changed
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 _REMEMBERED = "file_hashes.json"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_DEEPEST = 100  # levels of nesting in a JSON file; those read here have less than ten
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -119,8 +120,10 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     """
     try:
         values = _to_floats(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where} is damaged: nested more than {_DEEPEST} levels deep") from None
+    except ValueError as error:
+        raise UserError(f"{where} is damaged: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{where} is damaged: it holds no JSON object")
     return values
@@ -161,15 +164,14 @@ def hash_of_file(path: Path, cache: Path | None = None) -> str:
     status = path.stat()
     name, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
     memory = cache / _REMEMBERED if cache and status.st_size > ALWAYS_HASHED else None
-    remembered = (read_json_or_none(memory) if memory else None) or {}
+    remembered = (read_checked(memory) if memory else None) or {}
     if remembered.get(name, [])[:2] == stamp:
         return str(remembered[name][2])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if memory:
-        with suppress(OSError):  # a read-only cache remembers nothing
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            write_json(memory, {**remembered, name: [*stamp, digest]})
+        with suppress(UserError):  # a read-only cache remembers nothing
+            write_checked(memory, {**remembered, name: [*stamp, digest]})
     return digest
 
 
@@ -349,9 +351,11 @@ def _to_finite(value: Any) -> Any:
     return value
 
 
-def _to_floats(value: Any) -> Any:
+def _to_floats(value: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise RecursionError
     if isinstance(value, dict):
-        return {key: _to_floats(item) for key, item in value.items()}
+        return {key: _to_floats(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_to_floats(item) for item in value]
+        return [_to_floats(item, depth + 1) for item in value]
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value

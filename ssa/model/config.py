@@ -27,6 +27,8 @@ _TERM_SETTINGS = {
     "ssmax": "ssmax_init",
     "yarn": "yarn_factor",
 }
+_TOO_LARGE = 2**31  # for any size
+_LARGEST_LISTED = 100_000  # with its divisors, in a message
 _RANGES: dict[str, Callable[[float], bool]] = {
     "> 0": lambda value: value > 0,
     ">= 0 and < 1": lambda value: 0 <= value < 1,
@@ -44,7 +46,8 @@ _NULL: Any = None
 def check_divides(field: str, divisor: int, whole_field: str, whole: int) -> None:
     """Raises ValueError, which lists the divisors, if one field does not divide another."""
     if whole % divisor:
-        valid = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+        small = whole <= _LARGEST_LISTED
+        valid = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0) if small else "a divisor of it"
         raise ValueError(f"{field}={divisor}: does not divide {whole_field}={whole}; valid: {valid}")
 
 
@@ -95,6 +98,8 @@ class _Values:
                 raise ValueError(f"{section}.{name}={json.dumps(value)}: expected a finite number")
             if valid and value is not None and not _RANGES[valid](value):
                 raise ValueError(f"{section}.{name}={json.dumps(value)}: out of range; valid: {valid}")
+            if isinstance(value, int) and value >= _TOO_LARGE:
+                raise ValueError(f"{section}.{name}={value}: out of range; valid: > 0 and < {_TOO_LARGE}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -105,6 +106,14 @@ class CheckpointFormat:
     tensor_aliases: Mapping[str, str] = field(default_factory=dict)
     ignored_tensors: str = ""
 
+    def parameter(self, tensor: str) -> str:
+        """The name in `Transformer` of a weight that one tensor holds; other tensors keep their names."""
+        return tensor.removeprefix("model.")
+
+    def config_key(self, field: str) -> str:
+        """The key of config.json that holds a size, a field of `ModelConfig`."""
+        return f"{self.model_type}.{field}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family(CheckpointFormat):
@@ -142,6 +151,17 @@ class Family(CheckpointFormat):
         sizes = {field: config.count(*names) for field, names in self.sizes.items()}
         tie_embeddings = config.flag(self.tie_embeddings, "tie_word_embeddings")
         return {**_DEFAULTS, **sizes, "tie_embeddings": tie_embeddings, **self.read(config, sizes)}
+
+    def parameter(self, tensor: str) -> str:
+        name = tensor if tensor.startswith(self.prefix) else self.prefix + tensor
+        for module in self.modules:
+            pattern = re.escape(f"{module.names[0]}.weight").replace(r"\{\}", r"(\d+)")
+            if len(module.names) == 1 and (match := re.fullmatch(pattern, name)):
+                return f"{module.module}.weight".format(*match.groups())
+        return tensor
+
+    def config_key(self, field: str) -> str:
+        return str(self.sizes[field][1]) if field in self.sizes else field
 
     def to_hf(self, model: ModelConfig, vocab_size: int) -> dict[str, Any]:
         """A config.json for transformers 4.56 to 5, without special token ids (null) and dtype.

@@ -14,8 +14,17 @@ from ssa.model.config import ModelConfig, TemperatureConfig
 from ssa.model.temperature import upgraded_name
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import Family, WeightMapping
-from ssa.pretrained.source import Pretrained, check_architecture, check_temperatures, describe, weight_files
-from ssa.pretrained.tensor_files import DTYPE_BYTES, StoredTensor, stored_tensors
+from ssa.pretrained.source import (
+    Pretrained,
+    architecture,
+    check_architecture,
+    check_sizes,
+    check_temperatures,
+    describe,
+    weight_files,
+)
+from ssa.pretrained.tensor_files import StoredTensor, stored_tensors
+from ssa.pretrained.tensor_headers import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from ssa.text.tokenization import Tokenizer
@@ -49,6 +58,7 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
         UserError: the model is not available, damaged, not finite, or has another architecture or other temperatures.
     """
     pretrained = describe(init_from)
+    check_sizes(init_from, pretrained.format, architecture(pretrained.model))
     check_architecture(model, pretrained)
     check_temperatures(model, pretrained)
     with torch.device("meta"):

@@ -6,12 +6,12 @@ torch is not imported, so that a mistyped name is refused at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssa.config import upgraded, validated
+from ssa.config import check_terms, upgraded, validated
 from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.files import cache_root, expanded, hash_of, hash_of_file, parse_json, refuse_lfs_pointer
@@ -20,6 +20,8 @@ from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, CheckpointFormat, Family
 from ssa.pretrained.remote_code import ARCHITECTURE as SSA_ARCHITECTURE
 from ssa.pretrained.remote_code import MODEL_TYPE
+from ssa.pretrained.stored_sizes import EMBEDDING, wrong_size
+from ssa.pretrained.tensor_headers import tensor_headers
 
 SSA = CheckpointFormat(model_type=MODEL_TYPE, architecture=SSA_ARCHITECTURE, head="model.head.weight")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -45,10 +47,11 @@ class Pretrained:
 
 
 def describe(init_from: str) -> Pretrained:
-    """The model named by ``init_from``; reads its config.json only.
+    """The model named by ``init_from``, from its config.json; the tensors in a local folder must agree with it.
 
     Raises:
-        UserError: config.json is not available, is damaged, or describes an unsupported model.
+        UserError: config.json is not available, is damaged, or describes an unsupported model, or one of other sizes
+            than the folder holds.
     """
     config = _read_json(init_from, "config.json")
     model_type = config.get("model_type")
@@ -63,12 +66,28 @@ def describe(init_from: str) -> Pretrained:
         fields = found.to_model(config) if isinstance(found, Family) else _exported(config)
     except UserError as error:
         raise UserError(f"init_from={init_from}: {error}") from None
+    if local_folder(init_from) is not None:
+        check_sizes(init_from, found, fields)
     try:
         model = validated(ModelConfig, {"name": model_type, **fields, "size": size_label(init_from)})
-    except UserError as error:
+        check_terms(model.temperature)
+    except (UserError, ValueError) as error:
         what = "ssa is damaged or from another version: " if found is SSA else ""
         raise UserError(f"init_from={init_from}: config.json: {what}{error}") from None
     return Pretrained(init_from, found, model)
+
+
+def check_sizes(init_from: str, form: CheckpointFormat, sizes: Mapping[str, Any]) -> None:
+    """Refuse sizes of the config, fields of `ModelConfig`, that differ from those of the stored tensors."""
+    files = weight_files(init_from)
+    headers = (one for file in files for one in tensor_headers(file, f"init_from={init_from}: {file.name}"))
+    shapes = {form.parameter(header.name): header.shape for header in headers}
+    where = files[0].name if len(files) == 1 else f"the {len(files)} safetensors files"
+    if len(shapes.get(EMBEDDING, ())) != 2:
+        raise UserError(f"init_from={init_from}: {where}: no token embedding of a {form.architecture}")
+    if wrong := wrong_size(sizes, shapes):
+        said = " x ".join(f"{form.config_key(field)}={value}" for field, value in wrong.fields.items())
+        raise UserError(f"init_from={init_from}: config.json: {said}: {where} has {wrong.stored}")
 
 
 def weight_files(init_from: str) -> list[Path]:
@@ -88,7 +107,7 @@ def weight_files(init_from: str) -> list[Path]:
     except HubUnreachable:
         raise unreachable or HubUnreachable(f"init_from={init_from}: {_INDEX} cannot be fetched") from None
     names = index.get("weight_map")
-    if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
+    if not isinstance(names, dict) or not names or not all(map(_is_file_name, names.values())):
         raise UserError(f"init_from={init_from}: {_INDEX} is damaged: no weight_map of tensors to file names")
     found = {name: _file(init_from, name) for name in sorted(set(names.values()))}
     absent = [name for name, path in found.items() if path is None]
@@ -210,6 +229,16 @@ def _file(init_from: str, filename: str) -> Path | None:
         return download(init_from, filename, "model", field="init_from")
     except NotInRepository:
         return None
+
+
+def _is_file_name(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and name != ""
+        and name.isprintable()
+        and Path(name).name == name
+        and len(name.encode()) < 256
+    )
 
 
 def local_folder(init_from: str) -> Path | None:

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ssa.errors import UserError
+from ssa.errors import UserError, first_line
+from ssa.pretrained.tensor_headers import DTYPE_BYTES, tensor_headers
 
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # supported dtypes of safetensors
 _PIECE = 8 << 20  # bytes
 
 
@@ -58,10 +58,8 @@ class StoredTensor(NamedTuple):
 def stored_tensors(init_from: str, files: Sequence[Path]) -> Iterator[StoredTensor]:
     """All tensors in some files, from the file headers."""
     for file in files:
-        with _reading(init_from, file), safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
-            found = [StoredTensor(init_from, file, n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()]
-        yield from found
+        for name, shape, dtype in tensor_headers(file, f"init_from={init_from}: {file.name}"):
+            yield StoredTensor(init_from, file, name, shape, dtype)
 
 
 @contextlib.contextmanager
@@ -71,4 +69,4 @@ def _reading(init_from: str, file: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"init_from={init_from}: {file.name} cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
-        raise UserError(f"init_from={init_from}: {file.name} is damaged or truncated ({error})") from None
+        raise UserError(f"init_from={init_from}: {file.name} is damaged or truncated ({first_line(error)})") from None

@@ -8,12 +8,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ssa.config import DataConfig
-from ssa.errors import UserError
+from ssa.config_errors import shown
+from ssa.errors import UserError, first_line
 from ssa.files import cache_root, expanded, hash_of, read_checked, refuse_lfs_pointer, write_checked
 from ssa.hub_client import ask_or_cached, download
 from ssa.processes import WorkerKilled, call_each
@@ -26,6 +28,8 @@ _TRAINED_ON = 64_000_000  # characters at the start of the training split
 _SAMPLED_TEXTS, _SAMPLE = 16, 4_000  # documents to check that decoding restores text, and characters of each
 _LONGEST_WORD = 1000  # bytes; longer words are split in training, whose time grows with the square of their length
 _TRAINED_HERE = 2_500_000  # characters; training on more text can take over ten seconds
+_LARGEST_ID = 1 << 24
+_PROBE = "a" * 50 + "! The 2nd  word:\n\tnaïve, 日本 🎉 it's\x00"
 _VALID = "valid: bpe-N (trained on the training split), a Hub id such as gpt2, a tokenizer.json, a folder with one"
 
 
@@ -39,14 +43,19 @@ class Tokenizer:
     def __init__(self, name: str, definition: str) -> None:
         import tokenizers
 
-        try:
+        self.name = name  # as in data.tokenizer
+        with _quiet(), self._refused("not a tokenizer.json"):
             inner = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(f"data.tokenizer={name}: not a tokenizer.json ({error})") from None
-        vocabulary = inner.get_vocab(with_added_tokens=True)
+        vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
         end = next((token for token in _ENDS if token in vocabulary), None)
         if end is None:
             raise UserError(f"data.tokenizer={name}: has no end-of-text token; valid: {' '.join(_ENDS)}")
+        largest = max(vocabulary, key=vocabulary.__getitem__)
+        if vocabulary[largest] >= _LARGEST_ID:
+            raise UserError(
+                f"data.tokenizer={name}: the token {shown(largest)} has the id {vocabulary[largest]}; "
+                f"valid: below {_LARGEST_ID}, since an embedding has a row for each"
+            )
         inner.no_truncation()
         inner.no_padding()
         if getattr(inner.model, "dropout", None):  # of BPE: each encoding would skip random merges
@@ -54,9 +63,14 @@ class Tokenizer:
         inner.add_special_tokens([end])
         inner.encode_special_tokens = True  # "<|endoftext|>" inside a text becomes ordinary tokens
         self._inner = inner
-        self.name = name  # as in data.tokenizer
-        self.end_of_text: int = vocabulary[end]  # the id between documents
-        self.vocab_size: int = max(vocabulary.values()) + 1  # as an embedding needs
+        self.end_of_text = vocabulary[end]  # the id between documents
+        self.vocab_size = vocabulary[largest] + 1  # as an embedding needs
+        with _quiet(), self._refused("not a working tokenizer"):
+            if len(set(vocabulary.values())) < len(vocabulary):
+                tokenizers.Tokenizer.from_str(self.definition)  # fails where an id was lost
+            with suppress(Exception):  # text that it has no tokens for is not at fault
+                inner.decode(inner.encode(_PROBE, add_special_tokens=False).ids)
+                inner.encode(_PROBE)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -69,15 +83,21 @@ class Tokenizer:
         return str(self._inner.to_str())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
-        return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+        """The ids of each text.
+
+        Raises:
+            UserError: the tokenizer cannot encode a text, such as for lack of a token for unknown words.
+        """
+        with self._refused("cannot encode this text"):
+            return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_as_published(self, text: str, begin: bool = True) -> list[int]:
         """The ids of a text as in other tools: special tokens in the text are parsed as such.
 
         ``begin`` adds the special tokens of the tokenizer's template, such as a leading ``<s>``.
         """
-        ids: list[int] = self._published.encode(text, add_special_tokens=begin).ids
+        with self._refused("cannot encode this text"):
+            ids: list[int] = self._published.encode(text, add_special_tokens=begin).ids
         return ids
 
     @functools.cached_property
@@ -114,7 +134,35 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], specials: bool = True) -> str:
         """The text of ids, with or without special tokens."""
-        return str(self._inner.decode(ids, skip_special_tokens=not specials))
+        with self._refused("cannot decode its tokens"):
+            return str(self._inner.decode(ids, skip_special_tokens=not specials))
+
+    @contextmanager
+    def _refused(self, fault: str) -> Iterator[None]:
+        """Turn an error of the library, which raises plain Exception and panics, into a `UserError`."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"data.tokenizer={self.name}: {fault} ({first_line(error)})") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the library prints when it panics."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:

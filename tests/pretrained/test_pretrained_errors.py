@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from pretrained_folders import ids, small, tensors_of, write_files, write_model
+from pretrained_folders import ids, small, tensors_of, write_export, write_files, write_model
 from safetensors.torch import save_file
 
+from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.hub_client import HubUnreachable, NotInRepository
 from ssa.model.config import ModelConfig
@@ -123,7 +126,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "heads": (edited(n_head=5), ["config.json: model.n_head=5: does not divide model.d_model=32"]),
     "export without model": (edited(model_type="ssa"), ["config.json: ssa: not set"]),
     "export of another version": (
-        edited(model_type="ssa", ssa={"depth": 3}),
+        lambda folder: (write_export(folder, small("gpt2")), edited(ssa={"depth": 3})(folder)),
         ["config.json: ssa is damaged or from another version: "],
     ),
     "pickle": (only_pickle, ["no model.safetensors", "pytorch_model.bin", "save_pretrained"]),
@@ -138,13 +141,14 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         changed(lambda t: t.pop(QKV)),
         [f"the 28 tensors of the GPT2LMHeadModel in config.json; 1 missing: {QKV} (32, 96)"],
     ),
-    "many missing": (changed(lambda t: [t.pop(n) for n in list(t) if "h.1." in n]), ["12 missing: ", " and 9 more"]),
+    "many missing": (changed(lambda t: [t.pop(n) for n in list(t) if "h.1.mlp" in n]), ["4 missing: ", "and 1 more"]),
+    "no embedding": (changed(lambda t: t.pop(WTE)), ["model.safetensors: no token embedding of a GPT2LMHeadModel"]),
     "misshaped": (
         changed(lambda t: t.update({QKV: t[QKV].t().contiguous()})),
         [f"1 with the wrong shape: {QKV} (96, 32), expected (32, 96)"],
     ),
-    "other vocabulary": (edited(vocab_size=601), [f"1 with the wrong shape: {WTE} (600, 32), expected (601, 32)"]),
-    "fewer layers": (edited(n_layer=1), ["12 unexpected: transformer.h.1.attn.c_attn.bias (96,)", "and 9 more"]),
+    "other vocabulary": (edited(vocab_size=601), ["config.json: vocab_size=601: model.safetensors has 600"]),
+    "fewer layers": (edited(n_layer=1), ["config.json: n_layer=1: model.safetensors has 2"]),
     "left over": (changed(lambda t: t.update(score=torch.ones(2, 3))), ["1 unexpected: score (2, 3)"]),
     "twice": (twice, ["its 3 safetensors files", "(duplicate)"]),
     "quantized": (
@@ -177,6 +181,89 @@ def test_one_line_for_each_fault(case: str, tmp_path: Path) -> None:
     damage(tmp_path)
     message = refused(tmp_path)
     assert [part for part in expected if part not in message] == [], message
+
+
+COUNTS = (0, -1, 2.5, True, "1000000000", math.nan, math.inf, [2], 10**6, 10**9, 10**12, 10**30)
+SIZES = {
+    "gpt2": ("vocab_size", "n_layer", "n_head", "n_embd", "n_positions", "n_inner"),
+    "gpt_neox": ("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
+    "llama": ("vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+}
+
+
+@pytest.mark.parametrize(("model_type", "key"), [(kind, key) for kind, keys in SIZES.items() for key in keys])
+def test_the_files_decide_on_sizes(model_type: str, key: str, tmp_path: Path) -> None:
+    write_model(tmp_path, model_type)
+    whole = (tmp_path / "config.json").read_text()
+    for value in COUNTS:
+        (tmp_path / "config.json").write_text(whole)
+        edited(**{key: value})(tmp_path)
+        message = refused(tmp_path)
+        assert re.match(rf"config\.json: .*({key}|n_head|n_kv_head)=", message), message
+        assert shown(value) in message
+        assert "valid: " in message or "model.safetensors has " in message
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_layer", 10**9), ("d_ff", 10**9), ("d_model", 10**9), ("n_head", 3)])
+def test_the_files_of_an_export_decide_on_its_sizes(key: str, value: int, tmp_path: Path) -> None:
+    write_export(tmp_path, small("llama"))
+    described = json.loads((tmp_path / "config.json").read_text())
+    edited(ssa={**described["ssa"], key: value})(tmp_path)
+    assert re.match(rf"config\.json: .*{key}={value}\b.*: (model.safetensors has|valid)", refused(tmp_path))
+
+
+def test_rotary_positions_take_no_memory(tmp_path: Path) -> None:
+    model = write_model(tmp_path, "llama")
+    edited(max_position_embeddings=10**9)(tmp_path)
+    assert torch.equal(from_pretrained(str(tmp_path))(ids()), model(ids()))
+    edited(max_position_embeddings=10**10)(tmp_path)
+    assert "max_positions=10000000000: out of range; valid: > 0" in refused(tmp_path)
+
+
+def header(values: Any, length: int | None = None) -> Callable[[Path], None]:
+    """A file of 8 bytes of data with this header, which may lie about its own length."""
+    text = json.dumps(values).encode()
+    data = (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(8)
+    return content("model.safetensors", data)
+
+
+def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+LIES: dict[str, Callable[[Path], None]] = {
+    "length": header({WTE: entry()}, 10**15),
+    "list": header([WTE]),
+    "null": header({WTE: None}),
+    "dtype": header({WTE: entry(dtype="F64")}),
+    "no dtype": header({WTE: entry(dtype=None)}),
+    "shape": header({WTE: entry(shape=[10**9, 10**9])}),
+    "negative shape": header({WTE: entry(shape=[-2, -1])}),
+    "shape of text": header({WTE: entry(shape="22")}),
+    "overlap": header({WTE: entry(), "other": entry(offsets=[4, 12])}),
+    "gap": header({WTE: entry(shape=[1], offsets=[4, 8])}),
+    "beyond the end": header({WTE: entry(shape=[4], offsets=[0, 16])}),
+    "reversed": header({WTE: entry(shape=[0], offsets=[8, 0])}),
+    "huge": header({WTE: entry(shape=[2**62, 4], offsets=[0, 2**66])}),
+    "deep": content("model.safetensors", (40_000).to_bytes(8, "little") + b"[" * 20_000 + b"]" * 20_000),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_headers_that_lie(lie: str, tmp_path: Path) -> None:
+    write_model(tmp_path, "gpt2")
+    LIES[lie](tmp_path)
+    assert refused(tmp_path).startswith("model.safetensors is damaged or truncated: ")
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", ".", "a\0b", "\ud83c", "x" * 300, 3, None, ["x"], "gone"])
+def test_an_index_of_other_names(name: Any, tmp_path: Path) -> None:
+    write_model(tmp_path, "gpt2")
+    sharded(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**names, WTE: name}}))
+    assert re.search(r"index\.json is damaged: no weight_map|gone is missing", refused(tmp_path))
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:

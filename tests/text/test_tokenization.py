@@ -224,6 +224,11 @@ def test_bpe_of_a_wrong_size(data: DataConfig, name: str) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "t.json: a Git LFS pointer, not the"),
         (b"", "not a tokenizer.json"),
         (word_level("<unk>", "a").to_str().encode(), "has no end-of-text token; valid: <.endoftext.> </s>"),
+        (b"[" * 20_000, "not a tokenizer.json"),
+        (
+            word_level("</s>", "a").to_str().replace('"a":1', '"a":4294967295').encode(),
+            "the token a has the id 4294967295; valid: below 16777216",
+        ),
     ],
 )
 def test_bad_tokenizer_files(data: DataConfig, tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -232,3 +237,45 @@ def test_bad_tokenizer_files(data: DataConfig, tmp_path: Path, content: bytes | 
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"data\.tokenizer=.*t\.json: {message}"):
         load(data.model_copy(update={"tokenizer": str(path)}))
+
+
+PANICS = {
+    "a normalizer without its table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a normalizer with another table": {
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8AAAAA"}
+    },
+    "pieces of no length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "a slow pattern": {
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    },
+    "a prefix of nothing": {"model": {"type": "BPE", "continuing_subword_prefix": "####", "merges": [["a", "b"]]}},
+    "a token twice": {"model": {"type": "BPE", "vocab": {"</s>": 0, "a": 1, "b": 1, "ab": 1}, "merges": [["a", "b"]]}},
+    "a template of unknown tokens": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("fault", PANICS)
+def test_a_tokenizer_that_panics(fault: str, capfd: pytest.CaptureFixture[str]) -> None:
+    definition = json.loads(word_level("</s>", "a", "b", "ab").to_str())
+    for key, value in PANICS[fault].items():
+        definition[key] = {**definition[key], **value} if key == "model" else value
+    with pytest.raises(UserError, match=r"^data\.tokenizer=t: not a (tokenizer.json|working tokenizer) \("):
+        OurTokenizer("t", json.dumps(definition))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_text_that_a_tokenizer_cannot_encode() -> None:
+    inner = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="gone"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = OurTokenizer("t", inner.to_str())
+    assert tokenizer.encode_batch(["a a"]) == [[1, 1]]
+    for encode in (lambda text: tokenizer.encode_batch([text]), tokenizer.encode_as_published):
+        with pytest.raises(UserError, match=r"^data\.tokenizer=t: cannot encode this text \(.*Missing \[UNK\] token"):
+            encode("b")
