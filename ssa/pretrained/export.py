@@ -21,19 +21,17 @@ from ssa.errors import UserError
 from ssa.files import check_new_folder, expanded, replacing, writing
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
+from ssa.pretrained.base_files import base_files
 from ssa.pretrained.families import FAMILIES, Family
 from ssa.pretrained.model_card import model_card
 from ssa.pretrained.remote.aliases import aliases
 from ssa.pretrained.remote_code import ARCHITECTURE, AUTO_MAP, MODEL_TYPE, remote_code
-from ssa.pretrained.source import architecture, text_files
+from ssa.pretrained.source import architecture
 from ssa.record.run_model import load_run
 from ssa.text.tokenization import Tokenizer
 
 Kind = Literal["auto", "ssa"]
 
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_TEXT_FILES = ("config.json", "generation_config.json", *_TOKENIZER)
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 _UNUSED = dict.fromkeys(("rotary_fraction", "rope_theta", "rope_scaling"))  # with learned positions
 
@@ -59,12 +57,13 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, 
     own = kind == "ssa" or bool(config.model.temperature.scaled)
     end = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     described, tensors = _own(model) if own else _stock(model)
-    theirs = _kept_files(config)
-    ids = {key: value for key, value in json.loads(theirs.pop("config.json", "{}")).items() if key in _TOKEN_IDS}
+    theirs = _base_files(config, tokenizer)
+    ids = theirs.pop("config.json", None) or end
     texts = {
-        "config.json": _json({**described, **(ids or end), "dtype": "float32", "torch_dtype": "float32"}),
+        "config.json": _json({**described, **ids, "dtype": "float32", "torch_dtype": "float32"}),
         "generation_config.json": _json({**end, "pad_token_id": tokenizer.end_of_text}),
-        **(theirs or tokenizer_files(tokenizer, config.model.max_positions)),
+        **{name: text if isinstance(text, str) else _json(text) for name, text in theirs.items()},
+        **({} if theirs else tokenizer_files(tokenizer, config.model.max_positions)),
         "README.md": model_card(config, Path(run), target.name, own),
         **(remote_code() if own else {}),
     }
@@ -90,18 +89,19 @@ def tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, str]:
     return {"tokenizer.json": _json(definition), "tokenizer_config.json": _json(settings)}
 
 
-def _kept_files(config: Config) -> dict[str, str]:
-    """Files of the pretrained model with its special tokens and templates, if its tokenizer was kept."""
+def _base_files(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Settings of the pretrained model with its special tokens and templates, if its tokenizer was kept."""
     if config.init_from is None or config.data.tokenizer != config.init_from:
         return {}
     try:
-        files = text_files(config.init_from, _TEXT_FILES)
-    except (UserError, OSError, ValueError):
-        files = {}
-    if "tokenizer.json" in files and "tokenizer_config.json" in files:
-        return files
-    print(f"{config.init_from}: tokenizer files not available; special tokens and templates are left out", flush=True)
-    return {}
+        kept, left_out = base_files(config.init_from)
+    except UserError as error:
+        kept, left_out = {}, [str(error)]
+    if "tokenizer_config.json" not in kept:
+        kept, left_out = {}, [*left_out, "no tokenizer_config.json; special tokens and templates"]
+    if left_out:
+        print(f"{config.init_from}: left out of the export: {'; '.join(left_out)}", flush=True)
+    return {**kept, "tokenizer.json": tokenizer.definition} if kept else {}
 
 
 def stock_family(config: ModelConfig, vocab_size: int) -> Family:

@@ -128,6 +128,8 @@ def text_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
                 contents[name] = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{init_from}: {name} is damaged: {error}") from None
+        except OSError as error:
+            raise UserError(f"{init_from}: {name} cannot be read ({error.strerror})") from None
     return contents
 
 

@@ -34,7 +34,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     write_model(folder, "llama", n_layer=3)
     (folder / "tokenizer.json").write_text(train_bpe(iter(topics.values()), VOCAB))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "of", "bos_token": "<|endoftext|>"}
+    (folder / "theirs.py").write_text("raise SystemExit('foreign code ran')")
+    settings = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": [None, "theirs.Theirs"]}}
+    settings |= {"eos_token": "of", "bos_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     described = json.loads((folder / "config.json").read_text())
@@ -185,10 +187,14 @@ def test_a_vocabulary_that_is_too_small_is_refused(finetune) -> None:
         train(finetune("model=gpt2", "init_from=null", "data.tokenizer=bpe-512", "model.vocab_size=100"))
 
 
-def test_fine_tune_export_fine_tune(finetune, tmp_path: Path) -> None:
+def test_fine_tune_export_fine_tune(
+    finetune: Callable[..., Config], llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = finetune("model=ssa_llama", "optim.lr=1e-3")
     train(config)
     folder, _ = export(str(run_folder(config)), str(tmp_path / "exported"))
+    assert f"{llama}: left out of the export: tokenizer_config.json: auto_map" in capsys.readouterr().out
+    assert not (folder / "theirs.py").exists()
     again = from_pretrained(str(folder)).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights(config).items())
     assert finetune("model=ssa_llama", f"init_from={folder}").model.n_layer == 3
