@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ssa.errors import UserError
-from ssa.files import hash_of_bytes, hash_of_file, read_json_or_none, replacing, write_atomic, write_json
+from ssa.files import hash_of_bytes, hash_of_file, read_checked, replacing, write_atomic, write_checked
 from ssa.processes import call_each
 from ssa.text.corpus import Corpus
 from ssa.text.tokenization import Tokenizer
@@ -72,7 +72,7 @@ def build_split(
             stream.write(content)
     total = {name: sum(record[name] for record in records) for name in ("tokens", "documents", "words", "bytes")}
     total |= {"tokens": total["tokens"] + 1, "sha256": digest.hexdigest()}
-    write_json(folder / f"{split}.json", total)
+    write_checked(folder / f"{split}.json", total)
     return total
 
 
@@ -107,7 +107,7 @@ def tokenize_chunk(chunk: Chunk) -> Record:
         "bytes": sum(len(text.encode()) for text in chunk.texts),
         "sha256": hash_of_bytes(content),
     }
-    write_json(chunk.path.with_suffix(".json"), record)
+    write_checked(chunk.path.with_suffix(".json"), record)
     return record
 
 
@@ -128,6 +128,6 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray[Any, 
 
 def _completed(path: Path) -> Record | None:
     """The record of ``path.bin`` if the file is complete and unchanged."""
-    record, content = read_json_or_none(path.with_suffix(".json")), path.with_suffix(".bin")
-    intact = record and content.exists() and hash_of_file(content, path.parent) == record.get("sha256")
+    record, content = read_checked(path.with_suffix(".json")), path.with_suffix(".bin")
+    intact = record and content.is_file() and hash_of_file(content, path.parent) == record["sha256"]
     return record if intact else None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
-from ssa.files import cache_root, hash_of, hash_of_file, locked, read_json_or_none, write_json, writing_cache
+from ssa.files import cache_root, hash_of, hash_of_file, locked, read_checked, write_checked, writing_cache
 from ssa.progress import ProgressBar
 from ssa.text.corpus import SPLITS, Corpus, open_corpus
 from ssa.text.token_build import OnChunk, build_split, token_dtype
@@ -124,9 +124,7 @@ def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpu
     manifest = _read_manifest(folder, key, root)
     if isinstance(manifest, str):
         manifest = _build(data, corpus, tokenizer, folder, key, progress)
-    splits = {}
-    known = "loss_of_text" in manifest  # not in caches of earlier versions
-    loss_of_text = manifest["loss_of_text"] if known else tokenizer.loss_of_text(corpus.documents("train"))
+    splits, loss_of_text = {}, manifest["loss_of_text"]
     for name in SPLITS:
         tokens = np.memmap(folder / f"{name}.bin", dtype=token_dtype(tokenizer), mode="r")
         counts = manifest["splits"][name]
@@ -140,15 +138,14 @@ def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
     """The manifest of an intact cache, else why it is unusable; an empty string if it does not exist."""
     if not folder.exists():
         return ""
-    manifest = read_json_or_none(folder / _MANIFEST)
+    manifest = read_checked(folder / _MANIFEST)
     if manifest is None:
-        return "the manifest is damaged"
-    if manifest.get("key") != key:
+        return "the manifest is damaged, or of an earlier version"
+    if manifest["key"] != key:
         return "the manifest belongs to other data"
     for name in SPLITS:
         path = folder / f"{name}.bin"
-        recorded = (manifest.get("splits") or {}).get(name) or {}
-        if not path.exists() or hash_of_file(path, root) != recorded.get("sha256"):
+        if not path.is_file() or hash_of_file(path, root) != manifest["splits"][name]["sha256"]:
             return f"{path.name} is damaged"
     return manifest
 
@@ -178,7 +175,7 @@ def _build(
             with ProgressBar(f"tokenizing {split}:", unit="MB", transient=True) as bar:
                 on_chunk = progress or _shown_on(bar)
                 manifest["splits"][split] = build_split(corpus, split, tokenizer, building, data.workers, on_chunk)
-        write_json(building / _MANIFEST, manifest)
+        write_checked(building / _MANIFEST, manifest)
         shutil.rmtree(building / "chunks", ignore_errors=True)
         os.rename(building, folder)
     return manifest

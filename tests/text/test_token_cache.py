@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ssa.config import DataConfig
 from ssa.errors import UserError
+from ssa.files import read_checked, write_checked
 from ssa.text import token_build
 from ssa.text.corpus import SPLITS, Corpus, open_corpus
 from ssa.text.token_cache import TokenizedCorpus, prepare
@@ -81,7 +83,8 @@ def test_splits_are_documents_between_ends_of_text(data: DataConfig) -> None:
 
 def test_manifest(data: DataConfig) -> None:
     corpus = prepare(data)
-    manifest = json.loads((folder_of(data) / "manifest.json").read_text())
+    manifest = read_checked(folder_of(data) / "manifest.json")
+    assert manifest is not None
     assert manifest["key"] == corpus.fingerprint
     assert manifest["tokenizer"] == {"name": "bpe-300", "hash": corpus.tokenizer.hash}
     assert manifest["dtype"] == "uint16"
@@ -183,8 +186,13 @@ def damage_the_manifest(folder: Path) -> None:
 
 
 def take_anothers_manifest(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "key": "0" * 64}))
+    manifest = read_checked(folder / "manifest.json") or {}
+    write_checked(folder / "manifest.json", {**manifest, "key": "0" * 64})
+
+
+def change_a_count(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    manifest.write_text(re.sub(r'"words": \d+', '"words": 3', manifest.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,8 @@ def take_anothers_manifest(folder: Path) -> None:
         (truncate, "train.bin is damaged"),
         (flip_a_bit, "validation.bin is damaged"),
         (lose_a_file, "test.bin is damaged"),
-        (damage_the_manifest, "the manifest is damaged"),
+        (damage_the_manifest, "the manifest is damaged, or of an earlier version"),
+        (change_a_count, "the manifest is damaged, or of an earlier version"),
         (take_anothers_manifest, "the manifest belongs to other data"),
     ],
 )
@@ -288,9 +297,10 @@ def test_a_killed_build_resumes(data: DataConfig, tmp_path: Path, workers: int) 
     assert tokens_of(corpus) == expected_tokens(data, corpus)
 
 
+@pytest.mark.parametrize("damaged", ["tokens", "counts"])
 @pytest.mark.usefixtures("small_chunks")
-def test_a_damaged_chunk_of_a_killed_build_is_rebuilt(data: DataConfig, tmp_path: Path) -> None:
-    expected = tokens_of(prepare(changed(data, cache_dir=str(tmp_path / "other"))))
+def test_a_damaged_chunk_of_a_killed_build_is_rebuilt(data: DataConfig, tmp_path: Path, damaged: str) -> None:
+    expected = prepare(changed(data, cache_dir=str(tmp_path / "other")))
 
     def stop(record: dict[str, Any]) -> None:
         raise KeyboardInterrupt
@@ -298,8 +308,14 @@ def test_a_damaged_chunk_of_a_killed_build_is_rebuilt(data: DataConfig, tmp_path
     with pytest.raises(KeyboardInterrupt):
         prepare(data, progress=stop)
     (first, *_) = sorted(Path(str(data.cache_dir), "tokens").glob("*.building/chunks/train-*.bin"))
-    first.write_bytes(bytes(first.stat().st_size))
-    assert tokens_of(prepare(data)) == expected
+    if damaged == "tokens":
+        first.write_bytes(bytes(first.stat().st_size))
+    else:
+        record = first.with_suffix(".json")
+        record.write_text(re.sub(r'"words": \d+', '"words": 3', record.read_text()))
+    found = prepare(data)
+    assert tokens_of(found) == tokens_of(expected)
+    assert found.split("train").n_words == expected.split("train").n_words
 
 
 def test_concurrent_processes_build_a_cache_once(data: DataConfig, tmp_path: Path) -> None:

@@ -188,16 +188,6 @@ def test_a_tokenizer_that_loses_text(tiny, tmp_path: Path, capsys: pytest.Captur
     assert prepare(config.data).split("validation").lossless is False
 
 
-def test_a_token_cache_of_an_earlier_version_is_checked_for_lost_text(tiny) -> None:
-    config = tiny()
-    corpus = prepare(config.data)
-    (manifest,) = Path(corpus.split("train").tokens.filename).parent.glob("manifest.json")
-    fields = json.loads(manifest.read_text())
-    assert fields.pop("loss_of_text") is None
-    manifest.write_text(json.dumps(fields))
-    assert prepare(config.data).split("validation").lossless
-
-
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
     """Train until a bug in a step."""
     training_step = LanguageModule.training_step
