@@ -23,5 +23,10 @@ def main(composed: DictConfig) -> float:
 
 if __name__ == "__main__":
     sys.exit(
-        cli.command_line(main, program="train.py", purpose="Train a GPT-style language model, with or without SSA.")
+        cli.command_line(
+            main,
+            preflight.check_job,
+            program="train.py",
+            purpose="Train a GPT-style language model, with or without SSA.",
+        )
     )

@@ -8,7 +8,7 @@ import time
 from functools import partial
 
 from experiments.engine.experiment import Experiment, ExperimentSettings, all_experiments, find_experiment
-from experiments.engine.grid import GridSettings
+from experiments.engine.grid import GridSettings, check
 from ssa.command_line.output import keep_writable
 from ssa.command_line.settings import complain, program
 from ssa.config import SCALES
@@ -55,6 +55,8 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
 
     from experiments.engine.context import ExperimentContext
 
+    if isinstance(settings, GridSettings):
+        check(experiment, settings)
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     if isinstance(settings, GridSettings) and settings.plan:
         from experiments.engine.plan import show

@@ -38,7 +38,8 @@ REMOVED = [f"model.temperature.{setting}" for setting in ("train_length", "floor
 def one_line(error: ValidationError, root: type[Any]) -> str:
     """The first error of a failed validation of `root`."""
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
+    of_item = first["loc"] and isinstance(first["loc"][-1], int)  # of a list of values: lengths=a, not lengths.0=a
+    path = [str(part) for part in (first["loc"][:-1] if of_item else first["loc"])]
     field, kind = ".".join(path), first["type"]
     if kind == "value_error":
         return str(first["ctx"]["error"])

@@ -23,6 +23,7 @@ def default() -> Config:
 
 OPTIONS = {f"{file.parent.relative_to(CONF).as_posix()}={file.stem}" for file in CONF.glob("*/**/[!_]*.yaml")}
 NEEDS = {"data=hub": ["data.path=org/name"], "data=text": ["data.train=books/*.txt"]}
+NEEDS |= {f"model/size={name}": ["model=llama"] for name, text in options()["model/size"].items() if "llama" in text}
 
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))
@@ -162,7 +163,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("trainer.compile", "maybe", ["trainer.compile=maybe:", "true or false"]),
     ("trainer.precision", "fp16", ["trainer.precision=fp16:", "valid: auto, bf16-mixed, 32-true"]),
     ("logger.tags", "a", ["logger.tags=a:", "a list"]),
-    ("logger.tags", [1], ["logger.tags.0=1:", "text"]),
+    ("logger.tags", [1], ["logger.tags=1:", "text"]),
     ("logger.project", "a b", ["logger.project=a b:", "letters, digits"]),
     ("output_dir", "", ["output_dir=:", "at least one character"]),
     ("model.dropout", 1.0, ["model.dropout=1.0:", "valid: >= 0 and < 1"]),

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from experiments.engine.experiment import Experiment, TrainingSettings
 from experiments.engine.shared_runs import start_of
-from ssa.command_line.settings import parse
+from ssa.command_line.preflight import check_evaluated_inputs
+from ssa.command_line.settings import parse, typed
 from ssa.config import SCALES, Scale, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.launch.cluster import check_launcher
+from ssa.launch.pool import PROCESSES
 from ssa.launch.run import Run
 
 Name = Annotated[str, Field(min_length=1)]
@@ -118,16 +122,16 @@ class GridSettings(TrainingSettings):
     )
     plan: bool = Field(False, description="only print the runs, tokens, time and disk space needed")
     fail_fast: bool = Field(False, description="stop at the first failed run; the others save a checkpoint")
-    launcher: Name = Field("processes", description="processes: of this machine; or an option of hydra/launcher")
+    launcher: Name = Field(PROCESSES, description="processes: of this machine; or an option of hydra/launcher")
     launcher_overrides: list[str] = Field([], description="comma-separated hydra.launcher.KEY=VALUE")
     source: Name | None = Field(None, description="wandb:ENTITY/PROJECT: make the table from runs on W&B, run nothing")
 
-    @field_validator("evaluate")
+    @field_validator("evaluate", mode="before")
     @classmethod
-    def _join_values(cls, arguments: list[str]) -> list[str]:
+    def _join_values(cls, arguments: list[Any]) -> list[str]:
         """``tasks=a,b`` is one argument."""
         joined: list[str] = []
-        for argument in arguments:
+        for argument in map(typed, arguments):
             if "=" in argument or not joined:
                 joined.append(argument)
             else:
@@ -141,9 +145,20 @@ class GridSettings(TrainingSettings):
             UserError: invalid arguments of evaluate.py.
         """
         from ssa.evaluation.catalog import names
-        from ssa.evaluation.settings import EvaluateSettings
 
-        return names(parse(EvaluateSettings, ["run=RUN", *self.evaluate]).tasks) if self.evaluate else []
+        return names(self.evaluation.tasks) if self.evaluate else []
+
+    @property
+    def evaluation(self) -> EvaluateSettings:
+        """Settings of evaluate.py, with ``RUN`` for the run.
+
+        Raises:
+            UserError: invalid arguments of evaluate.py.
+        """
+        for argument in self.evaluate:
+            if argument.startswith(("run=", "init_from=")):
+                raise UserError(f"{argument}: the experiment's own runs are evaluated; valid: other keys")
+        return parse(EvaluateSettings, ["run=RUN", *self.evaluate])
 
 
 class GridCell(NamedTuple):
@@ -152,6 +167,31 @@ class GridCell(NamedTuple):
     group: str
     row: str
     seed: int
+
+
+def check(experiment: Experiment, settings: GridSettings) -> None:
+    """Checks everything that needs no finished run, before anything is printed or trained.
+
+    Raises:
+        UserError: the declaration of the grid is invalid, or settings are refused.
+    """
+    grid = declared(experiment)
+    check_train(experiment, grid, settings)
+    if settings.source is not None:
+        from ssa.record.wandb_runs import project_of  # imports pandas
+
+        project_of(settings.source)
+    elif settings.launcher != PROCESSES:
+        check_launcher(settings.launcher, settings.launcher_overrides)
+    if settings.evaluate:
+        from ssa.evaluation import catalog  # imports torch
+
+        first = (run for cell, run in runs(grid, settings).items() if run and cell.seed == 0)
+        try:
+            check_evaluated_inputs(settings.evaluation)
+            catalog.check(settings.evaluation, [run.config for run in first if not run.refusal])
+        except UserError as error:
+            raise UserError(f"evaluate={error}") from None
 
 
 def check_train(experiment: Experiment, grid: Grid, settings: GridSettings) -> None:

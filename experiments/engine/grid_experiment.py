@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments.engine.context import ExperimentContext
 from experiments.engine.evaluations import evaluate
-from experiments.engine.grid import Grid, GridSettings, check_train, declared, runs
+from experiments.engine.grid import Grid, GridSettings, declared, runs
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.pool import refused, run_all
@@ -29,8 +29,6 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     from ssa.record.runs import load
 
     grid = declared(context.experiment)
-    check_train(context.experiment, grid, settings)
-    _ = settings.tasks()  # refused before anything is trained
     failed: dict[Run, str] = {}
     unevaluated: dict[Run, str] = {}
     first = [run for run in runs(grid, settings).values() if run]

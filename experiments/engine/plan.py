@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import GridSettings, check_train, declared, runs
+from experiments.engine.grid import GridSettings, declared, runs
 from ssa.config import Config
 from ssa.launch.pool import refused
 from ssa.launch.run import Run
@@ -26,10 +26,7 @@ _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.
 
 
 def show(experiment: Experiment, settings: GridSettings, console: Console) -> None:
-    grid = declared(experiment)
-    check_train(experiment, grid, settings)
-    planned = runs(grid, settings)
-    _ = settings.tasks()
+    planned = runs(declared(experiment), settings)
     mistakes = refused(filter(None, planned.values()))
     for reason, number in Counter(mistakes.values()).items():
         console.print(f"{number} runs are refused: {reason}", markup=False)

@@ -10,11 +10,12 @@ import atexit
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,8 +23,10 @@ from typing import Any, NoReturn
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ssa.command_line import compose_errors, conf_groups
 from ssa.command_line.init_from import adopted
@@ -42,11 +45,14 @@ _launches = False  # whether this is the user's process, not one started by a la
 _sweep_dir: Path | None = None  # folder of the sweep that this process launches
 
 
-def command_line(main: Callable[[DictConfig], float], program: str, purpose: str) -> int:
+def command_line(
+    main: Callable[[DictConfig], float], check: Callable[[Config], None], program: str, purpose: str
+) -> int:
     """Compose ``conf/`` with the arguments of this process and run `main`; returns the exit code.
 
     Args:
         main: called with each composed config; it calls `run`.
+        check: called with the config of each job of a multirun before the first one runs on this machine.
         program: the name of its file.
         purpose: one line for the help page.
     """
@@ -63,6 +69,7 @@ def command_line(main: Callable[[DictConfig], float], program: str, purpose: str
                 _sweep_dir = _prepare_sweep(arguments.overrides)
                 (_sweep_dir / _FAILED).unlink(missing_ok=True)
             with interruptible():
+                _check_jobs_first(check)
                 _compose_and_run(main, arguments)
         sys.stdout.flush()
     except UserError as error:
@@ -80,6 +87,8 @@ def _compose_and_run(main: Callable[[DictConfig], float], arguments: argparse.Na
         _run_hydra(arguments, get_args_parser(), main, str(conf_groups.CONF), "config")
     except compose_errors.COMPOSITION_ERRORS as error:  # Hydra's: `run` catches those of a job
         raise UserError(compose_errors.explain(error, overrides)) from None
+    except UserError:
+        raise
     except Exception as error:
         launcher = read_overrides(overrides).get("hydra/launcher", "basic")
         if _sweep_dir is None or launcher == "basic":
@@ -87,6 +96,33 @@ def _compose_and_run(main: Callable[[DictConfig], float], arguments: argparse.Na
         _sweep_result()  # a job may have failed besides the one that was killed
         what = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"hydra/launcher={launcher}: {what}; its files: {_sweep_dir}") from None
+
+
+def _check_jobs_first(check: Callable[[Config], None]) -> None:
+    """Check all jobs of a multirun where Hydra's own sweeper composes them, before it launches the first."""
+
+    def validate(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
+        assert sweeper.hydra_context is not None
+        assert sweeper.config is not None
+        refused = []
+        for overrides in batch:
+            composed = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
+            HydraConfig.instance().set_config(composed)
+            runs_here = HydraConfig.get().runtime.choices["hydra/launcher"] == "basic"
+            with read_write(composed), open_dict(composed):
+                del composed["hydra"]
+            try:
+                config = configure(composed)
+                if runs_here:
+                    check(config)
+            except UserError as error:
+                refused.append(f"[{' '.join(overrides)}] {error}")
+        if refused:
+            raise UserError(f"{refused[0]}; {len(refused)} of {len(batch)} jobs refused, none started")
+
+    for sweeper in Plugins.instance().discover(Sweeper):
+        if sweeper.__name__ == "BasicSweeper":
+            sweeper.validate_batch_is_legal = validate  # type: ignore[attr-defined]
 
 
 def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> float:
@@ -139,6 +175,8 @@ def configure(composed: DictConfig) -> Config:
         return resumed(values, _overrides(), set(choices))
     if values.get("init_from") is not None:
         values = adopted(values, _overrides(), choices)
+    elif isinstance(values.get("model"), dict):
+        conf_groups.check_size(values["model"], str(choices["model/size"]))
     return parse(values)
 
 
@@ -178,7 +216,7 @@ def _refuse_flag(message: str) -> NoReturn:
         raise UserError(f"{flag}: after a flag in the middle; write flags first: -m model=gpt2,ssa_gpt2 seed=0,1,2")
     if not flag.startswith("-"):
         raise UserError(f"{message}; see --help")
-    known = [option for action in get_args_parser()._actions for option in action.option_strings]
+    known = re.findall(r"--\w+", " ".join(conf_groups.FLAGS))
     raise UserError(
         f"{flag}: unknown flag{closest(flag, known)}; values are set as KEY=VALUE without dashes; "
         f"valid: {', '.join(conf_groups.FLAGS)}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from ssa.command_line.settings import closing_sections
+from ssa.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FLAGS = {
@@ -27,6 +30,40 @@ def options() -> dict[str, dict[str, str]]:
         if file.parent != CONF and not file.name.startswith("_"):
             groups.setdefault(file.parent.relative_to(CONF).as_posix(), {})[file.stem] = _description(file)
     return groups
+
+
+def backbone(fields: Mapping[str, Any]) -> list[Any]:
+    """The fields of a model that differ between GPT-2, GPT-NeoX and Llama."""
+    return [fields.get(field) for field in ("positions", "norm", "gated_mlp")]
+
+
+def models_with(wanted: list[Any]) -> list[str]:
+    """The options of ``model=`` with a backbone."""
+    return [name for name in options()["model"] if backbone(dict(_entries(name))) == wanted]
+
+
+def check_size(model: Mapping[str, Any], size: str) -> None:
+    """Refuse a published model's size with another backbone, whose parameter count and rotation would differ.
+
+    Raises:
+        UserError: the description of the size names an option of ``model=`` with another backbone.
+    """
+    sizes = options()["model/size"]
+    if owner := re.search(r"\(model=(\w+) only\)", sizes.get(size, "")):
+        needed = backbone(dict(_entries(owner[1])))
+        if backbone(model) != needed:
+            only = " or ".join(f"model={name}" for name in models_with(needed))
+            valid = ", ".join(name for name, text in sizes.items() if " only)" not in text)
+            raise UserError(f"model/size={size}: only with {only}; valid with model={model['name']}: {valid}")
+
+
+def _entries(option: str) -> Iterator[tuple[str, Any]]:
+    """The settings of ``model=OPTION``, after those it inherits."""
+    content = yaml.safe_load((CONF / "model" / f"{option}.yaml").read_text(encoding="utf-8"))
+    for parent in content.pop("defaults", []):
+        if isinstance(parent, str) and parent != "_self_":
+            yield from _entries(parent)
+    yield from content.items()
 
 
 def help_text(program: str, purpose: str) -> str:

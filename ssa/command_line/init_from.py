@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -16,9 +16,6 @@ from ssa.files import expanded
 from ssa.model.config import ModelConfig
 from ssa.pretrained.families import ARCHITECTURE
 from ssa.pretrained.source import Pretrained, architecture, check_temperatures, describe
-
-_BACKBONE = ("positions", "norm", "gated_mlp")  # differ between GPT-2, GPT-NeoX and Llama
-_MODELS = conf_groups.CONF / "model"
 
 
 def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +83,7 @@ def _extends(model: dict[str, Any], pretrained: Pretrained) -> bool:
 
 def _check_size(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:
     """Refuse ``model/size=OPTION`` if the pretrained model has another size."""
-    file = _MODELS / "size" / f"{option}.yaml"
+    file = conf_groups.CONF / "model" / "size" / f"{option}.yaml"
     fields = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else model
     for field in ARCHITECTURE:
         if field in fields and not _agrees(model, field, pretrained):
@@ -99,9 +96,9 @@ def _check_size(model: dict[str, Any], option: str, pretrained: Pretrained) -> N
 
 def _check_backbone(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:
     """Refuse ``model=OPTION`` of another family, chosen or default: its other settings would not fit."""
-    backbone = _backbone(architecture(pretrained.model))
-    if _backbone(model) != backbone:
-        fitting = [name for name in conf_groups.options()["model"] if _backbone(_fields(name)) == backbone]
+    backbone = conf_groups.backbone(architecture(pretrained.model))
+    if conf_groups.backbone(model) != backbone:
+        fitting = conf_groups.models_with(backbone)
         choose = f"choose {' or '.join(f'model={name}' for name in fitting)}"
         choose = choose if fitting else "no model= option has this architecture"
         raise UserError(
@@ -122,20 +119,3 @@ def _at(values: Any, path: Sequence[str]) -> Any:
     for key in path:
         values = values.get(key) if isinstance(values, dict) else None
     return values
-
-
-def _backbone(fields: Mapping[str, Any]) -> list[Any]:
-    return [fields.get(field) for field in _BACKBONE]
-
-
-def _fields(option: str) -> dict[str, Any]:
-    """The settings of ``model=OPTION``, with those it inherits."""
-    return dict(_entries(option))
-
-
-def _entries(option: str) -> Iterator[tuple[str, Any]]:
-    content = yaml.safe_load((_MODELS / f"{option}.yaml").read_text(encoding="utf-8"))
-    for parent in content.pop("defaults", []):
-        if isinstance(parent, str) and parent != "_self_":
-            yield from _entries(parent)
-    yield from content.items()

@@ -43,6 +43,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Result]:
         evaluation.report()
     if evaluation.failures:
         failed = [name for name in names if name in evaluation.failures]
+        if len(names) == 1:
+            raise UserError(evaluation.failures[names[0]])
         raise UserError(f"tasks: {len(failed)} of {len(names)} failed: {', '.join(failed)}")
     return evaluation.results
 
@@ -52,25 +54,26 @@ class _Evaluation:
         self.settings, self.evaluated, self.folder = settings, evaluated, evaluated.folder / "evaluation"
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
         self.results: dict[str, Result] = {}
-        self.failures: set[str] = set()
+        self.failures: dict[str, str] = {}  # the message of each failed task
         self._is_new = False
 
     def run(self, names: Sequence[str]) -> None:
         """Check all tasks, then run those that passed; a failure does not stop the others."""
         tasks: list[Task] = []
         for name in names:
-            with self._failures_reported(name):
+            with self._failures_reported(name, alone=len(names) == 1):
                 tasks.append(catalog.task(name, self.settings, self.evaluated))
         for task in tasks:
             since = time.time()
-            with self._failures_reported(task.name):
+            with self._failures_reported(task.name, alone=len(names) == 1):
                 try:
                     self._find_or_run(task)
                 finally:
                     add_evaluations(self.evaluated.folder, since)
 
     @contextmanager
-    def _failures_reported(self, name: str) -> Iterator[None]:
+    def _failures_reported(self, name: str, alone: bool) -> Iterator[None]:
+        """Print the failure of a task at once, unless it is the only task, whose failure ends the program."""
         try:
             yield
             return
@@ -86,8 +89,9 @@ class _Evaluation:
         except KeyboardInterrupt:
             self.console.print(f"{name}: interrupted; rerun the command to resume")
             raise
-        self.failures.add(name)
-        self.console.print(f"error: {message}", style="red")
+        self.failures[name] = message
+        if not alone:
+            self.console.print(f"error: {message}", style="red")
 
     def _find_or_run(self, task: Task) -> None:
         identity = identity_of(task.settings, self.evaluated)

@@ -10,6 +10,7 @@ from ssa.config import PositiveInt, Section
 
 Text = Annotated[str, Field(min_length=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Length = Annotated[int, Field(ge=4)]  # tokens; `ssa.evaluation.tasks.length` measures the last quarter
 Depth = Annotated[float, Field(ge=0, le=1)]
 NAMED_TEXTS = ("test", "validation", "wikitext")  # values of ``text`` that are not files
 
@@ -53,7 +54,7 @@ class EvaluateSettings(Section):
     detokenize: Literal["none", "wikitext"] = Field(
         "none", description="wikitext: undo WikiText's tokenization as in lm-evaluation-harness; for perplexity_lm_eval"
     )
-    lengths: list[PositiveInt] | None = Field(
+    lengths: list[Length] | None = Field(
         None, description="input lengths in tokens, for length and passkey; null: fractions and multiples of context"
     )
     depths: list[Depth] = Field(

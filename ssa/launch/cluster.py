@@ -7,11 +7,13 @@ the run folders, which all machines must see under the same paths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -52,15 +54,7 @@ def launch(
     if not runs:
         return
     folder = Path(output_dir, "sweeps", launcher)
-    settings = (f"hydra/launcher={launcher}", "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'", *launcher_overrides)
-    with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        _check(launcher, hydra.config_loader.get_group_options("hydra/launcher"), launcher_overrides)
-        try:
-            config = hydra.compose_config("config", list(settings), RunMode.MULTIRUN)
-        except compose_errors.COMPOSITION_ERRORS as error:
-            raise UserError(compose_errors.explain(error, launcher_overrides)) from None
+    with _composed(launcher, folder, launcher_overrides) as (hydra, config):
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         try:
             plugin = Plugins.instance().instantiate_launcher(context, _job, config)
@@ -70,6 +64,31 @@ def launch(
                 _ = job.return_value  # raises what stopped a job before its run
         except Exception as error:  # as many classes as there are launchers
             raise UserError(f"launcher={launcher}: {first_line(error)}; its files: {folder}") from None
+
+
+def check_launcher(launcher: str, launcher_overrides: Sequence[str] = ()) -> None:
+    """Refuse what `launch` would refuse before it submits a run.
+
+    Raises:
+        UserError: the launcher is not installed, or a setting is not one of its own.
+    """
+    with _composed(launcher, Path(), launcher_overrides):
+        pass
+
+
+@contextmanager
+def _composed(launcher: str, folder: Path, overrides: Sequence[str]) -> Iterator[tuple[Hydra, DictConfig]]:
+    """Hydra, and its config for the launcher."""
+    settings = [f"hydra/launcher={launcher}", "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'", *overrides]
+    with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        _check(launcher, hydra.config_loader.get_group_options("hydra/launcher"), overrides)
+        try:
+            config = hydra.compose_config("config", settings, RunMode.MULTIRUN)
+        except compose_errors.COMPOSITION_ERRORS as error:
+            raise UserError(compose_errors.explain(error, overrides)) from None
+        yield hydra, config
 
 
 def _check(launcher: str, installed: Sequence[str], overrides: Sequence[str]) -> None:

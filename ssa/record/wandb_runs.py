@@ -31,14 +31,24 @@ def read(source: str) -> list[FoundRun]:
     Raises:
         UserError: the source is misspelled, the project does not exist, there is no API key, or W&B does not answer.
     """
-    match = _SOURCE.fullmatch(source)
-    if not match:
-        raise UserError(f"source={source}: valid: wandb:ENTITY/PROJECT")
+    project = project_of(source)
     try:
-        attempts = _attempts("/".join(match.groups()))
+        attempts = _attempts(project)
     except Exception as error:  # of W&B, of sockets, or of its service
         raise UserError(f"source={source}: {first_line(error)}") from None
     return [_found(run_id, runs) for run_id, runs in attempts.items()]
+
+
+def project_of(source: str) -> str:
+    """``ENTITY/PROJECT`` of a source.
+
+    Raises:
+        UserError: the source is misspelled.
+    """
+    match = _SOURCE.fullmatch(source)
+    if not match:
+        raise UserError(f"source={source}: not a W&B project; valid: wandb:ENTITY/PROJECT")
+    return "/".join(match.groups())
 
 
 def _attempts(project: str) -> dict[str, list[Any]]:

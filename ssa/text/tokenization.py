@@ -172,12 +172,9 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
         UserError: no such tokenizer, not available, or without an end-of-text token.
     """
     name = data.tokenizer
-    match = re.fullmatch(r"bpe-(\d{1,9})", name)
-    if not match and (not name.startswith("bpe") or "/" in name or os.path.exists(name)):
+    entries = trained_entries(name)
+    if entries is None:
         return published_tokenizer(name, data.cache_dir)
-    if not match or not _SMALLEST <= int(match[1]) <= _LARGEST:
-        raise UserError(f"data.tokenizer={name}: bpe-N needs N from {_SMALLEST} to {_LARGEST}, e.g. bpe-4096; {_VALID}")
-    entries = int(match[1])
     key = hash_of(["bpe", entries, _TRAINED_ON, _LONGEST_WORD, corpus.fingerprint])
     path = cache_root(data.cache_dir) / "tokenizers" / f"{name}-{key[:16]}.json"
     kept = read_checked(path)
@@ -189,6 +186,20 @@ def load_tokenizer(data: DataConfig, corpus: Corpus) -> Tokenizer:
         kept = {"definition": _train_in_worker(name, texts, entries) if takes_seconds else train_bpe(texts, entries)}
         write_checked(path, kept)
     return Tokenizer(name, kept["definition"])
+
+
+def trained_entries(name: str) -> int | None:
+    """N if ``name`` is ``bpe-N``, a tokenizer to train; None if it is a published one.
+
+    Raises:
+        UserError: N is not a number, or out of range.
+    """
+    match = re.fullmatch(r"bpe-(\d{1,9})", name, re.ASCII)
+    if not match and (not name.startswith("bpe") or "/" in name or expanded(name).exists()):
+        return None
+    if not match or not _SMALLEST <= int(match[1]) <= _LARGEST:
+        raise UserError(f"data.tokenizer={name}: bpe-N needs N from {_SMALLEST} to {_LARGEST}, e.g. bpe-4096; {_VALID}")
+    return int(match[1])
 
 
 def published_tokenizer(name: str, cache_dir: str | None = None, field: str = "data.tokenizer") -> Tokenizer:

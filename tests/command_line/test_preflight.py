@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from programs import launch
 
@@ -23,6 +24,8 @@ REFUSED = {
     "train.py data=text data.train=empty.txt": "data.train=empty.txt: empty.txt is empty",
     "train.py data=text data.train=text.pdf": "text.pdf: unknown suffix",
     "train.py data.tokenizer=nowhere/tokenizer.json": "data.tokenizer=nowhere/tokenizer.json: cannot be read",
+    "train.py data.tokenizer=bpe-xx": "data.tokenizer=bpe-xx: bpe-N needs N from 257 to 200000",
+    "train.py -m seed=1,2 data=text data.train=text.txt,nowhere.txt": "data.train=nowhere.txt: matches no file",
     "train.py data.tokenizer=./nowhere": "data.tokenizer=./nowhere: no such folder or file",
     "train.py output_dir=text.txt": "cannot be written: ",
     "train.py output_dir=text.txt/below": "cannot be written: ",
@@ -104,3 +107,13 @@ def test_new_folders(tmp_path: Path) -> None:
     for used in (tmp_path, Path(__file__)):
         with pytest.raises(UserError, match=r"^to=used: exists; valid: a new folder, or an empty one$"):
             check_new_folder(used, "to=used")
+
+
+@pytest.mark.parametrize("program", ["train.py trainer.device=cuda", "evaluate.py init_from=gpt2 device=cuda"])
+def test_a_missing_device_is_refused_with_torch_alone(program: str, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    code, _, err, heavy = launch(*program.split(), cwd=tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "device=cuda: not available on this machine; valid here: auto, cpu" in err
+    assert heavy <= {"torch", "numpy"}

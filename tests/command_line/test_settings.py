@@ -98,7 +98,7 @@ REFUSED = {
     "flag=1": ["flag=1:", "true or false"],
     "kind=vaule": ["kind=vaule:", "did you mean value?", "valid: query, value"],
     "either=true": ["either=true:", "valid: on, off"],
-    "names=a,1": ["names.1=1:", "expected text"],
+    "names=a,1": ["names=1:", "expected text"],
     "text=\udcff": ["text=\\udcff:", "UTF-8"],
 }
 

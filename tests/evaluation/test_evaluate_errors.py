@@ -73,8 +73,10 @@ def refused(outcome: Outcome) -> str:
 
 
 def failures(outcome: Outcome) -> list[str]:
-    """The error line of each failed task."""
+    """The error line of each failed task; that of the only task ends the program."""
     lines = [line for line in outcome.out.splitlines() if line.startswith("error: ")]
+    if not lines:
+        return [refused(outcome).removesuffix("\n")]
     assert refused(outcome).startswith(f"error: tasks: {len(lines)} of ")
     assert "Traceback" not in outcome.out
     return lines
@@ -283,7 +285,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "no run": (["run=nowhere"], "nowhere is not a run folder"),
     "no files": (["init_from=x", "text=nowhere/*.txt"], "text=nowhere/*.txt: matches no file (from "),
-    "depth": (["run=x", "depths=0,2"], "depths.1=2: "),
+    "depth": (["run=x", "depths=0,2"], "depths=2: "),
 }
 
 
@@ -303,7 +305,7 @@ FAILING: dict[str, tuple[list[str], str]] = {
         ["tasks=length", "text=x.txt", "lengths=32,65"],
         "lengths=65: exceeds the model's learned positions",
     ),
-    "short lengths": (["tasks=length", "text=x.txt", "lengths=3"], "lengths=3: valid: at least 4"),
+    "short lengths": (["tasks=length", "text=x.txt", "lengths=3"], "lengths=3: out of range; valid: >= 4"),
 }
 
 

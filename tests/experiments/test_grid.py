@@ -31,6 +31,7 @@ from experiments.engine.grid_results import Results
 from experiments.engine.grid_tables import table
 from ssa.command_line.settings import parse
 from ssa.errors import UserError
+from ssa.evaluation.tasks import harness
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report import tables
 
@@ -397,15 +398,37 @@ def test_plan_before_any_run(begin: Callable[..., int], tmp_path: Path, capsys: 
     assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize("arguments", [["evaluate=tasks=passkey,trails=3"], ["evaluate=tasks="]])
-def test_invalid_evaluations_are_refused_before_training(
-    begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+@pytest.mark.parametrize(
+    ("argument", "error"),
+    {
+        "evaluate=tasks=passkey,trails=3": "evaluate=trails: unknown key, did you mean trials?",
+        "evaluate=tasks=": "evaluate=tasks=: empty; valid: perplexity, ",
+        "evaluate=tasks=perplexity,perplexty": "evaluate=tasks=perplexty: no such task, did you mean perplexity?",
+        "evaluate=trials=0": "evaluate=trials=0: out of range; valid: > 0",
+        "evaluate=tasks=length,lengths=3": "evaluate=lengths=3: out of range; valid: >= 4",
+        "evaluate=tasks=length,lengths=64,2048": "evaluate=lengths=2048: exceeds the model's learned positions",
+        "evaluate=stride=128": "evaluate=stride=128: would skip tokens; valid: up to context=64",
+        "evaluate=text=nowhere.txt": "evaluate=text=nowhere.txt: matches no file",
+        "evaluate=run=outputs/a": "evaluate=run=outputs/a: the experiment's own runs are evaluated",
+        "source=wandb::ssa": "source=wandb::ssa: not a W&B project; valid: wandb:ENTITY/PROJECT",
+        "launcher=slurm": "launcher=slurm: no such launcher is installed; valid: ",
+    }.items(),
+)
+def test_invalid_settings_are_refused_before_anything_is_printed(
+    begin: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    argument: str,
+    error: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert begin(*arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: tr") or error.startswith("error: tasks")
-    assert error.count("\n") == 1
-    assert not list((tmp_path / "out").rglob("*.log"))
+    indexed = harness.task_manager
+    monkeypatch.setattr(harness, "task_manager", lambda all_tasks: indexed(False))  # all of them take ten seconds
+    assert begin(argument) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: {error}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_comma_separated_tasks_are_one_argument() -> None:
@@ -503,7 +526,7 @@ def test_misspelled_source_is_one_line_and_nothing_is_run(
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "smoke_runs.csv").write_text("old")
     assert begin("source=wandb:ssa") == 2
-    assert capsys.readouterr().err == "error: source=wandb:ssa: valid: wandb:ENTITY/PROJECT\n"
+    assert capsys.readouterr().err == "error: source=wandb:ssa: not a W&B project; valid: wandb:ENTITY/PROJECT\n"
     assert not list((tmp_path / "out").rglob("*.log"))
     assert {path.name: text for path, text in files(tmp_path / "to").items()} == {"smoke_runs.csv": b"old"}
 

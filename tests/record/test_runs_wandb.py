@@ -184,7 +184,7 @@ def refused(source: str = SOURCE) -> tuple[str, float]:
 
 @pytest.mark.parametrize("source", ["", "wandb", "wandb:", "wandb:a", "wandb:a/b/c", "wandb:/b", "mlflow:a/b", "a/b"])
 def test_a_misspelled_source(source: str) -> None:
-    assert refused(source)[0] == "valid: wandb:ENTITY/PROJECT"
+    assert refused(source)[0] == "not a W&B project; valid: wandb:ENTITY/PROJECT"
 
 
 def test_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

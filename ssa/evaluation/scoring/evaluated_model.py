@@ -27,6 +27,12 @@ from ssa.text.tokenization import Tokenizer, published_tokenizer
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
+def check_length(model: ModelConfig, field: str, length: int) -> None:
+    """Refuse an input length beyond the model's learned positions; rotary positions are unlimited."""
+    if model.positions == "learned" and length > model.max_positions:
+        raise UserError(f"{field}={length}: exceeds the model's learned positions; valid: up to {model.max_positions}")
+
+
 class EvaluatedModel:
     """A model under evaluation; weights and tokenizer are loaded on first use.
 
@@ -72,7 +78,7 @@ class EvaluatedModel:
             self.folder = Path(output_dir) / "pretrained" / label
         self.context_length = context or self.trained_at
         if context is not None:
-            self.check_length("context", context)
+            check_length(self.model_config, "context", context)
         self.device = resolve_device(device, field="device")
         if precision == "auto":
             precision = str((self.config and read_environment(self.folder).get("precision")) or "32-true")
@@ -143,12 +149,6 @@ class EvaluatedModel:
         """Autocast to the model's precision, as in training."""
         is_full = self.precision == "32-true"
         return nullcontext() if is_full else torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def check_length(self, field: str, length: int) -> None:
-        """Refuse an input length beyond the model's learned positions; rotary positions are unlimited."""
-        limit = self.model_config.max_positions
-        if self.model_config.positions == "learned" and length > limit:
-            raise UserError(f"{field}={length}: exceeds the model's learned positions; valid: up to {limit}")
 
     @property
     def trained_at(self) -> int:

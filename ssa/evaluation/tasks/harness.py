@@ -69,22 +69,31 @@ def task_manager(all_tasks: bool) -> Any:
     return tasks.TaskManager(include_path=folders, include_defaults=all_tasks)
 
 
+def index_with(name: str, ours: Collection[str]) -> Any:
+    """The harness's task index, which has the task; ``ours``: names of other tasks, for the message.
+
+    Raises:
+        UserError: there is no such task, or the harness is not installed.
+    """
+    check_installed(name, closest(name, ours))
+    manager = task_manager(all_tasks=name not in PAPER)
+    known = manager.task_index
+    if name not in known:
+        near = closest(name, [*ours, *PAPER]) or closest(name, [*ours, *known])
+        raise UserError(
+            f"tasks={name}: no such task{near}; valid: {', '.join(ours)}, or one of the "
+            f"{len(known):,} of lm-evaluation-harness (lm_eval ls tasks)"
+        )
+    return manager
+
+
 class HarnessTask:
     """A task, group or tag of the harness."""
 
     has_files = False
 
     def __init__(self, name: str, settings: EvaluateSettings, ours: Collection[str]) -> None:
-        check_installed(name, closest(name, ours))
-        self.name = name
-        self._manager = task_manager(all_tasks=name not in PAPER)
-        known = self._manager.task_index
-        if name not in known:
-            near = closest(name, [*ours, *PAPER]) or closest(name, [*ours, *known])
-            raise UserError(
-                f"tasks={name}: no such task{near}; valid: {', '.join(ours)}, or one of the "
-                f"{len(known):,} of lm-evaluation-harness (lm_eval ls tasks)"
-            )
+        self.name, self._manager = name, index_with(name, ours)
         self.settings: dict[str, Any] = settings.model_dump(include={"limit", "num_fewshot"})
         self.settings["lm_eval"] = version("lm_eval")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ssa.errors import UserError
 from ssa.evaluation.scoring.context import EvaluationContext
-from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel, check_length
 from ssa.evaluation.scoring.windows import stream_windows
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
@@ -34,9 +34,7 @@ class Length:
             usual = [length for length in usual if length <= evaluated.model_config.max_positions]
         lengths = settings.lengths or [max(_TAIL, int(length)) for length in usual]
         for length in lengths:
-            evaluated.check_length("lengths", length)
-            if length < _TAIL:
-                raise UserError(f"lengths={length}: valid: at least {_TAIL}")
+            check_length(evaluated.model_config, "lengths", length)
         self._evaluate_settings, self._lengths = settings, sorted(set(lengths))
         self.settings: dict[str, Any] = {**text_settings(settings, evaluated), "lengths": self._lengths}
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ssa.errors import UserError
 from ssa.evaluation.scoring.context import EvaluationContext
-from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
+from ssa.evaluation.scoring.evaluated_model import EvaluatedModel, check_length
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.statistics import wilson
@@ -40,7 +40,7 @@ class Passkey:
         usual = [length for length in candidates if shortest <= length <= longest]
         lengths = settings.lengths or usual or [evaluated.context_length]
         for length in lengths:
-            evaluated.check_length("lengths", length)
+            check_length(model, "lengths", length)
             if length < shortest:
                 raise UserError(f"lengths={length}: too short for a passkey; valid: at least {shortest}")
         grid = {"lengths": sorted(set(lengths)), "depths": sorted(set(settings.depths))}

@@ -34,17 +34,21 @@ CONVENTIONS = ("perplexity", "perplexity_lm_eval", "perplexity_hf_strided")
 _HF_STRIDE = 512  # the default of the guide
 
 
+def check_settings(name: str, settings: EvaluateSettings, context: int) -> None:
+    """Refuse settings that the convention does not read, or that would skip tokens of a window of ``context``."""
+    if settings.detokenize != "none" and name != "perplexity_lm_eval":
+        raise UserError(f"detokenize={settings.detokenize}: valid for tasks=perplexity_lm_eval, not for {name}")
+    if settings.stride is not None and settings.stride > context:
+        raise UserError(f"stride={settings.stride}: would skip tokens; valid: up to context={context}")
+
+
 class Perplexity:
     """Perplexity of one text by one convention."""
 
     has_files = False
 
     def __init__(self, name: str, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
-        if settings.detokenize != "none" and name != "perplexity_lm_eval":
-            raise UserError(f"detokenize={settings.detokenize}: valid for tasks=perplexity_lm_eval, not for {name}")
-        if settings.stride is not None and settings.stride > evaluated.context_length:
-            valid = f"valid: up to context={evaluated.context_length}"
-            raise UserError(f"stride={settings.stride}: would skip tokens; {valid}")
+        check_settings(name, settings, evaluated.context_length)
         self.name, self._evaluate_settings = name, settings
         self._stride = {
             "perplexity": settings.stride or evaluated.context_length,
