@@ -21,6 +21,7 @@ from ssa.config_errors import REMOVED, RENAMED, closest, one_line
 from ssa.errors import UserError
 from ssa.files import hash_of
 from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig, TemperatureConfig, check_divides
+from ssa.redaction import redacted
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -34,7 +35,7 @@ T = TypeVar("T")
 _RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
 
 _NOT_IDENTITY: dict[str, Any] = {
-    **dict.fromkeys(("logger", "output_dir", "resume", "rerun", "experiment", "scale"), True),
+    **dict.fromkeys(("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"), True),
     "model": {"name": True, "size": True, "temperature": {"name"}},
     "data": {"name", "cache_dir", "workers"},
     "trainer": {"log_every", "checkpoint_every"},
@@ -174,6 +175,7 @@ class Config(Section):
     output_dir: Annotated[str, Field(min_length=1)]
     resume: str | None
     rerun: bool
+    save_diff: bool = False  # older config.yaml files lack it
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
@@ -196,11 +198,25 @@ class Config(Section):
         return self
 
     def plain(self) -> dict[str, Any]:
-        """The config as nested plain values, for YAML, JSON and W&B."""
+        """The config as nested plain values."""
         return self.model_dump(mode="json")
 
+    def recorded(self) -> dict[str, Any]:
+        """The config without secrets, as it is written to YAML, checkpoints and W&B.
+
+        Raises:
+            UserError: a secret is in a value that names a folder or a project.
+        """
+        values: dict[str, Any] = redacted(self.plain())
+        try:
+            parse(values)
+        except UserError as error:
+            field = str(error).partition("=")[0]
+            raise UserError(f"{field}: looks like a key or a token, and would be the name of files") from None
+        return values
+
     def identity(self) -> dict[str, Any]:
-        """The fields that determine the results: runs of equal identity have equal losses.
+        """The fields that determine the results, without secrets: runs of equal identity have equal losses.
 
         Not part of it: input and output paths, logging, the number of processes, and the names of options (their values
         count).  Part of it: the device, although it changes the last bits at most, and ``trainer.eval_every``, which
@@ -211,7 +227,7 @@ class Config(Section):
             del plain["model"]["temperature"][setting]
         if self.data.passkey is None:
             del plain["data"]["passkey"]
-        return plain
+        return dict(redacted(plain))
 
     @property
     def run_id(self) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.redaction import redacted_output
 
 _POLL_SECONDS = 0.5
 
@@ -138,7 +139,8 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, pre
 def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path) -> None:
     os.setsid()
     redirect_output(log)
-    code = target(*arguments)
+    with redacted_output():
+        code = target(*arguments)
     sys.stdout.flush()
     sys.exit(code)
 

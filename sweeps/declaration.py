@@ -15,6 +15,7 @@ from ssa.config import PositiveInt, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.record.run_files import summary_name
+from ssa.redaction import redacted
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -37,6 +38,8 @@ class Dimension(Section):
     def problem(self) -> str | None:
         """What is invalid, or None."""
         if self.type == "categorical":
+            if redacted(self.choices) != self.choices:
+                return "a choice looks like a key or a token, and the study would record it"
             if not self.choices or self.low is not None or self.high is not None or self.log:
                 return "valid for categorical: choices, one at least, and no low, high or log"
             return None

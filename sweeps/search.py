@@ -19,6 +19,7 @@ from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.launch.run import Run
 from ssa.processes import Pool
 from ssa.record.run_files import read_rows, read_summary
+from ssa.redaction import redact
 from sweeps.declaration import Sweep, as_overrides
 from sweeps.results import STATES
 from sweeps.study import sampler
@@ -177,7 +178,7 @@ class Search:
         self, trial: optuna.Trial, run: Run, state: TrialState, value: float | None = None, note: str = ""
     ) -> FrozenTrial:
         if note:
-            trial.set_user_attr("note", note)
+            trial.set_user_attr("note", redact(note))
         frozen = self.study.tell(trial, value, state=state)
         self.ended.setdefault(frozen.user_attrs["run_id"], frozen)
         word = f"{self.sweep.metric} {value}" if state == TrialState.COMPLETE else STATES[state]

@@ -11,6 +11,7 @@ from optuna.exceptions import ExperimentalWarning
 
 from ssa.errors import UserError
 from ssa.record.run_files import summary_name
+from ssa.redaction import redacted
 from sweeps.declaration import Pruner, Sweep
 
 
@@ -20,7 +21,7 @@ def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -
     Raises:
         UserError: it was created with another declaration, or cannot be read.
     """
-    declared = {**sweep.model_dump(mode="json", exclude={"overrides"}), "overrides": list(common)}
+    declared = redacted({**sweep.model_dump(mode="json", exclude={"overrides"}), "overrides": list(common)})
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "study.db"
     try:

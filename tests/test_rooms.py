@@ -25,7 +25,7 @@ ROOMS = [
     ["ssa/config.py"],
     ["ssa/config_errors.py", "ssa/perplexity.py", "ssa/statistics.py"],
     ["ssa/files.py", "ssa/processes.py", "ssa/progress.py"],
-    ["ssa/errors.py", "ssa/model/"],
+    ["ssa/errors.py", "ssa/redaction.py", "ssa/model/"],
 ]
 
 

@@ -33,6 +33,7 @@ from ssa.launch.pool import train
 from ssa.launch.run import Run
 from ssa.record import environment
 from ssa.record.run_files import read_environment, read_summary
+from ssa.redaction import redact, redacted
 from ssa.report import renderings, tables
 from ssa.viz import plot_style
 
@@ -142,8 +143,8 @@ class ExperimentContext:
         self.console.print(table.caption, markup=False)
 
     def text(self, name: str, text: str) -> None:
-        """Writes ``<scale>_<name>``, where the name includes its suffix."""
-        write_atomic(self.path(name), text)
+        """Writes ``<scale>_<name>``, where the name includes its suffix, without secrets."""
+        write_atomic(self.path(name), redact(text))
 
     @contextmanager
     def figure(self, name: str, width: float, height: float, caption: str) -> Iterator[Figure]:
@@ -178,7 +179,7 @@ class ExperimentContext:
             self.path("provenance.json"),
             {
                 "experiment": self.experiment.name,
-                "settings": self.settings.model_dump(exclude={"to", "output_dir", "rerun"}),
+                "settings": redacted(self.settings.model_dump(exclude={"to", "output_dir", "rerun"})),
                 "seconds": round(seconds),
                 "seconds_of_cached_jobs": round(self._jobs.seconds),
                 "seconds_of_runs": round(seconds_of_runs),

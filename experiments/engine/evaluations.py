@@ -14,6 +14,7 @@ from ssa.errors import UserError
 from ssa.files import locked
 from ssa.launch.run import Run
 from ssa.processes import WorkerKilled, call_each, redirect_output
+from ssa.redaction import redact, redacted_output
 
 
 def evaluate(runs: Sequence[Run], arguments: Sequence[str], jobs: int, console: Console) -> dict[Run, str]:
@@ -52,15 +53,18 @@ def _evaluate(run: Path, log: Path, arguments: tuple[str, ...]) -> str:
     torch.set_num_threads(1)
     began = redirect_output(log)
     try:
-        with locked(run.with_name(f".{run.name}.evaluation.lock")):  # then what another launcher evaluated is kept
+        with (
+            redacted_output(),
+            locked(run.with_name(f".{run.name}.evaluation.lock")),
+        ):  # then what another launcher evaluated is kept
             evaluation.evaluate(parse(EvaluateSettings, [f"run={run}", *arguments]))
     except UserError as error:
         sys.stdout.flush()
         printed = log.read_bytes()[began:].decode(errors="replace").splitlines()
-        print("error:", error, file=sys.stderr)
+        print("error:", redact(str(error)), file=sys.stderr)
         return "; ".join(line.removeprefix("error: ") for line in printed if line.startswith("error: ")) or str(error)
     except Exception as error:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr)
         return f"{type(error).__name__}: {error}"
     finally:
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from experiments.engine.source_hash import source_hash
 from ssa.files import hash_of, read_json, write_json
 from ssa.processes import call_each
 from ssa.progress import ProgressBar
+from ssa.redaction import redacted
 
 CachedJob = tuple[Callable[..., Any], dict[str, Any]]  # a function of a module, and its arguments by name, plain values
 _LINES_SECONDS = 15.0  # between lines of progress where there is no terminal
@@ -71,7 +72,11 @@ def _keep(file: Path, job: CachedJob, commit: str) -> None:
     finally:
         torch.set_num_threads(threads)
     seconds = time.perf_counter() - began
-    of = {"function": f"{function.__module__}.{function.__qualname__}", "arguments": arguments, "commit": commit}
+    of = {
+        "function": f"{function.__module__}.{function.__qualname__}",
+        "arguments": redacted(arguments),
+        "commit": commit,
+    }
     write_json(file, {**of, "seconds": seconds, "value": value})
 
 

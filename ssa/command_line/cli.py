@@ -37,6 +37,7 @@ from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, first_line
 from ssa.processes import interruptible
+from ssa.redaction import redacted
 
 _LABELS = {"model/size": "model.size", "model/temperature": "model.temperature.name", "scale": "scale"}
 
@@ -153,7 +154,7 @@ def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> floa
         code, line = EXIT_BUG, f"[{name}] {type(error).__name__}: {error}"
     if not in_sweep:
         sys.exit(code)
-    failure = {"job": name, "code": code, "said": "" if not sent else line}
+    failure = redacted({"job": name, "code": code, "said": "" if not sent else line})
     with open(Path(HydraConfig.get().sweep.dir) / _FAILED, "a", encoding="utf-8") as file:
         file.write(json.dumps(failure) + "\n")
     return float("nan")  # a failed trial, for Hydra's sweepers

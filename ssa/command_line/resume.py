@@ -9,6 +9,7 @@ from ssa.command_line.values import overridden
 from ssa.config import Config, parse
 from ssa.errors import UserError
 from ssa.record.run_files import check_unchanged, load_config
+from ssa.redaction import REDACTED
 
 
 def resumed(composed: dict[str, Any], overrides: Sequence[str], groups: set[str]) -> Config:
@@ -20,7 +21,8 @@ def resumed(composed: dict[str, Any], overrides: Sequence[str], groups: set[str]
         groups: the config groups.
 
     Raises:
-        UserError: it is not a run folder, or an override would change the run's results.
+        UserError: it is not a run folder, an override would change the run's results, or a value was recorded without
+            the secret in it and is not given again.
     """
     folder = composed["resume"]
     values = load_config(folder).plain() | {key: composed[key] for key in ("resume", "rerun")}
@@ -29,9 +31,19 @@ def resumed(composed: dict[str, Any], overrides: Sequence[str], groups: set[str]
         _choose(values, composed, group)
     for key in (key for key in keys if key not in groups):
         _copy(values, composed, key.split("."))
+    for key in ("data", "init_from"):
+        _check_complete(values.get(key), key, folder)
     config = parse(values)
     check_unchanged(folder, config)
     return config
+
+
+def _check_complete(value: Any, key: str, folder: str) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_complete(item, f"{key}.{name}", folder)
+    elif REDACTED in str(value):
+        raise UserError(f"{key}={value}: recorded without its secret; give it again: resume={folder} {key}=VALUE")
 
 
 def label(values: dict[str, Any], group: str) -> Any:

@@ -21,6 +21,7 @@ from ssa.errors import NotFinite, UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.task import Outcome
 from ssa.files import read_json, write_json
+from ssa.redaction import redact, redacted
 
 Result = dict[str, Any]
 
@@ -69,7 +70,7 @@ def result_of(
     """An outcome and its context as plain values."""
     return {
         "task": task,
-        "of": evaluated.name,
+        "of": redact(evaluated.name),
         "metrics": {
             name: {field: value for field, value in vars(metric).items() if value is not None}
             for name, metric in outcome.metrics.items()
@@ -94,8 +95,8 @@ def checked(result: Result) -> Result:
 
 
 def identity_of(settings: Mapping[str, Any], evaluated: EvaluatedModel) -> dict[str, Any]:
-    """Everything that determines an outcome."""
-    return {"settings": dict(settings), "model": evaluated.plain}
+    """Everything that determines an outcome, without secrets."""
+    return dict(redacted({"settings": settings, "model": evaluated.plain}))
 
 
 def _identity(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 ::
 
     outputs/<experiment>/<run_id>/
-      config.yaml        the resolved config, plain values
-      environment.json   code, packages, machine, device; also uncommitted.diff; environment-1.json: earlier attempt
+      config.yaml        the resolved config, plain values without secrets
+      environment.json   code, packages, machine, device; environment-1.json: earlier attempt
+      uncommitted.diff   changes of the code since its commit, with save_diff=true
       metrics.jsonl      one row per line: step, tokens, then metrics; the record of truth
       summary.json       the numbers for tables, with checksums of the other files
       status.json        running, finished, interrupted or failed; start time, step, error
@@ -47,6 +48,7 @@ from ssa.record.run_files import (
     read_rows_until,
     to_line,
 )
+from ssa.redaction import redact
 
 _LOCK_SECONDS = 1.0  # `read_status` holds the lock for an instant
 
@@ -71,8 +73,10 @@ class RunRecord:
         """Lock the folder of the run, or the folder ``config.resume``.
 
         Raises:
-            UserError: the folder is in use, belongs to another config, is damaged, or cannot be written.
+            UserError: the folder is in use, belongs to another config, is damaged, or cannot be written, or its name
+                would hold a secret.
         """
+        config.recorded()  # refuses a secret in the name of a folder
         folder = Path(config.resume) if config.resume else run_folder(config)
         if config.resume:
             load_config(folder)  # before the lock file is created beside the folder
@@ -156,7 +160,7 @@ class RunRecord:
             self._keep_environment(before.attempt)
         else:  # resume and rerun are options of the command, not of the run
             config = self.config.model_copy(update={"resume": None, "rerun": False})
-            write_atomic(self.folder / "config.yaml", yaml.safe_dump(config.plain(), sort_keys=False))
+            write_atomic(self.folder / "config.yaml", yaml.safe_dump(config.recorded(), sort_keys=False))
         if before and step is not None:  # the pretrained weights are not read again
             weights_hash = read_environment(self.folder).get("weights_hash")
         facts = {**environment.facts, "data_hash": data_hash, "weights_hash": weights_hash}
@@ -201,7 +205,7 @@ class RunRecord:
     def set_status(self, status: State, *, step: int | None = None, error: str | None = None) -> None:
         """Replace status.json.  Without ``step``, the step is kept; ``error`` becomes one line."""
         before = load_status(self.folder)
-        line = " ".join(error.split()) if error else None
+        line = redact(" ".join(error.split())) if error else None
         step = before.step if step is None else step
         after = replace(before, status=status, time=_now(), step=step, error=line)
         write_json(self.folder / "status.json", asdict(after))

@@ -24,6 +24,7 @@ from ssa.errors import EXIT_INTERRUPTED, UserError, first_line
 from ssa.files import read_json_or_none, write_json
 from ssa.record.run_files import read_rows
 from ssa.record.run_record import RunRecord, read_status
+from ssa.redaction import redacted
 
 Mode = Literal["disabled", "offline", "online"]  # in increasing order
 
@@ -110,9 +111,9 @@ class WandbMirror:
             name=config.run_id,
             group=config.experiment,
             project=logger.project,
-            entity=logger.entity,
-            tags=logger.tags or None,
-            config=config.plain(),
+            entity=redacted(logger.entity),
+            tags=redacted(logger.tags) or None,
+            config=config.recorded(),
             dir=str(self._folder),
             mode=mode if mode != "disabled" else None,
             reinit="create_new",  # each job of a multirun is a W&B run, even if an earlier one failed

@@ -16,6 +16,7 @@ from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, hash_of_file, locked, read_checked, write_checked, writing_cache
 from ssa.progress import ProgressBar
+from ssa.redaction import redacted
 from ssa.text.corpus import SPLITS, Corpus, open_corpus
 from ssa.text.token_build import OnChunk, build_split, token_dtype
 from ssa.text.tokenization import Tokenizer, load_tokenizer
@@ -167,7 +168,7 @@ def _build(
         manifest = {"format": FORMAT, "key": key, "corpus": corpus.fingerprint, "dtype": str(token_dtype(tokenizer))}
         # The data config is for human readers.
         config = data.model_dump(mode="json", exclude={"cache_dir", "workers", "block_size", "max_eval_tokens"})
-        manifest |= {"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": config}
+        manifest |= redacted({"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": config})
         manifest |= {"loss_of_text": tokenizer.loss_of_text(corpus.documents("train"))}
         print(f"tokenizing into {folder}, once for this text and tokenizer; can be interrupted", flush=True)
         manifest["splits"] = {}

@@ -141,4 +141,4 @@ class LanguageModule(L.LightningModule):
         return perplexities(self._nll, tokens=split.n_tokens - 1, **counts, lossless=split.lossless)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.config.plain()
+        checkpoint["config"] = self.config.recorded()

@@ -26,6 +26,7 @@ from ssa.record.run_files import Row, read_summary
 from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror
+from ssa.redaction import redacted
 from ssa.text.ngram import reference_perplexities
 from ssa.text.token_blocks import TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, prepare
@@ -132,7 +133,11 @@ def _execute(
 ) -> dict[str, Any]:
     config, resume = run.config, run.resume
     facts = environment.describe(
-        command, device=device_name(run.device), precision=run.precision, attention_backend=run.attention_backend
+        command,
+        diff=config.save_diff,
+        device=device_name(run.device),
+        precision=run.precision,
+        attention_backend=run.attention_backend,
     )
     if config.trainer.compile:
         torch._dynamo.reset()  # the recompilation limit counts earlier jobs in this process
@@ -183,6 +188,7 @@ def _execute(
             **_step_0(record),
             "commit": (facts.facts["git"] or {}).get("commit"),
         }
+        summary = redacted(summary)
         mirror.summary(summary)
         record.finish(summary, step=config.trainer.steps)
     return summary

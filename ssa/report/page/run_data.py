@@ -15,6 +15,7 @@ import pandas as pd
 from ssa.errors import UserError
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.record.run_files import Row, read_environment, read_rows
+from ssa.redaction import redact, redacted
 
 POINTS = 60  # per curve
 DIGITS = 5
@@ -57,7 +58,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
     """
     runs = runs.sort_index()
     keys = [key for key in sorted(runs.columns) if key.startswith("config.") or key in BESIDE_CONFIG]
-    columns = [[_text(value) for value in runs[key].tolist()] for key in keys]
+    columns = [[_text(redacted(value, key)) for value in runs[key].tolist()] for key in keys]
     common = [_most_common(column) for column in columns]
     axes: dict[tuple[int, ...], int] = {}
     shown = [_column(runs, key) for key in SHOWN]
@@ -74,7 +75,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
             "folder": folder,
             "damage": damage if "metrics.jsonl" in damage else "; ".join(filter(None, [damage, problem])),
             "unsealed": unsealed,
-            "error": error,
+            "error": redact(error),
             "config": {key: column[number] for key, column in enumerate(columns) if column[number] != common[key]},
             "curves": curves,
         })  # fmt: skip
