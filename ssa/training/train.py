@@ -188,7 +188,7 @@ def _execute(
             **_step_0(record),
             "commit": (facts.facts["git"] or {}).get("commit"),
         }
-        summary = redacted(summary)
+        summary = dict(redacted(summary))
         mirror.summary(summary)
         record.finish(summary, step=config.trainer.steps)
     return summary
