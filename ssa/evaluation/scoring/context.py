@@ -96,17 +96,18 @@ class EvaluationContext:
         """
         max_length = max_length or self.evaluated.context_length
         answers: list[Any] = [self.journal.get([*request, max_length]) for request in requests]
-        missing = [number for number, answer in enumerate(answers) if answer is None]
-        new = [requests[number] for number in missing]
-        self.progress.expect(sum(map(input_tokens, new)))
+        answered = {number for number, answer in enumerate(answers) if answer is not None}
+        lengths = list(map(input_tokens, requests))
+        self.progress.expect(sum(lengths) - sum(lengths[number] for number in answered))
 
         def keep(scores: list[tuple[int, Score]]) -> None:
-            for index, score in scores:
-                answers[missing[index]] = list(score)
-            self.journal.add([([*new[index], max_length], list(score)) for index, score in scores])
-            self.progress.advance(sum(input_tokens(new[index]) for index, _ in scores))
+            new = [(number, list(score)) for number, score in scores if number not in answered]
+            for number, score in new:
+                answers[number] = score
+            self.journal.add([([*requests[number], max_length], score) for number, score in new])
+            self.progress.advance(sum(lengths[number] for number, _ in new))
 
-        score_requests(self.evaluated, new, max_length, self.batch_size, keep)
+        score_requests(self.evaluated, requests, max_length, self.batch_size, keep, answered)
         return [Score(*answer) for answer in answers]
 
     def score_units(self, units: Sequence[Sequence[Request]], max_length: int | None = None) -> list[list[Score]]:
@@ -134,23 +135,26 @@ class EvaluationContext:
         """
         key = [max_new_tokens, sorted(stop), label]
         answers: list[Any] = [self.journal.get([prompt, *key]) for prompt in prompts]
-        missing = [number for number, answer in enumerate(answers) if answer is None]
-        missing.sort(key=lambda number: len(prompts[number]), reverse=True)
-        lengths = [len(prompts[number]) + max_new_tokens for number in missing]
-        self.progress.expect(sum(lengths))
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]), reverse=True)
+        lengths = [len(prompts[number]) + max_new_tokens for number in order]
+        self.progress.expect(
+            sum(length for length, number in zip(lengths, order, strict=True) if answers[number] is None)
+        )
 
         def run(indices: list[int]) -> None:
-            numbers = [missing[index] for index in indices]
+            numbers = [order[index] for index in indices]
+            if all(answers[number] is not None for number in numbers):
+                return  # as batches are the same in every attempt, so are the answers
             chosen = [prompts[number] for number in numbers]
             try:
                 with self.evaluated.autocast():
                     new = generate(self.evaluated.model, chosen, max_new_tokens, greedy=True, stop=stop, ended=ended)
             except FloatingPointError as error:
                 raise NotFinite(*error.args) from None
+            self.progress.advance(sum(lengths[index] for index in indices if answers[order[index]] is None))
             for number, tokens in zip(numbers, new, strict=True):
                 answers[number] = tokens
             self.journal.add([([prompt, *key], tokens) for prompt, tokens in zip(chosen, new, strict=True)])
-            self.progress.advance(sum(lengths[index] for index in indices))
 
         in_batches(run, lengths, self.evaluated.device, self.batch_size)
         return [list(answer) for answer in answers]

@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, K key-value heads, d head dimension, D model width, V
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -66,9 +66,17 @@ class _CachedPrefix(NamedTuple):
 
 
 def score_requests(
-    evaluated: EvaluatedModel, requests: Sequence[Request], max_length: int, batch_size: int | None, keep: Keep
+    evaluated: EvaluatedModel,
+    requests: Sequence[Request],
+    max_length: int,
+    batch_size: int | None,
+    keep: Keep,
+    answered: Collection[int] = (),
 ) -> None:
     """Score requests in batches of ``batch_size`` rows (None: automatic); inputs over ``max_length`` lose their start.
+
+    Batches do not depend on ``answered``, the indices of requests whose scores are known, so that an interrupted task
+    resumes bit for bit: a batch is left out if all of it is answered.
 
     Raises:
         UserError: a continuation exceeds ``max_length``, memory runs out, or a log-likelihood is not finite.
@@ -81,13 +89,20 @@ def score_requests(
         with torch.inference_mode(), evaluated.autocast():
             in_batches(run, lengths, evaluated.device, batch_size)
 
+    def wanted(rows: list[_Row]) -> bool:
+        return not all(row.number in answered for row in rows)
+
     lone = [row for group in groups if not group.prefix for row in group.rows]
-    in_rows(
-        lambda indices: keep(_score_rows(evaluated.model, [lone[index] for index in indices])),
-        [len(row.tokens) - 1 for row in lone],
-    )
+
+    def score_lone(indices: list[int]) -> None:
+        rows = [lone[index] for index in indices]
+        if wanted(rows):
+            keep(_score_rows(evaluated.model, rows))
+
+    in_rows(score_lone, [len(row.tokens) - 1 for row in lone])
     for chunk in _chunks([group for group in groups if group.prefix]):
-        _score_groups(evaluated.model, chunk, in_rows, keep)
+        if wanted([row for group in chunk for row in group.rows]):
+            _score_groups(evaluated.model, chunk, in_rows, keep, wanted)
 
 
 def input_tokens(request: Request) -> int:
@@ -141,7 +156,9 @@ def _score_rows(model: Transformer, rows: Sequence[_Row]) -> list[tuple[int, Sco
     return _scores(model, rows, [states[: len(row.tokens) - 1] for states, row in zip(hidden, rows, strict=True)])
 
 
-def _score_groups(model: Transformer, groups: Sequence[_Group], in_rows: _InRows, keep: Keep) -> None:
+def _score_groups(
+    model: Transformer, groups: Sequence[_Group], in_rows: _InRows, keep: Keep, wanted: Callable[[list[_Row]], bool]
+) -> None:
     """Run the prefixes, then the rest of each row, each in batches of similar length."""
     groups = sorted(groups, key=lambda group: group.prefix, reverse=True)
     prefixes = [group.rows[0].tokens[: group.prefix] for group in groups]
@@ -153,8 +170,14 @@ def _score_groups(model: Transformer, groups: Sequence[_Group], in_rows: _InRows
     rows = [(row, prefix) for group, prefix in zip(groups, cached, strict=True) for row in group.rows]
     rows.sort(key=lambda pair: len(pair[0].tokens) - len(pair[1].hidden), reverse=True)
     new = [len(row.tokens) - len(prefix.hidden) for row, prefix in rows]
+
+    def score(indices: list[int]) -> None:
+        batch = [rows[index] for index in indices]
+        if wanted([row for row, _ in batch]):
+            keep(_score_after_prefix(model, batch))
+
     in_rows(
-        lambda indices: keep(_score_after_prefix(model, [rows[index] for index in indices])),
+        score,
         # a cached prefix costs less than new tokens
         [max(length, len(row.tokens) // 4) for length, (row, _) in zip(new, rows, strict=True)],
     )

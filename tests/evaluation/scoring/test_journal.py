@@ -147,10 +147,8 @@ def test_scoring_resumes(context: Callable[..., EvaluationContext], batch_size: 
     again = context(batch_size)
     after = Seen(again.evaluated.model)
     scores = again.score(REQUESTS)
-    assert sums(scores) == pytest.approx(sums(wanted), abs=1e-5)
-    assert [score.greedy for score in scores] == [score.greedy for score in wanted]
-    if batch_size == 1:  # one row per batch: bitwise equal, and no row is computed twice
-        assert scores == wanted
+    assert scores == wanted, "bit for bit"
+    if batch_size == 1:  # no prefix is shared, and no row is computed twice
         assert before.shapes + after.shapes == through.shapes
     finished = context(batch_size)
     none = Seen(finished.evaluated.model)
@@ -159,8 +157,8 @@ def test_scoring_resumes(context: Callable[..., EvaluationContext], batch_size: 
 
 
 def test_scores_only_new_requests(context: Callable[..., EvaluationContext]) -> None:
-    first = context().score(REQUESTS[:7])
-    more = context()
+    first = context(1).score(REQUESTS[:7])
+    more = context(1)
     seen = Seen(more.evaluated.model)
     scores = more.score([*REQUESTS[3:8], REQUESTS[3]])
     assert [scores[number] for number in (0, 1, 2, 3, 5)] == [*first[3:7], first[3]]
