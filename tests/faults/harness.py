@@ -1,0 +1,237 @@
+"""Run a program under a fault, and compare the files that it leaves with those of an undisturbed run.
+
+Faults in file operations come from `interpose.c`; kills and signals, from this process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import torch
+from conftest import ROOT
+
+from ssa.errors import EXIT_BAD_INPUT, UserError
+from ssa.record import checkpoint
+
+HERE = Path(__file__).parent
+TIMES = ("seconds", "tokens_per_second", "memory", "time", "commit", "files", "sha256", "versions", "began", "pid")
+UNCOMPARED = ("environment*", "uncommitted*", "*.log", "*.db", "*provenance.json", "status.json")
+PATIENCE = 300  # seconds
+
+
+class Starter:
+    """A process from which programs start without the seconds that imports take; see `starter.py`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._codes = folder / "codes"
+        self._codes.mkdir()
+        library = folder / "interpose.so"
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, HERE / "interpose.c"], check=True)
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "starter.py", self._codes],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(library)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._ask("")
+
+    def _ask(self, line: str) -> str:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def start(self, program: str, arguments: list[str], environment: dict[str, str], out: str) -> int:
+        """The id of a new process."""
+        request = {"program": program, "arguments": arguments, "environment": environment, "out": out}
+        return int(self._ask(json.dumps(request) + "\n"))
+
+    def code(self, process: int) -> int | None:
+        """The exit code of a process that has ended; to be asked once, as process ids are used again."""
+        path = self._codes / str(process)
+        with suppress(FileNotFoundError):
+            code = int(path.read_text())
+            path.unlink()
+            return code
+        return None
+
+    def descendants(self) -> list[psutil.Process]:
+        """Every process that programs left or have at work."""
+        return psutil.Process(self._process.pid).children(recursive=True)
+
+    def close(self) -> None:
+        for process in self.descendants():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.kill()
+        self._process.communicate()
+
+
+class Program:
+    """A program at work.
+
+    Args:
+        program: the path of a file, or ``-m`` and the name of a package.
+        arguments: in which ``{files}`` stands for ``folder/files``, where faults happen.
+        folder: of the program; it may have run there before.
+        fault: see `interpose.c`.
+        out: ``closed``, or ``unread``, as by a reader that has gone; default: a file.
+        environment: further variables.
+
+    Attributes:
+        process: the id of its first process.
+    """
+
+    def __init__(
+        self,
+        starter: Starter,
+        program: str,
+        arguments: Sequence[str],
+        folder: Path,
+        fault: str = "",
+        out: str = "",
+        **environment: str,
+    ) -> None:
+        self._starter = starter
+        self._code: int | None = None
+        attempt = len(list(folder.glob("state-*")))
+        self._out, self._state = folder / f"out-{attempt}", folder / f"state-{attempt}"
+        self._state.write_bytes(bytes(16))
+        files = folder / "files"
+        files.mkdir(exist_ok=True)
+        variables = {
+            "SSA_FAULT_FOLDER": str(files),
+            "SSA_FAULT_STATE": str(self._state),
+            "SSA_FAULT": fault,
+            "SSA_CACHE_DIR": str(files / "cache"),
+            **environment,
+        }
+        placed = [argument.replace("{files}", str(files)) for argument in arguments]
+        self.process = starter.start(program, placed, variables, out or str(self._out))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    @property
+    def operations(self) -> int:
+        """File operations so far."""
+        return int(struct.unpack("ll", self._state.read_bytes())[0])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes written so far."""
+        return int(struct.unpack("ll", self._state.read_bytes())[1])
+
+    @property
+    def hit(self) -> list[str]:
+        """The operations that a fault hit: name, bytes taken, bytes, path."""
+        path = self._state.with_name(f"{self._state.name}.hit")
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None while it is at work."""
+        if self._code is None:
+            self._code = self._starter.code(self.process)
+        return self._code
+
+    def wait(self, operations: int | None = None, seconds: float = PATIENCE) -> int | None:
+        """Wait until it has ended or done so many file operations, or for so long; returns `code`."""
+        until = time.monotonic() + seconds
+        while (code := self.code) is None and time.monotonic() < until:
+            if operations is not None and self.operations >= operations:
+                break
+            time.sleep(0.002)
+        return code
+
+    def ended(self) -> int:
+        """Wait until it has ended; the exit code."""
+        code = self.wait()
+        assert code is not None, f"still running after {PATIENCE} s: {self.printed}"
+        return code
+
+    def send(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.process, number)
+
+    def kill(self) -> None:
+        """Kill it and everything that any program of the starter has left."""
+        while found := self._starter.descendants():
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(found, timeout=10)
+        self.wait()
+
+    @property
+    def printed(self) -> str:
+        """Standard output, then standard error."""
+        files = (self._out, self._out.with_name(f"{self._out.name}.err"))
+        return "".join(path.read_text(errors="replace") for path in files if path.exists())
+
+    def check_one_line(self) -> str:
+        """Check that it ended with exit code 2, one line on standard error, and no traceback; returns the line."""
+        assert self.ended() == EXIT_BAD_INPUT, self.printed
+        assert "Traceback" not in self.printed, self.printed
+        (line,) = self._out.with_name(f"{self._out.name}.err").read_text().splitlines()
+        assert line.startswith("error: "), line
+        return line
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What is in ``folder/files``, by path, without what depends on the time, the folder or the code."""
+    files, found = folder / "files", {}
+    for path in sorted(files.rglob("*")):
+        if path.is_file() and not any(path.match(pattern) for pattern in UNCOMPARED):
+            found[str(path.relative_to(files))] = _comparable(path, str(folder))
+    return found
+
+
+def different(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the files in which two results of `left` differ."""
+    return [path for path in sorted({*one, *other}) if one.get(path) != other.get(path)]
+
+
+def _comparable(path: Path, folder: str) -> Any:
+    if path.suffix == ".ckpt":
+        try:
+            return _timeless(checkpoint.read(path), folder)
+        except UserError as error:
+            return str(error)
+    content = path.read_bytes()
+    with suppress(ValueError):  # damaged
+        if path.name == "metrics.jsonl":
+            return [_timeless(json.loads(line), folder) for line in content.splitlines()]
+        if path.suffix == ".json":
+            return _timeless(json.loads(content), folder)
+    return hashlib.sha256(content.replace(folder.encode(), b"FOLDER")).hexdigest()
+
+
+def _timeless(value: Any, folder: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest(), tuple(value.shape), str(value.dtype)
+    if isinstance(value, Mapping):
+        return {
+            key: _timeless(item, folder) for key, item in value.items() if not any(word in str(key) for word in TIMES)
+        }
+    if isinstance(value, list | tuple):
+        return [_timeless(item, folder) for item in value]
+    return value.replace(folder, "FOLDER") if isinstance(value, str) else value

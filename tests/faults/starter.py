@@ -1,0 +1,90 @@
+"""Starts programs of this project in new processes that have imported the slow modules already.
+
+Each line on stdin is a request in JSON: ``program`` (a path, or ``-m NAME``), ``arguments``, ``environment`` and
+``out``, a file for the output (``.err``: for errors), ``closed`` or ``unread``; the answer on stdout is the id of a
+process that leads a session of its own.  Its exit code, negative after a signal, appears in the folder that is the only
+argument, in a file with its id as name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+MODULES = ("generate", "ssa.training.train", "ssa.evaluation.evaluate", "ssa.pretrained.export", "sweeps.search")
+MODULES += ("ssa.report.page.write", "experiments.engine.context", "ssa.evaluation.tasks.perplexity")
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def serve(codes: Path) -> None:
+    """Answer requests until stdin is closed."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans become children of this process
+    for module in MODULES:
+        importlib.import_module(module)
+    started: set[int] = set()
+    starting = threading.Lock()
+    threading.Thread(target=_reap, args=(codes, started, starting), daemon=True).start()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        with starting:
+            child = os.fork()
+            if not child:
+                _run(json.loads(line))
+            started.add(child)
+        print(child, flush=True)
+
+
+def _reap(codes: Path, started: set[int], starting: threading.Lock) -> None:
+    while True:
+        try:
+            child, status = os.wait()
+        except ChildProcessError:
+            time.sleep(0.01)
+            continue
+        with starting:
+            asked = child in started
+            started.discard(child)
+        if asked:
+            partial = codes / f"{child}.partial"
+            partial.write_text(str(os.waitstatus_to_exitcode(status)))
+            partial.rename(codes / str(child))
+
+
+def _run(request: dict[str, Any]) -> None:
+    os.setsid()
+    _redirect(request["out"])
+    os.environ.update(request["environment"])
+    program = request["program"]
+    sys.argv = [program, *request["arguments"]]
+    if program.startswith("-m "):
+        runpy.run_module(program.removeprefix("-m "), run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(program, run_name="__main__")
+    sys.exit(0)
+
+
+def _redirect(out: str) -> None:
+    if out == "closed":
+        sys.stdin = sys.stdout = sys.stderr = sys.__stdin__ = sys.__stdout__ = sys.__stderr__ = None  # type: ignore[misc, assignment]
+        os.closerange(0, 3)
+        return
+    if out == "unread":
+        reader, writer = os.pipe()
+        os.close(reader)
+        files = [writer, writer]
+    else:
+        files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in (out, f"{out}.err")]
+    for number, file in enumerate([os.open(os.devnull, os.O_RDONLY), *files]):
+        os.dup2(file, number)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
