@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import csv
 import errno
+import glob
 import hashlib
 import io
 import json
 import math
 import os
+import platform
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from ssa.errors import UserError, first_line
 
-ALWAYS_HASHED = 256 << 20  # bytes; a larger file is hashed again only when its size or time has changed
+ALWAYS_HASHED = 256 << 20  # bytes; a larger file is hashed again only when its size, times or inode have changed
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 _REMEMBERED = "file_hashes.json"
+_ABANDONED = 24 * 3600  # seconds
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _DEEPEST = 100  # levels of nesting in a JSON file; those read here have less than ten
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -35,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After a crash ``path`` is the old one or the new one.  A folder replaces nothing or an empty folder.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         with _named(path):
             yield partial
@@ -44,10 +49,29 @@ def replacing(path: Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
             os.replace(partial, path)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def partial_path(path: Path) -> Path:
+    """A hidden path beside ``path`` for this process to write to.  Those that dead processes left are removed.
+
+    A process of this host is dead if it does not exist; one of another host, which may share the disk, if it has not
+    written for a day.
+    """
+    host = hash_of_bytes(platform.node().encode())[:8]
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        on, _, pid = left.name.split(".")[-2].rpartition("-")
+        with suppress(OSError, ValueError):
+            if (not psutil.pid_exists(int(pid))) if on == host else time.time() - left.stat().st_mtime > _ABANDONED:
+                _remove(left)
+    return path.with_name(f".{path.name}.{host}-{os.getpid()}.partial")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -159,14 +183,16 @@ def hash_of_bytes(content: bytes) -> str:
 def hash_of_file(path: Path, cache: Path | None = None) -> str:
     """SHA-256 of a file's content, in hexadecimal.
 
-    The folder ``cache`` remembers the hashes of files over `ALWAYS_HASHED`, by size and time.
+    The folder ``cache`` remembers the hashes of files over `ALWAYS_HASHED`, by size, inode, and times of modification
+    and of change, which no program can set.
     """
     status = path.stat()
-    name, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+    name = str(path.resolve())
+    stamp = [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns]
     memory = cache / _REMEMBERED if cache and status.st_size > ALWAYS_HASHED else None
     remembered = (read_checked(memory) if memory else None) or {}
-    if remembered.get(name, [])[:2] == stamp:
-        return str(remembered[name][2])
+    if remembered.get(name, [])[:-1] == stamp:
+        return str(remembered[name][-1])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if memory:

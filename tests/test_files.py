@@ -25,6 +25,7 @@ from ssa.files import (
     is_locked,
     locked,
     parse_json,
+    partial_path,
     read_checked,
     read_json,
     read_json_or_none,
@@ -190,6 +191,20 @@ def test_checked_files(tmp_path: Path) -> None:
         write_checked(tmp_path / "file" / "a.json", {})
 
 
+def test_partial_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    path, dead = tmp_path / "a[1].json", 2**22 + 5  # above the largest process id
+    host = partial_path(path).name.split(".")[-2].rpartition("-")[0]
+    gone = [tmp_path / f".a[1].json.{process}.partial" for process in (f"{host}-{dead}", "elsewhere-1")]
+    kept = [tmp_path / f".a[1].json.{process}.partial" for process in (f"{host}-1", "elsewhere-2")]
+    kept += [tmp_path / f".b.json.{host}-{dead}.partial"]
+    gone[0].mkdir()
+    for file in (gone[0] / "inside", gone[1], *kept):
+        file.write_text("")
+    os.utime(gone[1], (time.time() - 90_000,) * 2)  # over a day ago
+    write_atomic(path, "new")
+    assert {*tmp_path.iterdir()} == {path, *kept}
+
+
 def test_large_files_are_hashed_again_only_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.bin"
     path.write_bytes(b"one")
@@ -204,6 +219,10 @@ def test_large_files_are_hashed_again_only_when_they_change(tmp_path: Path, monk
     assert hash_of_file(path, tmp_path) == first
     path.write_bytes(b"six")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert hash_of_file(path, tmp_path) == first, "size and time are the same: not read"
+    six = hashlib.sha256(b"six").hexdigest()
+    assert hash_of_file(path, tmp_path) == six, "a change that keeps size and time of modification"
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", None)
+        assert hash_of_file(path, tmp_path) == six, "the file is not read again"
     (tmp_path / "file").write_text("")
     assert hash_of_file(path, tmp_path / "file" / "no folder") == hashlib.sha256(b"six").hexdigest()

@@ -7,7 +7,6 @@ all at once, when the experiment finishes.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import textwrap
@@ -17,7 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psutil
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -28,7 +26,7 @@ from experiments.engine.conclusion import Conclusion
 from experiments.engine.experiment import BOOKKEEPING, Experiment, ExperimentSettings
 from experiments.engine.job_cache import CachedJob, JobCache
 from ssa.errors import UserError
-from ssa.files import hash_of, to_csv, to_json, write_atomic, write_json
+from ssa.files import hash_of, partial_path, to_csv, to_json, write_atomic, write_json
 from ssa.launch.pool import train
 from ssa.launch.run import Run
 from ssa.record import environment
@@ -63,12 +61,9 @@ class ExperimentContext:
         else:
             digest = hash_of(settings.model_dump(exclude=BOOKKEEPING))[:8]
             self.folder = Path(settings.output_dir) / "experiments" / experiment.name / digest
-        self._staging = self.folder / f".{settings.scale}.{os.getpid()}.partial"  # one for each process
         kept = Path(settings.output_dir) / "experiments" / "cached_jobs"
         try:
-            for left in self.folder.glob(f".{settings.scale}.*.partial"):
-                if not psutil.pid_exists(int(left.suffixes[-2][1:])):
-                    shutil.rmtree(left, ignore_errors=True)
+            self._staging = partial_path(self.folder / settings.scale)
             self.discard()
             self._staging.mkdir(parents=True)
             kept.mkdir(parents=True, exist_ok=True)

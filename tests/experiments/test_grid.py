@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import random
 import re
 import shlex
@@ -32,6 +33,7 @@ from experiments.engine.grid_tables import table
 from ssa.command_line.settings import parse
 from ssa.errors import UserError
 from ssa.evaluation.tasks import harness
+from ssa.files import partial_path
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report import tables
 
@@ -485,26 +487,25 @@ def test_damaged_run_does_not_affect_others(begin: Callable[..., int], tmp_path:
 
 def test_result_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(tmp_path)
-    for left in (
-        f".smoke.{2**22 + 5}.partial",
-        ".smoke.1.partial",
-    ):  # of a launcher that was killed, and of one at work
-        (tmp_path / "to" / left).mkdir(parents=True)
+    own = partial_path(tmp_path / "to" / "smoke")
+    killed, other = (own.with_name(own.name.replace(str(os.getpid()), number)) for number in (str(2**22 + 5), "1"))
+    for left in (killed, other):
+        left.mkdir(parents=True)
     assert begin() == 0
     found = files(tmp_path / "to")
-    assert {path.name for path in found} - {".smoke.1.partial"} == {
+    assert {path.name for path in found} - {other.name} == {
         *(f"smoke_summary.{ending}" for ending in ("csv", "md", "tex", "html", "json")),
         *("smoke_runs.csv", "smoke_statistics.csv", "smoke_conclusions.csv", "smoke_provenance.json"),
         *("smoke_differences.png", "smoke_differences.svg"),
     }
-    assert (tmp_path / "to" / ".smoke.1.partial").exists()
+    assert other.exists()
     printed = capsys.readouterr().out
     assert "6 of 6 runs have finished before" in printed
     (conclusion,) = lines(tmp_path / "to" / "smoke_conclusions.csv")
     assert conclusion["sentence"] in printed
-    (tmp_path / "to" / ".smoke.1.partial").rmdir()
+    other.rmdir()
     assert begin() == 0
-    del found[tmp_path / "to" / ".smoke.1.partial"]
+    del found[other]
     provenance = tmp_path / "to" / "smoke_provenance.json"
     assert {**files(tmp_path / "to"), provenance: b""} == {**found, provenance: b""}, "byte by byte"
 
