@@ -20,7 +20,7 @@ from ssa.device import device_name
 from ssa.errors import NotFinite, UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.task import Outcome
-from ssa.files import read_json, write_json
+from ssa.files import locked, read_json, write_json
 from ssa.redaction import redact, redacted
 
 Result = dict[str, Any]
@@ -44,13 +44,13 @@ def find(folder: Path, task: str, identity: Mapping[str, Any], newest: bool = Fa
 
 def save(folder: Path, result: Result) -> None:
     """Save an outcome as the newest in its file, replacing one with the same identity."""
-    folder.mkdir(parents=True, exist_ok=True)
-    result = json.loads(json.dumps(result))
-    saved: list[Result] = []
-    with suppress(UserError):  # a damaged file is replaced
-        saved = _load(folder, result["task"])
-    others = [other for other in saved if _identity(other) != _identity(result)]
-    write_json(folder / f"{file_name(result['task'])}.json", {**result, "others": others})
+    result, name = json.loads(json.dumps(result)), file_name(result["task"])
+    with locked(folder / f".{name}.json.lock"):  # another process may save an outcome of other settings
+        saved: list[Result] = []
+        with suppress(UserError):  # a damaged file is replaced
+            saved = _load(folder, result["task"])
+        others = [other for other in saved if _identity(other) != _identity(result)]
+        write_json(folder / f"{name}.json", {**result, "others": others})
 
 
 def newest(folder: Path, evaluated: EvaluatedModel) -> list[Result]:

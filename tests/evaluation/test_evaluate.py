@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -246,6 +247,27 @@ def test_keeps_outcomes_of_other_text_content(run: Path, launch: Launch, tmp_pat
         assert "finished before" not in launch(*arguments).out
     assert "finished before" in launch(*arguments).out
     assert len(saved(run, "perplexity")["others"]) == 1
+
+
+_SAVE = """
+import sys
+from pathlib import Path
+from ssa.evaluation.results import save
+
+folder, process = Path(sys.argv[1]), sys.argv[2]
+for number in range(40):
+    save(folder, {"task": "t", "settings": {"of": f"{process} {number}"}, "model": {}, "metrics": {}})
+"""
+
+
+def test_outcomes_saved_at_once_are_all_kept(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", _SAVE, str(tmp_path), process] for process in "abc"]
+    started = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) for command in commands]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    newest = json.loads((tmp_path / "t.json").read_text())
+    found = {result["settings"]["of"] for result in (newest, *newest["others"])}
+    assert found == {f"{process} {number}" for process in "abc" for number in range(40)}
+    assert {path.name for path in tmp_path.iterdir()} == {"t.json"}
 
 
 def test_task_running_in_another_process(run: Path, launch: Launch) -> None:

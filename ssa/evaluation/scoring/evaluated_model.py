@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,15 @@ class EvaluatedModel:
         is_full = self.precision == "32-true"
         return nullcontext() if is_full else torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def within_positions(self, task: str, lengths: Sequence[int]) -> list[int]:
+        """The default lengths of a task without those beyond the model's learned positions, which a line names."""
+        limit = self.model_config.max_positions if self.model_config.positions == "learned" else math.inf
+        beyond = [length for length in lengths if length > limit]
+        if beyond:
+            listed = ",".join(map(str, beyond))
+            print(f"{task}: lengths={listed} left out: beyond the model's {limit} learned positions", flush=True)
+        return [length for length in lengths if length <= limit]
+
     @property
     def trained_at(self) -> int:
         """Training length: the block size of a run, the number of positions of a pretrained model."""
@@ -168,8 +179,12 @@ class EvaluatedModel:
     @property
     def plain(self) -> dict[str, Any]:
         """Everything about the model that determines the numbers, as plain values."""
+        found = {"weights_hash": self.weights_hash}
+        if self.config is None:  # a config.json can change while the weights stay
+            model = {key: value for key, value in self.model_config.plain().items() if key not in ("name", "size")}
+            found["model_hash"] = hash_of(model)
         return {
-            "weights_hash": self.weights_hash,
+            **found,
             "tokenizer": self.tokenizer.hash,
             "prefix_token": self.prefix_text,
             "context": self.context_length,

@@ -29,10 +29,8 @@ class Length:
     has_files = False
 
     def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
-        usual = [fraction * evaluated.context_length for fraction in _FRACTIONS]
-        if evaluated.model_config.positions == "learned":
-            usual = [length for length in usual if length <= evaluated.model_config.max_positions]
-        lengths = settings.lengths or [max(_TAIL, int(length)) for length in usual]
+        usual = [max(_TAIL, int(fraction * evaluated.context_length)) for fraction in _FRACTIONS]
+        lengths = settings.lengths or evaluated.within_positions(self.name, usual)
         for length in lengths:
             check_length(evaluated.model_config, "lengths", length)
         self._evaluate_settings, self._lengths = settings, sorted(set(lengths))

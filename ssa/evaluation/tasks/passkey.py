@@ -14,7 +14,7 @@ from ssa.evaluation.scoring.evaluated_model import EvaluatedModel, check_length
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
 from ssa.statistics import wilson
-from ssa.text.sources.passkey import PassKeyPrompts, PassKeyText
+from ssa.text.sources.passkey import KEYS, PassKeyPrompts, PassKeyText
 from ssa.viz import plot_style
 
 _FRACTIONS = (0.25, 0.5, 0.75, 1, 1.5, 2)  # of the context
@@ -33,12 +33,16 @@ class Passkey:
 
     def __init__(self, settings: EvaluateSettings, evaluated: EvaluatedModel) -> None:
         encode, model = evaluated.tokenizer.encode_batch, evaluated.model_config
-        self._prompts = PassKeyPrompts(lambda text: 1 + len(encode([text])[0]))
+        answers = [len(ids) for ids in encode([f" {key}" for key in KEYS])]
+        self._new_tokens = max(answers) + 1  # to catch a sixth digit
+        most = model.max_positions - self._new_tokens + min(answers) if model.positions == "learned" else None
+        self._prompts = PassKeyPrompts(lambda text: 1 + len(encode([text])[0]), most)
         shortest = self._prompts.shortest
-        longest = model.max_positions if model.positions == "learned" else _FRACTIONS[-1] * evaluated.context_length
-        candidates = [int(fraction * evaluated.context_length) for fraction in _FRACTIONS]
-        usual = [length for length in candidates if shortest <= length <= longest]
-        lengths = settings.lengths or usual or [evaluated.context_length]
+        if most is not None and most < shortest:
+            raise UserError(f"tasks={self.name}: the model's {model.max_positions} positions are too few for a passkey")
+        usual = [int(fraction * evaluated.context_length) for fraction in _FRACTIONS]
+        usual = [length for length in usual if length >= shortest] or [evaluated.context_length]
+        lengths = settings.lengths or evaluated.within_positions(self.name, usual)
         for length in lengths:
             check_length(model, "lengths", length)
             if length < shortest:
@@ -66,11 +70,10 @@ class Passkey:
         return Outcome(metrics, n=len(trials), details=details)
 
     def _answers(self, context: EvaluationContext, texts: list[PassKeyText]) -> list[str]:
-        """The model's continuation of each prompt, one token longer than the answer, to catch a sixth digit."""
+        """The model's continuation of each prompt."""
         tokenizer = context.evaluated.tokenizer
         prompts = [[context.evaluated.prefix, *ids] for ids in tokenizer.encode_batch([text.prompt for text in texts])]
-        longest = max(map(len, tokenizer.encode_batch([text.answer for text in texts])))
-        new = context.generate(prompts, longest + 1, stop={tokenizer.end_of_text})
+        new = context.generate(prompts, self._new_tokens, stop={tokenizer.end_of_text})
         return [tokenizer.decode(ids) for ids in new]
 
     def _plot(self, accuracy: npt.NDArray[Any], context: EvaluationContext) -> None:

@@ -101,11 +101,11 @@ class PassKeyPrompts:
     """Texts of a given length in tokens, with the key at a given depth.
 
     ``count`` returns the number of tokens of a text, including special tokens that the model gets; ``shortest`` is that
-    of a text without filler, the largest of many keys.
+    of a text without filler, the largest of many keys.  No text is longer than ``longest``, where a model has no room.
     """
 
-    def __init__(self, count: Callable[[str], int]) -> None:
-        self._count = count
+    def __init__(self, count: Callable[[str], int], longest: int | None = None) -> None:
+        self._count, self._longest = count, longest
         alone = count(INTRODUCTION)
         self._costs = {sentence: count(f"{INTRODUCTION} {sentence}") - alone for sentence in FILLER}
         self.shortest = max(self._tokens(PassKeyText(str(key), (), 0)) for key in KEYS[::500])
@@ -118,6 +118,7 @@ class PassKeyPrompts:
         """
         draw = random.Random(f"passkey evaluation {length} {depth} {trial}")
         key = str(draw.choice(KEYS))
+        length = min(length, self._longest or length)
         room = length - self._tokens(PassKeyText(key, (), 0))
         filler: list[str] = []
         while room > 2 * max(self._costs.values()):

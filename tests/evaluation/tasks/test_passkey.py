@@ -370,12 +370,22 @@ def test_refuses_lengths_too_short_for_a_key(lengths: list[int] | None, context:
         task(folder, lengths, context)
 
 
-def test_learned_positions_limit_lengths(folder: Path) -> None:
-    fields = {"name": "learned", "size": "test", "n_layer": 1, "n_head": 1, "d_model": 8, "max_positions": 128}
-    write(Transformer(ModelConfig(**fields, vocab_size=tokenizer().vocab_size, tie_embeddings=False)), folder)
+def write_learned(folder: Path, max_positions: int) -> None:
+    fields = {"name": "learned", "size": "test", "n_layer": 1, "n_head": 1, "d_model": 8}
+    vocabulary = {"vocab_size": tokenizer().vocab_size, "tie_embeddings": False}
+    write(Transformer(ModelConfig(**fields, **vocabulary, max_positions=max_positions)), folder)
+
+
+def test_learned_positions_limit_lengths(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_learned(folder, 128)
     with pytest.raises(UserError, match=r"lengths=129.*valid: up to 128"):
         task(folder, [64, 129])
     assert max(task(folder).settings["lengths"]) == 128
+    assert "passkey: lengths=192,256 left out: beyond the model's 128 learned positions" in capsys.readouterr().out
+    assert "accuracy/128" in evaluated(folder, trials=5)["metrics"], "prompt, answer and a sixth digit fit"
+    write_learned(folder, PassKeyPrompts(count).shortest)
+    with pytest.raises(UserError, match=r"tasks=passkey: the model's \d+ positions are too few for a passkey"):
+        task(folder)
 
 
 def test_heat_map_needs_matplotlib(
