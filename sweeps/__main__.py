@@ -18,6 +18,8 @@ from ssa.config import PositiveInt, Section
 from ssa.errors import UserError
 from ssa.files import locked
 from ssa.progress import ProgressBar
+from ssa.record.inputs import Inputs
+from ssa.training.inputs import inputs_of
 from sweeps.declaration import Sweep, as_overrides, load
 
 USAGE = "usage: python -m sweeps FILE.yaml KEY=VALUE ...; FILE.yaml --help lists the keys"
@@ -65,7 +67,7 @@ def run(file: Path, settings: Settings) -> None:
     sweep = load(file)
     more = [*settings.train, f"output_dir={settings.output_dir}"]
     try:
-        sweep.check(more)
+        configs = sweep.configs(more)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     folder = Path(settings.output_dir, "sweeps", file.stem)
@@ -75,10 +77,12 @@ def run(file: Path, settings: Settings) -> None:
             stack.enter_context(locked(folder / ".lock", in_use, timeout=1))
         except OSError as error:
             raise UserError(f"output_dir={settings.output_dir}: {folder} cannot be written: {error.strerror}") from None
-        _search(file, sweep, settings, (*sweep.overrides, *more), folder)
+        _search(file, sweep, settings, (*sweep.overrides, *more), folder, inputs_of(configs))
 
 
-def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...], folder: Path) -> None:
+def _search(
+    file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...], folder: Path, inputs: Inputs
+) -> None:
     import optuna
     from optuna.trial import TrialState
     from rich.console import Console
@@ -89,7 +93,7 @@ def _search(file: Path, sweep: Sweep, settings: Settings, common: tuple[str, ...
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = Console(highlight=False, soft_wrap=True)
-    study = open_study(folder, file.stem, sweep, common)
+    study = open_study(folder, file.stem, sweep, common, inputs)
 
     def show() -> None:
         best = results.ranked(study, sweep)[:1]

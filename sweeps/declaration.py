@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ssa.command_line.compose import configured
 from ssa.command_line.settings import typed
-from ssa.config import PositiveInt, Section
+from ssa.config import Config, PositiveInt, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.record.run_files import summary_name
@@ -125,16 +125,18 @@ class Sweep(Section):
         lists = [dimension.listed() or [] for dimension in self.space.values()]
         return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*lists)]
 
-    def check(self, more: list[str]) -> None:
-        """Composes the config at both ends of each dimension, with more overrides than the declared ones.
+    def configs(self, more: list[str]) -> list[Config]:
+        """The configs at both ends of each dimension, with more overrides than the declared ones.
 
         Raises:
             UserError: ``train.py`` refuses a key or a value.
         """
         first = {key: dimension.extremes()[0] for key, dimension in self.space.items()}
-        for key, dimension in self.space.items():
-            for value in dimension.extremes():
-                configured(*self.overrides, *more, *as_overrides({**first, key: value}))
+        return [
+            configured(*self.overrides, *more, *as_overrides({**first, key: value}))
+            for key, dimension in self.space.items()
+            for value in dimension.extremes()
+        ]
 
 
 def as_overrides(values: dict[str, Value]) -> list[str]:

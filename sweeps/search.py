@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.launch.pool import changed
 from ssa.launch.run import Run
 from ssa.processes import Pool
 from ssa.record.run_files import read_rows, read_summary
@@ -94,13 +95,19 @@ class Search:
                 yield run
 
     def _begin(self, trial: optuna.Trial, run: Run) -> bool:
-        """Whether the trial needs its run."""
+        """Whether the trial needs its run.
+
+        Raises:
+            UserError: the run has finished with other inputs, such as a text that has changed since.
+        """
         try:
             run_id = run.config.run_id
         except UserError as error:  # values that do not go together
             trial.set_user_attr("run_id", f"none-{trial.number}")
             self._tell(trial, run, TrialState.FAIL, note=str(error))
             return False
+        for change in changed([run]).values():
+            raise UserError(change)
         trial.set_user_attr("run_id", run_id)
         if run_id in self.ended:
             self._tell_as(trial, run, self.ended[run_id])

@@ -10,16 +10,17 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 
 from ssa.errors import UserError
+from ssa.record.inputs import Inputs, refuse_changes
 from ssa.record.run_files import summary_name
 from ssa.redaction import redacted
 from sweeps.declaration import Pruner, Sweep
 
 
-def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -> optuna.Study:
+def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...], inputs: Inputs) -> optuna.Study:
     """Opens the study in a folder, or creates it.
 
     Raises:
-        UserError: it was created with another declaration, or cannot be read.
+        UserError: it was created with another declaration or other inputs of its runs, or cannot be read.
     """
     declared = redacted({**sweep.model_dump(mode="json", exclude={"overrides"}), "overrides": list(common)})
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,8 +35,7 @@ def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -
         )
         before = study.user_attrs.get("declared")
         if before is None:
-            study.set_user_attr("declared", declared)
-            return study
+            study.set_user_attr("declared", before := declared)
     except Exception as error:  # any of SQLAlchemy's classes
         raise UserError(f"{file}: cannot be used: {type(error).__name__}: {str(error).splitlines()[0]}") from None
     before["metric"] = summary_name(before["metric"])  # the study of an older version has the old one
@@ -45,6 +45,9 @@ def open_study(folder: Path, name: str, sweep: Sweep, common: tuple[str, ...]) -
             f"{changed[0]}: {folder} has {len(study.trials)} trials of another {changed[0]}; "
             "rename the file, or remove that folder"
         )
+    known = study.user_attrs.get("inputs", {}) if any(trial.state.is_finished() for trial in study.trials) else {}
+    refuse_changes(known, inputs, f"the trials in {folder}", f"remove {folder} to start over")
+    study.set_user_attr("inputs", {**inputs, **known})
     return study
 
 

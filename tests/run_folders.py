@@ -47,7 +47,7 @@ _ENVIRONMENT = {
     "attention_backend": "flash",
     "packages": {f"package-{number}": f"{number}.0.1" for number in range(140)},
     "data_hash": DATA_HASH,
-    "weights_hash": None,
+    "inputs": {},
 }
 
 

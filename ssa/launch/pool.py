@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from ssa.launch.cluster import launch
 from ssa.launch.run import Run
 from ssa.processes import Pool
 from ssa.progress import ProgressBar, Row
+from ssa.record.inputs import check_inputs
+from ssa.training.inputs import read_inputs
 
 PROCESSES = "processes"  # the launcher of this module; others are Hydra's
 
@@ -67,13 +70,15 @@ def run_all(
     """
     failed = refused(runs)
     unique = list({run.folder: run for run in runs if run not in failed}.values())
+    failed |= {} if rerun else changed(unique)
     if failed and fail_fast:
         raise UserError(next(f"{run.label}: {reason}" for run, reason in failed.items()))
     for run, reason in failed.items():
         console.print(f"failed: {run.label}: {reason}", markup=False)
-    waiting = [run for run in unique if rerun or not run.is_finished()]
-    if len(unique) > len(waiting):
-        console.print(f"{len(unique) - len(waiting)} of {len(unique)} runs have finished before")
+    waiting = [run for run in unique if run not in failed and (rerun or not run.is_finished())]
+    done = len(unique) - len(waiting) - len(failed.keys() & unique)
+    if done:
+        console.print(f"{done} of {len(unique)} runs have finished before")
     if waiting and launcher == PROCESSES:
         failed |= _train_here(waiting, jobs, console, rerun=rerun, fail_fast=fail_fast)
     elif waiting:
@@ -87,6 +92,17 @@ def run_all(
 def refused(runs: Iterable[Run]) -> dict[Run, str]:
     """Runs whose overrides are refused, each with the reason."""
     return {run: run.refusal for run in runs if run.refusal}
+
+
+def changed(runs: Iterable[Run]) -> dict[Run, str]:
+    """Finished runs whose text, tokenizer or pretrained weights have changed since, each with the reason."""
+    read, found = functools.cache(read_inputs), {}
+    for run in (run for run in runs if run.is_finished()):
+        try:
+            check_inputs(run.folder, run.config.init_from, read(run.config.data, run.config.init_from))
+        except UserError as error:
+            found[run] = str(error)
+    return found
 
 
 def outcome(runs: Iterable[Run], failed: dict[Run, str]) -> Table:

@@ -36,6 +36,7 @@ from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.files import to_json, write_atomic, write_json
 from ssa.record.checksums import with_checksums
 from ssa.record.environment import Environment
+from ssa.record.inputs import Inputs, recorded_inputs
 from ssa.record.run_files import (
     Row,
     State,
@@ -130,7 +131,7 @@ class RunRecord:
         step: int | None = None,
         checkpoint: Path | None = None,
         data_hash: str | None = None,
-        weights_hash: str | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         """Start an attempt: set an old record aside if ``rerun``, else rewind it; the status becomes ``running``.
 
@@ -139,7 +140,7 @@ class RunRecord:
             step: optimizer step of the checkpoint to resume from; None: from the start.
             checkpoint: the checkpoint to resume from, which becomes the newest.
             data_hash: fingerprint of the data, which must be the same in all attempts.
-            weights_hash: hash of the pretrained weights the run starts from.
+            inputs: hashes of text, tokenizer and pretrained weights; those not available now stay as recorded.
 
         Raises:
             UserError: the data, or the precision chosen by ``auto``, differ from those of the first attempt, or a row
@@ -161,9 +162,8 @@ class RunRecord:
         else:  # resume and rerun are options of the command, not of the run
             config = self.config.model_copy(update={"resume": None, "rerun": False})
             write_atomic(self.folder / "config.yaml", yaml.safe_dump(config.recorded(), sort_keys=False))
-        if before and step is not None:  # the pretrained weights are not read again
-            weights_hash = read_environment(self.folder).get("weights_hash")
-        facts = {**environment.facts, "data_hash": data_hash, "weights_hash": weights_hash}
+        recorded = recorded_inputs(self.folder, self.config.init_from) if before and step is not None else {}
+        facts = {**environment.facts, "data_hash": data_hash, "inputs": {**recorded, **(inputs or {})}}
         write_json(self.folder / "environment.json", facts)
         if environment.diff:
             write_atomic(self.folder / "uncommitted.diff", environment.diff)

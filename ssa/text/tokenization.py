@@ -208,15 +208,20 @@ def published_tokenizer(name: str, cache_dir: str | None = None, field: str = "d
     Raises:
         UserError: as `load_tokenizer`; ``field`` is the setting named in the message.
     """
+    return Tokenizer(name, published_definition(name, cache_dir, field))
+
+
+def published_definition(name: str, cache_dir: str | None = None, field: str = "data.tokenizer") -> str:
+    """The content of the tokenizer.json of `published_tokenizer`."""
     definition = local_definition(name, field)
     if definition is not None:
-        return Tokenizer(name, definition)
+        return definition
     record = cache_root(cache_dir) / "tokenizers" / f"hub-{hash_of([name])[:16]}.json"
 
     def ask(_: dict[str, Any] | None) -> dict[str, Any]:
         return {"definition": _read(name, download(name, "tokenizer.json", "model"))}
 
-    return Tokenizer(name, ask_or_cached(record, name, ask)["definition"])
+    return str(ask_or_cached(record, name, ask)["definition"])
 
 
 def local_definition(name: str, field: str = "data.tokenizer") -> str | None:

@@ -13,6 +13,7 @@ from ssa.config import Config
 from ssa.device import Precision
 from ssa.model.transformer import Transformer
 from ssa.record.checkpoint import ResumePoint
+from ssa.record.inputs import Inputs
 from ssa.text.token_blocks import EvaluationBatches, TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
 
@@ -59,7 +60,7 @@ class PreparedRun:
     splits: dict[str, TokenSplit]  # validation and test, up to data.max_eval_tokens
     model: Transformer
     loader: TrainingLoader
-    weights_hash: str | None  # of the pretrained weights it starts from
+    inputs: Inputs
     references: dict[str, float]  # validation perplexity of n-gram models, by name
     resume: ResumePoint | None  # None: from step 0
 

@@ -19,9 +19,10 @@ from ssa.errors import EXIT_INTERRUPTED, NotFinite, UserError
 from ssa.files import disk_errors, write_atomic
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
-from ssa.pretrained.source import weight_files, weights_hash
+from ssa.pretrained.source import weight_files
 from ssa.record import checksums, environment, wandb_mirror
 from ssa.record.checkpoint import read_best, restore_best, resume_point
+from ssa.record.inputs import check_inputs, recorded_inputs
 from ssa.record.run_files import Row, read_summary
 from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
@@ -38,6 +39,7 @@ from ssa.training.callbacks import (
     TrainingProgress,
     TrainingRows,
 )
+from ssa.training.inputs import read_inputs
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import freeze
 from ssa.training.prepared_run import PreparedRun, TrainingLoader
@@ -62,9 +64,13 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     with RunRecord.open(config) as record, disk_errors():
         if record.finished:
-            record.check_same(weights_hash=weights_hash(config.init_from) if config.init_from else None)
-            console.print("This run finished before (rerun=true runs it again).")
             checksums.verify_summary(record.folder)
+            inputs = read_inputs(config.data, config.init_from)
+            check_inputs(record.folder, config.init_from, inputs)
+            console.print("This run finished before (rerun=true runs it again).")
+            for setting, files in recorded_inputs(record.folder, config.init_from).items():
+                if setting not in inputs:
+                    console.print(f"{setting}: {', '.join(files)}: not available, so not compared", markup=False)
             recorded = read_summary(record.folder)
             summary = {key: value for key, value in recorded.items() if key not in checksums.KEYS}
             wandb_mirror.mirror_finished(config, record, summary)
@@ -88,7 +94,9 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     device = resolve_device(config.trainer.device)
     resume = resume_point(record.resume_checkpoints, record.best_checkpoint, config)
     resuming = resume is not None
-    if config.init_from and not resuming:
+    if resuming:
+        check_inputs(record.folder, config.init_from, read_inputs(config.data, config.init_from))
+    elif config.init_from:
         weight_files(config.init_from)  # before text is tokenized for a missing model
     length, masked = config.data.block_size, config.data.document_mask
     backend = attention_backend(config.model, config.trainer, length, device, masked)
@@ -108,7 +116,7 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
         model=_model(config, corpus, resuming),
         loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps),
         references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
-        weights_hash=weights_hash(config.init_from) if config.init_from and not resuming else None,
+        inputs=read_inputs(config.data, config.init_from),
         resume=resume,
     )
 
@@ -146,8 +154,8 @@ def _execute(
     if resume and resume.has_best:
         restore_best(resume, record.best_checkpoint)
     step, checkpoint = (resume.step, resume.path) if resume else (None, None)
-    hashes = {"data_hash": run.corpus.fingerprint, "weights_hash": run.weights_hash}
-    record.begin(facts, step=step, checkpoint=checkpoint, **hashes)
+    data_hash = run.corpus.fingerprint
+    record.begin(facts, step=step, checkpoint=checkpoint, data_hash=data_hash, inputs=run.inputs)
     write_atomic(record.folder / "tokenizer.json", run.corpus.tokenizer.definition)
     print_start(console, run, record.folder)
     with WandbMirror.open(config, record) as mirror, _quiet_lightning():

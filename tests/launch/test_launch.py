@@ -68,6 +68,23 @@ def test_finished_runs_are_not_run_again(run: Callable[..., Run], console: Conso
     ]
 
 
+def test_a_finished_run_with_another_text_has_failed(
+    run: Callable[..., Run], console: Console, small_text: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "own.txt"
+    text.write_bytes(small_text.read_bytes())
+    runs = [run("seed=0"), run(f"data.train={text}")]
+    train(runs, jobs=2, console=console)
+    text.write_bytes(small_text.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"1 of 2 runs failed: data\.train="):
+        train(runs, jobs=2, console=console)
+    printed = (tmp_path / "printed").read_text()
+    assert f"data.train: {text} has changed since {runs[1].folder} began" in printed
+    assert "1 of 2 runs have finished before" in printed
+    train(runs[1:], jobs=1, console=console, rerun=True)
+    train(runs, jobs=1, console=console)
+
+
 def test_a_failed_run_is_named_and_the_others_finish(run: Callable[..., Run], console: Console, tmp_path: Path) -> None:
     lost = run("data.train=nowhere/*.txt")
     with pytest.raises(UserError, match=r"1 of 2 runs failed: data\.train=nowhere.*\.log\)"):

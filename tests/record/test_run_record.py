@@ -56,7 +56,7 @@ def test_a_run_from_start_to_finish(config: Config) -> None:
     assert folder == Path(config.output_dir) / config.experiment / config.run_id
     assert load_config(folder) == config
     assert yaml.safe_load((folder / "config.yaml").read_text()) == config.plain()
-    assert read_environment(folder) == {"host": "here", "data_hash": "abc", "weights_hash": None}
+    assert read_environment(folder) == {"host": "here", "data_hash": "abc", "inputs": {}}
     assert (folder / "uncommitted.diff").read_text() == "+x\n"
     assert (folder / "metrics.jsonl").read_text() == '{"step": 10, "tokens": 80, "val/loss": 2.5}\n'
     summary = read_summary(folder)

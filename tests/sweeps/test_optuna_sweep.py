@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_a_folder_that_cannot_be_written(
 
 def test_the_shipped_declaration_composes() -> None:
     for file in sorted((ROOT / "sweeps").glob("optuna_*.yaml")):
-        load(file).check([])
+        load(file).configs([])
 
 
 def drawn(study: Any, sweep: Sweep, count: int) -> list[dict[str, Any]]:
@@ -126,9 +127,9 @@ def drawn(study: Any, sweep: Sweep, count: int) -> list[dict[str, Any]]:
 def test_a_resumed_search_draws_the_same_values(tmp_path: Path, name: str) -> None:
     values = {"space": {"optim.lr": LR}, "sampler": {"name": name, "startup_trials": 3}}
     sweep = Sweep.model_validate(values)
-    whole = drawn(open_study(tmp_path / "whole", "it", sweep, ()), sweep, 6)
-    drawn(open_study(tmp_path / "parts", "it", sweep, ()), sweep, 2)
-    again = drawn(open_study(tmp_path / "parts", "it", sweep, ()), sweep, 6)
+    whole = drawn(open_study(tmp_path / "whole", "it", sweep, (), {}), sweep, 6)
+    drawn(open_study(tmp_path / "parts", "it", sweep, (), {}), sweep, 2)
+    again = drawn(open_study(tmp_path / "parts", "it", sweep, (), {}), sweep, 6)
     assert again == whole
     assert len({params["optim.lr"] for params in whole}) == 6
 
@@ -139,23 +140,23 @@ def test_a_grid_is_every_point_once(tmp_path: Path) -> None:
         "seed": {"type": "int", "low": 0, "high": 2},
     }
     sweep = Sweep.model_validate({"space": space, "sampler": {"name": "grid"}})
-    found = drawn(open_study(tmp_path, "it", sweep, ()), sweep, 6)
+    found = drawn(open_study(tmp_path, "it", sweep, (), {}), sweep, 6)
     assert found == [{"optim.lr": lr, "seed": seed} for lr in (1e-3, 1e-2) for seed in (0, 1, 2)]
 
 
 def test_a_changed_declaration_is_refused(tmp_path: Path) -> None:
     sweep = Sweep.model_validate({"space": {"optim.lr": LR}})
-    drawn(open_study(tmp_path, "it", sweep, ("seed=1",)), sweep, 2)
+    drawn(open_study(tmp_path, "it", sweep, ("seed=1",), {}), sweep, 2)
     for changed, common in [
         (sweep.model_copy(update={"metric": "best/test/loss"}), ("seed=1",)),
         (Sweep.model_validate({"space": {"optim.lr": {**LR, "high": 0.1}}}), ("seed=1",)),
         (sweep, ("seed=2",)),
     ]:
         with pytest.raises(UserError, match=rf"^(metric|space|overrides): {tmp_path} has 2 trials of another \1; "):
-            open_study(tmp_path, "it", changed, common)
+            open_study(tmp_path, "it", changed, common, {})
     (tmp_path / "study.db").write_text("no database" * 100)
     with pytest.raises(UserError, match=r"study\.db: cannot be used: "):
-        open_study(tmp_path, "it", sweep, ("seed=1",))
+        open_study(tmp_path, "it", sweep, ("seed=1",), {})
 
 
 @pytest.mark.parametrize(("old", "new"), [("val/loss", "best/val/loss"), ("test/loss", "best/test/loss")])
@@ -166,10 +167,10 @@ def test_an_old_metric_name_is_refused_with_the_new_one(declare: Callable[..., s
 
 def test_a_study_with_the_old_metric_name_is_resumed(tmp_path: Path) -> None:
     sweep = Sweep.model_validate({"space": {"optim.lr": LR}})
-    study = open_study(tmp_path, "it", sweep, ())
+    study = open_study(tmp_path, "it", sweep, (), {})
     drawn(study, sweep, 2)
     study.set_user_attr("declared", {**study.user_attrs["declared"], "metric": "val/loss"})
-    assert len(open_study(tmp_path, "it", sweep, ()).trials) == 2
+    assert len(open_study(tmp_path, "it", sweep, (), {}).trials) == 2
 
 
 @pytest.mark.slow
@@ -203,6 +204,23 @@ def test_equal_trials_share_a_run_and_a_failed_one_does_not_affect_others(
 
 
 @pytest.mark.slow
+def test_a_changed_text_is_refused(
+    declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path, small_text: Path
+) -> None:
+    text, study = tmp_path / "own.txt", tmp_path / "outputs" / "sweeps" / "tiny"
+    text.write_bytes(small_text.read_bytes())
+    file = declare(more=[f"data.train={text}"])
+    assert search(file, "trials=1")[0] == 0
+    text.write_bytes(small_text.read_bytes()[:-9])
+    changed = f"error: data.train: {text} has changed since "
+    assert search(file, "trials=2")[2].startswith(f"{changed}the trials in {study}: ")
+    shutil.rmtree(study)
+    assert search(file, "trials=1")[2].startswith(f"{changed}{tmp_path}/outputs/main/"), "the run is still there"
+    text.write_bytes(small_text.read_bytes())
+    code, out, _ = search(file, "trials=1")
+    assert (code, "trial 0: best/val/loss" in out) == (0, True)
+
+
 def test_a_bad_trial_is_pruned_and_one_that_diverges_counts_as_pruned(
     declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
@@ -230,9 +248,8 @@ def test_a_pruned_trial_is_not_resumed(
     """Killed between the decision and the end of the run."""
     file = declare()
     sweep = load(Path(file))
-    study = open_study(
-        tmp_path / "outputs" / "sweeps" / "tiny", "tiny", sweep, (*sweep.overrides, f"output_dir={tmp_path}/outputs")
-    )
+    common = (*sweep.overrides, f"output_dir={tmp_path}/outputs")
+    study = open_study(tmp_path / "outputs" / "sweeps" / "tiny", "tiny", sweep, common, {})
     trial = study.ask()
     trial.report(5.0, 2)
     trial.set_user_attr("pruned_at", 2)

@@ -108,7 +108,7 @@ def test_a_fine_tune_resumes_without_the_pretrained_folder(finetune, llama: Path
         hidden.rename(llama)
     assert [row["step"] for row in rows(config)] == [row["step"] for row in rows(unbroken)]
     assert all(torch.equal(tensor, weights(unbroken)[name]) for name, tensor in weights(config).items())
-    assert read_environment(run_folder(config))["weights_hash"] == weights_hash(str(llama))
+    assert read_environment(run_folder(config))["inputs"]["init_from"] == {str(llama): weights_hash(str(llama))}
 
 
 def broken_at(step: int) -> Callable[..., None]:
@@ -129,7 +129,7 @@ def test_changed_pretrained_weights_are_refused(finetune, llama: Path) -> None:
     kept = {path: path.read_bytes() for path in llama.iterdir()}
     write_model(llama, "llama", seed=1, n_layer=3)
     try:
-        with pytest.raises(UserError, match=r"weights_hash has changed .* start over with rerun=true"):
+        with pytest.raises(UserError, match=r"init_from: .* has changed since .* start over with rerun=true"):
             train(config)
     finally:
         for path, content in kept.items():

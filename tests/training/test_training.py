@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -103,6 +104,45 @@ def test_a_finished_run_is_not_repeated_without_rerun(tiny, capsys) -> None:
     assert "finished before" in capsys.readouterr().out
     train(tiny("rerun=true"))
     assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns != written
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_inputs_are_compared_by_content(tiny, tmp_path: Path, small_text: Path, capsys, finished: bool) -> None:
+    text, tokenizer = tmp_path / "texts" / "a.txt", tmp_path / "tokenizer.json"
+    text.parent.mkdir()
+    text.write_bytes(small_text.read_bytes())
+    tokenizer.write_text(prepare(tiny().data).tokenizer.definition)
+    config = tiny(f"data.train={text.parent}/*.txt", f"data.tokenizer={tokenizer}")
+    if finished:
+        train(config)
+    else:
+        loads = "ssa.training.train.load_weights"  # after the last checkpoint
+        with patch(loads, side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+            train(config)
+    for path, content in ((text, small_text.read_text().replace("the", "teh", 1)), (tokenizer, "{}")):
+        before = path.read_text()
+        path.write_text(content)
+        with pytest.raises(UserError, match=rf"{path} has changed since {folder(config)} began: .*or .* rerun=true"):
+            train(config)
+        path.write_text(before)  # another time, the same content
+    (text.parent / "b.txt").write_text("more")
+    with pytest.raises(UserError, match=r"data\.train: .*b\.txt is new since"):
+        train(config)
+    (text.parent / "b.txt").unlink()
+    text.rename(text.with_name("renamed.txt"))
+    capsys.readouterr()
+    assert train(config)["status"] == "finished"
+    assert "not compared" not in capsys.readouterr().out
+
+
+def test_a_finished_run_does_not_need_its_text(tiny, tmp_path: Path, small_text: Path, capsys) -> None:
+    text = tmp_path / "a.txt"
+    text.write_bytes(small_text.read_bytes())
+    config = tiny(f"data.train={text}")
+    first = train(config)
+    text.unlink()
+    assert train(config) == first
+    assert f"data.train: {text}: not available, so not compared" in capsys.readouterr().out
 
 
 def test_every_training_pass_belongs_to_a_step(tiny, monkeypatch, capsys) -> None:
