@@ -114,7 +114,15 @@ class ProgressBar:
         self.stop()
 
 
+def count(number: int, plural: str) -> str:
+    """``1 document`` or ``1,000 documents``."""
+    return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
+
+
 def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
+    """``2:03``, ``1:02:03``, ``3.5 days`` or ``12 years``."""
+    days = seconds / 86400
+    if days >= 2:
+        return f"{days:.1f} days" if days < 1000 else f"{days / 365.25:,.0f} years"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

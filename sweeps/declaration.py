@@ -153,6 +153,8 @@ def load(file: Path) -> Sweep:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise UserError(f"{file}: not a sweep; expected the keys {', '.join(Sweep.model_fields)}")
+        if content.keys() & {"program", "method", "parameters"}:
+            raise UserError(f"{file}: a W&B sweep; start it with: wandb sweep {file}")
         return Sweep.model_validate(content)
     except FileNotFoundError:
         known = ", ".join(str(path) for path in sorted(Path("sweeps").glob("optuna_*.yaml")))

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ssa import progress
-from ssa.progress import ProgressBar, Row, duration
+from ssa.progress import ProgressBar, Row, count, duration
 
 
 class Clock:
@@ -105,6 +105,13 @@ def test_it_goes_to_standard_error(clock: Clock, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "work 0/2  ETA ?\n"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3723, "1:02:03")])
+def test_one_is_singular() -> None:
+    assert [count(number, "documents") for number in (0, 1, 1000)] == ["0 documents", "1 document", "1,000 documents"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3723, "1:02:03"), (3e5, "3.5 days"), (4e8, "13 years")],
+)
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ from experiments.engine.grid import GridSettings, declared, runs
 from ssa.config import Config
 from ssa.launch.pool import refused
 from ssa.launch.run import Run
+from ssa.model.config import ModelConfig
 from ssa.progress import duration
 from ssa.record.runs import load
+from ssa.text.tokenization import trained_entries
 
-_TIMED = 50e6  # parameters; the time of a larger model is computed, not measured
+_VOCABULARY = 50_257  # of GPT-2, in place of a published tokenizer's, which is not read here
 _BYTES = 4 * 3 * 2  # per parameter: float32 with AdamW's two moments, in two checkpoints
 _START = 4.0  # seconds of a run before and after training, on two cores
 _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.block_size"]  # decide the speed
@@ -51,7 +54,7 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
     disk = sum(_parameters(run.config) * _BYTES for run in waiting)
     console.print(
         f"{len(waiting)} of {len(unique)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
-        f"jobs={settings.jobs} ({how}), {disk / 1e9:.2g} GB of disk"
+        f"jobs={settings.jobs} ({how}), {disk / 1e9:,.1f} GB of disk"
     )
 
 
@@ -62,7 +65,7 @@ def _tokens_left(run: Run, rerun: bool) -> int:
 def _seconds(waiting: Sequence[Run], settings: GridSettings) -> tuple[float, str]:
     """Estimated duration of all runs, and what the estimate is based on.
 
-    A run is as fast as finished ones of the same kind, or as a training step that is timed here.
+    A run is as fast as finished ones of the same kind, else as its FLOPs at this machine's speed.
     """
     folder = Path(settings.output_dir) / "experiments"
     speeds: dict[tuple[object, ...], float] = {}  # tokens per second by kind
@@ -72,15 +75,19 @@ def _seconds(waiting: Sequence[Run], settings: GridSettings) -> tuple[float, str
         if len(finished):
             tokens_per_second = finished["tokens"] / finished["wall_seconds"]
             speeds = tokens_per_second.groupby([finished[key] for key in _KIND]).median().to_dict()
-    timed: set[tuple[object, ...]] = set()
+    estimated: set[tuple[object, ...]] = set()
     total = 0.0
     for run in waiting:
         kind = _kind(run.config)
         if kind not in speeds:
             speeds[kind] = _speed(run.config)
-            timed.add(kind)
-        total += _tokens_left(run, settings.rerun) / speeds[kind] + (_START if kind in timed else 0)
-    how = "from a training step on this machine, without evaluation" if timed else "from finished runs"
+            estimated.add(kind)
+        total += _tokens_left(run, settings.rerun) / speeds[kind] + (_START if kind in estimated else 0)
+    how = (
+        "estimated from FLOPs and a short timing on this machine, without evaluation"
+        if estimated
+        else "from finished runs"
+    )
     return total / settings.jobs, how
 
 
@@ -89,32 +96,39 @@ def _kind(config: Config) -> tuple[object, ...]:
 
 
 def _parameters(config: Config) -> int:
-    return sum(parameter.numel() for parameter in _model(config, "meta").parameters())
+    return _count(config.model, config.model.vocab_size or trained_entries(config.data.tokenizer) or _VOCABULARY)
 
 
-def _model(config: Config, device: str):  # type: ignore[no-untyped-def]
+@functools.cache
+def _count(model: ModelConfig, vocab_size: int) -> int:
     import torch
 
     from ssa.model.transformer import Transformer
 
-    with torch.device(device):
-        return Transformer(config.model, config.model.vocab_size or 2048, None if device == "meta" else 0)
+    with torch.device("meta"):
+        return Transformer(model, vocab_size, None).count_parameters()["total"]
 
 
 def _speed(config: Config) -> float:
-    """Tokens per second of training on one thread: measured; of a large model, 6 FLOPs per parameter and token."""
+    """Tokens per second of training on one thread: 6 FLOPs per parameter and token, and causal attention's."""
+    model = config.model
+    attention = 6 * model.n_layer * model.d_model * config.data.block_size
+    return _flops_per_second() / (6 * _parameters(config) + attention)
+
+
+@functools.cache
+def _flops_per_second() -> float:
+    """Measured in training steps of one layer, which take a fraction of a second."""
     import torch
 
+    from ssa.model.transformer import Transformer
+
     torch.set_num_threads(1)
-    if _parameters(config) > _TIMED:
-        factor, began = torch.randn(512, 512), time.perf_counter()
-        for _ in range(20):
-            factor @ factor
-        return 20 * 2 * 512**3 / (time.perf_counter() - began) / (6 * _parameters(config))
-    model, size = _model(config, "cpu"), (config.trainer.micro_batch_size, config.data.block_size)
-    tokens, seconds = torch.zeros(size, dtype=torch.long), 0.0
+    layer = ModelConfig(name="gpt2", size="layer", n_layer=1, n_head=8, d_model=512)
+    vocab_size, length, seconds = 2048, 256, 0.0
+    model, tokens = Transformer(layer, vocab_size, 0), torch.zeros((1, length), dtype=torch.long)
     for _ in range(2):  # the first warms up
         began = time.perf_counter()
         model(tokens, tokens).mean().backward()
         seconds = time.perf_counter() - began
-    return size[0] * size[1] / seconds
+    return 6 * length * (_count(layer, vocab_size) + layer.d_model * length) / seconds

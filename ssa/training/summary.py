@@ -75,7 +75,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
     epochs = steps * per_step / run.corpus.split("train").n_tokens
     corpus = "  ".join(f"{name} {run.corpus.split(name).n_tokens:,}" for name in ("train", "validation", "test"))
     limit = config.data.max_documents
-    subset = f", at most the first {limit:,} documents (data.max_documents)" if limit else ""
+    subset = f", at most the first {count(limit, 'documents')} (data.max_documents)" if limit else ""
     reference = ", ".join(f"{name} {value:.1f}" for name, value in run.references.items())
     trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     lines = {

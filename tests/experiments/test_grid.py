@@ -25,11 +25,13 @@ from run_folders import COMMIT, DATA_HASH, FAILED, INTERRUPTED, write
 from scipy.stats import ttest_rel
 
 from experiments.__main__ import main
+from experiments.engine import plan
 from experiments.engine.experiment import Experiment, all_experiments, find_experiment
 from experiments.engine.grid import Grid, GridCell, GridSettings, Metric, declared, runs
 from experiments.engine.grid_experiment import check_keys
 from experiments.engine.grid_results import Results
 from experiments.engine.grid_tables import table
+from ssa.command_line.compose import configured
 from ssa.command_line.settings import parse
 from ssa.errors import UserError
 from ssa.evaluation.tasks import harness
@@ -398,6 +400,14 @@ def test_plan_before_any_run(begin: Callable[..., int], tmp_path: Path, capsys: 
     assert "6 of 6 runs to do" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "to").exists()
+
+
+def test_time_of_a_run_is_estimated_from_its_flops() -> None:
+    """No model of its size is built: one of 124M would take minutes."""
+    small, large = (configured(f"scale={scale}", "data=wikitext", "model=gpt2") for scale in ("laptop", "gpu"))
+    assert plan._parameters(large) == pytest.approx(124e6, rel=0.01)
+    flops = [6 * plan._parameters(config) for config in (small, large)]
+    assert plan._speed(small) / plan._speed(large) == pytest.approx(flops[1] / flops[0], rel=0.1)
 
 
 @pytest.mark.parametrize(

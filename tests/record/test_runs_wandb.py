@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,76 +169,67 @@ def test_metrics_of_the_best_weights_have_one_name(wandb_config: Configured, pre
 # Errors are one line, and do not affect local runs
 
 
-def refused(source: str = SOURCE) -> tuple[str, float]:
-    """The error message, and the seconds until it."""
-    import wandb  # noqa: F401 - takes seconds itself
-
-    begin = time.monotonic()
+def refused(source: str = SOURCE) -> str:
+    """The error message."""
     with pytest.raises(UserError) as caught:
         load(source=source)
     assert str(caught.value).startswith(f"source={source}: ")
     assert len(load(".")) == 0
-    return str(caught.value).removeprefix(f"source={source}: "), time.monotonic() - begin
+    return str(caught.value).removeprefix(f"source={source}: ")
 
 
 @pytest.mark.parametrize("source", ["", "wandb", "wandb:", "wandb:a", "wandb:a/b/c", "wandb:/b", "mlflow:a/b", "a/b"])
 def test_a_misspelled_source(source: str) -> None:
-    assert refused(source)[0] == "not a W&B project; valid: wandb:ENTITY/PROJECT"
+    assert refused(source) == "not a W&B project; valid: wandb:ENTITY/PROJECT"
 
 
 def test_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    assert refused()[0] == "no API key is set; `wandb login` or WANDB_API_KEY sets one"
+    assert refused() == "no API key is set; `wandb login` or WANDB_API_KEY sets one"
 
 
 def test_an_invalid_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    assert refused()[0].startswith("WANDB_API_KEY invalid: API key must have 40")
+    assert refused().startswith("WANDB_API_KEY invalid: API key must have 40")
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_wandb_mode_is_respected(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", mode)
-    assert refused()[0] == f"W&B is set to {mode}, as by WANDB_MODE={mode}; WANDB_MODE=online reads it"
+    assert refused() == f"W&B is set to {mode}, as by WANDB_MODE={mode}; WANDB_MODE=online reads it"
 
 
 def test_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the port of the discard protocol: nothing listens
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
-    said, seconds = refused()
-    assert said == "no answer from http://127.0.0.1:9 within 2 s"
-    assert seconds < 5
+    assert refused() == "no answer from http://127.0.0.1:9 within 2 s"
 
 
 @pytest.mark.wandb_server
 def test_a_server_that_hangs(tmp_path: Path) -> None:
-    with server(tmp_path / "server", "--hang", "60"):
-        said, seconds = refused()
-    assert said.startswith("no answer from http://127.0.0.1:")
-    assert seconds < 20
+    with server(tmp_path / "server", "--hang", "600"):  # as long as a test may take
+        assert refused().startswith("no answer from http://127.0.0.1:")
 
 
 @pytest.mark.wandb_server
 def test_a_server_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "3")
     with server(tmp_path / "server", "--down-after", "1"):
-        assert refused()[0].startswith("no answer from http://127.0.0.1:")
+        assert refused().startswith("no answer from http://127.0.0.1:")
 
 
 @pytest.mark.wandb_server
 def test_a_key_that_is_refused(tmp_path: Path) -> None:
     with server(tmp_path / "server", "--fail-first", "1000000", "--fail-status", "401"):
-        said, seconds = refused()
-    assert "Failed to verify credentials with http://127.0.0.1:" in said
-    assert seconds < 10
+        assert "Failed to verify credentials with http://127.0.0.1:" in refused()
 
 
 @pytest.mark.wandb_server
 def test_an_unknown_project(tmp_path: Path) -> None:
     with server(tmp_path / "server"):
-        assert refused("wandb:entity/none")[0] == "Could not find project none"
+        assert refused("wandb:entity/none") == "Could not find project none"
 
 
 @pytest.mark.wandb_server

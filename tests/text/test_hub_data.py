@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -230,12 +229,10 @@ def test_cached_data_needs_no_network(machine: Machine) -> None:
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_no_network_and_nothing_cached(machine: Machine, environment: dict[str, str]) -> None:
-    began = time.monotonic()
     code, said, _ = machine.run(server=False, **environment)
     assert code == 1
     assert said.startswith("error: data.path=Salesforce/wikitext: cannot be fetched from the Hugging Face Hub")
     assert said.count("\n") == 1
-    assert time.monotonic() - began < 10
 
 
 def test_a_pretrained_model_is_described_by_the_hub_and_its_missing_weights_are_one_line() -> None:
