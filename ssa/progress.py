@@ -114,7 +114,7 @@ class ProgressBar:
         self.stop()
 
 
-def count(number: int, plural: str) -> str:
+def counted(number: int, plural: str) -> str:
     """``1 document`` or ``1,000 documents``."""
     return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ssa import progress
-from ssa.progress import ProgressBar, Row, count, duration
+from ssa.progress import ProgressBar, Row, counted, duration
 
 
 class Clock:
@@ -106,7 +106,7 @@ def test_it_goes_to_standard_error(clock: Clock, capsys: pytest.CaptureFixture[s
 
 
 def test_one_is_singular() -> None:
-    assert [count(number, "documents") for number in (0, 1, 1000)] == ["0 documents", "1 document", "1,000 documents"]
+    assert [counted(number, "documents") for number in (0, 1, 1000)] == ["0 documents", "1 document", "1,000 documents"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ssa.evaluation.scoring.context import EvaluationContext, Journal
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
-from ssa.progress import ProgressBar, count
+from ssa.progress import ProgressBar, counted
 from ssa.record.checksums import add_evaluations
 from ssa.record.wandb_mirror import mirror_evaluation
 
@@ -151,5 +151,5 @@ def _footnote(name: str, result: Result) -> str:
     hidden = ("data_hash", "text_column")
     chosen = {key: value for key, value in result["settings"].items() if value is not None and key not in hidden}
     settings = [f"{key}={value}" for key, value in chosen.items()]
-    counts = [count(number, what) for what, number in result["counts"].items()]
+    counts = [counted(number, what) for what, number in result["counts"].items()]
     return f"{name}: {', '.join([*counts, *settings])}; {result['seconds']:,.0f} s"

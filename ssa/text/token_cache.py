@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, hash_of, hash_of_file, locked, read_checked, write_checked, writing_cache
-from ssa.progress import ProgressBar, count
+from ssa.progress import ProgressBar, counted
 from ssa.redaction import redacted
 from ssa.text.corpus import SPLITS, Corpus, open_corpus
 from ssa.text.token_build import OnChunk, build_split, token_dtype
@@ -189,6 +189,6 @@ def _shown_on(bar: ProgressBar) -> OnChunk:
         nonlocal documents
         documents += record["documents"]
         megabytes = bar.completed + record["bytes"] / 1e6
-        bar.update(megabytes, f"{count(documents, 'documents')}, {megabytes:,.0f} MB")
+        bar.update(megabytes, f"{counted(documents, 'documents')}, {megabytes:,.0f} MB")
 
     return on_chunk

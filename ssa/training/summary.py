@@ -15,6 +15,7 @@ from ssa.config import SCALES
 from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.model.temperature_rules import TOLERANCE
+from ssa.progress import counted
 from ssa.record.run_files import read_summary
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor
@@ -75,7 +76,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
     epochs = steps * per_step / run.corpus.split("train").n_tokens
     corpus = "  ".join(f"{name} {run.corpus.split(name).n_tokens:,}" for name in ("train", "validation", "test"))
     limit = config.data.max_documents
-    subset = f", at most the first {count(limit, 'documents')} (data.max_documents)" if limit else ""
+    subset = f", at most the first {counted(limit, 'documents')} (data.max_documents)" if limit else ""
     reference = ", ".join(f"{name} {value:.1f}" for name, value in run.references.items())
     trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     lines = {
