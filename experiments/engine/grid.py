@@ -19,8 +19,7 @@ from ssa.config import SCALES, Scale, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.evaluation.settings import EvaluateSettings
-from ssa.launch.cluster import check_launcher
-from ssa.launch.pool import PROCESSES
+from ssa.launch.cluster import PROCESSES, check_launcher
 from ssa.launch.run import Run
 
 Name = Annotated[str, Field(min_length=1)]

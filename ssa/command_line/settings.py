@@ -6,6 +6,7 @@ Values have the grammar of `ssa.command_line.values`.  Text needs no second pair
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import textwrap
@@ -92,8 +93,9 @@ def parse(settings: type[S], arguments: Sequence[str], defaults: Mapping[str, An
         if argument.startswith("-"):
             raise UserError(f"{shown(argument)}: unknown flag; values are set as KEY=VALUE without dashes; see --help")
         if not equals or not key:
+            guess = f", did you mean run={argument}?" if "run" in fields and os.path.isdir(argument) else ""
             hint = "a value with spaces is quoted, KEY='two words'; see --help"
-            raise UserError(f"{shown(argument)}: not KEY=VALUE; {hint}")
+            raise UserError(f"{shown(argument)}: not KEY=VALUE{guess}; {hint}")
         if key not in fields:
             raise UserError(unknown_key(key, settings))
         if key in values:

@@ -25,6 +25,7 @@ from ssa.command_line.conf_groups import CONF
 from ssa.errors import UserError, first_line
 from ssa.launch.run import Run
 
+PROCESSES = "processes"  # the launcher of `ssa.launch.pool`; others are Hydra's
 _RERUN = "rerun=true"  # a launcher passes nothing but overrides
 _INSTALL = {
     "submitit_local": "pip install -e '.[cluster]'",
@@ -94,7 +95,7 @@ def _composed(launcher: str, folder: Path, overrides: Sequence[str]) -> Iterator
 def _check(launcher: str, installed: Sequence[str], overrides: Sequence[str]) -> None:
     if launcher not in installed:
         how = f"not installed; {_INSTALL[launcher]}" if launcher in _INSTALL else "no such launcher is installed"
-        raise UserError(f"launcher={launcher}: {how}; valid: {', '.join(sorted(installed))}")
+        raise UserError(f"launcher={launcher}: {how}; valid: {', '.join([PROCESSES, *sorted(installed)])}")
     for override in overrides:
         if not override.lstrip("+~").startswith("hydra.launcher."):
             raise UserError(f"launcher_overrides={override}: valid: hydra.launcher.SETTING=VALUE")

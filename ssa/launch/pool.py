@@ -12,14 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ssa.errors import UserError
-from ssa.launch.cluster import launch
+from ssa.launch.cluster import PROCESSES, launch
 from ssa.launch.run import Run
 from ssa.processes import Pool
 from ssa.progress import ProgressBar, Row
 from ssa.record.inputs import check_inputs
 from ssa.training.inputs import read_inputs
-
-PROCESSES = "processes"  # the launcher of this module; others are Hydra's
 
 
 def train(runs: Sequence[Run], *, jobs: int, console: Console, rerun: bool = False) -> list[Path]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -223,3 +224,10 @@ def test_characters_that_the_terminal_lacks_are_replaced() -> None:
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, timeout=60, env=environment, check=True)
     assert done.stdout == "é ?\n".encode("latin-1")
+
+
+def test_a_folder_without_its_key_is_taken_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a-run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^a-run: not KEY=VALUE, did you mean run=a-run\?; "):
+        parse(Example, ["a-run"])

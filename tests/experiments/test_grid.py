@@ -423,7 +423,7 @@ def test_time_of_a_run_is_estimated_from_its_flops() -> None:
         "evaluate=text=nowhere.txt": "evaluate=text=nowhere.txt: matches no file",
         "evaluate=run=outputs/a": "evaluate=run=outputs/a: the experiment's own runs are evaluated",
         "source=wandb::ssa": "source=wandb::ssa: not a W&B project; valid: wandb:ENTITY/PROJECT",
-        "launcher=slurm": "launcher=slurm: no such launcher is installed; valid: ",
+        "launcher=slurm": "launcher=slurm: no such launcher is installed; valid: processes, basic, ",
     }.items(),
 )
 def test_invalid_settings_are_refused_before_anything_is_printed(

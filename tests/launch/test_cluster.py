@@ -106,7 +106,8 @@ def test_multirun_with_a_launcher(overrides: tuple[str, ...], run: Callable[...,
 @pytest.mark.parametrize("more", [(), ("hydra.sweep.dir=jobs",)])
 def test_multirun_without_slurm(tmp_path: Path, more: tuple[str, ...]) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=submitit_slurm", *SMALL, *more, "seed=0,1"]
+    jobs = [*SMALL, "data.train=text.txt", "seed=0,1"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=submitit_slurm", *jobs, *more]
     environment = {**os.environ, "PATH": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
