@@ -154,10 +154,15 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def read_checked(path: Path) -> dict[str, Any] | None:
-    """What `write_checked` wrote; None where the file is missing, damaged or changed."""
+    """The content that was written `with_checksum`; None where the file is missing, damaged or changed."""
     stored = read_json_or_none(path) or {}
     content = stored.get("content")
     return content if isinstance(content, dict) and stored.get("sha256") == hash_of([content]) else None
+
+
+def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object and its checksum, for `read_checked`."""
+    return {"sha256": hash_of([content]), "content": content}
 
 
 def write_checked(path: Path, content: dict[str, Any]) -> None:
@@ -167,7 +172,7 @@ def write_checked(path: Path, content: dict[str, Any]) -> None:
         UserError: the cache cannot be written.
     """
     with writing_cache(path.parent):
-        write_json(path, {"sha256": hash_of([content]), "content": content})
+        write_json(path, with_checksum(content))
 
 
 def hash_of(value: object) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import yaml  # type: ignore[import-untyped]
 from pydantic import Field, ValidationError, model_validator
 
 from ssa.command_line.compose import configured
@@ -16,6 +15,7 @@ from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.record.run_files import summary_name
 from ssa.redaction import redacted
+from ssa.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -150,9 +150,7 @@ def load(file: Path) -> Sweep:
         UserError: it cannot be read, or is invalid.
     """
     try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise UserError(f"{file}: not a sweep; expected the keys {', '.join(Sweep.model_fields)}")
+        content = read_yaml(file)
         if content.keys() & {"program", "method", "parameters"}:
             raise UserError(f"{file}: a W&B sweep; start it with: wandb sweep {file}")
         return Sweep.model_validate(content)
@@ -161,7 +159,5 @@ def load(file: Path) -> Sweep:
         raise UserError(f"{file}: no such file{'; there are: ' + known if known else ''}") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {error}") from None
     except ValidationError as error:
         raise UserError(f"{file}: {one_line(error, Sweep)}") from None

@@ -18,13 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml  # type: ignore[import-untyped]
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from ssa.command_line.settings import typed
 from ssa.config import PositiveInt, Scale, Section
-from ssa.config_errors import closest
+from ssa.config_errors import closest, one_line
 from ssa.errors import UserError
+from ssa.yaml_files import read_yaml
 
 EXPERIMENTS = Path(__file__).parents[1]
 SHARED = Path(__file__).parent  # defaults shared by several experiments
@@ -88,6 +88,16 @@ class TrainingSettings(ExperimentSettings):
         return self
 
 
+class _Declaration(Section):
+    """The contents of ``config.yaml``."""
+
+    purpose: Annotated[str, Field(min_length=1)]
+    extends: str | None = None
+    all: dict[str, Any] | None = None
+    scales: dict[Scale, dict[str, Any] | None]
+    grid: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A table or figure of the paper, identified by the name of its folder."""
@@ -99,26 +109,31 @@ class Experiment:
         return EXPERIMENTS / self.name
 
     @cached_property
-    def _config(self) -> dict[str, Any]:
-        own = _load(self.folder / "config.yaml")
-        return _merged(_load(SHARED / own["extends"]), own) if "extends" in own else own
+    def _config(self) -> _Declaration:
+        path = self.folder / "config.yaml"
+        own = _load(path)
+        try:
+            shared = _load(SHARED / str(own["extends"])) if "extends" in own else {}
+            return _Declaration.model_validate(_merged(shared, own))
+        except ValidationError as error:
+            raise UserError(f"{path}: {one_line(error, _Declaration)}") from None
 
     @property
     def purpose(self) -> str:
-        return str(self._config["purpose"])
+        return self._config.purpose
 
     def values(self, scale: str) -> dict[str, Any]:
         """The settings at a scale: ``runs.yaml`` or ``grids.yaml``, then ``all``, then the scale's own."""
         shared = {}
         if issubclass(self.settings, TrainingSettings):
-            shared["train"] = _load(SHARED / ("grids.yaml" if self.grid else "runs.yaml"))[scale]
-        return {**shared, **(self._config.get("all") or {}), **self._config["scales"][scale]}
+            shared["train"] = _load(SHARED / ("grids.yaml" if self.grid else "runs.yaml")).get(scale)
+        own = next((own for name, own in self._config.scales.items() if name == scale), None)
+        return {**shared, **(self._config.all or {}), **(own or {})}
 
     @property
     def grid(self) -> dict[str, Any] | None:
         """The declaration of a grid, if this is one; see `experiments.engine.grid.Grid`."""
-        found: dict[str, Any] | None = self._config.get("grid")
-        return found
+        return self._config.grid
 
     @property
     def settings(self) -> type[ExperimentSettings]:
@@ -174,8 +189,10 @@ def find_experiment(name: str) -> Experiment:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return loaded
+    try:
+        return read_yaml(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

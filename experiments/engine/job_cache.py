@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from experiments.engine.source_hash import source_hash
-from ssa.files import hash_of, read_json, write_json
+from ssa.errors import UserError
+from ssa.files import hash_of, read_checked, with_checksum, write_json
 from ssa.processes import call_each
 from ssa.progress import ProgressBar
 from ssa.redaction import redacted
@@ -48,7 +49,10 @@ class JobCache:
         """
         files = [self.folder / f"{_name(*job)}.json" for job in jobs]
         wanted = dict(zip(files, jobs, strict=True))  # equal jobs once
-        missing = {file: job for file, job in wanted.items() if self.rerun or not file.is_file()}
+        known = {file: None if self.rerun else read_checked(file) for file in wanted}
+        for file in (file for file, kept in known.items() if kept is None and file.is_file() and not self.rerun):
+            self.console.print(f"{file}: damaged, or of another version; computed again", markup=False)
+        missing = {file: job for file, job in wanted.items() if known[file] is None}
         if len(wanted) > len(missing):
             self.console.print(f"{len(wanted) - len(missing)} of {len(wanted)} cached jobs reused")
         if missing:
@@ -57,7 +61,7 @@ class JobCache:
                 calls = ((file, job, self.commit) for file, job in missing.items())
                 for _ in call_each(_keep, calls, jobs=self.jobs, preload="torch"):
                     bar.advance()
-        self.files |= {file: read_json(file) for file in files}
+        self.files |= {file: known[file] or _read(file) for file in wanted}
         return [self.files[file]["value"] for file in files]
 
 
@@ -77,7 +81,13 @@ def _keep(file: Path, job: CachedJob, commit: str) -> None:
         "arguments": redacted(arguments),
         "commit": commit,
     }
-    write_json(file, {**of, "seconds": seconds, "value": value})
+    write_json(file, with_checksum({**of, "seconds": seconds, "value": value}))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if (kept := read_checked(file)) is None:
+        raise UserError(f"{file}: changed since it was written; rerun the command")
+    return kept
 
 
 def _name(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:

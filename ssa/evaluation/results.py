@@ -20,7 +20,8 @@ from ssa.device import device_name
 from ssa.errors import NotFinite, UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.task import Outcome
-from ssa.files import locked, read_json, write_json
+from ssa.files import locked, write_json
+from ssa.record.run_files import read_evaluation
 from ssa.redaction import redact, redacted
 
 Result = dict[str, Any]
@@ -34,7 +35,11 @@ def file_name(task: str) -> str:
 def find(folder: Path, task: str, identity: Mapping[str, Any], newest: bool = False) -> Result | None:
     """The saved outcome with an identity, or None; it becomes the newest.  ``newest`` considers no others."""
     identity = json.loads(json.dumps(identity))
-    saved = _load(folder, task)
+    try:
+        saved = _load(folder, task)
+    except UserError as error:
+        print(f"note: {error}; evaluated again", flush=True)
+        return None
     candidates = saved[:1] if newest else saved
     found = next((result for result in candidates if _identity(result) == identity), None)
     if found is not None and found is not saved[0]:
@@ -57,10 +62,13 @@ def newest(folder: Path, evaluated: EvaluatedModel) -> list[Result]:
     """The newest outcome of each task, if it belongs to the model's current weights."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        with suppress(UserError):
-            result = read_json(path)
-            if result.get("model", {}).get("weights_hash") == evaluated.weights_hash:
-                found.append(result)
+        try:
+            result = read_evaluation(path)
+        except UserError as error:
+            print(f"note: {error}; left out", flush=True)
+            continue
+        if result.get("model", {}).get("weights_hash") == evaluated.weights_hash:
+            found.append(result)
     return found
 
 
@@ -107,5 +115,5 @@ def _load(folder: Path, task: str) -> list[Result]:
     path = folder / f"{file_name(task)}.json"
     if not path.is_file():
         return []
-    newest = read_json(path)
+    newest = read_evaluation(path)
     return [newest, *newest.pop("others", [])]

@@ -88,12 +88,14 @@ class ResumePoint:
         step: its optimizer step.
         damaged: what is wrong with the newest, or with the best weights, in one line; empty: nothing.
         has_best: whether the best weights, which are damaged, are those of this checkpoint.
+        rows: rows in metrics.jsonl when it was saved; None: not known, in a checkpoint of version 0.2.
     """
 
     path: Path
     step: int
     damaged: str
     has_best: bool
+    rows: int | None
 
 
 def resume_point(checkpoints: Sequence[Path], best: Path, config: Config) -> ResumePoint | None:
@@ -130,7 +132,7 @@ def resume_point(checkpoints: Sequence[Path], best: Path, config: Config) -> Res
                 has_best = saved["best_step"] == step
                 if not has_best:
                     continue
-        return ResumePoint(path, step, "; ".join(problems), has_best)
+        return ResumePoint(path, step, "; ".join(problems), has_best, contents.get("rows"))
     if problems:
         raise UserError("; ".join((*problems, "rerun=true starts over")))
     return None

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -130,6 +131,7 @@ class RunRecord:
         *,
         step: int | None = None,
         checkpoint: Path | None = None,
+        n_rows: int | None = None,
         data_hash: str | None = None,
         inputs: Inputs | None = None,
     ) -> None:
@@ -139,12 +141,13 @@ class RunRecord:
             environment: of this attempt.
             step: optimizer step of the checkpoint to resume from; None: from the start.
             checkpoint: the checkpoint to resume from, which becomes the newest.
+            n_rows: the number of rows up to ``step``; None: not known.
             data_hash: fingerprint of the data, which must be the same in all attempts.
             inputs: hashes of text, tokenizer and pretrained weights; those not available now stay as recorded.
 
         Raises:
             UserError: the data, or the precision chosen by ``auto``, differ from those of the first attempt, or a row
-                up to ``step`` is damaged.
+                up to ``step`` is damaged or lost, unless the command is ``resume=``.
         """
         if self.config.rerun and self.folder.exists():
             self._replaced = self.folder.rename(_replaced(self.folder))
@@ -154,7 +157,7 @@ class RunRecord:
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for partial in (self.folder / "checkpoints").glob(".*.partial"):
             partial.unlink()  # of an attempt killed while saving
-        self.rewind(step)
+        self.rewind(step, n_rows)
         if checkpoint is not None:
             checkpoint.replace(self.last_checkpoint)
         if before:
@@ -181,13 +184,24 @@ class RunRecord:
         line = to_line({"step": row["step"], "tokens": row["tokens"], **row})
         files.append(self.folder / "metrics.jsonl", line.encode())
 
-    def rewind(self, step: int | None) -> None:
+    def rewind(self, step: int | None, n_rows: int | None = None) -> None:
         """Drop the rows after ``step`` (all rows for None), damaged or not, and an incomplete last line.
 
+        With ``resume=`` earlier rows that are damaged or lost are named and left out.
+
         Raises:
-            UserError: an earlier row is damaged.
+            UserError: an earlier row is damaged, or there are not ``n_rows``.
         """
-        kept = [] if step is None else read_rows_until(self.folder, step)
+        kept, problems = ([], []) if step is None else read_rows_until(self.folder, step)
+        if not problems and n_rows is not None and len(kept) != n_rows:
+            path = self.folder / "metrics.jsonl"
+            problems = [f"{path}: {len(kept)} rows up to step {step}, where {n_rows} were written{_gap(kept)}"]
+        if problems and not self.config.resume:
+            raise UserError(
+                f"{problems[0]}; resume={self.folder} resumes with the rows that are left, rerun=true starts over"
+            )
+        for problem in problems:
+            print(f"note: {problem}; left out", flush=True)
         write_atomic(self.folder / "metrics.jsonl", "".join(map(to_line, kept)))
 
     def rows(self) -> list[Row]:
@@ -314,6 +328,17 @@ def _replaced(folder: Path) -> Path:
     while (target := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
         number += 1
     return target
+
+
+def _gap(rows: Sequence[Row]) -> str:
+    """Where rows seem to be missing: the longest distance between two of them, if there is one."""
+    steps = [row["step"] for row in rows]
+    distances = [after - before for before, after in itertools.pairwise(steps)]
+    longest = max(distances, default=0)
+    if longest <= min(filter(None, distances), default=0):
+        return ""
+    place = distances.index(longest)
+    return f"; none between steps {steps[place]} and {steps[place + 1]}"
 
 
 def _now() -> str:

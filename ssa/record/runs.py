@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml  # type: ignore[import-untyped]
 
 from ssa.config import upgraded
 from ssa.errors import UserError
-from ssa.files import read_json
 from ssa.record import wandb_runs
 from ssa.record.checksums import KEYS, damage
-from ssa.record.run_files import read_rows, read_summary
+from ssa.record.run_files import read_environment, read_evaluation, read_rows, read_summary
 from ssa.record.run_record import read_status
 from ssa.record.run_table import SECTIONS, FoundRun, table
+from ssa.yaml_files import read_yaml
 
 _OF_A_RUN = {"config.yaml", "status.json", "summary.json"}  # a folder with two of them is a run: the third may be lost
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where available
 
 
 def load(folder: str | Path = "outputs", source: str | None = None, checked: bool = True) -> pd.DataFrame:
@@ -88,7 +86,7 @@ def _read(folder: Path, names: set[str], checked: bool) -> FoundRun:
         """The contents of a file; {} if it cannot be read."""
         try:
             return read(folder / name)
-        except (UserError, OSError, ValueError, yaml.YAMLError, RecursionError):
+        except (UserError, OSError):
             lost[name] = "damaged" if (folder / name).exists() else "removed"
             return {}
 
@@ -97,7 +95,7 @@ def _read(folder: Path, names: set[str], checked: bool) -> FoundRun:
     expected = "summary.json" in names or status.get("status") == "finished"
     summary = known("summary.json", lambda path: read_summary(path.parent)) if expected else {}
     finished = (status or summary).get("status") == "finished"
-    environment = {} if {"commit", "data_hash"} <= summary.keys() else known("environment.json", read_json)
+    environment = {} if {"commit", "data_hash"} <= summary.keys() else known("environment.json", _environment)
     evaluations: dict[str, Any] = {}
     if "evaluation" in names:
         for path in sorted((folder / "evaluation").glob("*.json")):
@@ -121,21 +119,21 @@ def _read(folder: Path, names: set[str], checked: bool) -> FoundRun:
 
 
 def _commit(environment: dict[str, Any]) -> str:
-    git = environment.get("git")
-    return git.get("commit") or "" if isinstance(git, dict) else ""
+    return (environment.get("git") or {}).get("commit") or ""
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    return read_environment(path.parent)
 
 
 def _config(path: Path) -> dict[str, Any]:
-    values = upgraded(yaml.load(path.read_bytes(), _LOADER))
-    if not isinstance(values, dict) or not set(values) >= SECTIONS:
+    values: dict[str, Any] = upgraded(read_yaml(path))
+    if not set(values) >= SECTIONS:
         raise UserError(f"{path} is damaged: sections of the config are missing")
     return values
 
 
 def _metrics(path: Path) -> dict[str, Any]:
     """Metrics of the newest evaluation, by column."""
-    result = read_json(path)
-    metrics = result.get("metrics")
-    if not isinstance(metrics, dict) or not all(isinstance(metric, dict) for metric in metrics.values()):
-        raise UserError(f"{path} is damaged: it has no metrics")
-    return {f"eval/{result.get('task', path.stem)}/{name}": metric.get("value") for name, metric in metrics.items()}
+    result = read_evaluation(path)
+    return {f"eval/{result['task']}/{name}": metric["value"] for name, metric in result["metrics"].items()}

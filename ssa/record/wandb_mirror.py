@@ -208,7 +208,9 @@ def choose_mode(logger: LoggerConfig) -> tuple[Mode, str]:
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:
     """The W&B runs of a run so far; none if wandb.json is damaged."""
-    return list((read_json_or_none(folder / "wandb.json") or {}).get("attempts", []))
+    attempts = (read_json_or_none(folder / "wandb.json") or {}).get("attempts")
+    is_valid = isinstance(attempts, list) and all(isinstance(one, dict) and "id" in one for one in attempts)
+    return list(attempts) if attempts and is_valid else []
 
 
 def _key_problem() -> str | None:

@@ -13,7 +13,7 @@ import psutil
 
 from ssa.config import upgraded
 from ssa.errors import UserError, first_line
-from ssa.record.run_files import State, upgraded_summary
+from ssa.record.run_files import State, checked_summary, upgraded_summary
 from ssa.record.run_table import SECTIONS, FoundRun
 
 _SOURCE = re.compile(r"wandb:([^/\s:]+)/([^/\s:]+)")
@@ -36,7 +36,13 @@ def read(source: str) -> list[FoundRun]:
         attempts = _attempts(project)
     except Exception as error:  # of W&B, of sockets, or of its service
         raise UserError(f"source={source}: {first_line(error)}") from None
-    return [_found(run_id, runs) for run_id, runs in attempts.items()]
+    found = []
+    for run_id, runs in attempts.items():
+        try:
+            found.append(_found(run_id, runs))
+        except UserError as error:
+            print(f"note: {error}; left out", flush=True)
+    return found
 
 
 def project_of(source: str) -> str:
@@ -107,7 +113,7 @@ def _found(run_id: str, attempts: Sequence[Any]) -> FoundRun:
         folder=run.url,
         status=recorded or _STATES.get(run.state, "interrupted"),
         config={**upgraded(sections), **_OF_THE_COMMAND},
-        summary=_results(summary) if finished else {},
+        summary=checked_summary(_results(summary), run.url) if finished else {},
         evaluations=evaluations,
         experiment=run.config["experiment"],
         error=summary.get("error") or "",

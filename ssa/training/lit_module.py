@@ -49,6 +49,7 @@ class LanguageModule(L.LightningModule):
         self.end_of_text = splits["validation"].tokenizer.end_of_text
         self.evaluated: dict[str, float] = {}  # the newest evaluation, by metric name without the split
         self.last_checkpoint = "none"  # for the error if training diverges
+        self.n_rows = 0  # in metrics.jsonl
         self._recorded = False  # whether an evaluation outside training is logged
         self.trained: dict[str, float] = {}  # loss, gradient norm and learning rate of the newest step
         self._nll = 0.0
@@ -141,4 +142,4 @@ class LanguageModule(L.LightningModule):
         return perplexities(self._nll, tokens=split.n_tokens - 1, **counts, lossless=split.lossless)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.config.recorded()
+        checkpoint |= {"config": self.config.recorded(), "rows": self.n_rows}

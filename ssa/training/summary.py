@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,7 @@ def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
     table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_row("validation", *_cells(summary, "best/val"))
     table.add_row("test", *_cells(summary, "best/test"))
-    for other in _comparable(summary, folder):
+    for other in _comparable(console, summary, folder):
         table.add_row(
             f"{other['model']} {other['temperature']} s{other['seed']} {other['run_id'][-4:]}",
             *_cells(other, "best/val"),
@@ -160,14 +159,16 @@ def _cells(summary: dict[str, Any], split: str) -> list[str]:
     return [*("" if value is None else f"{value:.4g}" for value in values), speed]
 
 
-def _comparable(summary: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def _comparable(console: Console, summary: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Summaries of the newest runs in the same folder with the same data, number of tokens and model size."""
     text = ("data_hash", "tokens", "block_size", "document_mask", "data.validation.tokens")
     same = (*text, "size", "scale", "init_from", "train")
     others = []
     for path in sorted(folder.resolve().parent.glob("*/summary.json"), key=lambda path: path.stat().st_mtime):
         if ".replaced-" not in path.parent.name:
-            with suppress(UserError):  # a damaged one is skipped
-                others.append(read_summary(path.parent))
-    alike = [other for other in others if all(other.get(key) == summary[key] for key in same)]
+            try:
+                others.append(read_summary(path.parent, complete=True))
+            except UserError as error:
+                console.print(f"note     {error}: left out of this table")
+    alike = [other for other in others if all(other.get(key) == summary.get(key) for key in same)]
     return [other for other in alike if other["run_id"] != summary["run_id"]][-_SHOWN:]

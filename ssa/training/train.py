@@ -71,7 +71,7 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
             for setting, files in recorded_inputs(record.folder, config.init_from).items():
                 if setting not in inputs:
                     console.print(f"{setting}: {', '.join(files)}: not available, so not compared", markup=False)
-            recorded = read_summary(record.folder)
+            recorded = read_summary(record.folder, complete=True)
             summary = {key: value for key, value in recorded.items() if key not in checksums.KEYS}
             wandb_mirror.mirror_finished(config, record, summary)
         else:
@@ -153,9 +153,9 @@ def _execute(
     reset_peak_memory(run.device)
     if resume and resume.has_best:
         restore_best(resume, record.best_checkpoint)
-    step, checkpoint = (resume.step, resume.path) if resume else (None, None)
+    step, checkpoint, n_rows = (resume.step, resume.path, resume.rows) if resume else (None, None, None)
     data_hash = run.corpus.fingerprint
-    record.begin(facts, step=step, checkpoint=checkpoint, data_hash=data_hash, inputs=run.inputs)
+    record.begin(facts, step=step, checkpoint=checkpoint, n_rows=n_rows, data_hash=data_hash, inputs=run.inputs)
     write_atomic(record.folder / "tokenizer.json", run.corpus.tokenizer.definition)
     print_start(console, run, record.folder)
     with WandbMirror.open(config, record) as mirror, _quiet_lightning():
@@ -163,8 +163,10 @@ def _execute(
         def log_row(row: Row) -> None:
             record.log(row)
             mirror.log(row)
+            module.n_rows += 1
 
         module = LanguageModule(config, run.model, run.splits, log_row)
+        module.n_rows = len(record.rows())
         module.last_checkpoint = str(record.last_checkpoint) if resume else "none"
         interruption, rows = Interruption(), TrainingRows(config.trainer)
         checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer, interruption)

@@ -167,13 +167,75 @@ def test_a_damaged_row_before_the_checkpoint_is_named(damage: str, config: Confi
             file.write(f"{damage}\n")
         record.log(row(6))
     before = {path: path.read_bytes() for path in record.folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is damaged.*; remove the line to resume without it"):
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is damaged.*; resume=.* resumes with the rows"):
         begun(config, step=6)
     assert {path: path.read_bytes() for path in record.folder.rglob("*") if path.is_file()} == before
-    path = record.folder / "metrics.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[::2]))
-    begun(config, step=6)
+    begun(resuming(config, record), step=6, n_rows=3)
     assert read_rows(record.folder) == [row(3), row(6)]
+
+
+def resuming(config: Config, record: RunRecord) -> Config:
+    return config.model_copy(update={"resume": str(record.folder)})
+
+
+@pytest.mark.parametrize(
+    ("kept", "problem"),
+    [
+        ([1, 2, 4, 5], "4 rows up to step 5, where 5 were written; none between steps 2 and 4"),
+        ([1, 2], "2 rows up to step 5, where 5 were written"),
+        ([1, 2, 3, 3, 4, 5], "6 rows up to step 5, where 5 were written"),
+        ([1, 2, 4, 3, 5], "line 4, is out of order: step 3 after step 4"),
+    ],
+)
+def test_lost_rows_are_named_and_the_run_can_still_be_resumed(
+    config: Config, kept: list[int], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with begun(config) as record:
+        for step in (1, 2, 3, 4, 5, 6):
+            record.log(row(step))
+    lines = (record.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (record.folder / "metrics.jsonl").write_text("".join(lines[step - 1] for step in [*kept, 6]))
+    with pytest.raises(UserError, match=f"metrics.jsonl(: |, ){problem}; resume="):
+        begun(config, step=5, n_rows=5)
+    assert len((record.folder / "metrics.jsonl").read_text().splitlines()) == len(kept) + 1
+    begun(resuming(config, record), step=5, n_rows=5)
+    assert problem in capsys.readouterr().out
+    assert [found["step"] for found in read_rows(record.folder)] == [
+        s for s in kept if "order" not in problem or s != 3
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("best/val/loss", "3.1", "best/val/loss=3.1: expected a number"),
+        ("tokens_per_second", [1], r"tokens_per_second=\[1\]: expected a number"),
+        ("seed", True, "seed=true: expected a number"),
+        ("run_id", 3, "run_id=3: expected text"),
+        ("best/val/perplexity", None, "it has no best/val/perplexity"),
+    ],
+)
+def test_a_summary_of_other_types_is_named(config: Config, name: str, value: Any, problem: str) -> None:
+    with begun(config) as record:
+        record.finish({"best/val/loss": 2.0, name: value}, step=1)
+    with pytest.raises(UserError, match=f"summary.json is damaged, or of another version: (it has no|{problem})"):
+        read_summary(record.folder, complete=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"pid": -1}, "pid=-1: out of range; valid: >= 1"),
+        ({"step": "3"}, "step=3: expected a whole number, not text"),
+        ({"attempt": None}, "attempt=null: expected a whole number"),
+        ({"more": 1}, "more: unknown key"),
+    ],
+)
+def test_a_status_of_other_types_is_named(config: Config, values: dict[str, Any], problem: str) -> None:
+    folder = finish(config)
+    (folder / "status.json").write_text(json.dumps({**json.loads((folder / "status.json").read_text()), **values}))
+    with pytest.raises(UserError, match=f"status.json is damaged, or of another version: {problem}"):
+        read_status(folder)
 
 
 def test_a_start_from_step_0_drops_all_rows(config: Config) -> None:
@@ -384,7 +446,9 @@ def test_an_unknown_status(config: Config) -> None:
     folder = finish(config)
     values = json.loads((folder / "status.json").read_text()) | {"status": "done"}
     (folder / "status.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="status=done; valid: running, finished, interrupted, failed"):
+    with pytest.raises(
+        UserError, match="status=done: not one of the choices; valid: running, finished, interrupted, failed"
+    ):
         read_status(folder)
 
 

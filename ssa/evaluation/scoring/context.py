@@ -19,7 +19,7 @@ from ssa.progress import ProgressBar
 
 
 class Journal:
-    """Append-only log of finished requests, one JSON line each, so that an interrupted task resumes.
+    """Append-only log of finished requests, one JSON line with a checksum each, so that an interrupted task resumes.
 
     ``identity`` is everything that determines the answers: each has its own file, created with the first answer.
     """
@@ -45,7 +45,8 @@ class Journal:
         lines = {self._key(request): answer for request, answer in answers}
         self._answers |= lines
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        append(self.path, "".join(f"{json.dumps([key, answer])}\n" for key, answer in lines.items()).encode())
+        texts = (json.dumps([key, answer, self._checksum(key, answer)]) for key, answer in lines.items())
+        append(self.path, "".join(f"{text}\n" for text in texts).encode())
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -53,6 +54,10 @@ class Journal:
     @staticmethod
     def _key(request: object) -> str:
         return hash_of([request])[:32]
+
+    @staticmethod
+    def _checksum(key: str, answer: Any) -> str:
+        return hash_of([key, answer])[:8]
 
     def _read(self) -> dict[str, Any]:
         """The file's answers: cut off a last line torn by a kill, skip damaged lines, whose requests are rerun."""
@@ -63,9 +68,10 @@ class Journal:
         if torn:
             os.truncate(self.path, self.path.stat().st_size - len(torn))
         for line in lines:
-            with suppress(ValueError, TypeError):
-                key, answer = json.loads(line)
-                answers[key] = answer
+            with suppress(ValueError, TypeError, RecursionError):
+                key, answer, checksum = json.loads(line)
+                if checksum == self._checksum(key, answer):
+                    answers[key] = answer
         return answers
 
 
