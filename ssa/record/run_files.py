@@ -40,7 +40,7 @@ _OF_EVERY_RUN = (
     *("best/val/perplexity", "best/val/attention_entropy"),
 )
 _NUMBER_PREFIXES = ("best/", "val/", "test/", "reference/", "step_0/", "parameters.", "data.")
-_LINE_START = re.compile(rb'\{"step": (\d+),')  # of a line of metrics.jsonl
+_LINE_START = re.compile(rb'\{"step": (\d{1,18}),')  # of a line of metrics.jsonl
 
 
 class _Checked(BaseModel):

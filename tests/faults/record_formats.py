@@ -19,6 +19,7 @@ from experiments.engine import experiment as experiment_module
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import declared
 from experiments.engine.job_cache import JobCache
+from ssa.command_line.settings import help_text, parse
 from ssa.evaluation import results
 from ssa.evaluation.scoring.context import Journal
 from ssa.record import checksums, runs
@@ -97,9 +98,9 @@ def read_grid(folder: Path) -> None:
         patch.setattr(experiment_module, "EXPERIMENTS", folder)
         patch.setattr(experiment_module, "SHARED", folder)
         experiment = Experiment("tiny")
-        typed(experiment.values("smoke"))
+        help_text(experiment.settings, "tiny", experiment.purpose, defaults=experiment.values("laptop"))
+        parse(experiment.settings, ["scale=smoke"], experiment.values("smoke"))
         declared(experiment)
-        assert experiment.purpose
 
 
 def jobs(folder: Path) -> Any:
