@@ -3,13 +3,15 @@
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+_LONGEST = 1500  # characters of a line, which may quote a file
 
 
 class UserError(Exception):
     """Bad input: one line naming the field, the value and what is valid.  Programs print it and exit with 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
 
 def first_line(error: BaseException) -> str:

@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f"line {mark.line + 1}: " if mark else ""
         raise UserError(f"{path}: {where}not valid YAML: {problem or first_line(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no keys and values")
+        raise UserError(f"{path}: expected keys and values, KEY: VALUE")
     return values
 
 

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import mutate
 from pretrained_folders import SSA, small, tensors_of, write_export, write_model
+from record_formats import RECORDS
 from safetensors.torch import save_file
 
 from ssa.command_line.compose import configured
@@ -192,6 +193,7 @@ FORMATS = {
     "tokens of a token cache": token_cache("tokens/*/train.bin"),
     "trained tokenizer": token_cache("tokenizers/*.json"),
     "answer of the Hub": Format(hub_cache, heard),
+    **{name: Format(*how) for name, how in RECORDS.items()},
 }
 
 

@@ -98,7 +98,7 @@ def test_a_file_that_declares_nothing(
 ) -> None:
     file = tmp_path / "tiny.yaml"
     file.write_text(content)
-    assert search(str(file))[2].startswith(f"error: {file}: not a sweep; expected the keys metric, ")
+    assert search(str(file))[2].startswith(f"error: {file}: expected keys and values, KEY: VALUE")
 
 
 def test_a_wandb_sweep_is_for_wandb(search: Callable[..., tuple[int, str, str]]) -> None:
