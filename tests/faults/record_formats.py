@@ -152,3 +152,5 @@ RECORDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], bool]] =
     "declaration of a grid": (grid, read_grid, False),
     "cached job": (job, jobs, True),
 }
+
+IN_RUNS = [name for name, (_, read, _) in RECORDS.items() if read.__name__ == "use"]  # whose readers are slow

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import mutate
 from pretrained_folders import SSA, small, tensors_of, write_export, write_model
-from record_formats import RECORDS
+from record_formats import IN_RUNS, RECORDS
 from safetensors.torch import save_file
 
 from ssa.command_line.compose import configured
@@ -231,7 +231,7 @@ def check(kind: Format, folder: Path, path: Path, content: bytes, whole: Any) ->
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in IN_RUNS)) for name in FORMATS])
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Format, Path, Path, Any]:
     """A kind of file, a folder with one, its path, and what it gives."""
     kind = FORMATS[request.param]
