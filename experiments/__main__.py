@@ -54,6 +54,7 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
     from rich.console import Console
 
     from experiments.engine.context import ExperimentContext
+    from ssa.launch.pool import failures
 
     if isinstance(settings, GridSettings):
         check(experiment, settings)
@@ -79,7 +80,7 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
         console.print(conclusion.sentence, markup=False)
     console.print(f"{seconds:.0f} s; results: {context.folder}/{settings.scale}_*")
     if context.failed:
-        raise UserError(context.failures)
+        raise UserError(failures(context.failed))
 
 
 if __name__ == "__main__":

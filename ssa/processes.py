@@ -138,6 +138,7 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, pre
 
 def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by the process that it was forked from
     redirect_output(log)
     with redacted_output():
         code = target(*arguments)
@@ -229,6 +230,8 @@ def _die_with(parent: Connection) -> None:
 def _context(preload: str) -> DefaultContext | ForkServerContext | SpawnContext:
     """Where processes come from: on Linux, from one that has already imported a module, which saves seconds each time.
 
+    That one ignores the signals of a terminal, also while it imports: it reports how its processes end.
+
     Args:
         preload: the module, whose import must not touch a device.  The first call of this process decides.
     """
@@ -236,9 +239,12 @@ def _context(preload: str) -> DefaultContext | ForkServerContext | SpawnContext:
         return get_context("spawn")
     server = get_context("forkserver")
     server.set_forkserver_preload([preload])
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it reports how its processes end, also after the terminal's
-    forkserver.ensure_running()
-    signal.signal(signal.SIGHUP, before)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return server
 
 

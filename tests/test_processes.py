@@ -192,6 +192,40 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
+def test_ctrl_c_while_the_preloaded_module_is_imported_prints_nothing(tmp_path: Path) -> None:
+    began = tmp_path / "began"
+    (tmp_path / "slow.py").write_text(f"import time\nopen({str(began)!r}, 'w').close()\ntime.sleep(20)\n")
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom ssa.processes import start\n"
+        "def work(): return 0\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n        start(work, (), Path('log'), 'slow').join()\n"
+        "    except KeyboardInterrupt:\n        sys.exit(130)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        while not began.exists() and parent.poll() is None:
+            time.sleep(0.05)
+        os.killpg(parent.pid, signal.SIGINT)
+        said = parent.communicate(timeout=60)[1]
+    assert (parent.returncode, said) == (130, "")
+
+
+def test_a_started_process_can_be_interrupted(tmp_path: Path) -> None:
+    process = Wait(tmp_path, "long", seconds=60).start(rerun=False)
+    while not ((tmp_path / "long.log").exists() and (tmp_path / "long.log").read_text()):
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 1
+    assert "KeyboardInterrupt" in (tmp_path / "long.log").read_text()
+
+
 def test_a_finished_task_is_not_started(tmp_path: Path) -> None:
     (tmp_path / "done.done").touch()
     assert run(Pool(1), Wait(tmp_path, "done")) == [("done", 0)]

@@ -29,7 +29,6 @@ from ssa.errors import UserError
 from ssa.files import hash_of, partial_path, to_csv, to_json, write_atomic, write_json
 from ssa.launch.pool import train
 from ssa.launch.run import Run
-from ssa.progress import counted
 from ssa.record import environment
 from ssa.record.run_files import read_environment, read_summary
 from ssa.redaction import redact, redacted
@@ -96,13 +95,6 @@ class ExperimentContext:
         """Records the runs behind the results, and the failed ones with their reasons."""
         self._runs |= {run.folder for run in runs if run not in failed and run.is_finished()}
         self.failed |= failed
-
-    @property
-    def failures(self) -> str:
-        """One line: the first failure, and the number of others, which were printed as they failed."""
-        run, reason = next(iter(self.failed.items()))
-        more = f"; and {len(self.failed) - 1} more, named above" if len(self.failed) > 1 else ""
-        return f"{counted(len(self.failed), 'runs')} failed: {run.label}: {reason}{more}; rerun the command to retry"
 
     def table(self, name: str, rows: Iterable[TableRow]) -> None:
         """Writes ``<scale>_<name>.csv``; numbers have 6 significant digits."""

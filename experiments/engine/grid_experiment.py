@@ -11,7 +11,7 @@ from experiments.engine.evaluations import evaluate
 from experiments.engine.grid import Grid, GridSettings, declared, runs
 from ssa.config_errors import closest
 from ssa.errors import UserError
-from ssa.launch.pool import refused, run_all
+from ssa.launch.pool import failures, refused, run_all
 from ssa.launch.run import Run
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _recorded(
 ) -> dict[Run, str]:
     context.add_runs(wanted, failed)
     if failed and settings.fail_fast:
-        raise UserError(f"fail_fast=true: stopped; {context.failures}")
+        raise UserError(f"fail_fast=true: stopped; {failures(context.failed)}")
     return failed
 
 

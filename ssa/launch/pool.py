@@ -15,7 +15,7 @@ from ssa.errors import UserError
 from ssa.launch.cluster import PROCESSES, launch
 from ssa.launch.run import Run
 from ssa.processes import Pool
-from ssa.progress import ProgressBar, Row
+from ssa.progress import ProgressBar, Row, counted
 from ssa.record.inputs import check_inputs
 from ssa.training.inputs import read_inputs
 
@@ -29,9 +29,15 @@ def train(runs: Sequence[Run], *, jobs: int, console: Console, rerun: bool = Fal
     folders = [run.folder for run in runs]
     failed = run_all(runs, jobs=jobs, console=console, rerun=rerun)
     if failed:
-        names = ", ".join(f"{run.label} ({run.log})" for run in failed)
-        raise UserError(f"{len(failed)} of {len(set(folders))} runs failed: {names}; rerun the command to retry")
+        raise UserError(failures(failed))
     return folders
+
+
+def failures(failed: dict[Run, str]) -> str:
+    """One line: the first failure, and the number of others, which were printed as they failed."""
+    run, reason = next(iter(failed.items()))
+    more = f"; and {len(failed) - 1} more, named above" if len(failed) > 1 else ""
+    return f"{counted(len(failed), 'runs')} failed: {run.label}: {reason}{more}; rerun the command to retry"
 
 
 def run_all(

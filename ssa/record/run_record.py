@@ -67,6 +67,7 @@ class RunRecord:
         self.folder = folder
         self._lock = lock
         self._made = made  # parent folders that did not exist before
+        self.step = 0  # the optimizer step that the status names; training sets it
         self._begun = False
         self._replaced: Path | None = None  # the old folder of a rerun
 
@@ -171,7 +172,8 @@ class RunRecord:
         if environment.diff:
             write_atomic(self.folder / "uncommitted.diff", environment.diff)
         attempt, now = before.attempt + 1 if before else 1, _now()
-        status = Status("running", attempt, now, now, step or 0, os.getpid(), socket.gethostname(), None)
+        self.step = step or 0
+        status = Status("running", attempt, now, now, self.step, os.getpid(), socket.gethostname(), None)
         write_json(self.folder / "status.json", asdict(status))
         self._begun = True
 
@@ -216,12 +218,10 @@ class RunRecord:
         write_json(self.folder / "summary.json", with_checksums(self.folder, values, {"status.json": text}))
         write_atomic(self.folder / "status.json", text)
 
-    def set_status(self, status: State, *, step: int | None = None, error: str | None = None) -> None:
-        """Replace status.json.  Without ``step``, the step is kept; ``error`` becomes one line."""
-        before = load_status(self.folder)
+    def set_status(self, status: State, *, error: str | None = None) -> None:
+        """Replace status.json; ``error`` becomes one line."""
         line = redact(" ".join(error.split())) if error else None
-        step = before.step if step is None else step
-        after = replace(before, status=status, time=_now(), step=step, error=line)
+        after = replace(load_status(self.folder), status=status, time=_now(), step=self.step, error=line)
         write_json(self.folder / "status.json", asdict(after))
 
     def discard(self) -> None:
@@ -246,15 +246,27 @@ class RunRecord:
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         try:
-            if error is not None and self._begun and load_status(self.folder).status == "running":
-                by_signal = isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED
-                if by_signal or isinstance(error, KeyboardInterrupt):
-                    self.set_status("interrupted")
-                else:
-                    with suppress(OSError):  # the disk is full: without its lock the run counts as interrupted
-                        self.set_status("failed", error=f"{type(error).__name__}: {error}")
+            if error is not None and self._begun:
+                self._record_end(error)
         finally:
             self.close()
+
+    def _record_end(self, error: BaseException) -> None:
+        """Say in the status how the run ended.
+
+        Raises:
+            UserError: the error is that the folder is gone.
+        """
+        if not (self.folder / "status.json").exists() and isinstance(error, OSError):
+            raise UserError(f"{self.folder}: the run folder was removed or renamed while the run used it") from error
+        by_signal = isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED
+        with suppress(OSError, UserError):  # a full disk: without its lock the run counts as interrupted
+            if load_status(self.folder).status != "running":
+                return
+            if by_signal or isinstance(error, KeyboardInterrupt):
+                self.set_status("interrupted")
+            else:
+                self.set_status("failed", error=f"{type(error).__name__}: {error}")
 
     def check_same(self, **now: str | None) -> None:
         """Compare facts with those in environment.json; None means unknown.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssa.config import Config
 from ssa.device import attention_kernels
-from ssa.errors import TrainingDiverged
+from ssa.errors import NotFinite, TrainingDiverged
 from ssa.model.attention_stats import attention_metrics, attention_statistics
 from ssa.model.transformer import Transformer
 from ssa.perplexity import perplexities
@@ -88,6 +88,8 @@ class LanguageModule(L.LightningModule):
         first = optimizer.param_groups[0]
         lr = self.config.optim.lr * first["lr"] / first["initial_lr"]  # independent of the group
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            if self.step == 0:
+                raise NotFinite(*(("loss", loss) if not math.isfinite(loss) else ("gradient norm", grad_norm)))
             raise TrainingDiverged(self.step + 1, loss, lr, grad_norm, self.last_checkpoint)
         self.trained = {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr}
         self._losses.clear()

@@ -79,7 +79,7 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
             run = _prepare(config, record)
             try:
                 summary = _execute(run, record, command, console, began)
-            except NotFinite:  # at step 0
+            except NotFinite:  # before the first update
                 record.discard()
                 raise
             except torch.OutOfMemoryError:
@@ -186,11 +186,14 @@ def _execute(
                 best.load_into(run.model)
                 summary = summarize(run, trainer, module, best.step)
         except Interrupted:
-            record.set_status("interrupted", step=trainer.global_step)
+            record.step = trainer.global_step
+            record.set_status("interrupted")
             again = f"python train.py resume={record.folder}"
             saved = "saved" if record.last_checkpoint.exists() else "nothing to save yet"
             console.print(f"Interrupted at step {trainer.global_step}, {saved}.  To resume: {again}")
             raise SystemExit(EXIT_INTERRUPTED) from None
+        finally:
+            record.step = trainer.global_step
         summary |= {
             "tokens_per_second": summary["tokens"] / rows.seconds,
             "train_seconds": rows.seconds,  # of all attempts

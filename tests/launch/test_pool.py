@@ -214,7 +214,7 @@ def test_fail_fast_stops_all_runs(
     (tmp_path / "to" / "smoke_summary.csv").write_text("old")
     assert begin(tmp_path / "grids", tmp_path, monkeypatch, "fail_fast=true", "jobs=3") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: fail_fast=true: stopped; 1 runs failed: GPT-2, diverges, seed 0: error: the loss")
+    assert error.startswith("error: fail_fast=true: stopped; 1 run failed: GPT-2, diverges, seed 0: error: the loss")
     assert error.count("\n") == 1
     assert {path.name: path.read_text() for path in (tmp_path / "to").iterdir()} == {"smoke_summary.csv": "old"}
     states = {load_status(run).status for run in runs(tmp_path / "out")}

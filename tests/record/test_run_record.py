@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -404,9 +405,24 @@ def test_an_exception_ends_the_run(config: Config, error: BaseException, status:
     assert (found.status, found.error) == (status, line)
 
 
+@pytest.mark.parametrize("change", [lambda folder: folder.rename(f"{folder}.moved"), shutil.rmtree])
+def test_a_folder_that_is_gone_hides_no_error(config: Config, change: Callable[[Path], Any]) -> None:
+    def end_with(what: Callable[[RunRecord], Any]) -> None:
+        with begun(config) as record:
+            change(record.folder)
+            what(record)
+
+    with pytest.raises(UserError, match="the run folder was removed or renamed while the run used it"):
+        end_with(lambda record: record.log(row(1)))
+    shutil.rmtree(run_folder(config).parent)
+    with pytest.raises(ZeroDivisionError):
+        end_with(lambda record: 1 // 0)
+
+
 def test_an_explicit_status_is_kept(config: Config) -> None:
     record = begun(config)
-    record.set_status("failed", step=7, error="the loss is not finite")
+    record.step = 7
+    record.set_status("failed", error="the loss is not finite")
     with pytest.raises(SystemExit), record:
         raise SystemExit(3)
     found = load_status(run_folder(config))

@@ -209,6 +209,15 @@ def test_a_non_finite_loss_stops_the_run(tiny) -> None:
     status = json.loads((folder(config) / "status.json").read_text())
     assert status["status"] == "failed"
     assert status["error"] in f"TrainingDiverged: {error.value}"
+    assert f"not finite at step {status['step'] + 1}" in status["error"]
+
+
+def test_a_loss_that_is_not_finite_from_the_start_leaves_no_folder(tiny, monkeypatch) -> None:
+    config = tiny()
+    monkeypatch.setattr(Transformer, "forward", lambda self, inputs, *_, **__: self.head.weight.sum() * float("nan"))
+    with pytest.raises(UserError, match=r"^loss is nan: the model's weights are damaged, or its values overflow"):
+        train(config)
+    assert not folder(config).parent.exists()
 
 
 def test_a_tokenizer_that_loses_text(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
