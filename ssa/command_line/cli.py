@@ -32,7 +32,7 @@ from ssa.command_line import compose_errors, conf_groups
 from ssa.command_line.init_from import adopted
 from ssa.command_line.output import keep_writable
 from ssa.command_line.resume import label, resumed
-from ssa.command_line.values import read_overrides
+from ssa.command_line.values import read_overrides, with_literal_paths
 from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, first_line
@@ -208,6 +208,7 @@ def _checked_arguments() -> argparse.Namespace:
         raise UserError("--resolve: only with --cfg; write --cfg job --resolve")
     if arguments.experimental_rerun:
         raise UserError("--experimental-rerun: not supported; resume=RUN_FOLDER continues a run")
+    arguments.overrides = with_literal_paths(arguments.overrides)
     return arguments
 
 

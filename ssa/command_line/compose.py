@@ -10,6 +10,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from ssa.command_line import cli, compose_errors
 from ssa.command_line.conf_groups import CONF
+from ssa.command_line.values import with_literal_paths
 from ssa.config import Config
 from ssa.errors import UserError
 
@@ -29,7 +30,7 @@ def configured(*overrides: str) -> Config:
 def composed(*overrides: str) -> DictConfig:
     """The config that Hydra composes from overrides; Hydra's own config is set too, as in a job."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        whole = compose("config", list(overrides), return_hydra_config=True)
+        whole = compose("config", with_literal_paths(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(whole)
     job = deepcopy(whole)
     with read_write(job), open_dict(job):

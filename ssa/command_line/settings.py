@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ssa.command_line.output import keep_writable
-from ssa.command_line.values import read_list, read_text, read_value
+from ssa.command_line.values import is_path, read_list, read_text, read_value
 from ssa.config_errors import one_line, shown, unknown_key
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
 from ssa.files import disk_errors
@@ -156,6 +156,8 @@ def _read(key: str, text: str, schema: Mapping[str, Any]) -> Any:
     """A value of the field's type, or one that validation refuses."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{key}={shown(ascii(text)[1:-1])}: not valid UTF-8")
+    if schema["type"] == "string" and text and is_path(text):
+        return text
     if schema["optional"] and read_value(text) is None:
         return None
     if schema["type"] == "string":

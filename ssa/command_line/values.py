@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ssa.files import expanded
+
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+_PATHS = {"init_from", "resume", "output_dir"}
+_PATHS |= {f"data.{key}" for key in ("train", "validation", "test", "tokenizer", "cache_dir")}
 # A quoted string where one can begin, an escaped character, or any other character
 _PIECES = re.compile(r"""(?<![^\s=\[{(,:])(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\\.|.""", re.DOTALL)
 
@@ -41,6 +46,36 @@ def read_list(text: str) -> list[Any]:
 def read_overrides(overrides: Iterable[str]) -> dict[str, str]:
     """The value of each key or group, as text."""
     return {key: read_text(value) for key, _, value in (override.partition("=") for override in overrides)}
+
+
+def with_literal_paths(overrides: Iterable[str]) -> list[str]:
+    """Overrides with quotes around existing paths that Hydra's grammar would read as something else.
+
+    So ``nan``, ``null`` or ``a,b (1)`` is the file of that name, if there is one.
+    """
+    return [_with_literal_path(override) for override in overrides]
+
+
+def _with_literal_path(override: str) -> str:
+    key, _, text = override.partition("=")
+    if key.lstrip("+") not in _PATHS or not text:
+        return override
+    return f"{key}={','.join(map(_quoted, [text] if is_path(text) else _items(text))) or text}"
+
+
+def is_path(text: str) -> bool:
+    """Whether a file or folder of this name exists."""
+    return os.path.exists(expanded(text))
+
+
+def _quoted(path: str) -> str:
+    if not is_path(path):
+        return path
+    override = _parsed(f"KEY={path}")
+    if override and not override.is_sweep_override() and override.value() == path and "${" not in path:
+        return path
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), path)
+    return "'" + escaped.replace("${", "\\${") + "'"
 
 
 def overridden(overrides: Iterable[str]) -> list[str]:

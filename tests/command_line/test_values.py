@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.engine.grid import GridSettings
+from ssa.command_line.compose import composed
 from ssa.command_line.settings import parse
-from ssa.command_line.values import overridden, read_list, read_overrides, read_text, read_value
+from ssa.command_line.values import (
+    overridden,
+    read_list,
+    read_overrides,
+    read_text,
+    read_value,
+    with_literal_paths,
+)
 from ssa.evaluation.settings import EvaluateSettings
 from sweeps.__main__ import Settings as SweepSettings
 
@@ -179,3 +188,42 @@ def test_train_reads_the_same_list(typed: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-2:] == ["- a", "- b c"]
     assert read_list(typed.partition("=")[2]) == ["a", "b c"]
+
+
+PATHS = [
+    "nan",
+    "1e3",
+    "inf",
+    "null",
+    "true",
+    "12",
+    "1_0",
+    "a b (1)",
+    "x,y",
+    "it's",
+    'q"u',
+    "d$x",
+    "${seed}",
+    "k=v",
+    "[a]",
+]
+PATHS += ["b\\s", "back\\", "q'\\' x", "\N{LATIN SMALL LETTER E WITH ACUTE}{1}"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_that_exists_is_that_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    overrides = [f"{key}={name}" for key in ("output_dir", "data.train", "+data.cache_dir")]
+    values = composed("data=text", *overrides)
+    found = values.output_dir, values.data.train, values.data.cache_dir
+    assert found == (name, name, name)
+    assert parse(EvaluateSettings, ["run=x", f"text={name}"]).text == name
+
+
+def test_other_values_of_paths_are_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nan").touch()
+    assert with_literal_paths(["-m", "data.train=nan,a,1", "seed=nan", "data.train='a b'", "data.train="]) == [
+        *("-m", "data.train='nan',a,1", "seed=nan", "data.train='a b'", "data.train=")
+    ]
