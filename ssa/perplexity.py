@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+OF_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # undefined if the tokenizer loses text
+
 
 class Window(NamedTuple):
     """Tokens ``begin`` to ``end`` (excluded) of a text; those from ``scored`` on are predicted."""

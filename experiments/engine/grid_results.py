@@ -13,6 +13,7 @@ import pandas as pd
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Grid, GridCell, GridSettings, Metric
 from ssa.launch.run import Run
+from ssa.perplexity import OF_TEXT
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report.tables import State
 from ssa.statistics import Estimate, holm, mean_interval, paired_interval, paired_p_value
@@ -104,7 +105,8 @@ class Results:
         if metric.task is not None and run is not None and run in self.unevaluated:
             return Gap("failed", self.unevaluated[run])
         if metric.key not in found.index or pd.isna(found[metric.key]):
-            return Gap("missing", f"has no {metric.key}")
+            lost = found.get("loss_of_text") if metric.key.rpartition("/")[2] in OF_TEXT else None
+            return Gap("missing", lost if isinstance(lost, str) else f"has no {metric.key}")
         return None
 
     def numbers(self, group: str, row: str, metric: Metric) -> dict[int, float]:

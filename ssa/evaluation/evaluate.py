@@ -138,6 +138,8 @@ def _table(results: Mapping[str, Result]) -> Table:
         for metric, found in result["metrics"].items():
             table.add_row(first[0], metric, f"{found['value']:.4g}", _error(found), first[1])
             first = "", ""
+        for metric in ("word_perplexity", "bits_per_byte") if result.get("details", {}).get("loss_of_text") else ():
+            table.add_row("", metric, "–", "", "")
     return table
 
 
@@ -152,4 +154,5 @@ def _footnote(name: str, result: Result) -> str:
     chosen = {key: value for key, value in result["settings"].items() if value is not None and key not in hidden}
     settings = [f"{key}={value}" for key, value in chosen.items()]
     counts = [counted(number, what) for what, number in result["counts"].items()]
-    return f"{name}: {', '.join([*counts, *settings])}; {result['seconds']:,.0f} s"
+    lost = f"\n{name}: {loss} (–)" if (loss := result.get("details", {}).get("loss_of_text")) else ""
+    return f"{name}: {', '.join([*counts, *settings])}; {result['seconds']:,.0f} s{lost}"

@@ -21,6 +21,7 @@ from ssa.errors import NotFinite, UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.task import Outcome
 from ssa.files import locked, write_json
+from ssa.perplexity import OF_TEXT
 from ssa.record.run_files import read_evaluation
 from ssa.redaction import redact, redacted
 
@@ -40,7 +41,7 @@ def find(folder: Path, task: str, identity: Mapping[str, Any], newest: bool = Fa
     except UserError as error:
         print(f"note: {error}; evaluated again", flush=True)
         return None
-    candidates = saved[:1] if newest else saved
+    candidates = filter(_knows_loss_of_text, saved[:1] if newest else saved)
     found = next((result for result in candidates if _identity(result) == identity), None)
     if found is not None and found is not saved[0]:
         save(folder, found)
@@ -109,6 +110,12 @@ def identity_of(settings: Mapping[str, Any], evaluated: EvaluatedModel) -> dict[
 
 def _identity(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: result.get(key) for key in ("settings", "model")}
+
+
+def _knows_loss_of_text(result: Result) -> bool:
+    """False for an outcome of an earlier version whose measures per word or byte may be of text that was lost."""
+    names = {name.rpartition("/")[2].partition(",")[0] for name in result.get("metrics", {})}
+    return not names & set(OF_TEXT) or "loss_of_text" in result.get("details", {})
 
 
 def _load(folder: Path, task: str) -> list[Result]:

@@ -36,7 +36,7 @@ class Outcome:
         metrics: by name.
         n: number of evaluated documents, questions or prompts.
         counts: denominators of the metrics: tokens, words, bytes.
-        details: tables as plain values.
+        details: tables as plain values; ``loss_of_text``: why measures per word and byte are left out, or None.
         versions: versions of dependencies and data.
     """
 

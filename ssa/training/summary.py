@@ -51,6 +51,7 @@ def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best
         "document_mask": config.data.document_mask,
         "tokens": config.trainer.steps * tokens_per_step(run),
         "best_step": best_step,
+        "loss_of_text": run.corpus.loss_of_text,
         **measured,
         **{f"reference/val/{name}_perplexity": value for name, value in run.references.items()},
         "device": device_name(run.device),
@@ -144,6 +145,8 @@ def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
     memory = f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB"
     step = summary["best_step"]
     console.print(f"validation: {', '.join(counts)}; entropy in nats; weights of step {step}; {memory}")
+    if loss := summary.get("loss_of_text"):
+        console.print(f"{loss} (–)", markup=False)
     reference = ", ".join(f"{name} {summary[f'reference/val/{name}_perplexity']:.1f}" for name in ("unigram", "bigram"))
     console.print(
         f"{summary['model']}: validation perplexity {summary['best/val/perplexity']:.2f} "
@@ -156,7 +159,11 @@ def _cells(summary: dict[str, Any], split: str) -> list[str]:
     names = ("loss", "perplexity", "bits_per_byte", "attention_entropy", "attention_spikiness")
     values = [summary.get(f"{split}/{name}") for name in names]
     speed = f"{summary['tokens_per_second']:,.0f}" if split == "best/val" else ""
-    return [*("" if value is None else f"{value:.4g}" for value in values), speed]
+    nothing = {"bits_per_byte": "–"}  # the tokenizer loses text
+    shown = (
+        nothing.get(name, "") if value is None else f"{value:.4g}" for name, value in zip(names, values, strict=True)
+    )
+    return [*shown, speed]
 
 
 def _comparable(console: Console, summary: dict[str, Any], folder: Path) -> list[dict[str, Any]]:

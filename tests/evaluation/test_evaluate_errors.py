@@ -266,8 +266,16 @@ def test_a_tokenizer_that_loses_text(pretrained: Path, text: Path, launch: Launc
     outcome = launch(f"init_from={pretrained}", "tasks=perplexity", f"text={text}", f"output_dir={tmp_path}/out")
     assert outcome.code == 0
     assert "perplexity: the tokenizer loses text: 1 of 1 sampled documents differ after decoding, 0.0%" in outcome.out
+    assert re.search(r"bits_per_byte +– ", outcome.out)
     (path,) = tmp_path.glob("out/**/perplexity.json")
-    assert set(json.loads(path.read_text())["metrics"]) == {"loss", "perplexity"}
+    result = json.loads(path.read_text())
+    assert set(result["metrics"]) == {"loss", "perplexity"}
+    del result["details"]["loss_of_text"]  # as of an earlier version, which did not know
+    result["metrics"]["bits_per_byte"] = {"value": 0.1}
+    path.write_text(json.dumps(result))
+    again = launch(f"init_from={pretrained}", "tasks=perplexity", f"text={text}", f"output_dir={tmp_path}/out").out
+    assert "finished before" not in again
+    assert re.search(r"bits_per_byte +– ", again)
 
 
 WRONG: dict[str, tuple[list[str], str]] = {

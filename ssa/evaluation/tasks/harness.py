@@ -26,6 +26,7 @@ from ssa.errors import UserError, first_line
 from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
+from ssa.perplexity import OF_TEXT
 
 # The columns of the paper's main table (arXiv 2411.12892, Table 3), and their folders in the harness.
 PAPER = {
@@ -39,7 +40,6 @@ PAPER = {
     "arc_challenge": "arc",
 }
 _BOOTSTRAPS = 1000  # for standard errors of metrics other than means
-_OF_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # metrics per word or byte
 _SEEDS = 0, 1234  # the harness's defaults, for Python; for NumPy, torch and few-shot examples
 
 
@@ -107,9 +107,7 @@ class HarnessTask:
             options = {"bootstrap_iters": _BOOTSTRAPS, "log_samples": True, "confirm_run_unsafe_code": False}
             model = HarnessModel(context)
             results = evaluate(model, found, limit=self.settings["limit"], **options)
-        if model.loss_of_text:
-            print(f"{self.name}: {model.loss_of_text}", flush=True)
-        return _outcome(self.name, results, list(found["tasks"]), lossless=model.loss_of_text is None)
+        return _outcome(self.name, results, list(found["tasks"]), model.loss_of_text)
 
     def _load(self) -> Any:
         random.seed(_SEEDS[0])  # some tasks shuffle their choices on loading
@@ -132,7 +130,7 @@ class HarnessTask:
         return found
 
 
-def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str], lossless: bool) -> Outcome:
+def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str], loss_of_text: str | None) -> Outcome:
     """Metrics by name, or ``task/name`` for a group's tasks; details hold the answers to each sample."""
     metrics: dict[str, Metric] = {}
     for task, values in results["results"].items():
@@ -141,7 +139,7 @@ def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str], lossle
             metric, _, filter_name = key.partition(",")
             if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            if metric in _OF_TEXT and not lossless:
+            if metric in OF_TEXT and loss_of_text:
                 continue
             stderr = values.get(f"{metric}_stderr,{filter_name}")
             error = float(stderr) if isinstance(stderr, int | float) else None
@@ -154,7 +152,7 @@ def _outcome(name: str, results: Mapping[str, Any], tasks: Sequence[str], lossle
         metrics,
         n=sum(results["n-samples"][task]["effective"] for task in tasks),
         counts=_divisors(samples[name]) if name == "wikitext" else {},
-        details={"samples": answers},
+        details={"samples": answers, "loss_of_text": loss_of_text},
         versions={"tasks": {task: results["versions"].get(task) for task in tasks}},
     )
 

@@ -67,14 +67,13 @@ class Perplexity:
         if not tokens:
             raise UserError(f"text={text.name}: nothing to predict")
         counts, of_text = text.counts, tokens
-        if text.loss_of_text:
-            print(f"{self.name}: {text.loss_of_text}", flush=True)
         if self.name == "perplexity_hf_strided":  # disjoint windows omit the first token of each
             of_text = len(evaluated.tokenizer.encode_as_published(text.documents[0]))
         return Outcome(
             _metrics(nll * of_text / tokens, of_text, counts, sums, lossless=text.loss_of_text is None),
             n=counts["documents"],
             counts={"tokens": tokens, **counts},
+            details={"loss_of_text": text.loss_of_text},
             versions={"text": text.hash},
         )
 
