@@ -285,9 +285,9 @@ def test_task_running_in_another_process(run: Path, launch: Launch) -> None:
 def test_changed_data(run: Path, launch: Launch) -> None:
     environment = run / "environment.json"
     environment.write_text(json.dumps({**json.loads(environment.read_text()), "data_hash": "0123"}))
-    code, out, _ = launch(f"run={run}", "tasks=perplexity")
+    code, out, err = launch(f"run={run}", "tasks=perplexity")
     assert code == 2
-    assert "the data has changed since training (0123, now " in out
+    assert "the data has changed since training (0123, now " in out + err
 
 
 def test_text_files_and_longer_context(run: Path, launch: Launch, tmp_path: Path) -> None:
