@@ -36,6 +36,7 @@ from ssa.command_line.values import read_overrides, with_literal_paths
 from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, first_line
+from ssa.files import disk_errors
 from ssa.processes import interruptible
 from ssa.redaction import redacted
 
@@ -69,7 +70,7 @@ def command_line(
             if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
                 _sweep_dir = _prepare_sweep(arguments.overrides)
                 (_sweep_dir / _FAILED).unlink(missing_ok=True)
-            with interruptible():
+            with interruptible(), disk_errors():
                 _check_jobs_first(check)
                 _compose_and_run(main, arguments)
         sys.stdout.flush()

@@ -10,6 +10,7 @@ Rows contain ``step`` and ``tokens``; W&B's own ``step=`` is not used, since it 
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shlex
@@ -104,6 +105,7 @@ class WandbMirror:
         """A new W&B run, or the known run of this id, resumed."""
         import wandb
 
+        logging.raiseExceptions = False  # on a full disk W&B's own log would print a traceback for each line
         config, logger = self._config, self._config.logger
         run = wandb.init(
             id=known or f"{config.run_id}-{secrets.token_hex(3)}",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ssa.config import Config
+from ssa.errors import UserError
 from ssa.record import checksums
 from ssa.record.checksums import add_evaluations, damage
 from ssa.record.environment import Environment
@@ -62,6 +63,22 @@ def test_an_edited_summary_is_found(run: Path, key: str, value: object) -> None:
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, key: value}))
     assert "summary.json changed" in damage(run)
+
+
+def test_files_are_verified_before_use(run: Path) -> None:
+    checksums.verify(run, "config.yaml", "checkpoints/last.ckpt", "checkpoints/none.ckpt")
+    checksums.verify_summary(run)
+    path = run / "checkpoints" / "last.ckpt"
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"\1")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk flips a bit
+    with pytest.raises(UserError, match=r"last\.ckpt: damaged, or changed since the run finished"):
+        checksums.verify(run, "config.yaml", "checkpoints/last.ckpt")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "best/val/loss": 2.4}))
+    with pytest.raises(UserError, match=r"summary\.json: damaged, or changed"):
+        checksums.verify_summary(run)
 
 
 def test_an_unreadable_summary_is_found(run: Path) -> None:
