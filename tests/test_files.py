@@ -224,5 +224,8 @@ def test_large_files_are_hashed_again_only_when_they_change(tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", None)
         assert hash_of_file(path, tmp_path) == six, "the file is not read again"
+    memory = tmp_path / "file_hashes.json"
+    memory.write_text(memory.read_text().replace(six, first))
+    assert hash_of_file(path, tmp_path) == six, "a damaged memory is not believed"
     (tmp_path / "file").write_text("")
     assert hash_of_file(path, tmp_path / "file" / "no folder") == hashlib.sha256(b"six").hexdigest()

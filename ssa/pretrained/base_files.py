@@ -132,7 +132,8 @@ def base_files(init_from: str) -> tuple[dict[str, Any], list[str]]:
         kept[name] = {key: value for key, value in values.items() if key in kinds and _is_valid(kinds[key], value)}
         lost = [key for key, value in values.items() if key not in kept[name] and value is not None]
         if lost and name != "config.json":
-            left_out.append(f"{name}: {', '.join(map(shown, lost))}")
+            printable = (key if key.isprintable() else ascii(key) for key in lost)
+            left_out.append(f"{name}: {', '.join(map(shown, printable))}")
         if name == "tokenizer_config.json" and "auto_map" in lost:  # its class is not part of transformers
             kept[name]["tokenizer_class"] = "PreTrainedTokenizerFast"
     return kept, left_out

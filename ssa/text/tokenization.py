@@ -129,8 +129,10 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of a vocabulary entry."""
-        found: int | None = self._inner.token_to_id(token)
-        return found
+        with suppress(UnicodeEncodeError):  # half a surrogate pair is in no vocabulary
+            found: int | None = self._inner.token_to_id(token)
+            return found
+        return None
 
     def decode(self, ids: Sequence[int], specials: bool = True) -> str:
         """The text of ids, with or without special tokens."""

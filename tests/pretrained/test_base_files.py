@@ -85,6 +85,11 @@ def test_anything_else_is_left_out(tmp_path: Path, name: str, key: str, value: A
     assert left_out == ([] if name == "config.json" else [f"{name}: {key}"])
 
 
+def test_keys_that_cannot_be_printed(tmp_path: Path) -> None:
+    _, left_out = base_files(write(tmp_path, {"generation_config.json": {"\ud83c": 1, "a\nb": 2, "k" * 99: 3}}))
+    assert left_out == [f"generation_config.json: '\\ud83c', 'a\\nb', {'k' * 57}..."]
+
+
 def test_a_class_that_transformers_lacks_is_replaced(tmp_path: Path) -> None:
     foreign = {**KEPT["tokenizer_config.json"], "auto_map": {"AutoTokenizer": "a.B"}, "tokenizer_class": "B"}
     kept, left_out = base_files(write(tmp_path, {"tokenizer_config.json": foreign}))

@@ -282,3 +282,9 @@ def test_a_text_that_a_tokenizer_cannot_encode() -> None:
     for encode in (lambda text: tokenizer.encode_batch([text]), tokenizer.encode_as_published):
         with pytest.raises(UserError, match=r"^data\.tokenizer=t: cannot encode this text \(.*Missing \[UNK\] token"):
             encode("b")
+
+
+def test_the_id_of_a_token(data: DataConfig) -> None:
+    tokenizer = load(data)
+    assert tokenizer.token_id("<|endoftext|>") == tokenizer.end_of_text
+    assert tokenizer.token_id("no such token") is tokenizer.token_id("\ud83c") is None
