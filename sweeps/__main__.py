@@ -89,7 +89,7 @@ def _search(
 
     from sweeps import results
     from sweeps.search import Search
-    from sweeps.study import open_study
+    from sweeps.study import open_study, usable
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     console = Console(highlight=False, soft_wrap=True)
@@ -106,7 +106,7 @@ def _search(
     search = Search(study, sweep, common, settings.trials, settings.jobs, console.print, show)
     if search.known:
         console.print(f"{folder}: resumes {results.counted(study)}")
-    with ProgressBar("trials", search.trials, completed=ended(), interval=30.0, console=console) as bar:
+    with usable(folder), ProgressBar("trials", search.trials, completed=ended(), interval=30.0, console=console) as bar:
         try:
             search.finish()
         finally:

@@ -25,7 +25,7 @@ def ranked(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
     sign = 1 if sweep.direction == "minimize" else -1
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
     finished.sort(key=lambda trial: (sign * (trial.value or 0.0), trial.number))
-    return list({trial.user_attrs["run_id"]: trial for trial in reversed(finished)}.values())[::-1]
+    return list({trial.user_attrs.get("run_id", trial.number): trial for trial in reversed(finished)}.values())[::-1]
 
 
 def counted(study: optuna.Study) -> str:
@@ -39,7 +39,7 @@ def table(study: optuna.Study, sweep: Sweep) -> Table:
     shown = Table(*columns, title=f"best of {counted(study)}", title_justify="left")
     for trial in best[:_BEST]:
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.params.values()]
-        shown.add_row(str(trial.number), f"{trial.value:.5g}", *values, trial.user_attrs["run_id"])
+        shown.add_row(str(trial.number), f"{trial.value:.5g}", *values, str(trial.user_attrs.get("run_id", "")))
     return shown
 
 

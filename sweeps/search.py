@@ -59,7 +59,7 @@ class Search:
         if self.sweep.sampler.name == "grid":
             self.trials = min(self.trials, len(self.sweep.points()))
         self.known = self.study.get_trials(deepcopy=False)
-        self.ended = {trial.user_attrs["run_id"]: trial for trial in self.known if trial.state.is_finished()}
+        self.ended = {trial.user_attrs.get("run_id", ""): trial for trial in self.known if trial.state.is_finished()}
         self.active: dict[Run, Active] = {}
         self.twins: list[tuple[optuna.Trial, Run]] = []  # trials of the same run as an active one
         self.interrupted = 0

@@ -160,7 +160,7 @@ def test_a_changed_declaration_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"^(metric|space|overrides): {tmp_path} has 2 trials of another \1; "):
             open_study(tmp_path, "it", changed, common, {})
     (tmp_path / "study.db").write_text("no database" * 100)
-    with pytest.raises(UserError, match=r"study\.db: cannot be used: "):
+    with pytest.raises(UserError, match=r"study\.db: damaged, locked or of another program: "):
         open_study(tmp_path, "it", sweep, ("seed=1",), {})
 
 
@@ -307,3 +307,11 @@ def test_a_killed_search_resumes(declare: Callable[..., str], tmp_path: Path, sm
         undisturbed.communicate(timeout=300)
     study = Path("sweeps", "tiny", "trials.csv")
     assert (tmp_path / "outputs" / study).read_bytes() == (tmp_path / "undisturbed" / study).read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"SQLite format 3\0" + bytes(5000), b"no database", b"declared"])
+def test_a_study_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "study.db").write_bytes(content)
+    sweep = Sweep.model_validate({"space": {"optim.lr": LR}})
+    with pytest.raises(UserError, match=r"study\.db: damaged, locked or of another program: \w+: "):
+        open_study(tmp_path, "it", sweep, (), {})
