@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.redaction import redacted_output
 
 _POLL_SECONDS = 0.5
+_MOST_LOST = 3  # starts of a task that failed while another program seemed to work on it; the next failure counts
 
 
 class WorkerKilled(UserError):
@@ -61,6 +63,7 @@ class Pool(Generic[AnyTask]):
         self.jobs, self.rerun = jobs, rerun
         self.active: dict[AnyTask, BaseProcess | None] = {}
         self._stopped: set[AnyTask] = set()
+        self._lost: Counter[AnyTask] = Counter()
 
     def __enter__(self) -> Self:
         return self
@@ -119,8 +122,9 @@ class Pool(Generic[AnyTask]):
             return None
         process.join()
         lost = task.is_in_use() or (task.is_finished() and not self.rerun)
-        if process.exitcode and lost and task not in self._stopped:  # another program started it first
-            self.active[task] = None
+        if process.exitcode and lost and task not in self._stopped and self._lost[task] < _MOST_LOST:
+            self._lost[task] += 1
+            self.active[task] = None  # another program started it first
             return None
         return process.exitcode
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -247,3 +248,12 @@ def test_an_ignored_sighup_stays_ignored() -> None:  # as under nohup
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_task_that_always_fails_is_not_started_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another program seems to work on it whenever it fails."""
+    seems = itertools.cycle([False, True])
+    monkeypatch.setattr(Wait, "is_in_use", lambda self: next(seems))
+    task = Wait(tmp_path, "fails", code=2)
+    with Pool[Wait](1) as pool:
+        assert list(pool.run([task], lambda: None)) == [(task, 2)]
