@@ -254,6 +254,7 @@ def test_a_task_that_always_fails_is_not_started_for_ever(tmp_path: Path, monkey
     """Also where another program seems to work on it whenever it fails."""
     seems = itertools.cycle([False, True])
     monkeypatch.setattr(Wait, "is_in_use", lambda self: next(seems))
-    task = Wait(tmp_path, "fails", code=2)
+    task = Wait(tmp_path, "fails", code=3)
     with Pool[Wait](1) as pool:
-        assert list(pool.run([task], lambda: None)) == [(task, 2)]
+        assert list(pool.run([task], lambda: None)) == [(task, 3)]
+    assert task.log.read_text().count("fails starts") == 4
