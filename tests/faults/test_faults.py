@@ -28,7 +28,7 @@ from ssa.record import checkpoint
 from ssa.record.run_files import load_status
 
 SEED = os.environ.get("SSA_FAULT_SEED") or str(random.SystemRandom().randrange(10**6))
-KILLS_OF_A_COMMAND = 4  # at most
+KILLS_OF_A_COMMAND = 8  # at most
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 YEAR = 365 * 86400
@@ -55,6 +55,7 @@ def complete(bench: Bench, name: str, folder: Path, said: Iterable[object]) -> N
         else:
             assert program.ended() == 0, (*said, program.printed)
     assert different(left(folder), bench.reference(name).left) == [], said
+    assert not psutil.wait_procs(bench.starter.descendants(), timeout=30)[1], said
 
 
 def record(**fault: Any) -> None:
@@ -67,7 +68,7 @@ def record(**fault: Any) -> None:
 @pytest.mark.timeout(7200)
 @sizes(
     {"train": 5, "evaluate": 3, "cache": 2, "export": 1, "report": 1, "generate": 1, "grid": 2, "sweep": 2},
-    {"train": 80, "evaluate": 50, "grid": 35, "sweep": 35, "cache": 40, "export": 20, "report": 10, "generate": 10},
+    {"train": 90, "evaluate": 60, "grid": 25, "sweep": 25, "cache": 20, "export": 10, "report": 5, "generate": 5},
 )
 def test_kills(bench: Bench, tmp_path: Path, name: str, count: int) -> None:  # noqa: F811
     numbers, done, command = numbers_for("kill", name), 0, 0
@@ -83,6 +84,8 @@ def test_kills(bench: Bench, tmp_path: Path, name: str, count: int) -> None:  # 
             promised |= kept(folder / "files")
         done += len(hits)
         complete(bench, name, folder, hits)
+        if all(hit["processes"] == "first" for hit in hits):  # the launcher alone: its runs went on
+            assert name == "train" or not list(folder.rglob("environment-*.json")), hits
         for path, content in promised.items():
             assert path.read_bytes().startswith(content), (path, hits)
         for hit in hits:
@@ -233,30 +236,28 @@ def test_a_clock_set_back(bench: Bench, tmp_path: Path, name: str, count: int) -
 )
 def test_damaged_bytes(bench: Bench, tmp_path: Path, name: str, count: int) -> None:  # noqa: F811
     """One byte of each file: of an interrupted run for ``train``, else of a finished one."""
-    numbers, case = numbers_for("damage", name), 0
-    start = bench.prepare(name, tmp_path / "start")
+    numbers, folder = numbers_for("damage", name), bench.prepare(name, tmp_path / "it")
+    files = folder / "files"
     if name == "train":
-        with bench.start(name, start) as program:
-            while not (list(start.rglob("last.ckpt")) and len(list(start.rglob("*.ckpt"))) > 1):
+        with bench.start(name, folder) as program:
+            while len(list(files.rglob("*.ckpt"))) < 2:
                 assert program.code is None
                 time.sleep(0.001)
-    paths = [path.relative_to(start) for path in start.rglob("files/**/*") if path.is_file() and path.suffix != ".lock"]
+    before = shutil.copytree(files, tmp_path / "before")
+    paths = [path.relative_to(before) for path in before.rglob("*") if path.is_file() and path.stat().st_size]
     for path in [path for path in sorted(paths) for _ in range(count)]:
-        folder, case = tmp_path / f"{case}", case + 1
-        folder.mkdir()
-        shutil.copytree(start / "files", folder / "files")
-        content = bytearray((folder / path).read_bytes())
-        if not content:
-            continue
+        shutil.rmtree(files)
+        shutil.copytree(before, files)
+        content = bytearray((files / path).read_bytes())
         place = numbers.randrange(len(content))
         content[place] ^= 1 << numbers.randrange(8)
-        (folder / path).write_bytes(content)
+        (files / path).write_bytes(content)
         with bench.start(name, folder) as program:
             code = program.ended()
             said = (str(path), place, program.printed)
             if code:
                 program.check_one_line()
             else:
-                wrong = different(left(folder), bench.reference(name).left)
-                assert [name for name in wrong if name != str(path.relative_to("files"))] == [], said
+                wrong = {*different(left(folder), bench.reference(name).left)} - {str(path)}
+                assert {name for name in wrong if not name.endswith("manifest.json")} == set(), said
         record(fault="damaged byte", program=name, path=str(path), code=code)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from rich.console import Console
 
 from ssa.errors import UserError
@@ -20,15 +14,6 @@ from ssa.launch.run import Run
 from ssa.record.run_files import load_status, read_environment, read_rows
 
 pytestmark = pytest.mark.slow
-LAUNCH = """
-import sys
-from rich.console import Console
-from ssa.launch.run import Run
-from ssa.launch.pool import train
-if __name__ == "__main__":
-    runs = [Run((*sys.argv[1:], f"seed={seed}"), seed=seed) for seed in (0, 1)]
-    train(runs, jobs=2, console=Console())
-"""
 
 
 @pytest.fixture
@@ -98,24 +83,3 @@ def test_refused_overrides_stop_everything_at_once(run: Callable[..., Run], cons
     with pytest.raises(UserError, match=r"trainer\.stepz: unknown key"):
         train([run("seed=0"), run("+trainer.stepz=3")], jobs=1, console=console)
     assert not run("seed=0").folder.exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_runs_of_a_stopped_launcher_resume(run: Callable[..., Run], console: Console, number: signal.Signals) -> None:
-    longer = run("trainer.steps=60", "trainer.checkpoint_every=5").overrides
-    runs = [Run((*longer, f"seed={seed}"), seed=seed) for seed in (0, 1)]
-    command = [sys.executable, "-c", LAUNCH, *longer]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as launcher:
-        while not all(one.tokens_done() > 10 * 512 for one in runs):
-            time.sleep(0.1)
-        launcher.send_signal(number)
-    folders = train(runs, jobs=2, console=console)
-    assert all(load_status(folder).status == "finished" for folder in folders)
-    elsewhere = f"output_dir={folders[0].parents[2]}/elsewhere"
-    undisturbed = train([Run((*one.overrides, elsewhere), seed=one.seed) for one in runs], jobs=2, console=console)
-    for stopped, whole in zip(folders, undisturbed, strict=True):
-        losses = [
-            [row[key] for row in read_rows(folder) for key in row if "loss" in key] for folder in (stopped, whole)
-        ]
-        assert losses[0] == losses[1]

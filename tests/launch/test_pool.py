@@ -1,23 +1,16 @@
-"""Grids of tiny training runs: killed and resumed, with failing runs, with damaged files."""
+"""Grids of tiny training runs: with failing runs, with damaged files."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import psutil
 import pytest
-from conftest import ROOT
 from grid_experiments import GRID, PROGRAM, make_experiment, use
 from rich.console import Console
 
@@ -26,21 +19,12 @@ from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, declared
 from experiments.engine.grid import runs as grid_runs
 from ssa.launch.pool import train
-from ssa.record.run_files import load_status, read_rows
+from ssa.record.run_files import load_status
 
 pytestmark = pytest.mark.slow
 EVALUATED = [*GRID["metrics"], {"name": "perplexity", "key": "eval/perplexity/perplexity", "task": "perplexity"}]
 EVALUATE = "evaluate=tasks=perplexity"
 TABLES = ("summary.csv", "statistics.csv", "runs.csv", "conclusions.csv")
-
-
-class Whole(NamedTuple):
-    """An undisturbed grid."""
-
-    experiments: Path
-    out: Path
-    tables: dict[str, bytes]
-    seconds: float
 
 
 def command(experiments: Path, folder: Path, *arguments: str) -> list[str]:
@@ -58,89 +42,12 @@ def command(experiments: Path, folder: Path, *arguments: str) -> list[str]:
     ]
 
 
-def launched(experiments: Path, folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / "printed").open("a")
-    return subprocess.Popen(
-        command(experiments, folder, EVALUATE), cwd=ROOT, env=environment, text=True, stdout=log, stderr=log
-    )
-
-
 def tables(folder: Path) -> dict[str, bytes]:
     return {name: (folder / "to" / f"smoke_{name}").read_bytes() for name in TABLES}
 
 
-@pytest.fixture(scope="module")
-def whole(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    folder, began = tmp_path_factory.mktemp("whole"), time.perf_counter()
-    make_experiment(folder / "grids", small_text, metrics=EVALUATED)
-    with launched(folder / "grids", folder) as launcher:
-        assert launcher.wait(timeout=300) == 0, (folder / "printed").read_text()
-    return Whole(folder / "grids", folder / "out", tables(folder), time.perf_counter() - began)
-
-
 def runs(out: Path) -> list[Path]:
     return sorted(path.parent for path in (out / "experiments" / "main").glob("*/config.yaml"))
-
-
-def await_new_log(launcher: subprocess.Popen[str], out: Path, seconds: float) -> None:
-    """Waits until a run's process starts, which is before it has its lock; at most ``seconds``."""
-    before, until = set(out.rglob("*.log")), time.perf_counter() + seconds
-    while set(out.rglob("*.log")) == before and launcher.poll() is None and time.perf_counter() < until:
-        time.sleep(0.002)
-
-
-def test_a_launcher_killed_ten_times(whole: Whole, tmp_path: Path) -> None:
-    """The same table as that of the undisturbed grid, byte by byte; no run starts twice, and none is lost."""
-    seed = int(os.environ.get("SSA_KILL_SEED", random.SystemRandom().randrange(10**6)))
-    numbers, killed = random.Random(seed), 0
-    processes: list[psutil.Process] = []
-    said = [f"SSA_KILL_SEED={seed}"]
-    for attempt in range(40):
-        with launched(whole.experiments, tmp_path) as launcher:
-            if attempt % 2:
-                wait = numbers.uniform(0, 0.7 * whole.seconds)
-                said.append(f"after {wait:.2f} s")
-                time.sleep(wait)
-            else:
-                await_new_log(launcher, tmp_path / "out", whole.seconds)
-                wait = numbers.uniform(0, 0.1)
-                said.append(f"{wait:.3f} s after a run began")
-                time.sleep(wait)
-            said[-1] += f", {len(list((tmp_path / 'out').rglob('summary.json')))} runs done"
-            if launcher.poll() is None:
-                processes += psutil.Process(launcher.pid).children(recursive=True)
-                killed += 1
-            launcher.send_signal(signal.SIGKILL)
-        if killed == 10:
-            break
-    assert killed == 10, said
-    with launched(whole.experiments, tmp_path) as launcher:
-        assert launcher.wait(timeout=300) == 0, (said, (tmp_path / "printed").read_text())
-    assert tables(tmp_path) == whole.tables, said
-    assert [run.name for run in runs(tmp_path / "out")] == [run.name for run in runs(whole.out)], said
-    for run in runs(tmp_path / "out"):
-        status = load_status(run)
-        assert (status.status, status.attempt) == ("finished", 1), (run, said)
-        assert not list(run.glob("environment-*.json")), (run, said)
-        steps = [row["step"] for row in read_rows(run) if "val/loss" in row]
-        assert steps == [2, 4], (run, said)
-    assert not list((tmp_path / "out").rglob("*.replaced-*")), said
-    assert {path.name for path in (tmp_path / "to").iterdir()} == {
-        path.name for path in (whole.out.parent / "to").iterdir()
-    }
-    assert not psutil.wait_procs(processes, timeout=10)[1], "orphaned processes"
-    print(*said, sep="; ")
-
-
-def test_two_launchers_at_once(whole: Whole, tmp_path: Path) -> None:
-    """Each run is trained once, and both launchers write the same table."""
-    with launched(whole.experiments, tmp_path) as first, launched(whole.experiments, tmp_path) as second:
-        codes = [launcher.wait(timeout=300) for launcher in (first, second)]
-    assert codes == [0, 0], (tmp_path / "printed").read_text()
-    assert tables(tmp_path) == whole.tables
-    assert [load_status(run).attempt for run in runs(tmp_path / "out")] == 6 * [1]
 
 
 def begin(experiments: Path, folder: Path, patch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -231,23 +138,25 @@ def edit(path: Path) -> None:
 
 
 def test_damaged_files_are_found_and_the_advice_of_the_table_repairs_them(
-    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(whole.out, tmp_path / "out")
-    with (whole.out.parent / "to" / "smoke_runs.csv").open() as file:
+    make_experiment(tmp_path / "grids", small_text, metrics=EVALUATED)
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch, EVALUATE) == 0
+    whole = tables(tmp_path)
+    with (tmp_path / "to" / "smoke_runs.csv").open() as file:
         folders = {
             (row["row"], row["seed"]): tmp_path / "out" / "experiments" / "main" / row["run"]
             for row in csv.DictReader(file)
         }
-    assert begin(whole.experiments, tmp_path, monkeypatch, EVALUATE) == 0
-    assert tables(tmp_path) == whole.tables
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch, EVALUATE) == 0
+    assert tables(tmp_path) == whole
     edit(folders["vanilla", "0"] / "metrics.jsonl")
     (folders["vanilla", "1"] / "checkpoints" / "best.ckpt").unlink()
     edit(folders["constant", "0"] / "summary.json")
     (folders["constant", "1"] / "status.json").unlink()
     (folders["SSA", "0"] / "config.yaml").unlink()
     (folders["SSA", "1"] / "status.json").write_text("{")
-    assert begin(whole.experiments, tmp_path, monkeypatch, EVALUATE) == 2, "status.json cannot be read: it fails"
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch, EVALUATE) == 2, "status.json cannot be read: it fails"
     cells = summary(tmp_path)
     notes = " ".join(cell["note"] for cell in cells.values())
     assert {cell["state"] for cell in cells.values()} == {"damaged"}
@@ -264,8 +173,8 @@ def test_damaged_files_are_found_and_the_advice_of_the_table_repairs_them(
     assert sorted(advised) == sorted(map(str, folders.values()))
     for folder in advised:
         shutil.rmtree(folder)
-    assert begin(whole.experiments, tmp_path, monkeypatch, EVALUATE) == 0
-    assert tables(tmp_path) == whole.tables
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch, EVALUATE) == 0
+    assert tables(tmp_path) == whole
 
 
 def test_fine_tuning_runs_come_after_those_that_they_start_from(

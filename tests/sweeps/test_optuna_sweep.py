@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +15,7 @@ from conftest import ROOT
 optuna = pytest.importorskip("optuna")
 
 from ssa.errors import UserError  # noqa: E402
-from ssa.record.run_files import load_status, read_rows, read_summary  # noqa: E402
+from ssa.record.run_files import load_status, read_summary  # noqa: E402
 from sweeps.__main__ import main  # noqa: E402
 from sweeps.declaration import Sweep, load  # noqa: E402
 from sweeps.study import open_study, sampler  # noqa: E402
@@ -263,50 +257,6 @@ def test_a_pruned_trial_is_not_resumed(
     assert "trial 0: stopped early" in out
     assert [(row["state"], row["last_step"]) for row in trials(tmp_path)] == [("stopped early", "2")]
     assert not (tmp_path / "outputs" / "main").exists()
-
-
-@pytest.mark.slow
-def test_a_killed_search_resumes(declare: Callable[..., str], tmp_path: Path, small_text: Path) -> None:
-    """No trial is lost or run twice, and the trials are those of a search that nobody killed."""
-    file = declare(sampler={"name": "random"}, more=["trainer.steps=40", "trainer.checkpoint_every=2"])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def begin(outputs: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "sweeps", file, "trials=4", "jobs=2", f"output_dir={tmp_path}/{outputs}"]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-
-    runs = tmp_path / "outputs" / "main"
-
-    def in_progress() -> list[Path]:
-        found = []
-        for path in runs.glob("*/metrics.jsonl"):
-            with suppress(UserError, OSError, IndexError):
-                if 4 <= read_rows(path.parent)[-1]["step"] < 40:
-                    found.append(path.parent)
-        return found
-
-    with begin("outputs") as killed:
-        while killed.poll() is None and not in_progress():
-            time.sleep(0.02)
-        killed.kill()
-    lost = in_progress()[0]  # killed as well; what else is running is left to it
-    os.kill(load_status(lost).pid, signal.SIGKILL)
-    with begin("outputs") as asked:
-        assert asked.stdout
-        assert ": resumes " in asked.stdout.readline()
-        asked.send_signal(signal.SIGTERM)
-    assert asked.returncode == 130
-    with begin("outputs") as again:
-        out, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, out
-    assert load_status(lost).attempt > 1
-    rows = trials(tmp_path)
-    assert [row["state"] for row in rows] == ["finished"] * 4
-    assert sorted(row["run_id"] for row in rows) == sorted(path.parent.name for path in runs.glob("*/summary.json"))
-    with begin("undisturbed") as undisturbed:
-        undisturbed.communicate(timeout=300)
-    study = Path("sweeps", "tiny", "trials.csv")
-    assert (tmp_path / "outputs" / study).read_bytes() == (tmp_path / "undisturbed" / study).read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"SQLite format 3\0" + bytes(5000), b"no database", b"declared"])

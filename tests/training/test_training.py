@@ -324,18 +324,11 @@ def killed(config: Config, at_step: int, by: str = "SIGKILL", hook: str = "train
     return done.returncode
 
 
-def slow(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     ("step", "hook"),
     [
-        slow(1, "training_step"),  # before any checkpoint
         (3, "training_step"),  # after one, before the next
-        slow(4, "on_validation_epoch_end"),  # in a validation
         (5, "configure_gradient_clipping"),  # in the middle of a step, in the second epoch
-        slow(8, "on_test_epoch_end"),  # all trained, not yet evaluated
     ],
 )
 def test_a_killed_run_resumes_bitwise(tiny, tmp_path, step: int, hook: str) -> None:
@@ -361,11 +354,8 @@ def short_text() -> str:
     ("by", "step", "hook", "saved"),
     [
         ("SIGINT", 2, "training_step", 3),
-        slow("SIGTERM", 3, "training_step", 4),
         ("SIGTERM", 4, "validation_step", 4),
         ("SIGHUP", 3, "training_step", 4),
-        slow("SIGINT", 8, "test_step", 8),
-        slow("SIGTERM", 8, "test_step", 8),
     ],
 )
 def test_a_signal_saves_and_prints_how_to_resume(tiny, tmp_path, by: str, step: int, hook: str, saved: int) -> None:
@@ -394,18 +384,6 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(tiny, tmp_path, monkeypatch
     train(broken)
     assert same(weights(unbroken), weights(broken))
     assert numbers(unbroken) == numbers(broken)
-
-
-def test_a_run_ends_though_nobody_reads_its_output(tiny, tmp_path, small_text) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    text = ["scale=smoke", "logger=none", "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512"]
-    command = [sys.executable, str(ROOT / "train.py"), *text, *TINY, f"output_dir={tmp_path}/piped"]
-    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, env=os.environ)
-    os.close(writer)
-    assert done.returncode == 0, done.stderr
-    (status,) = (tmp_path / "piped").rglob("status.json")
-    assert json.loads(status.read_text())["status"] == "finished"
 
 
 def test_a_second_process_is_refused(tiny, tmp_path) -> None:
