@@ -2,6 +2,7 @@
 
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
+EXIT_DISK = 74  # of a run started by a pool: sysexits.h's EX_IOERR
 EXIT_INTERRUPTED = 130
 _LONGEST = 1500  # characters of a line, which may quote a file
 
@@ -12,6 +13,10 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         line = " ".join(message.split())
         super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
+
+
+class DiskError(UserError):
+    """A file cannot be written, because the disk is full or read-only, for example."""
 
 
 def first_line(error: BaseException) -> str:

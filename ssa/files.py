@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from ssa.errors import UserError, first_line
+from ssa.errors import DiskError, UserError, first_line
 
 ALWAYS_HASHED = 256 << 20  # bytes; a larger file is hashed again only when its size, times or inode have changed
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -304,7 +304,7 @@ def writing_cache(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
+        raise DiskError(
             f"cache: cannot write to {error.filename or folder} ({reason}); "
             "set data.cache_dir or SSA_CACHE_DIR to a writable folder with free space"
         ) from error
@@ -360,7 +360,7 @@ def disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        raise UserError(f"{error.filename or 'a file'}: {error.strerror}; rerun the command to resume") from error
+        raise DiskError(f"{error.filename or 'a file'}: {error.strerror}; rerun the command to resume") from error
 
 
 def _nearest(folder: Path) -> Path:

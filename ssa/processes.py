@@ -24,6 +24,7 @@ from ssa.redaction import redacted_output
 
 _POLL_SECONDS = 0.5
 _MOST_LOST = 3  # starts of a task that failed while another program seemed to work on it; the next failure counts
+_UNKNOWN = 255  # exit code of a process whose fork server was killed
 
 
 class WorkerKilled(UserError):
@@ -126,7 +127,7 @@ class Pool(Generic[AnyTask]):
             self._lost[task] += 1
             self.active[task] = None  # another program started it first
             return None
-        return process.exitcode
+        return -signal.SIGKILL if process.exitcode == _UNKNOWN else process.exitcode
 
 
 def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, preload: str) -> BaseProcess:
@@ -136,7 +137,8 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, pre
     see `_context`.
     """
     process = _context(preload).Process(target=_run, args=(target, arguments, log), daemon=False)
-    process.start()
+    with _fork_server():
+        process.start()
     return process
 
 
@@ -193,7 +195,9 @@ def call_each(
         pending: dict[Future[Any], int] = {}
         try:
             for number, call in chain(first, numbered):
-                pending[workers.submit(function, *call)] = number
+                with _fork_server():
+                    future = workers.submit(function, *call)
+                pending[future] = number
                 if len(pending) > jobs:
                     yield from _done(pending)
             while pending:
@@ -229,6 +233,17 @@ def _die_with(parent: Connection) -> None:
         parent.recv()
     finally:
         os._exit(1)
+
+
+@contextmanager
+def _fork_server() -> Iterator[None]:
+    """Name the death of the fork server, of which a start says only that a connection was closed."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise WorkerKilled(
+            "the process that starts others was killed, most often for lack of memory; rerun the command to resume"
+        ) from None
 
 
 def _context(preload: str) -> DefaultContext | ForkServerContext | SpawnContext:

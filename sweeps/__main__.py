@@ -119,6 +119,10 @@ def _search(
     if failed:
         names = ", ".join(f"trial {trial.number} ({trial.user_attrs.get('note', '')})" for trial in failed)
         raise UserError(f"{len(failed)} of {len(study.trials)} trials failed: {names}")
+    if search.stopped:
+        raise UserError(
+            f"{len(search.stopped)} trials stopped: {', '.join(search.stopped)}; rerun the command to resume"
+        )
     if search.interrupted:
         raise KeyboardInterrupt
 

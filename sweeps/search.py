@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.errors import EXIT_DISK, EXIT_INTERRUPTED, UserError
 from ssa.launch.pool import changed
 from ssa.launch.run import Run
 from ssa.processes import Pool
@@ -63,6 +63,7 @@ class Search:
         self.active: dict[Run, Active] = {}
         self.twins: list[tuple[optuna.Trial, Run]] = []  # trials of the same run as an active one
         self.interrupted = 0
+        self.stopped: list[str] = []  # trials that were killed, or found the disk full; they can be resumed
 
     def finish(self) -> None:
         """Runs the missing trials.
@@ -157,8 +158,11 @@ class Search:
             del self.active[run]
             self.interrupted += 1
             self.say(f"{run.label}: interrupted from outside; rerun the command to resume it")
+        elif code < 0 or code == EXIT_DISK:
+            del self.active[run]
+            self.stopped.append(f"{run.label} ({run.reason(code)})")
         else:
-            self._end(run, TrialState.FAIL, note=f"{run.last_line}  ({run.log})")
+            self._end(run, TrialState.FAIL, note=run.reason(code))
 
     def _finish(self, run: Run) -> None:
         summary = read_summary(run.folder)

@@ -1,4 +1,4 @@
-"""Standard output and error whose reader may go away."""
+"""Standard output and error whose reader may go away, or whose disk may be full."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import sys
 
 _GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, such as head; a closed terminal
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def keep_writable() -> None:
-    """From now on what this process prints is dropped where nobody can read it, and the work goes on.
+    """From now on what this process prints is dropped where nobody can read it or keep it, and the work goes on.
 
     Characters that the terminal lacks are replaced.
     """
@@ -33,7 +34,8 @@ class _Output(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno in _GONE:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            elif error.errno not in _FULL:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return len(content)

@@ -148,8 +148,7 @@ def _train_here(runs: Sequence[Run], jobs: int, console: Console, *, rerun: bool
             if code == 0:
                 done.add(run)
                 continue
-            reason = run.last_line if code > 0 else f"killed by signal {-code}"
-            failed[run] = f"{reason}  ({run.log})"
+            failed[run] = run.reason(code)
             console.print(f"failed: {run.label}: {failed[run]}", markup=False)
             if fail_fast:
                 break

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from ssa import processes
 from ssa.command_line.compose import configured
+from ssa.command_line.output import keep_writable
 from ssa.config import Config, parse
-from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, UserError
+from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DISK, DiskError, UserError
 from ssa.hub_client import HubUnreachable
 from ssa.record.checksums import SUMMARY
 from ssa.record.run_files import load_status, read_rows
@@ -118,6 +119,10 @@ class Run:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
         return lines[-1] if lines else "no output"
 
+    def reason(self, code: int) -> str:
+        """Why it ended with an exit code, in one line that names its log."""
+        return f"{self.last_line if code > 0 else f'killed by signal {-code}'}  ({self.log})"
+
     def start(self, *, rerun: bool = False) -> BaseProcess:
         """Starts it in its own process, on one thread: exit code 0 once it has finished; SIGTERM saves and stops it.
 
@@ -157,6 +162,7 @@ def _composed(overrides: tuple[str, ...]) -> Config | UserError:
 
 
 def _train(values: dict[str, object], command: Sequence[str]) -> int:
+    keep_writable()
     try:
         import torch
 
@@ -166,7 +172,7 @@ def _train(values: dict[str, object], command: Sequence[str]) -> int:
         train(parse(values), command)
     except UserError as error:
         print("error:", error, file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return EXIT_DISK if isinstance(error, DiskError) else EXIT_BAD_INPUT
     except Exception:
         traceback.print_exc()
         return EXIT_BUG

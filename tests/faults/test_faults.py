@@ -134,7 +134,7 @@ def kept(files: Path) -> dict[Path, bytes]:
         found[path] = b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step)
         with suppress(UserError):
             if load_status(path.parent).status == "finished":
-                found[path.with_name("summary.json")] = path.with_name("summary.json").read_bytes()
+                found[path.with_name("status.json")] = path.with_name("status.json").read_bytes()
     return found
 
 
