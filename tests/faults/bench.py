@@ -103,7 +103,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 def _commands(folder: Path) -> dict[str, tuple[str, list[str]]]:
-    """Path or ``-m`` name of each program, and its arguments; ``{files}`` is its folder, ``{run}`` a run id."""
+    """Path or ``-m`` name of each program, and its arguments; ``{run}`` is a run id."""
     from pydoc_data.topics import topics
 
     text = folder / "text.txt"
@@ -116,18 +116,18 @@ def _commands(folder: Path) -> dict[str, tuple[str, list[str]]]:
     (folder / "build.py").write_text(BUILD)
     space = {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump({"overrides": [*train, *short], "space": space}))
-    outputs, run = "output_dir={files}/outputs", "{files}/outputs/main/{run}"
+    outputs, run = "output_dir=outputs", "outputs/main/{run}"
     cache = data_config("text", train=text, tokenizer="bpe-300", workers=2)
     (folder / "data.json").write_text(cache.model_dump_json())
     return {
         "train": (f"{ROOT}/train.py", [*train, outputs]),
         "evaluate": (f"{ROOT}/evaluate.py", [f"run={run}", *TASKS]),
-        "generate": (f"{ROOT}/generate.py", [f"run={run}", "prompt=The", "max_new_tokens=9", "html={files}/view.html"]),
-        "export": (f"{ROOT}/export.py", [f"run={run}", "to={files}/exported"]),
-        "report": (f"{ROOT}/report.py", ["runs={files}/outputs", f"experiments={folder}", "to={files}/report"]),
+        "generate": (f"{ROOT}/generate.py", [f"run={run}", "prompt=The", "max_new_tokens=9", "html=view.html"]),
+        "export": (f"{ROOT}/export.py", [f"run={run}", "to=exported"]),
+        "report": (f"{ROOT}/report.py", ["runs=outputs", f"experiments={folder}", "to=report"]),
         "grid": (
             f"{folder}/grid.py",
-            [f"{folder}/grids", "tiny", "scale=smoke", "jobs=2", "evaluate=tasks=perplexity", outputs, "to={files}/to"],
+            [f"{folder}/grids", "tiny", "scale=smoke", "jobs=2", "evaluate=tasks=perplexity", outputs, "to=to"],
         ),
         "sweep": ("-m sweeps", [f"{folder}/sweep.yaml", "trials=4", "jobs=2", outputs]),
         "cache": (f"{folder}/build.py", [f"data={folder}/data.json"]),

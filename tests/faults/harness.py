@@ -56,10 +56,12 @@ class Starter:
         self._process.stdin.flush()
         return self._process.stdout.readline().strip()
 
-    def start(self, program: str, arguments: list[str], environment: dict[str, str], out: str) -> int:
-        """The id of a new process."""
-        request = {"program": program, "arguments": arguments, "environment": environment, "out": out}
-        return int(self._ask(json.dumps(request) + "\n"))
+    def start(
+        self, program: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], out: str
+    ) -> int:
+        """The id of a new process; see `starter.py`."""
+        request = {"program": program, "arguments": [*arguments], "folder": str(folder), "environment": environment}
+        return int(self._ask(json.dumps(request | {"out": out}) + "\n"))
 
     def code(self, process: int) -> int | None:
         """The exit code of a process that has ended; to be asked once, as process ids are used again."""
@@ -87,8 +89,8 @@ class Program:
 
     Args:
         program: the path of a file, or ``-m`` and the name of a package.
-        arguments: in which ``{files}`` stands for ``folder/files``, where faults happen.
-        folder: of the program; it may have run there before.
+        arguments: its arguments.
+        folder: the program works in ``folder/files``, where faults happen; it may have done so before.
         fault: see `interpose.c`.
         out: ``closed``, or ``unread``, as by a reader that has gone; default: a file.
         environment: further variables.
@@ -121,8 +123,7 @@ class Program:
             "SSA_CACHE_DIR": str(files / "cache"),
             **environment,
         }
-        placed = [argument.replace("{files}", str(files)) for argument in arguments]
-        self.process = starter.start(program, placed, variables, out or str(self._out))
+        self.process = starter.start(program, arguments, files, variables, out or str(self._out))
 
     def __enter__(self) -> Self:
         return self

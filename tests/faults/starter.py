@@ -1,9 +1,9 @@
 """Starts programs of this project in new processes that have imported the slow modules already.
 
-Each line on stdin is a request in JSON: ``program`` (a path, or ``-m NAME``), ``arguments``, ``environment`` and
-``out``, a file for the output (``.err``: for errors), ``closed`` or ``unread``; the answer on stdout is the id of a
-process that leads a session of its own.  Its exit code, negative after a signal, appears in the folder that is the only
-argument, in a file with its id as name.
+Each line on stdin is a request in JSON: ``program`` (a path, or ``-m NAME``), ``arguments``, ``folder`` to work in,
+``environment`` and ``out``, a file for the output (``.err``: for errors), ``closed`` or ``unread``; the answer on
+stdout is the id of a process that leads a session of its own.  Its exit code, negative after a signal, appears in the
+folder that is the only argument, in a file with its id as name.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def _reap(codes: Path, started: set[int], starting: threading.Lock) -> None:
 def _run(request: dict[str, Any]) -> None:
     os.setsid()
     _redirect(request["out"])
+    os.chdir(request["folder"])
     os.environ.update(request["environment"])
     program = request["program"]
     sys.argv = [program, *request["arguments"]]
