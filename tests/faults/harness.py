@@ -28,6 +28,7 @@ from ssa.record import checkpoint
 HERE = Path(__file__).parent
 TIMES = ("seconds", "tokens_per_second", "memory", "time", "commit", "files", "sha256", "versions", "began", "pid")
 UNCOMPARED = ("environment*", "uncommitted*", "*.log", "*.db", "*provenance.json", "status.json")
+UNCOMPARED += ("*.lock", "*.seal", "*.journal")  # the next program that needs one takes it over
 PATIENCE = 300  # seconds
 
 

@@ -25,6 +25,7 @@ from harness import different, left
 
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.record import checkpoint
+from ssa.record.checksums import damage
 from ssa.record.run_files import load_status
 
 SEED = os.environ.get("SSA_FAULT_SEED") or str(random.SystemRandom().randrange(10**6))
@@ -55,6 +56,8 @@ def complete(bench: Bench, name: str, folder: Path, said: Iterable[object]) -> N
         else:
             assert program.ended() == 0, (*said, program.printed)
     assert different(left(folder), bench.reference(name).left) == [], said
+    damaged = {path: found for path in folder.rglob("summary.json") if (found := damage(path.parent))}
+    assert not damaged, (*said, damaged)
     assert not psutil.wait_procs(bench.starter.descendants(), timeout=30)[1], said
 
 
