@@ -1,4 +1,4 @@
-"""Standard output and error whose reader may go away, or whose disk may be full."""
+"""Standard output and error whose reader may go away."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ _GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, such as head; a clo
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def keep_writable() -> None:
-    """From now on what this process prints is dropped where nobody can read it or keep it, and the work goes on.
+def keep_writable(*, when_full: bool = False) -> None:
+    """From now on what this process prints is dropped where nobody can read it, and the work goes on.
 
     Characters that the terminal lacks are replaced.
+
+    Args:
+        when_full: drop also what a full disk has no room for, such as that of a log.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
@@ -23,19 +26,23 @@ def keep_writable() -> None:
             setattr(sys, name, os.fdopen(number, "w", closefd=False))
         elif stream is getattr(sys, f"__{name}__"):  # not one of a test or a notebook
             stream.flush()
-            buffer = io.BufferedWriter(_Output(number, "w", closefd=False))  # type: ignore[type-var]
+            output = _Output(number, "w", closefd=False)
+            output.when_full = when_full
+            buffer = io.BufferedWriter(output)  # type: ignore[type-var]
             errors = "replace" if name == "stdout" else stream.errors
             wrapped = io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=stream.line_buffering)
             setattr(sys, name, wrapped)
 
 
 class _Output(io.FileIO):
+    when_full = False
+
     def write(self, content: bytes) -> int:  # type: ignore[override]
         try:
             return super().write(content)
         except OSError as error:
             if error.errno in _GONE:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            elif error.errno not in _FULL:
+            elif not (self.when_full and error.errno in _FULL):
                 raise
             return len(content)

@@ -162,7 +162,7 @@ def _composed(overrides: tuple[str, ...]) -> Config | UserError:
 
 
 def _train(values: dict[str, object], command: Sequence[str]) -> int:
-    keep_writable()
+    keep_writable(when_full=True)
     try:
         import torch
 
