@@ -93,8 +93,8 @@ class Bench:
         return self._references[name]
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def open_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A fixture."""
     if sys.platform != "linux" or shutil.which("cc") is None:
         pytest.skip("faults are injected on Linux, with a C compiler")
     found = Bench(tmp_path_factory.mktemp("bench"))
