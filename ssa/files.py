@@ -258,8 +258,10 @@ def is_locked(path: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # no permission to open it: its owner may be alive
+    except PermissionError:  # its owner may be alive
         return True
+    except OSError:  # the disk fails: whoever held it cannot go on, and nobody must wait for that
+        return False
 
 
 def expanded(path: str | Path) -> Path:

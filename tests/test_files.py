@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -122,6 +123,18 @@ def test_a_lock_is_exclusive_and_leaves_no_file(tmp_path: Path, capsys: pytest.C
         assert capsys.readouterr().out == "waiting\n"
     assert not is_locked(lock)
     assert list(lock.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "held"), [(errno.EACCES, True), (errno.EROFS, False), (errno.EIO, False)])
+def test_a_lock_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, held: bool) -> None:
+    lock = tmp_path / ".a.lock"
+    lock.touch()
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    assert is_locked(lock) is held
 
 
 def test_whoever_waits_for_a_lock_is_alone_with_it(tmp_path: Path) -> None:
