@@ -221,11 +221,16 @@ def test_damaged_tokenizer(run: Path, launch: Launch) -> None:
 
 
 def test_damaged_outcome(run: Path, launch: Launch) -> None:
-    (run / "evaluation").mkdir()
-    (run / "evaluation" / "perplexity.json").write_text('{"task": ')
-    (line,) = failures(launch(f"run={run}", "tasks=perplexity,length", "lengths=16"))
-    assert "perplexity.json is damaged" in line
-    assert (run / "evaluation" / "length.json").exists()
+    assert launch(f"run={run}", "tasks=perplexity").code == 0
+    path = run / "evaluation" / "perplexity.json"
+    kept = path.read_text()
+    path.write_text(kept[: len(kept) // 2])
+    found = launch(f"run={run}", "tasks=perplexity,length", "lengths=16")
+    assert found.code == 0
+    assert f"note: {path} is damaged" in found.out
+    assert "evaluated again" in found.out
+    assert json.loads(path.read_text())["metrics"] == json.loads(kept)["metrics"]
+    assert "perplexity: finished before" in launch(f"run={run}", "tasks=perplexity").out
 
 
 def test_tokenizer_larger_than_the_model(run: Path, pretrained: Path, launch: Launch, tmp_path: Path) -> None:
