@@ -111,7 +111,7 @@ BAD_FILES = {
     "no suffix": ("a", b"text", "unknown suffix"),
     "not utf-8": ("l.txt", b"x" * 1_500_000 + b"\xff", r"l\.txt: not UTF-8 at byte 1500000"),
     "cut-off utf-8": ("l.txt", b"abc\xc3", r"l\.txt: not UTF-8 at byte 3"),
-    "unmarked utf-16": ("l.txt", "text".encode("utf-16-le"), "UTF-16LE without a byte order mark; convert it: cat "),
+    "unmarked utf-16": ("l.txt", "\u201ctext\u201d".encode("utf-16-le"), "UTF-16LE without a byte order mark; convert it"),
     "cut-off utf-16": ("l.txt", "text".encode("utf-16")[:-1], r"l\.txt: not UTF-16 at byte 8, as its byte order mark"),
     "json too deep": ("d.jsonl", b'{"text": ' + b"[" * 99_999, r"d\.jsonl:1: not JSON"),
     "half a surrogate pair": (
@@ -182,7 +182,7 @@ def test_text_with_a_byte_order_mark(tmp_path: Path, kind: str, encoding: str) -
 
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 def test_the_advice_for_other_encodings_works(tmp_path: Path, encoding: str, packed: str) -> None:
     path = tmp_path / f"it's [some] text.txt{packed}"
     content = "Schöne Wälder.\nEnde.\n"

@@ -28,9 +28,11 @@ _MARKS = {  # the first that matches counts: the mark of UTF-16 begins that of U
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_UNMARKED: dict[tuple[bool, ...], str] = {  # by which of the first four bytes are zero, if the text begins with ASCII
+_UNMARKED: dict[tuple[bool, ...], str] = {  # by which of four bytes are mostly zero, as in text that is mostly ASCII
     (False, True, False, True): "UTF-16LE",
     (True, False, True, False): "UTF-16BE",
+    (False, True, True, True): "UTF-32LE",
+    (True, True, True, False): "UTF-32BE",
 }
 _CAT = {".gz": "zcat", ".zst": "zstdcat"}
 _ROWS = 64  # Parquet rows read at once
@@ -99,7 +101,8 @@ def _text(path: Path) -> Iterator[str]:
     with _bytes(path) as stream:
         block = stream.read(_READ)
         encoding = next((name for mark, name in _MARKS.items() if block.startswith(mark)), "utf-8-sig")
-        if unmarked := _UNMARKED.get(tuple(byte == 0 for byte in block[:4])):
+        zeros = tuple(2 * every.count(0) > len(every) for every in (block[i::4] for i in range(4)))
+        if encoding == "utf-8-sig" and (unmarked := _UNMARKED.get(zeros)):
             raise UserError(f"{path}: {unmarked} without a byte order mark; {_conversion(path, unmarked)}")
         decoder = codecs.getincrementaldecoder(encoding)()
         offset = 0  # of the first byte not yet decoded
