@@ -111,7 +111,7 @@ BAD_FILES = {
     "no suffix": ("a", b"text", "unknown suffix"),
     "not utf-8": ("l.txt", b"x" * 1_500_000 + b"\xff", r"l\.txt: not UTF-8 at byte 1500000"),
     "cut-off utf-8": ("l.txt", b"abc\xc3", r"l\.txt: not UTF-8 at byte 3"),
-    "unmarked utf-16": ("l.txt", "\u201ctext\u201d".encode("utf-16-le"), "UTF-16LE without a byte order mark; convert it"),
+    "unmarked utf-16": ("l.txt", "\u201ctext\u201d".encode("utf-16-le"), "UTF-16LE without a byte order mark"),
     "cut-off utf-16": ("l.txt", "text".encode("utf-16")[:-1], r"l\.txt: not UTF-16 at byte 8, as its byte order mark"),
     "json too deep": ("d.jsonl", b'{"text": ' + b"[" * 99_999, r"d\.jsonl:1: not JSON"),
     "half a surrogate pair": (
