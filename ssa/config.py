@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from ssa.config_errors import REMOVED, RENAMED, closest, one_line
 from ssa.errors import UserError
 from ssa.files import hash_of
-from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig, TemperatureConfig, check_divides
+from ssa.model.config import PROJECTIONS, SLOTS, TOO_LARGE, ModelConfig, TemperatureConfig, check_divides
 from ssa.redaction import redacted
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=TOO_LARGE)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
 Scale = Literal["smoke", "laptop", "gpu", "paper"]  # the files in conf/scale, from the smallest to the largest
 SCALES: tuple[Scale, ...] = get_args(Scale)
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -76,7 +76,7 @@ class DataConfig(Section):
     train: str | None
     validation: str | None
     test: str | None
-    validation_fraction: Annotated[float, Field(gt=0, le=0.2)]
+    validation_fraction: Annotated[float, Field(ge=1e-9, le=0.2)]
     max_documents: PositiveInt | None
     tokenizer: Annotated[str, Field(min_length=1)]
     block_size: PositiveInt
@@ -170,7 +170,7 @@ class Config(Section):
     logger: LoggerConfig
     scale: Name
     experiment: Name
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: NonNegativeInt
     init_from: Annotated[str, Field(min_length=1)] | None
     output_dir: Annotated[str, Field(min_length=1)]
     resume: str | None

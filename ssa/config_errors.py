@@ -125,7 +125,7 @@ def _range(path: list[str], root: type[Any]) -> str:
     assert parent is not None, "a bound belongs to a field of a section"
     field = parent.model_fields[name]
     bounds = [
-        f"{symbol} {getattr(item, bound):g}"
+        f"{symbol} {getattr(item, bound)}"
         for item in _constraints((*field.metadata, field.annotation))
         for bound, symbol in _BOUNDS.items()
         if getattr(item, bound, None) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -80,6 +81,11 @@ def attention_backend(
         what = f"{device.type}, {dtype}" + (", data.document_mask=true" if masked else "")
         raise UserError(f"trainer.attention_backend={wanted}: not supported here ({what}); auto and math always are")
     return names[choice]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory is why; CPU and MPS raise a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|allocate memory", str(error)))
 
 
 def reset_peak_memory(device: torch.device) -> None:

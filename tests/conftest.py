@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:  # as after nohup, or in the background of a script
         signal.signal(_number, _handler)
+hypothesis.settings.register_profile("busy", deadline=None)  # no test measures time
+hypothesis.settings.load_profile("busy")
 BOTH = Terms(token="shared", position="log")
 
 

@@ -152,6 +152,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("trainer.steps", "abc", ["trainer.steps=abc:", "whole number, not text"]),
     ("trainer.steps", True, ["trainer.steps=true:", "whole number"]),
     ("trainer.steps", 0, ["trainer.steps=0:", "valid: > 0"]),
+    ("trainer.steps", 2**31, ["trainer.steps=2147483648:", "valid: > 0 and < 2147483648"]),
     ("seed", -1, ["seed=-1:", "valid: >= 0"]),
     ("optim.lr", "fast", ["optim.lr=fast:", "a number, not text"]),
     ("optim.lr", float("inf"), ["optim.lr=Infinity:", "finite"]),
@@ -179,7 +180,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("data.train", "books/*.txt", ["data.train=books/*.txt:", "data=pydocs does not read it", "valid with data=text"]),
     ("data.revision", "main", ["data.revision=main:", "valid with data=hub"]),
     ("data.block_size", 2048, ["data.block_size=2048:", "model.max_positions=1024"]),
-    ("data.validation_fraction", 0.5, ["data.validation_fraction=0.5:", "valid: > 0 and <= 0.2"]),
+    ("data.validation_fraction", 0.5, ["data.validation_fraction=0.5:", "valid: >= 1e-09 and <= 0.2"]),
     ("optim.warmup_steps", 10**6, ["optim.warmup_steps=1000000:", "trainer.steps="]),
     ("trainer.micro_batch_size", 3, ["trainer.micro_batch_size=3:", "trainer.batch_size=8", "valid: 1, 2, 4, 8"]),
 ]
@@ -195,6 +196,11 @@ def test_a_wrong_value_is_named(key: str, value: Any, expected: list[str], defau
     with pytest.raises(UserError) as refused:
         parse(values)
     assert [part for part in expected if part not in str(refused.value)] == [], str(refused.value)
+
+
+def test_a_width_that_is_too_large_for_its_mlp() -> None:
+    with pytest.raises(UserError, match=r"^model\.d_ff=4000000000: out of range; valid: > 0 and < 2147483648"):
+        configured("model.d_model=1000000000")
 
 
 def test_heads_divide_the_model() -> None:

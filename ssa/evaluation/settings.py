@@ -6,10 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ssa.config import PositiveInt, Section
+from ssa.config import NonNegativeInt, PositiveInt, Section
 
 Text = Annotated[str, Field(min_length=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
 Length = Annotated[int, Field(ge=4)]  # tokens; `ssa.evaluation.tasks.length` measures the last quarter
 Depth = Annotated[float, Field(ge=0, le=1)]
 NAMED_TEXTS = ("test", "validation", "wikitext")  # values of ``text`` that are not files
@@ -61,7 +60,7 @@ class EvaluateSettings(Section):
         [0.0, 0.25, 0.5, 0.75, 1.0], description="passkey: positions of the key in the text, 0 (start) to 1 (end)"
     )
     trials: PositiveInt = Field(20, description="passkey: number of keys per length and depth")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="passkey: random seed")
+    seed: NonNegativeInt = Field(0, description="passkey: random seed")
     tokenizer: Text | None = Field(
         None,
         description="replaces the pretrained model's tokenizer: Hub id, tokenizer.json, or a folder with one",

@@ -27,7 +27,7 @@ _TERM_SETTINGS = {
     "ssmax": "ssmax_init",
     "yarn": "yarn_factor",
 }
-_TOO_LARGE = 2**31  # for any size
+TOO_LARGE = 2**31  # for any size or count
 _LARGEST_LISTED = 100_000  # with its divisors, in a message
 _RANGES: dict[str, Callable[[float], bool]] = {
     "> 0": lambda value: value > 0,
@@ -98,8 +98,8 @@ class _Values:
                 raise ValueError(f"{section}.{name}={json.dumps(value)}: expected a finite number")
             if valid and value is not None and not _RANGES[valid](value):
                 raise ValueError(f"{section}.{name}={json.dumps(value)}: out of range; valid: {valid}")
-            if isinstance(value, int) and value >= _TOO_LARGE:
-                raise ValueError(f"{section}.{name}={value}: out of range; valid: > 0 and < {_TOO_LARGE}")
+            if isinstance(value, int) and value >= TOO_LARGE:
+                raise ValueError(f"{section}.{name}={value}: out of range; valid: > 0 and < {TOO_LARGE}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +233,7 @@ class ModelConfig(_Values):
             check_divides("model.n_head", self.n_head, "model.d_model", self.d_model)
         d_ff = max(8, self.d_model * 8 // 3 // 8 * 8) if self.gated_mlp else 4 * self.d_model
         self._fill({"n_kv_head": self.n_head, "head_dim": self.d_model // self.n_head, "d_ff": d_ff})
+        self._check("model", {})  # what was filled in may be too large
         check_divides("model.n_kv_head", self.n_kv_head, "model.n_head", self.n_head)
         if self.positions == "rotary" and self.d_rotary == 0:
             raise ValueError(

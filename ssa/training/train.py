@@ -7,16 +7,26 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import psutil
 import torch
 from rich.console import Console
 
 from ssa.config import Config
-from ssa.device import attention_backend, device_name, reset_peak_memory, resolve_device, resolve_precision
+from ssa.device import (
+    attention_backend,
+    device_name,
+    is_out_of_memory,
+    reset_peak_memory,
+    resolve_device,
+    resolve_precision,
+)
 from ssa.errors import EXIT_INTERRUPTED, NotFinite, UserError
 from ssa.files import disk_errors, write_atomic
+from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files
@@ -76,15 +86,18 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
             wandb_mirror.mirror_finished(config, record, summary)
         else:
             wandb_mirror.check(config.logger)
-            run = _prepare(config, record)
             try:
-                summary = _execute(run, record, command, console, began)
+                summary = _execute(_prepare(config, record), record, command, console, began)
             except NotFinite:  # before the first update
                 record.discard()
                 raise
-            except torch.OutOfMemoryError:
-                size, device = config.trainer.micro_batch_size, device_name(run.device)
-                message = f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one"
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                size, device = config.trainer.micro_batch_size, device_name(resolve_device(config.trainer.device))
+                message = (
+                    f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one, or a smaller model"
+                )
                 raise UserError(message) from None
         print_end(console, summary, record.folder)
     return summary
@@ -127,13 +140,29 @@ def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transform
     if config.init_from and not resuming:  # the checkpoint has all the weights
         model = load_pretrained(config.model, config.init_from, config.seed)
     else:
-        model = Transformer(config.model, config.model.vocab_size or corpus.tokenizer.vocab_size, config.seed)
+        vocab_size = config.model.vocab_size or corpus.tokenizer.vocab_size
+        _check_memory(config.model, vocab_size)
+        model = Transformer(config.model, vocab_size, config.seed)
     # An export contains the frequencies of its run.
     if model.log_frequency is not None and not model.log_frequency.any():
         counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
         model.set_token_counts(torch.from_numpy(counts))
     freeze(model, config.optim)
     return model
+
+
+def _check_memory(model: ModelConfig, vocab_size: int) -> None:
+    """Refuse a model whose weights alone exceed the machine's memory, before any is taken."""
+    with torch.device("meta"):
+        small = Transformer(replace(model, n_layer=1), vocab_size, seed=None)
+    embeddings, layer = (sum(p.numel() for p in part.parameters()) for part in (small, small.blocks))
+    needed, memory = 4 * (embeddings + (model.n_layer - 1) * layer), psutil.virtual_memory().total
+    if needed > memory:
+        raise UserError(
+            f"model: n_layer={model.n_layer}, d_model={model.d_model}, vocab_size={vocab_size}, "
+            f"max_positions={model.max_positions}: the weights need {needed / 1e9:,.0f} GB in float32; "
+            f"this machine has {memory / 1e9:,.0f} GB"
+        )
 
 
 def _execute(

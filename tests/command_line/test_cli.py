@@ -190,7 +190,7 @@ def test_unknown_temperature_terms_are_refused_before_importing_torch(field: str
 @pytest.mark.parametrize(
     ("sweep", "error"),
     {
-        "trainer.steps=7,0,abc": "[trainer.steps=0 scale=smoke] trainer.steps=0: out of range; valid: > 0; 2 of 3",
+        "optim.lr=7,0,abc": "[optim.lr=0 scale=smoke] optim.lr=0: out of range; valid: > 0; 2 of 3",
         "data.tokenizer=bpe-512,bpe-x": "[data.tokenizer=bpe-x scale=smoke] data.tokenizer=bpe-x: bpe-N needs N from 2",
         "model/size=nano,llama3-8b": "[model/size=llama3-8b scale=smoke] model/size=llama3-8b: only with model=llama",
         "resume=nowhere,null": "[resume=nowhere scale=smoke] nowhere is not a run folder",

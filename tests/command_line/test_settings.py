@@ -134,7 +134,7 @@ def test_help_shows_kind_limits_default_and_description() -> None:
         assert any(line.startswith(f"  {field}=") for line in lines)
     words = " ".join(page.split())
     assert "run=TEXT a folder (required)" in words
-    assert "wrapped on the help page (> 0; default: 64)" in words
+    assert "wrapped on the help page (> 0 and < 2147483648; default: 64)" in words
     assert "rate=NUMBER (> 0 and <= 2; default: 0.5)" in words
     assert "layer=INTEGER|null (>= 0; default: null)" in words
     assert "kind=query|value (default: query)" in words
@@ -176,7 +176,7 @@ def test_help_runs_nothing(run: Run, flag: str) -> None:
 
 def test_bad_input_is_one_line_and_2(run: Run) -> None:
     job = raising(RuntimeError())
-    assert run(job, "run=x", "count=0") == (2, "", "error: count=0: out of range; valid: > 0\n")
+    assert run(job, "run=x", "count=0") == (2, "", "error: count=0: out of range; valid: > 0 and < 2147483648\n")
     assert run(raising(UserError("run=x: no\n such folder")), "run=x") == (2, "", "error: run=x: no such folder\n")
 
 

@@ -217,6 +217,25 @@ def test_a_loss_that_is_not_finite_from_the_start_leaves_no_folder(tiny, monkeyp
     assert not folder(config).parent.exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    {
+        (
+            "model.n_layer=1000000000",
+        ): r"^model: n_layer=1000000000, .*: the weights need [\d,]+ GB in float32; this mac",
+        (
+            "trainer.batch_size=1000000000",
+            "trainer.micro_batch_size=500000000",
+        ): r"micro_batch_size=500000000: out of mem",
+    }.items(),
+)
+def test_a_run_beyond_the_memory(tiny, overrides: tuple[str, ...], error: str) -> None:
+    config = tiny(*overrides)
+    with pytest.raises(UserError, match=error):
+        train(config)
+    assert not folder(config).exists()
+
+
 def test_a_tokenizer_that_loses_text(tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "[SEP]": 1, "the": 2}, unk_token="[UNK]"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()

@@ -9,7 +9,6 @@ Shapes: B batch, T tokens, K key-value heads, d head dimension, D model width, V
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import takewhile
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ssa.device import is_out_of_memory
 from ssa.errors import NotFinite, UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.model.kv_cache import GrowingCache, KVCache
@@ -262,8 +262,8 @@ def in_batches(
             try:
                 run(indices)
                 return
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
                 where = f"out of memory on {device.type}"
                 if len(indices) == 1:
@@ -276,11 +276,6 @@ def in_batches(
 
     for indices in _batches(lengths, device, batch_size):
         attempt(indices)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CPU and MPS raise a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|allocate memory", str(error)))
 
 
 def _batches(lengths: Sequence[int], device: torch.device, batch_size: int | None) -> Iterator[list[int]]:

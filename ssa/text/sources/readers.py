@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import io
 import json
 import shlex
@@ -35,6 +36,7 @@ _UNMARKED: dict[tuple[bool, ...], str] = {  # by which of four bytes are mostly 
     (True, True, True, False): "UTF-32BE",
 }
 _CAT = {".gz": "zcat", ".zst": "zstdcat"}
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROWS = 64  # Parquet rows read at once
 
 
@@ -56,7 +58,10 @@ def documents(path: Path, column: str) -> Iterator[str]:
             yield from _parquet(path, column)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:  # the second: names of columns
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged or unreadable ({reason.rstrip('.')}); replace the file") from error
+        advice = "replace the file"
+        if getattr(error, "errno", None) in _NO_ROOM:  # in `_seekable`
+            advice = f"unpack it, or set TMPDIR to a folder with more room than {tempfile.gettempdir()}"
+        raise UserError(f"{path}: damaged or unreadable ({reason.rstrip('.')}); {advice}") from error
 
 
 def kind_of(path: Path) -> str:
