@@ -350,7 +350,8 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # another library's, of which its message is all there is
+            error.filename = error.filename or str(path)
         raise
 
 

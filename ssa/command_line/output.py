@@ -41,8 +41,9 @@ class _Output(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            if error.errno in _GONE:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            elif not (self.when_full and error.errno in _FULL):
-                raise
+            if not (self.when_full and error.errno in _FULL):  # a disk may have room again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # the rest, which Python writes at its exit
+                if error.errno not in _GONE:
+                    error.filename = "standard output" if self.fileno() == 1 else "standard error"
+                    raise
             return len(content)

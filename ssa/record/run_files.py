@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ssa.config import Config, parse, upgraded
 from ssa.config_errors import one_line, shown
 from ssa.errors import UserError
-from ssa.files import parse_json, read_json, to_json
+from ssa.files import parse_json, read_json, refuse_lfs_pointer, to_json
 from ssa.yaml_files import read_yaml
 
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -120,6 +120,7 @@ def load_config(folder: str | Path) -> Config:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml")
+    refuse_lfs_pointer(path, str(path))
     try:
         return parse(upgraded(read_yaml(path)))
     except UserError as error:

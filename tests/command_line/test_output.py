@@ -81,7 +81,22 @@ def test_a_help_page_without_a_reader(program: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+_PRINTS = """
+import sys
+from ssa.command_line.output import keep_writable
+keep_writable()
+try:
+    print("a" * 100000, flush=True)
+except OSError as error:
+    sys.exit(print(f"error: {error.filename}: {error.strerror}", file=sys.stderr) or 2)
+"""
+
+
 def test_a_full_disk_for_output_is_an_error() -> None:
     with open("/dev/full", "wb") as output:
         for program in (("-m", "sweeps"), ("evaluate.py",), ("train.py",)):
             assert run(*program, "--help", output=output.fileno()) != 0
+        done = subprocess.run(
+            [sys.executable, "-c", _PRINTS], stdout=output, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
