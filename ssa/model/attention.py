@@ -74,10 +74,10 @@ class CausalSelfAttention(nn.Module):
         """
         tokens = Tokens(x, metadata.visible_keys, metadata.log_frequency)
         temperatures: dict[str, Tensor] = {}
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 K, T, d)
-        projections = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2 K, d)
+        projections = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
         query, key, value = (
-            self._scaled(name, features, tokens, temperatures)
+            self._scaled(name, features, tokens, temperatures).transpose(1, 2)
             for name, features in zip(PROJECTIONS[:3], projections, strict=True)
         )
         if metadata.rotation is not None:
@@ -93,16 +93,17 @@ class CausalSelfAttention(nn.Module):
             is_causal=metadata.mask is None and x.size(1) > 1,  # a single query sees all keys
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.n_kv_head != self.n_head,
-        )  # (B, H, T, d)
+        ).transpose(1, 2)  # (B, T, H, d)
         mixed = self._scaled("output", mixed, tokens, temperatures)
         if observe is not None:
             observe(AttentionInputs(query, new_key, metadata.visible_keys, temperatures))
-        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
+        output: Tensor = self.out(mixed.flatten(2))  # (B, T, D)
         return output
 
     def _scaled(self, name: str, features: Tensor, tokens: Tokens, record: dict[str, Tensor]) -> Tensor:
-        """Multiplies features by their temperature, if any, and records it."""
+        """Multiplies features (B, T, H, d) by their temperature, if any, and records it."""
         if name not in self.temperature:
             return features
-        record[name] = self.temperature[name](features, tokens)
-        return scale(features, record[name])
+        temperature: Tensor = self.temperature[name](features, tokens)
+        record[name] = temperature.transpose(1, 2)
+        return scale(features, temperature)

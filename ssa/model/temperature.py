@@ -56,10 +56,10 @@ class Temperature(nn.Module):
         self.register_load_state_dict_pre_hook(_upgrade)  # type: ignore[no-untyped-call]
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """The temperatures of a batch, from features before scaling and rotation, (B, H, T, d).
+        """The temperatures of a batch, from features before scaling and rotation, (B, T, H, d).
 
         Returns:
-            float32 (float64 for float64 features), broadcastable to (B, H, T, 1), or to (B, H, T, d) with
+            float32 (float64 for float64 features), broadcastable to (B, T, H, 1), or to (B, T, H, d) with
             ``rms_norm``.  With a multiplier, the other terms read the features times the multiplier.
         """
         with torch.autocast(features.device.type, enabled=False):
@@ -115,5 +115,5 @@ def build_temperatures(config: TemperatureConfig, shape: Shape, n_kv_head: int |
 
 
 def scale(features: Tensor, temperature: Tensor) -> Tensor:
-    """(B, H, T, d) times float32 (B, H, T, 1), multiplied in float32, back in the dtype of ``features``."""
+    """(B, T, H, d) times float32 (B, T, H, 1), multiplied in float32, back in the dtype of ``features``."""
     return (features * temperature).to(features.dtype)

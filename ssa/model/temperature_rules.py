@@ -39,7 +39,7 @@ class Tokens(NamedTuple):
 
 
 class Term(nn.Module):
-    """A term of a temperature: a function of features (B, H, T, d) and `Tokens`, broadcastable to (B, H, T, 1).
+    """A term of a temperature: a function of features (B, T, H, d) and `Tokens`, broadcastable to (B, T, H, 1).
 
     Args:
         shape: of the layer.
@@ -96,14 +96,14 @@ class LengthTerm(Term):
         return self.value(*numbers).item()
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (1 or B, G, T, 1)."""
+        """-> (1 or B, T, G, 1)."""
         scalar: Tensor = getattr(self, self.scalar)  # a plain tensor under torch.func
-        return self.value(scalar[:, None, None], over_heads(tokens.visible_keys.to(scalar.dtype)))
+        return self.value(scalar[:, None], over_heads(tokens.visible_keys.to(scalar.dtype)))
 
 
 def over_heads(tokens: Tensor) -> Tensor:
-    """(T,) or (B, T) -> (1 or B, 1, T, 1)."""
-    return tokens.reshape(-1, 1, tokens.size(-1), 1)
+    """(T,) or (B, T) -> (1 or B, T, 1, 1)."""
+    return tokens.reshape(-1, tokens.size(-1), 1, 1)
 
 
 # Token-aware terms: deviations from 1 that depend on the token.
@@ -124,10 +124,10 @@ class SharedProjection(Term):
         self.per_head = config.per == "head"
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """(B, H, T, d) -> (B, G, T, 1)."""
+        """(B, T, H, d) -> (B, T, G, 1)."""
         precise = features.to(self.weight.dtype)
-        score = F.gelu(precise) @ self.weight.unsqueeze(-1)  # (B, H, T, 1)
-        return torch.tanh(score if self.per_head else score.sum(dim=1, keepdim=True))
+        score = (F.gelu(precise) * self.weight).sum(-1, keepdim=True)  # (B, T, H, 1)
+        return torch.tanh(score if self.per_head else score.sum(dim=2, keepdim=True))
 
 
 class OwnMLP(Term):
@@ -146,9 +146,9 @@ class OwnMLP(Term):
         self.weight = self.learned(self.groups, hidden)  # (G, hidden)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (B, G, T, 1)."""
+        """-> (B, T, G, 1)."""
         inner = F.gelu(F.linear(tokens.hidden.to(self.first.dtype), self.first))  # (B, T, hidden)
-        return torch.tanh(F.linear(inner, self.weight)).transpose(1, 2).unsqueeze(-1)
+        return torch.tanh(F.linear(inner, self.weight)).unsqueeze(-1)
 
 
 class Frequency(Term):
@@ -166,10 +166,10 @@ class Frequency(Term):
         self.bias = self.learned(self.groups)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (B, G, T, 1)."""
+        """-> (B, T, G, 1)."""
         assert tokens.log_frequency is not None, "the transformer provides it if a temperature reads it"
         z = over_heads(tokens.log_frequency.to(self.slope.dtype))
-        return torch.tanh(self.slope[:, None, None] * z + self.bias[:, None, None])
+        return torch.tanh(self.slope[:, None] * z + self.bias[:, None])
 
 
 class Gate(Term):
@@ -186,9 +186,9 @@ class Gate(Term):
         self.weight = self.learned(self.groups, shape.d_model, start=None)  # (G, D)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (B, G, T, 1)."""
+        """-> (B, T, G, 1)."""
         gate = torch.sigmoid(F.linear(tokens.hidden.to(self.weight.dtype), self.weight))  # (B, T, G)
-        return gate.transpose(1, 2).unsqueeze(-1) - 1
+        return gate.unsqueeze(-1) - 1
 
 
 # Position-aware terms: deviations from 1 that depend on n, the number of visible keys.  Larger n, spikier maps.
@@ -257,8 +257,8 @@ class Constant(Term):
         self.weight = self.learned(self.groups, start=1.0)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """-> (1, G, 1, 1)."""
-        return self.weight[None, :, None, None]
+        """-> (1, 1, G, 1)."""
+        return self.weight[None, None, :, None]
 
 
 class Yarn(Term):
@@ -294,7 +294,7 @@ class RMSNorm(Term):
         self.weight = self.learned(shape.head_dim, start=1.0)
 
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
-        """(B, H, T, d) -> (B, H, T, d)."""
+        """(B, T, H, d) -> (B, T, H, d)."""
         precise = features.to(self.weight.dtype)
         return self.weight * torch.rsqrt(precise.square().mean(-1, keepdim=True) + _RMS_EPS)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ssa.model.attention import AttentionMetadata, CausalSelfAttention, Observer, causal_mask
 from ssa.model.config import ModelConfig
 from ssa.model.kv_cache import KVCache, LayerCache
+from ssa.model.loss import Reduction, linear_cross_entropy
 from ssa.model.rotary import rotation
 from ssa.model.temperature import Temperature
 from ssa.model.temperature_rules import INIT_STD
@@ -167,8 +168,9 @@ class Transformer(nn.Module):
         *,
         visible_keys: Tensor | None = None,
         cache: KVCache | None = None,
+        reduction: Reduction = "none",
     ) -> Tensor:
-        """Next-token logits or, with targets, the loss of each token.
+        """Next-token logits or, with targets, losses.
 
         Args:
             ids: token ids, (B, T); learned positions end at ``config.max_positions``.
@@ -178,14 +180,17 @@ class Transformer(nn.Module):
                 ones included.  It restarts at 1 with each document or after left padding, and so do positions.
                 Default: all.
             cache: earlier tokens; the new ones are added to it.
+            reduction: of the losses, ``none`` or ``mean``.
 
         Returns:
-            logits (B, T, V); or negative log-likelihoods (B, T), float32, in nats.
+            logits (B, T, V); or negative log-likelihoods (B, T) or their mean, float32, in nats.
         """
-        logits: Tensor = self.head(self.hidden(ids, observe, visible_keys=visible_keys, cache=cache))  # (B, T, V)
+        hidden = self.hidden(ids, observe, visible_keys=visible_keys, cache=cache)  # (B, T, D)
         if targets is None:
+            logits: Tensor = self.head(hidden)
             return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+        losses = linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), reduction)
+        return losses if reduction == "mean" else losses.view_as(targets)
 
     def hidden(
         self,

@@ -78,8 +78,8 @@ def tau_of(temperatures: nn.ModuleDict, name: str, x: Tensor, features: Tensor, 
     if name not in temperatures:
         return features.new_ones(1, 1, 1, 1)
     visible_keys = torch.full((x.size(-2),), n_keys, device=x.device)
-    tau: Tensor = temperatures[name](features, Tokens(x, visible_keys))
-    return tau
+    tau: Tensor = temperatures[name](features.transpose(1, 2), Tokens(x, visible_keys))
+    return tau.transpose(1, 2)
 
 
 def spikiness(maps: Tensor) -> Tensor:

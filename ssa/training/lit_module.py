@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -76,7 +76,7 @@ class LanguageModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean loss of a micro-batch; all have one size, so that their mean is that of the batch."""
         with attention_kernels(self.config.trainer.attention_backend):
-            loss: Tensor = self.model(*batch, visible_keys=self._visible_keys(batch[0])).mean()
+            loss: Tensor = self.model(*batch, visible_keys=self._visible_keys(batch[0]), reduction="mean")
         self._losses.append(loss.detach())
         return loss
 
@@ -103,16 +103,16 @@ class LanguageModule(L.LightningModule):
         """Add the losses of a batch; sums over batches are in float64."""
         settings = self.config.trainer
         full = batch[0].shape == (settings.micro_batch_size, self.config.data.block_size)
-        losses = self.model if full else self.model.forward  # the shorter rest is not worth a compilation
-        with attention_kernels(settings.attention_backend):
-            self._nll += losses(*batch, visible_keys=self._visible_keys(batch[0])).sum().item()
+        # The shorter rest is not worth a compilation.
+        with attention_kernels(settings.attention_backend), nullcontext() if full else self._eager():
+            self._nll += self.model(*batch, visible_keys=self._visible_keys(batch[0])).sum().item()
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Perplexities of the split and attention statistics of the probe; logged during training."""
         self.evaluated = self._perplexities("validation")
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context(), self._eager():
             probe = self.probe.to(self.device)
             self.evaluated |= attention_metrics(attention_statistics(self.model, probe, self._visible_keys(probe)))
         if self.reported:
@@ -133,6 +133,10 @@ class LanguageModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.evaluated = self._perplexities("test")
+
+    def _eager(self) -> AbstractContextManager[object]:
+        """Within it, compiled blocks run as they are written."""
+        return torch.compiler.set_stance("force_eager") if self.config.trainer.compile else nullcontext()
 
     def _visible_keys(self, ids: Tensor) -> Tensor | None:
         """Number of visible keys of each token, (B, T); None: all up to itself."""

@@ -178,7 +178,8 @@ def _execute(
     )
     if config.trainer.compile:
         torch._dynamo.reset()  # the recompilation limit counts earlier jobs in this process
-        run.model.compile()
+        for block in run.model.blocks:  # one compilation serves all of them
+            block.compile()
     reset_peak_memory(run.device)
     if resume and resume.has_best:
         restore_best(resume, record.best_checkpoint)

@@ -41,7 +41,7 @@ def randomized(temperature: Temperature, seed: int = 0) -> Temperature:
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tokens]:
     """Features and tokens; the second sequence is two documents, of 3 and 4 tokens."""
     generator = torch.Generator().manual_seed(1)
-    features = torch.randn(B, H, T, D, generator=generator, dtype=dtype)
+    features = torch.randn(B, T, H, D, generator=generator, dtype=dtype)
     hidden = torch.randn(B, T, WIDTH, generator=generator, dtype=dtype)
     visible_keys = torch.tensor([range(1, T + 1), [1, 2, 3, 1, 2, 3, 4]])
     return features, Tokens(hidden, visible_keys, torch.randn(B, T, generator=generator, dtype=dtype))
@@ -105,15 +105,15 @@ def test_equals_the_equation_scalar_by_scalar(slot: str, name: str, per: str) ->
     features, tokens = batch()
     parameters = {key: value.tolist() for key, value in tau.terms[slot].named_parameters()}
     heads = H if per == "head" else 1
-    got = tau(features, tokens).expand(B, heads, T, 1)
+    got = tau(features, tokens).expand(B, T, heads, 1)
     assert got.dtype == torch.float32
     for b in range(B):
         for h in range(heads):
             for i in range(T):
-                at = (features[b, :, i].tolist(), tokens.hidden[b, i].tolist())
+                at = (features[b, i].tolist(), tokens.hidden[b, i].tolist())
                 n, z = tokens.visible_keys[b, i].item(), tokens.log_frequency[b, i].item()
                 want = 1 + equation(parameters, h, *at, n, z, per)
-                assert got[b, h, i, 0].item() == pytest.approx(want, abs=2e-6)
+                assert got[b, i, h, 0].item() == pytest.approx(want, abs=2e-6)
 
 
 def test_rms_norm_is_the_norm_of_each_head() -> None:
@@ -180,7 +180,7 @@ def test_starts_at_the_identity_or_says_that_it_does_not(slot: str, name: str) -
         {"alpha_init": -4.5, "beta_init": 1.5, "yarn_factor": 2.0, "slope_init": 0.5},
     ):
         tau = build(**{slot: name}, settings=settings)
-        distance = (tau(torch.randn(1, H, 1024, D), tokens) - 1).abs().max().item()
+        distance = (tau(torch.randn(1, 1024, H, D), tokens) - 1).abs().max().item()
         assert (distance < 1e-3) == tau.starts_at_identity
 
 
@@ -214,8 +214,8 @@ def test_every_parameter_is_reset(slot: str, name: str) -> None:
 def test_the_paper_starts_at_the_identity_within_the_stated_tolerance() -> None:
     tau = build(token="shared", position="log")
     tokens = Tokens(torch.zeros(1, 1024, WIDTH), torch.arange(1, 1025))
-    values = tau(torch.randn(1, H, 1024, D), tokens)
-    assert values[..., 0, 0].eq(1).all()  # n = 1: log n = 0, and w = 0
+    values = tau(torch.randn(1, 1024, H, D), tokens)
+    assert values[:, 0].eq(1).all()  # n = 1: log n = 0, and w = 0
     assert 1.07 < values.max().item() < 1.077 + 1e-3
 
 
@@ -234,12 +234,12 @@ def test_token_terms_learn_from_their_start(name: str, per: str) -> None:
 
 def test_stays_float32_under_autocast_and_resolves_what_bf16_cannot() -> None:
     tau = build(token="shared", position="log")
-    features = torch.randn(1, H, 2048, D, dtype=torch.bfloat16)
+    features = torch.randn(1, 2048, H, D, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         values = tau(features, Tokens(torch.zeros(1, 2048, WIDTH), torch.arange(1, 2049)))
     assert values.dtype == torch.float32
-    assert values[0, 0].unique().numel() == 2048
-    assert values.bfloat16()[0, 0].unique().numel() < 20
+    assert values[0, :, 0].unique().numel() == 2048
+    assert values.bfloat16()[0, :, 0].unique().numel() < 20
     assert scale(features, values).dtype == torch.bfloat16
 
 

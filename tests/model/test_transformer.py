@@ -74,7 +74,7 @@ def test_attention_equals_the_score_matrix_written_out(model_config, projection:
     q, k, v = (part.unflatten(-1, (-1, 8)).transpose(1, 2) for part in (q, k, v))  # (2, heads, 9, 8)
 
     def tau(features: torch.Tensor) -> torch.Tensor:
-        return attention.temperature[projection](features, Tokens(x, n))
+        return attention.temperature[projection](features.transpose(1, 2), Tokens(x, n)).transpose(1, 2)
 
     def for_all_heads(part: torch.Tensor) -> torch.Tensor:
         return torch.stack([part[:, head * n_kv_head // 4] for head in range(4)], dim=1)
