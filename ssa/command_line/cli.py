@@ -272,5 +272,11 @@ def _if_pretrained(tuned: Any, scratch: Any, *, _root_: DictConfig) -> Any:
     return tuned if _root_.get("init_from") else scratch
 
 
+def _by_scale(smoke: Any, laptop: Any, larger: Any, *, _root_: DictConfig) -> Any:
+    """``${by_scale:A,B,C}``: A at scale smoke, B at laptop, else C."""
+    return {"smoke": smoke, "laptop": laptop}.get(_root_.get("scale"), larger)
+
+
 OmegaConf.register_new_resolver("scratch_dir", _scratch_dir, replace=True)
 OmegaConf.register_new_resolver("if_pretrained", _if_pretrained, replace=True)
+OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)

@@ -108,6 +108,11 @@ def _notes(run: PreparedRun) -> list[str]:
     config, notes = run.config, []
     if run.corpus.loss_of_text:
         notes.append(run.corpus.loss_of_text)
+    if config.data.source == "hub" and config.data.tokenizer.startswith("bpe-"):
+        notes.append(
+            f"tokenizer {config.data.tokenizer} is trained on the training split: at this size of model GPT-2's 50,257 "
+            "tokens would take most of the time (data.tokenizer=gpt2); word perplexity and bits/byte compare the two"
+        )
     optim, steps, rule = config.optim, config.trainer.steps, config.model.temperature.name
     # Roughly the distance that AdamW can move a temperature parameter: one learning rate per step.
     shift = optim.lr * optim.temperature_lr_multiplier * sum(lr_factor(step, optim, steps) for step in range(steps))
