@@ -12,7 +12,7 @@ from conftest import ROOT
 
 # From the top down, as in CONTRIBUTING.md; a name ending in "/" is a folder.
 ROOMS = [
-    ["experiments/", "sweeps/"],
+    ["benchmarks/", "experiments/", "sweeps/"],
     ["ssa/launch/", "ssa/report/"],
     ["ssa/command_line/"],
     ["ssa/training/"],
@@ -45,11 +45,11 @@ def imported(module: Path) -> Iterator[Path]:
             names = [alias.name for alias in node.names]
         for name in names:
             path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-            if name.split(".")[0] in ("ssa", "experiments", "sweeps") and path.is_file():
+            if name.split(".")[0] in ("ssa", "benchmarks", "experiments", "sweeps") and path.is_file():
                 yield path
 
 
-PACKAGES = [ROOT / name for name in ("ssa", "experiments", "sweeps")]
+PACKAGES = [ROOT / name for name in ("ssa", "benchmarks", "experiments", "sweeps")]
 MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py") if path.name != "__init__.py")
 MODEL = [path for path in MODULES if path.is_relative_to(ROOT / "ssa" / "model")]
 
