@@ -41,8 +41,11 @@ def find(folder: Path, task: str, identity: Mapping[str, Any], newest: bool = Fa
     except UserError as error:
         print(f"note: {error}; evaluated again", flush=True)
         return None
-    candidates = filter(_knows_loss_of_text, saved[:1] if newest else saved)
+    candidates = saved[:1] if newest else saved
     found = next((result for result in candidates if _identity(result) == identity), None)
+    if found is not None and not _knows_loss_of_text(found):
+        print(f"note: {task}: saved by a version that did not check for lost text; evaluated again", flush=True)
+        return None
     if found is not None and found is not saved[0]:
         save(folder, found)
     return found

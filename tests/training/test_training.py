@@ -399,7 +399,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(tiny, tmp_path, monkeypatch
             train(broken)
     assert "\n" not in str(refused.value)
     status = json.loads((folder(broken) / "status.json").read_text())
-    assert (status["status"], status["error"]) == ("failed", f"UserError: {refused.value}")
+    assert (status["status"], status["error"]) == ("failed", f"DiskError: {refused.value}")
     assert not list(folder(broken).rglob("*.partial"))
     train(broken)
     assert same(weights(unbroken), weights(broken))
