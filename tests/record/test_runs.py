@@ -379,5 +379,5 @@ def test_2000_runs(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)}).stdout
     n, seconds, megabytes = map(float, shown.split())
     assert n == 2000
-    assert seconds < 4.5, "processor time, 0.5 s of it for imports"
+    assert seconds < 9, "processor time: twice that of two AVX2 cores, so that only a loader that is not linear fails"
     assert megabytes < 400
