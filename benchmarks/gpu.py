@@ -19,6 +19,7 @@ from benchmarks import models
 from benchmarks.measure import Figure, interleaved, ratio, seconds
 from benchmarks.models import SSA, Loss, Shape
 from benchmarks.settings import Settings
+from benchmarks.step import step
 from ssa.errors import UserError
 from ssa.model.attention_stats import attention_statistics
 from ssa.model.transformer import Transformer
@@ -55,9 +56,9 @@ def figures(settings: Settings, shape: Shape = GPT2, device: str = "cuda") -> li
     times = interleaved(cases, settings.rounds, warmup=1)
     per_step = {name: [value / STEPS for value in values] for name, values in times.items()}
     for name, values in per_step.items():
-        step = seconds(f"{name}: step, {shape}", values)
-        tokens = shape.batch * shape.length / step.value
-        found += [step, Figure(f"{name}: tokens/s", tokens, "tokens/s")]
+        timed = seconds(f"{name}: step, {shape}", values)
+        tokens = shape.batch * shape.length / timed.value
+        found += [timed, Figure(f"{name}: tokens/s", tokens, "tokens/s")]
         if name != "transformers":
             goal = ">= 0.55" if name == "vanilla" else None
             found.append(Figure(f"{name}: MFU", tokens * _flops_per_token(shape) / PEAK_FLOPS, "", goal=goal))
@@ -69,21 +70,11 @@ def figures(settings: Settings, shape: Shape = GPT2, device: str = "cuda") -> li
 
 def _steps(model: nn.Module, loss: Loss, shape: Shape, device: str, compiled: bool = False) -> Callable[[], None]:
     """A function that trains for `STEPS` steps and waits for the last."""
-    model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids, targets = (some.to(device) for some in shape.tokens())
-    if compiled:
-        for block in model.blocks:  # type: ignore[union-attr]
-            block.compile()
+    one = step(model, loss, shape, compiled, device)
 
     def run() -> None:
         for _ in range(STEPS):
-            with torch.autocast(device, torch.bfloat16):
-                value = loss(ids, targets)
-            value.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            one()
         _wait(device)
 
     return run

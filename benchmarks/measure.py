@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from ssa.record.environment import cpu_model
 from ssa.statistics import mean_interval
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +114,7 @@ def machine() -> dict[str, Any]:
     capabilities = torch.cpu.get_capabilities()
     busy = _used_by_others()
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_model(),
         "instructions": sorted(
             name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)
         ),
@@ -131,14 +132,6 @@ def machine() -> dict[str, Any]:
 def _used_by_others() -> float:
     """Share of all cores that is in use, over a second in which this process sleeps."""
     return float(psutil.cpu_percent(interval=1.0)) / 100
-
-
-def _cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def markdown(figures: Sequence[Figure]) -> str:

@@ -52,16 +52,19 @@ def figures(settings: Settings) -> list[Figure]:
 RULES = {"vanilla": models.VANILLA, "SSA": models.SSA}
 
 
-def step(model: nn.Module, loss: Loss, shape: Shape, compiled: bool = False) -> Callable[[], None]:
-    """A function that trains the model by one step, as `ssa.training` does."""
+def step(model: nn.Module, loss: Loss, shape: Shape, compiled: bool = False, device: str = "cpu") -> Callable[[], None]:
+    """A function that trains the model by one step, as `ssa.training` does; on CUDA under bf16 autocast."""
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids, targets = shape.tokens()
+    ids, targets = (some.to(device) for some in shape.tokens())
     if compiled:
         for block in model.blocks:  # type: ignore[union-attr]
             block.compile()
 
     def run() -> None:
-        loss(ids, targets).backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            value = loss(ids, targets)
+        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,7 @@ REDACTED = "[redacted]"
 _TOKENS = (  # after no letter or digit
     r"hf_(?:(?=[a-z]*[A-Z\d])[A-Za-z\d]{16,}|[a-z]{30,})|api_org_[A-Za-z\d]{20,}",  # Hugging Face
     r"wandb_v\d_\w{16,}",
-    r"sk-[A-Za-z\d]{16,}|sk-(?:proj|svcacct|admin|ant|or|lf|None)-[\w-]{12,}",  # OpenAI, Anthropic and others
+    r"sk-[A-Za-z\d]{16,}|sk-(?:proj|svcacct|admin|ant|or|lf|None)-[\w-]{12,}",  # providers of language models
     r"gsk_[A-Za-z\d]{20,}|xai-[A-Za-z\d]{20,}|r8_[A-Za-z\d]{20,}|nvapi-[\w-]{20,}|pplx-[A-Za-z\d]{20,}",
     r"gh[opsur]_\w{16,}|github_pat_\w{16,}",
     r"gl(?:pat|oas|dt|rt|rtr|cbt|ptt|ft|imt|agent|soat|ffct)-[\w-]{16,}",  # GitLab

@@ -15,7 +15,7 @@ TOKENS = {
     "W&B": f"wandb_v1_{_text(40)}",
     "OpenAI": f"sk-{_text(48)}",
     "OpenAI project": f"sk-proj-{_text(60)}_{_text(20)}",
-    "Anthropic": f"sk-ant-api03-{_text(80)}-{_text(8)}AA",
+    "model provider": f"sk-ant-api03-{_text(80)}-{_text(8)}AA",
     "GitHub": f"ghp_{_text(36)}",
     "GitHub OAuth": f"gho_{_text(36)}",
     "GitHub app": f"ghs_{_text(36)}",

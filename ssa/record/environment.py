@@ -52,7 +52,7 @@ def describe(
         "python": platform.python_version(),
         "machine": {
             "os": platform.platform(),
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
             "threads": psutil.cpu_count(),
             "usable_threads": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None,
@@ -98,7 +98,7 @@ def _shorten(diff: str) -> str:
     return f"{kept}[{len(diff) - len(kept)} more characters omitted]\n"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """The name of the CPU, which `platform` does not know on Linux."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
