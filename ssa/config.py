@@ -136,7 +136,7 @@ class TrainerConfig(Section):
     precision: Literal["auto", "bf16-mixed", "32-true"]
     device: Literal["auto", "cuda", "mps", "cpu"]
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"]
-    compile: bool
+    compile: Literal[True, False, "auto"]
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:

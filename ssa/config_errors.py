@@ -99,7 +99,7 @@ def leaves(section: type[Any], prefix: str = "") -> Iterator[str]:
 def _validity(error: ErrorDetails, path: list[str], root: type[Any]) -> str:
     kind = error["type"]
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        choices = [word.strip("'").lower() for word in re.findall(r"'[^']*'|True|False", error["ctx"]["expected"])]
         return f"not one of the choices{closest(shown(error['input']), choices)}; valid: {', '.join(choices)}"
     if kind.startswith(("greater_than", "less_than")):
         return f"out of range; valid: {_range(path, root)}"

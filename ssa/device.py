@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import resource
 import sys
@@ -23,6 +24,9 @@ BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "math": SDPBackend.MATH,
 }
+
+#: training FLOPs by device: on two AVX2 cores about ten minutes; on a GPU a guess, not measured
+_WORTH_COMPILING = {"cpu": 6e13, "cuda": 1e16}
 
 
 def resolve_device(name: str, field: str = "trainer.device") -> torch.device:
@@ -48,6 +52,11 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
         has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         fast = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     return "bf16-mixed" if name == "bf16-mixed" or (name == "auto" and fast) else "32-true"
+
+
+def resolve_compile(setting: bool | Literal["auto"], device: torch.device, flops: float) -> bool:
+    """``auto``: compile if a run of ``flops`` floating-point operations is long enough to repay the compilation."""
+    return flops >= _WORTH_COMPILING.get(device.type, math.inf) if setting == "auto" else setting
 
 
 def attention_kernels(name: str) -> AbstractContextManager[object]:

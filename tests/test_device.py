@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -26,6 +30,26 @@ def test_explicit_precision_is_kept() -> None:
     assert device.resolve_precision("32-true", CPU) == "32-true"
     assert device.resolve_precision("bf16-mixed", CPU) == "bf16-mixed"
     assert device.resolve_precision("auto", torch.device("mps")) == "32-true"
+
+
+def test_auto_compiles_runs_that_are_long_enough() -> None:
+    assert device.resolve_compile("auto", CPU, 1e15)
+    assert not device.resolve_compile("auto", CPU, 1e13)
+    assert not device.resolve_compile("auto", torch.device("mps"), 1e30)
+    assert device.resolve_compile(True, CPU, 0)
+    assert not device.resolve_compile(False, CPU, 1e30)
+
+
+def test_waiting_threads_do_not_spin_for_long() -> None:
+    code = "import ssa, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+
+    def printed(**settings: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | settings
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+
+    assert printed().strip() == "700"
+    assert printed(GOMP_SPINCOUNT="5").strip() == "5"
+    assert printed(OMP_WAIT_POLICY="ACTIVE").strip() == "None"
 
 
 def test_the_backend_reported_is_the_one_that_runs(smoke) -> None:

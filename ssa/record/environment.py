@@ -1,6 +1,6 @@
 """Environment of a run: commit and changed files, packages, machine, device, command.
 
-Environment variables are not read, and secrets are redacted.
+No environment variables but those of OpenMP are read, and secrets are redacted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ssa.redaction import redact, redact_command, redacted
 
 _MAX_DIFF = 2**20  # characters; a longer diff is data rather than code
 _MAX_NAMES = 100  # of files
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # how long OpenMP's threads spin
 
 
 class Environment(NamedTuple):
@@ -57,6 +58,7 @@ def describe(
             "threads": psutil.cpu_count(),
             "usable_threads": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else None,
             "memory_bytes": psutil.virtual_memory().total,
+            "waiting_threads": {name: os.environ[name] for name in _WAITING if name in os.environ},
         },
         **known,
         "packages": _packages(),

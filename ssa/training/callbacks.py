@@ -95,14 +95,18 @@ class TrainingRows(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
         assert isinstance(module, LanguageModule)
+        whole = (index + 1) % self.config.accumulate == 0
+        logged = whole and (module.step % self.config.log_every == 0 or module.step == self.config.steps)
+        if logged:
+            module.read_losses()  # before the clock is read: it waits for the device
         now = time.perf_counter()
         self.seconds += now - (self._started or now)
         self._started = now
-        if (index + 1) % self.config.accumulate:
+        if not whole:
             return
         tokens, seconds = self._last
         self.tokens_per_second = (module.tokens - tokens) / (self.seconds - seconds)
-        if module.step % self.config.log_every == 0 or module.step == self.config.steps:
+        if logged:
             self._last = (module.tokens, self.seconds)
             measured = {
                 "train/tokens_per_second": self.tokens_per_second,
@@ -162,8 +166,9 @@ class Checkpoints(Callback):
             self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
-        trainer.save_checkpoint(self.last)
         assert isinstance(module, LanguageModule)
+        module.read_losses()  # no checkpoint of weights that are not finite
+        trainer.save_checkpoint(self.last)
         module.last_checkpoint = str(self.last)
         if self.interruption.requested:
             raise Interrupted

@@ -35,16 +35,23 @@ class LanguageModule(L.LightningModule):
         splits: ``validation`` and ``test``.  Perplexities divide by their counts; attention is measured on the first
             windows of ``validation``.
         log_row: called with each row: ``step``, ``tokens``, then metrics.
+        compiled: whether the model's blocks are compiled.
     """
 
     def __init__(
-        self, config: Config, model: Transformer, splits: dict[str, TokenSplit], log_row: Callable[[Row], None]
+        self,
+        config: Config,
+        model: Transformer,
+        splits: dict[str, TokenSplit],
+        log_row: Callable[[Row], None],
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self.model = model
         self.splits = splits
         self.log_row = log_row
+        self.compiled = compiled
         self.probe = probe_windows(splits["validation"].tokens, config.data.block_size, config.trainer.probe_sequences)
         self.end_of_text = splits["validation"].tokenizer.end_of_text
         self.evaluated: dict[str, float] = {}  # the newest evaluation, by metric name without the split
@@ -54,6 +61,7 @@ class LanguageModule(L.LightningModule):
         self.trained: dict[str, float] = {}  # loss, gradient norm and learning rate of the newest step
         self._nll = 0.0
         self._losses: list[Tensor] = []  # of this step's micro-batches
+        self._unread: list[tuple[int, float, Tensor]] = []  # step, learning rate, and loss and gradient norm
 
     @property
     def step(self) -> int:
@@ -81,20 +89,36 @@ class LanguageModule(L.LightningModule):
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip gradients to ``optim.grad_clip``, record their norm before, and stop if it or the loss is not finite."""
+        """Clip gradients to ``optim.grad_clip``; their norm before is read with the loss, see `read_losses`."""
         limit = self.config.optim.grad_clip or math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        loss = torch.stack(self._losses).mean().item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         first = optimizer.param_groups[0]
         lr = self.config.optim.lr * first["lr"] / first["initial_lr"]  # independent of the group
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            if self.step == 0:
-                raise NotFinite(*(("loss", loss) if not math.isfinite(loss) else ("gradient norm", grad_norm)))
-            raise TrainingDiverged(self.step + 1, loss, lr, grad_norm, self.last_checkpoint)
-        self.trained = {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr}
+        self._unread.append((self.step, lr, torch.stack([torch.stack(self._losses).mean(), grad_norm])))
         self._losses.clear()
+        if self.step == 0 or not _computes_ahead(self.device):
+            self.read_losses()
+
+    def read_losses(self) -> None:
+        """Fill ``trained``, waiting for the device: after each step, on CUDA before rows, evaluations and checkpoints.
+
+        Raises:
+            NotFinite: the first loss or gradient norm is not finite.
+            TrainingDiverged: a later one.
+        """
+        if not self._unread:
+            return
+        values = torch.stack([measured for *_, measured in self._unread]).tolist()
+        for (step, lr, _), (loss, grad_norm) in zip(self._unread, values, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                if step == 0:
+                    raise NotFinite(*(("loss", loss) if not math.isfinite(loss) else ("gradient norm", grad_norm)))
+                raise TrainingDiverged(step + 1, loss, lr, grad_norm, self.last_checkpoint)
+            self.trained = {"train/loss": loss, "train/grad_norm": grad_norm, "train/lr": lr}
+        self._unread.clear()
 
     def on_validation_epoch_start(self) -> None:
+        self.read_losses()
         self._nll = 0.0
 
     on_test_epoch_start = on_validation_epoch_start
@@ -136,7 +160,7 @@ class LanguageModule(L.LightningModule):
 
     def _eager(self) -> AbstractContextManager[object]:
         """Within it, compiled blocks run as they are written."""
-        return torch.compiler.set_stance("force_eager") if self.config.trainer.compile else nullcontext()
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _visible_keys(self, ids: Tensor) -> Tensor | None:
         """Number of visible keys of each token, (B, T); None: all up to itself."""
@@ -149,3 +173,8 @@ class LanguageModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {"config": self.config.recorded(), "rows": self.n_rows}
+
+
+def _computes_ahead(device: torch.device) -> bool:
+    """Whether reading a value waits for queued work, so that it should be rare."""
+    return device.type == "cuda"

@@ -27,9 +27,10 @@ class TrainingLoader:
     with the checkpoint, and a resumed run reads the batches of an uninterrupted one.
     """
 
-    def __init__(self, batches: TrainingBatches, micro_batch_size: int, steps: int) -> None:
+    def __init__(self, batches: TrainingBatches, micro_batch_size: int, steps: int, pinned: bool = False) -> None:
         self.batches = batches
         self.micro_batch_size = micro_batch_size
+        self.pinned = pinned  # in memory that CUDA copies from while the CPU goes on
         self.length = steps * (batches.batch_size // micro_batch_size)
         self.position = 0
 
@@ -39,7 +40,8 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[Batch]:
         while self.position < self.length:
             self.position += 1
-            yield self.batches.micro_batch(self.position - 1, self.micro_batch_size)
+            inputs, targets = self.batches.micro_batch(self.position - 1, self.micro_batch_size)
+            yield (inputs.pin_memory(), targets.pin_memory()) if self.pinned else (inputs, targets)
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -56,6 +58,7 @@ class PreparedRun:
     device: torch.device
     precision: Precision
     attention_backend: str
+    compiled: bool
     corpus: TokenizedCorpus
     splits: dict[str, TokenSplit]  # validation and test, up to data.max_eval_tokens
     model: Transformer

@@ -88,7 +88,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
         "steps": f"{steps:,} of {per_step:,} tokens ({config.trainer.batch_size} x {config.data.block_size}"
         f"{accumulate}) = {steps * per_step:,} tokens, {epochs:.2f} epochs",
         "device": f"{device_name(run.device)}, {run.precision}, attention backend {run.attention_backend}"
-        + (", compiled" if config.trainer.compile else ""),
+        + (", compiled" if run.compiled else ""),
         **({"from": f"{config.init_from}"} if config.init_from else {}),
         "trains": f"{trained:,} parameters (optim.train={config.optim.train})",
         "baseline": f"{reference} (validation perplexity of n-gram models on the same tokens)",

@@ -21,6 +21,7 @@ from ssa.device import (
     device_name,
     is_out_of_memory,
     reset_peak_memory,
+    resolve_compile,
     resolve_device,
     resolve_precision,
 )
@@ -119,15 +120,18 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     train_split = corpus.split("train")
     batches = TrainingBatches(train_split, config.data.block_size, config.trainer.batch_size, config.seed)
     vocab_size = corpus.tokenizer.vocab_size
+    model = _model(config, corpus, resuming)
+    flops = 6 * model.count_parameters()["total"] * config.trainer.steps * config.trainer.batch_size * length
     return PreparedRun(
         config=config,
         device=device,
         precision=resolve_precision(config.trainer.precision, device),
         attention_backend=backend,
+        compiled=resolve_compile(config.trainer.compile, device, flops),
         corpus=corpus,
         splits=splits,
-        model=_model(config, corpus, resuming),
-        loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps),
+        model=model,
+        loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps, device.type == "cuda"),
         references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
         inputs=read_inputs(config.data, config.init_from),
         resume=resume,
@@ -175,8 +179,9 @@ def _execute(
         device=device_name(run.device),
         precision=run.precision,
         attention_backend=run.attention_backend,
+        compiled=run.compiled,
     )
-    if config.trainer.compile:
+    if run.compiled:
         torch._dynamo.reset()  # the recompilation limit counts earlier jobs in this process
         for block in run.model.blocks:  # one compilation serves all of them
             block.compile()
@@ -195,7 +200,7 @@ def _execute(
             mirror.log(row)
             module.n_rows += 1
 
-        module = LanguageModule(config, run.model, run.splits, log_row)
+        module = LanguageModule(config, run.model, run.splits, log_row, run.compiled)
         module.n_rows = len(record.rows())
         module.last_checkpoint = str(record.last_checkpoint) if resume else "none"
         interruption, rows = Interruption(), TrainingRows(config.trainer)

@@ -30,6 +30,7 @@ from ssa.record.run_files import load_config
 from ssa.record.run_model import load_run
 from ssa.text.token_blocks import EvaluationBatches
 from ssa.text.token_cache import prepare
+from ssa.training import lit_module
 from ssa.training.lit_module import LanguageModule
 from ssa.training.train import train
 
@@ -207,6 +208,23 @@ def test_a_non_finite_loss_stops_the_run(tiny) -> None:
     assert status["status"] == "failed"
     assert status["error"] in f"TrainingDiverged: {error.value}"
     assert f"not finite at step {status['step'] + 1}" in status["error"]
+
+
+def test_losses_read_late_are_those_read_after_each_step(tiny, monkeypatch) -> None:
+    each, late = tiny("trainer.log_every=3"), tiny("trainer.log_every=3", "experiment=late")
+    train(each)
+    monkeypatch.setattr(lit_module, "_computes_ahead", lambda device: True)
+    train(late)
+    assert numbers(late) == numbers(each)
+
+
+def test_a_loss_that_is_not_finite_is_found_before_the_next_checkpoint(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(lit_module, "_computes_ahead", lambda device: True)
+    config = tiny("optim.lr=1e18", "optim.grad_clip=null", "optim.warmup_steps=7", "trainer.log_every=1000")
+    with pytest.raises(UserError, match=r"not finite at step [2-9]: loss .*, lr .*, gradient norm "):
+        train(config)
+    last = folder(config) / "checkpoints" / "last.ckpt"
+    assert not last.exists() or all(value.isfinite().all() for value in weights(config).values())
 
 
 def test_a_loss_that_is_not_finite_from_the_start_leaves_no_folder(tiny, monkeypatch) -> None:
