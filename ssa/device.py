@@ -25,8 +25,8 @@ BACKENDS = {
     "math": SDPBackend.MATH,
 }
 
-#: training FLOPs by device: on two AVX2 cores about ten minutes; on a GPU a guess, not measured
-_WORTH_COMPILING = {"cpu": 6e13, "cuda": 1e16}
+#: training FLOPs: a guess for a GPU, not measured; on two AVX2 cores compiled steps are no faster (docs/performance.md)
+_WORTH_COMPILING = {"cuda": 1e16}
 
 
 def resolve_device(name: str, field: str = "trainer.device") -> torch.device:
@@ -55,7 +55,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
 
 
 def resolve_compile(setting: bool | Literal["auto"], device: torch.device, flops: float) -> bool:
-    """``auto``: compile if a run of ``flops`` floating-point operations is long enough to repay the compilation."""
+    """``auto``: compile on a GPU if a run of ``flops`` floating-point operations is long enough to repay it."""
     return flops >= _WORTH_COMPILING.get(device.type, math.inf) if setting == "auto" else setting
 
 

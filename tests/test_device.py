@@ -33,9 +33,9 @@ def test_explicit_precision_is_kept() -> None:
 
 
 def test_auto_compiles_runs_that_are_long_enough() -> None:
-    assert device.resolve_compile("auto", CPU, 1e15)
-    assert not device.resolve_compile("auto", CPU, 1e13)
-    assert not device.resolve_compile("auto", torch.device("mps"), 1e30)
+    assert device.resolve_compile("auto", torch.device("cuda"), 1e17)
+    assert not device.resolve_compile("auto", torch.device("cuda"), 1e15)
+    assert not device.resolve_compile("auto", CPU, 1e30)
     assert device.resolve_compile(True, CPU, 0)
     assert not device.resolve_compile(False, CPU, 1e30)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}  # float32 logits of a chunk; larger ones are no faster
-_LEAST_TOKENS = 128  # of a chunk: each one reads the whole output matrix
+_LEAST_TOKENS = 256  # of a chunk: each one reads the whole output matrix
 
 Reduction = Literal["none", "mean"]
 
@@ -89,8 +89,8 @@ class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        to_hidden, to_weight = ctx.saved_tensors
-        return to_hidden * gradient, None if to_weight is None else to_weight * gradient, None, None
+        # In place: the output matrix's gradient can take gigabytes.  autograd refuses a second backward pass.
+        return *(None if saved is None else saved.mul_(gradient) for saved in ctx.saved_tensors), None, None
 
 
 def _chunks(states: Tensor, targets: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:

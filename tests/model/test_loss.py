@@ -77,6 +77,23 @@ def test_large_logits_do_not_overflow() -> None:
     assert torch.autograd.grad(got, weight)[0].isfinite().all()
 
 
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden, weight, targets = inputs(torch.float64)
+    mean = linear_cross_entropy(hidden, weight, targets, "mean")
+    mean.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        mean.backward()
+
+
+def test_gradients_accumulate_over_calls() -> None:
+    hidden, weight, targets = inputs(torch.float64)
+    for _ in range(2):
+        linear_cross_entropy(hidden, weight, targets, "mean").backward()
+    want = torch.autograd.grad(plain(hidden, weight, targets, "mean"), (hidden, weight))
+    for ours, theirs in zip((hidden.grad, weight.grad), want, strict=True):
+        torch.testing.assert_close(ours, 2 * theirs, rtol=1e-12, atol=1e-12)
+
+
 class _Largest(TorchDispatchMode):
     """The largest number of elements of a tensor that an operation returns."""
 
