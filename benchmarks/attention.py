@@ -37,8 +37,8 @@ def figures(settings: Settings) -> list[Figure]:
         for cases in (layers, statistics):
             times = interleaved(cases, settings.rounds)
             found += [seconds(f"attention layer, {name}, T {length:,}", values) for name, values in times.items()]
-            *_, ours, theirs = times  # the last two
             if small:
+                *_, ours, theirs = times  # the last two
                 found.append(ratio(f"{theirs} / ours, T {length:,}", times[theirs], times[ours]))
         if small:
             shape = Shape(n_layer=4, d_model=WIDTH, n_head=HEADS, length=length, batch=4, vocabulary=2048)

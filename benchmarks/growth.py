@@ -29,7 +29,7 @@ STEPS: dict[str, tuple[Sequence[int], Callable[[int], Shape], str, str]] = {
     "vocabulary V": ((8192, 32768, 131072), lambda size: replace(BASE, vocabulary=size), "<= 1.1", "<= 1.1"),
 }
 CORPUS_MB = (1, 10, 100)
-RUNS = (10, 100, 1000)
+RUNS = (10, 100, 2000)
 
 _PEAK = """
 import json, torch
@@ -46,11 +46,11 @@ print(json.dumps({{"bytes": peak_memory_bytes(cpu) - before}}))
 
 _CORPUS = """
 import json, time
-from ssa.config import DataConfig
+from ssa.command_line.compose import configured
 from ssa.device import peak_memory_bytes
 from ssa.text.token_cache import prepare
 import torch
-data = DataConfig.model_validate({data!r})
+data = configured("data=text", "data.train={file}", "data.tokenizer=bpe-2048", "data.cache_dir={cache}").data
 began = time.perf_counter()
 prepare(data)
 print(json.dumps({{"seconds": time.perf_counter() - began, "bytes": peak_memory_bytes(torch.device("cpu"))}}))
@@ -83,11 +83,7 @@ def _corpus() -> list[Figure]:
             with file.open("w") as stream:
                 for _ in range(round(size * 1e6 / len(text))):
                     stream.write(f"{text}\n\n")
-            data = {
-                "name": "text", "source": "text", "train": str(file), "tokenizer": "bpe-2048", "block_size": 256,
-                "cache_dir": str(Path(folder) / f"cache-{size}"),
-            }  # fmt: skip
-            made.append(in_process(_CORPUS.format(data=data)))
+            made.append(in_process(_CORPUS.format(file=file, cache=Path(folder) / f"cache-{size}")))
     span = f"the corpus from {CORPUS_MB[0]} to {CORPUS_MB[-1]} MB"
     return [
         exponent(f"time of tokenization over {span}", CORPUS_MB, [one["seconds"] for one in made], "<= 1.1"),

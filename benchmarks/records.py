@@ -17,7 +17,7 @@ RUNS = 2000
 GOAL = "<= 20"  # seconds
 TINY = (
     "scale=smoke logger=none model.n_layer=1 model.n_head=1 model.d_model=8 data.tokenizer=bpe-300 trainer.steps=4 "
-    "trainer.eval_every=2"
+    "trainer.eval_every=2 optim.warmup_steps=1"
 )
 
 

@@ -55,6 +55,7 @@ class LanguageModule(L.LightningModule):
         self.probe = probe_windows(splits["validation"].tokens, config.data.block_size, config.trainer.probe_sequences)
         self.end_of_text = splits["validation"].tokenizer.end_of_text
         self.evaluated: dict[str, float] = {}  # the newest evaluation, by metric name without the split
+        self.evaluated_step: int | None = None  # of that evaluation, on the validation split
         self.last_checkpoint = "none"  # for the error if training diverges
         self.n_rows = 0  # in metrics.jsonl
         self._recorded = False  # whether an evaluation outside training is logged
@@ -79,7 +80,11 @@ class LanguageModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         # Dropout, the only randomness in a step, is a function of (seed, micro-batch): resuming is exact.
-        torch.manual_seed(int(np.random.SeedSequence((self.config.seed, index)).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence((self.config.seed, index)).generate_state(1)[0])
+        if self.device.type == "cpu":  # torch.manual_seed queues a call for CUDA each time, with a formatted stack
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean loss of a micro-batch; all have one size, so that their mean is that of the batch."""
@@ -139,6 +144,7 @@ class LanguageModule(L.LightningModule):
         with self.trainer.precision_plugin.forward_context(), self._eager():
             probe = self.probe.to(self.device)
             self.evaluated |= attention_metrics(attention_statistics(self.model, probe, self._visible_keys(probe)))
+        self.evaluated_step = self.step
         if self.reported:
             row = {f"val/{name}": value for name, value in self.evaluated.items()}
             self.log_row({"step": self.step, "tokens": self.tokens, **row})

@@ -24,9 +24,10 @@ _SHOWN = 10  # other runs in the final table
 
 
 def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best_step: int) -> dict[str, Any]:
-    """Evaluate the loaded weights on validation and test; returns the contents of summary.json."""
+    """Evaluate the loaded weights, those of ``best_step``, on validation and test; the contents of summary.json."""
     config = run.config
-    trainer.validate(module, run.evaluation_batches("validation"), verbose=False)
+    if best_step != module.evaluated_step:
+        trainer.validate(module, run.evaluation_batches("validation"), verbose=False)
     measured = {f"best/val/{name}": value for name, value in module.evaluated.items()}
     trainer.test(module, run.evaluation_batches("test"), verbose=False)
     measured |= {f"best/test/{name}": value for name, value in module.evaluated.items()}

@@ -486,6 +486,7 @@ def test_dropout_depends_on_the_seed(tiny) -> None:
         config = tiny("model.dropout=0.5", f"seed={seed}")
         module = LanguageModule.__new__(LanguageModule)
         object.__setattr__(module, "config", config)
+        object.__setattr__(module, "_device", torch.device("cpu"))
         LanguageModule.on_train_batch_start(module, (), 0)
         losses.append(torch.rand(4))
     assert not torch.equal(*losses)
