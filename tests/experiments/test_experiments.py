@@ -156,6 +156,21 @@ def test_committed_table_matches_the_committed_runs(experiment: Experiment) -> N
         assert cell.state != "value" or cell.runs
 
 
+RECORDS = [path for experiment in ALL for path in sorted(experiment.folder.glob("results/*_records.parquet"))]
+RECORDS = [path for path in RECORDS if not path.name.startswith("smoke_")]  # those are not committed
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parents[1].name}, {path.name}")
+def test_committed_records_render_the_committed_tables(path: Path, tmp_path: Path) -> None:
+    name, scale = path.parents[1].name, path.name.removesuffix("_records.parquet")
+    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    assert main([name, f"scale={scale}", "render=true", *where]) == 0
+    for table in path.parent.glob(f"{scale}_*.csv"):
+        assert (tmp_path / "to" / table.name).read_bytes() == table.read_bytes(), table.name
+    assert (tmp_path / "to" / path.name).read_bytes() == path.read_bytes()
+    assert path.stat().st_size < 4e6
+
+
 @every_result
 def test_every_figure_exists_as_png_and_svg(experiment: Experiment) -> None:
     results = experiment.folder / "results"
