@@ -30,6 +30,7 @@ from ssa.text.tokenization import Tokenizer, train_bpe
 from ssa.training.train import train
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("own_modules")
 
 RULES = sorted(path.stem for path in (ROOT / "conf" / "model" / "temperature").glob("*.yaml"))
 STRETCH = "model.rope_scaling={factor:8.0,low_freq_factor:1.0,high_freq_factor:4.0,original_max_positions:32}"
@@ -43,21 +44,6 @@ SMALL = ["model.n_layer=2", "model.n_head=4", "model.d_model=32", "model.max_pos
 ACTING = ["model.temperature.yarn_factor=4.0"]
 LENGTH, NEW = 12, 8
 Trained = Callable[..., Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The code in exported folders is copied to a cache of these tests, and forgotten after them."""
-    from transformers import dynamic_module_utils, utils
-
-    cache, path = str(tmp_path_factory.mktemp("modules")), list(sys.path)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (dynamic_module_utils, utils):
-            patch.setattr(module, "HF_MODULES_CACHE", cache)
-        yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        del sys.modules[name]
 
 
 @pytest.fixture

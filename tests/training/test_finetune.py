@@ -187,6 +187,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(finetune) -> None:
         train(finetune("model=gpt2", "init_from=null", "data.tokenizer=bpe-512", "model.vocab_size=100"))
 
 
+@pytest.mark.usefixtures("own_modules")
 def test_fine_tune_export_fine_tune(
     finetune: Callable[..., Config], llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
