@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import sys
@@ -25,9 +26,15 @@ ROOT = Path(__file__).parent.parent
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:  # as after nohup, or in the background of a script
         signal.signal(_number, _handler)
+gc.disable()  # until all tests are imported, which is a third faster
 hypothesis.settings.register_profile("busy", deadline=None)  # no test measures time
 hypothesis.settings.load_profile("busy")
 BOTH = Terms(token="shared", position="log")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ HEAVY = {"torch", "lightning", "transformers", "datasets", "wandb", "lm_eval", "
 HEAVY |= {"pandas", "scipy", "matplotlib", "optuna", "huggingface_hub"}
 COMMAND_LINE = ("ssa.command_line.cli", "ssa.command_line.settings", "ssa.command_line.preflight")
 LIBRARIES = ("generate", "ssa.training.train", "ssa.evaluation.evaluate", "ssa.pretrained.export")
-LIBRARIES += ("ssa.evaluation.tasks.perplexity",)
+LIBRARIES += ("ssa.evaluation.tasks.perplexity", "ssa.report.page.write")
 PATIENCE = 300  # seconds
 _numbers = itertools.count()
 

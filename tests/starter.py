@@ -13,8 +13,6 @@ appears in the folder, in a file with its id as name.  The end of stdin ends thi
 from __future__ import annotations
 
 import ctypes
-import gc
-import importlib
 import json
 import os
 import runpy
@@ -25,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ssa.imports import preload
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -33,8 +33,7 @@ def serve(folder: Path, modules: list[str]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans become children of this process
     for module in modules:
-        importlib.import_module(module)
-    gc.freeze()
+        preload(module)
     started: set[int] = set()
     starting = threading.Lock()
     threading.Thread(target=_reap, args=(folder, started, starting), daemon=True).start()

@@ -6,12 +6,11 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from programs import launch
 from rich.console import Console
 
 from experiments.__main__ import main
@@ -20,7 +19,6 @@ from experiments.engine import source_hash as source_hash_module
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import (
-    EXPERIMENTS,
     SHARED,
     Experiment,
     ExperimentSettings,
@@ -93,16 +91,10 @@ def test_every_scale_has_valid_settings(experiment: Experiment, scale: str) -> N
 
 
 @every_experiment
-def test_mistake_is_refused_before_torch_is_imported(experiment: Experiment) -> None:
-    code = (
-        "import sys; from experiments.__main__ import main; "
-        f"code = main(['{experiment.name}', 'scale=huge']); print(code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=EXPERIMENTS.parent, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["2", "False"]
-    assert done.stderr.startswith("error: scale=huge: not one of the choices; valid: smoke, laptop, gpu, paper")
+def test_mistake_is_refused_before_torch_is_imported(experiment: Experiment, tmp_path: Path) -> None:
+    code, out, err, heavy = launch("-m", "experiments", experiment.name, "scale=huge", cwd=tmp_path)
+    assert (code, out, "torch" in heavy) == (2, "", False)
+    assert err.startswith("error: scale=huge: not one of the choices; valid: smoke, laptop, gpu, paper")
 
 
 @every_experiment

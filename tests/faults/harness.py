@@ -22,7 +22,7 @@ from programs import LIBRARIES, PATIENCE, Process, Starter
 from ssa.errors import EXIT_BAD_INPUT, UserError
 from ssa.record import checkpoint
 
-MODULES = (*LIBRARIES, "sweeps.search", "ssa.report.page.write", "experiments.engine.context")
+MODULES = (*LIBRARIES, "sweeps.search", "experiments.engine.context")
 TIMES = ("seconds", "tokens_per_second", "memory", "time", "commit", "files", "sha256", "versions", "began", "pid")
 UNCOMPARED = ("environment*", "uncommitted*", "*.log", "*.db", "*provenance.json", "status.json")
 UNCOMPARED += ("*.lock", "*.seal", "*.journal")  # the next program that needs one takes it over

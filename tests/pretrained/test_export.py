@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import torch
 import yaml
@@ -391,11 +391,10 @@ def test_from_the_command_line_after_a_real_run(smoke: Callable[..., Config], tm
     config = smoke(*steps, "trainer.batch_size=2", "trainer.micro_batch_size=2", "model=ssa_llama", *SMALL)
     train(config)
     run, folder = Path(config.output_dir) / config.experiment / config.run_id, tmp_path / "exported"
-    command = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True)
-    arguments = [sys.executable, str(ROOT / "export.py"), f"run={run}", f"to={folder}"]
-    done = command(arguments)
-    assert done.returncode == 0, done.stderr
-    size, *lines = done.stdout.splitlines()
+    command = ["export.py", f"run={run}", f"to={folder}"]
+    with programs.start(*command, cwd=tmp_path) as done:
+        assert done.ended() == 0, done.err
+    size, *lines = done.out.splitlines()
     assert size.startswith(f"{folder}: ")
     assert size.endswith(" MB")
     found: dict[str, Any] = {}
@@ -407,6 +406,6 @@ def test_from_the_command_line_after_a_real_run(smoke: Callable[..., Config], tm
     assert config.run_id in card
     assert "| validation |" in card
     assert "trust_remote_code=True" in card
-    again = command(arguments)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr == f"error: to={folder}: exists; valid: a new folder, or an empty one\n"
+    again = programs.launch(*command, cwd=tmp_path)
+    assert (again.code, again.out) == (2, "")
+    assert again.err == f"error: to={folder}: exists; valid: a new folder, or an empty one\n"
