@@ -94,7 +94,8 @@ class ClaimConclusion(Conclusion):
         sizes, more = self.decision.comparison.sizes, self.decision.more_seeds
         numbers = self._numbers(f"{'simultaneous ' if self.decision.n_claims > 1 else ''}95% interval")
         numbers += f"; {sizes.name}: {sizes.expected:.3g}"
-        numbers += f"; practically equal: within {sizes.margin:.3g}" if self.verdict == "practically equal" else ""
+        if self.verdict == "practically equal":
+            numbers += f"; within {sizes.margin:.3g}: p = {self.decision.p.equal:.2g}"
         numbers += f"; more seeds: for {more.difference:.3g}" if more and more.difference != sizes.expected else ""
         return f"{self.verdict.capitalize()}: {self.claim} ({numbers})."
 

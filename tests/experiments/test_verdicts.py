@@ -159,6 +159,12 @@ def test_sentence_names_the_interval_and_the_size() -> None:
     assert ClaimConclusion.of(claim, alone).sentence == (
         f"Holds, smaller than the paper's: {text}, 95% interval -0.031 to -0.009, 12 seeds; the paper's size: 0.05)."
     )
+    (equal,) = decide([compared(0.002, 0.002)])
+    assert ClaimConclusion.of(claim, equal).sentence.endswith(
+        f"; the paper's size: 0.05; within 0.01: p = {equal.p.equal:.2g})."
+    )
+    (beyond,) = decide([compared(0.010, 0.010)])
+    assert ClaimConclusion.of(claim, beyond).sentence.endswith("; the paper's size: 0.05; more seeds: for 0.01).")
     assert f"{text}, simultaneous 95% interval -0.0349 to -0.0051, " in ClaimConclusion.of(claim, several).sentence
 
 
