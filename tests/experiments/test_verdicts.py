@@ -240,9 +240,9 @@ def test_error_rates_and_power(n: int, n_claims: int) -> None:
 def test_error_rates_and_power_of_practically_equal(n: int, n_claims: int) -> None:
     """Pairs that agree well enough to show equality within the smallest size of interest."""
     sizes = papers_size()
-    sd = sizes.smallest / 2 if n == 12 else sizes.smallest / 4
-    margin = simulated([sizes.smallest] * n_claims, sd, n, sizes)
-    assert rate(margin, "practically equal") <= at_most(EQUAL)
+    sd = sizes.smallest * (0.9 if n == 12 else 0.65)  # equality and a difference are both possible
+    margin = rate(simulated([sizes.smallest] * n_claims, sd, n, sizes), "practically equal")
+    assert 0.005 <= margin <= at_most(EQUAL)
     none = simulated([0.0] * n_claims, sd, n, sizes)
     assert rate(none, "holds") <= at_most(SHOWN)
     first = rate(none, "practically equal", slice(0, 1))
