@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from experiments.engine.claims import Claim, EffectSizes, Name, effect_sizes
 from experiments.engine.experiment import Experiment, TrainingSettings
 from experiments.engine.shared_runs import start_of
 from ssa.command_line.preflight import check_evaluated_inputs
 from ssa.command_line.settings import parse, typed
-from ssa.config import SCALES, Scale, Section
+from ssa.config import SCALES, PositiveFloat, Scale, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.launch.cluster import PROCESSES, check_launcher
 from ssa.launch.run import Run
-
-Name = Annotated[str, Field(min_length=1)]
 
 
 class GridRow(Section):
@@ -56,16 +55,9 @@ class Metric(Section):
     task: str | None = Field(None, description="task of evaluate.py that measures it; null: training does")
     digits: int = Field(3, description="digits after the point")
     compared: bool = Field(False, description="show the difference to the first row and its p-value")
-
-
-class Claim(Section):
-    """Claim that a row's metric is lower (or higher) than another's in a group; the first is the main claim."""
-
-    group: Name
-    row: Name
-    against: Name
-    metric: Name
-    expected: Literal["lower", "higher"] = "lower"
+    smallest: PositiveFloat | None = Field(
+        None, description="smallest difference of interest, declared before the runs; claims need it"
+    )
 
 
 class Grid(Section):
@@ -93,12 +85,29 @@ class Grid(Section):
         for what, name in asked:
             if name not in known[what]:
                 raise ValueError(f"{what} {name}: not in the grid; valid: {', '.join(known[what])}")
+        for claim in self.claims:
+            if self.metric(claim.metric).smallest is None:
+                raise ValueError(f"metric {claim.metric}: a claim needs smallest=, the smallest difference of interest")
         by_name = {group.name: group for group in self.groups}
         for group in self.groups:
             for scale, name in group.start.items():
                 if scale not in by_name[name].at or scale in by_name[name].start:
                     raise ValueError(f"group {group.name}: at {scale} {name} is not trained from scratch")
         return self
+
+    def metric(self, name: str) -> Metric:
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    def claims_at(self, scale: str) -> list[Claim]:
+        """The claims on groups that are run at a scale, whatever became of their runs."""
+        groups = {group.name for group in self.groups if scale in group.at}
+        return [claim for claim in self.claims if claim.group in groups]
+
+    def effect_sizes(self, claim: Claim, experiment: Experiment) -> EffectSizes:
+        """The sizes against which a claim is judged; see `experiments.engine.claims.effect_sizes`."""
+        smallest = self.metric(claim.metric).smallest
+        assert smallest is not None  # validated
+        return effect_sizes(claim, smallest, experiment)
 
 
 def declared(experiment: Experiment) -> Grid:
@@ -175,6 +184,8 @@ def check(experiment: Experiment, settings: GridSettings) -> None:
         UserError: the declaration of the grid is invalid, or settings are refused.
     """
     grid = declared(experiment)
+    for claim in grid.claims:
+        grid.effect_sizes(claim, experiment)
     check_train(experiment, grid, settings)
     if settings.source is not None:
         from ssa.record.wandb_runs import project_of  # imports pandas

@@ -1,4 +1,4 @@
-"""Plan of a grid, printed before anything is run: runs, tokens, time and disk."""
+"""Plan of a grid, printed before anything is run: runs, tokens, time, disk and statistical power."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments.engine import power_plan
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, declared, runs
 from ssa.config import Config
@@ -29,7 +31,8 @@ _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.
 
 
 def show(experiment: Experiment, settings: GridSettings, console: Console) -> None:
-    planned = runs(declared(experiment), settings)
+    grid = declared(experiment)
+    planned = runs(grid, settings)
     mistakes = refused(filter(None, planned.values()))
     for reason, number in Counter(mistakes.values()).items():
         console.print(f"{number} runs are refused: {reason}", markup=False)
@@ -50,31 +53,36 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
     if later:
         console.print(f"and {later} runs that fine-tune some of these, once they have finished")
     tokens = sum(_tokens_left(run, settings.rerun) for run in waiting)
-    seconds, how = _seconds(waiting, settings)
+    frame = _known(settings)
+    seconds, how = _seconds(waiting, settings, frame)
     disk = sum(_parameters(run.config) * _BYTES for run in waiting)
     console.print(
         f"{len(waiting)} of {len(unique)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
         f"jobs={settings.jobs} ({how}), {disk / 1e9:,.1f} GB of disk"
     )
+    power_plan.show(*power_plan.claim_powers(experiment, grid, settings, planned, frame), console)
+
+
+def _known(settings: GridSettings) -> pd.DataFrame:
+    """All runs so far."""
+    folder = Path(settings.output_dir) / "experiments"
+    return load(folder, checked=False) if folder.is_dir() else pd.DataFrame(columns=["status", "damage"])
 
 
 def _tokens_left(run: Run, rerun: bool) -> int:
     return run.tokens if rerun else run.tokens - run.tokens_done()
 
 
-def _seconds(waiting: Sequence[Run], settings: GridSettings) -> tuple[float, str]:
+def _seconds(waiting: Sequence[Run], settings: GridSettings, frame: pd.DataFrame) -> tuple[float, str]:
     """Estimated duration of all runs, and what the estimate is based on.
 
     A run is as fast as finished ones of the same kind, else as its FLOPs at this machine's speed.
     """
-    folder = Path(settings.output_dir) / "experiments"
     speeds: dict[tuple[object, ...], float] = {}  # tokens per second by kind
-    if folder.is_dir():
-        frame = load(folder, checked=False)
-        finished = frame[frame["status"] == "finished"]
-        if len(finished):
-            tokens_per_second = finished["tokens"] / finished["wall_seconds"]
-            speeds = tokens_per_second.groupby([finished[key] for key in _KIND]).median().to_dict()
+    finished = frame[frame["status"] == "finished"]
+    if len(finished):
+        tokens_per_second = finished["tokens"] / finished["wall_seconds"]
+        speeds = tokens_per_second.groupby([finished[key] for key in _KIND]).median().to_dict()
     estimated: set[tuple[object, ...]] = set()
     total = 0.0
     for run in waiting:
