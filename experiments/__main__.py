@@ -1,4 +1,4 @@
-"""Compute a table or figure of the paper: ``python -m experiments NAME scale=smoke|laptop|gpu|paper``."""
+"""Compute a table or figure of the paper: ``python -m experiments NAME scale=smoke|laptop|overnight|gpu|paper``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import time
 from functools import partial
 
 from experiments.engine.experiment import Experiment, ExperimentSettings, all_experiments, find_experiment
-from experiments.engine.grid import GridSettings, check
+from experiments.engine.grid import GridSettings
+from experiments.engine.grid_check import check
 from ssa.command_line.output import keep_writable
 from ssa.command_line.settings import complain, program
 from ssa.config import SCALES
@@ -63,6 +64,10 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
         from experiments.engine.plan import show
 
         return show(experiment, settings, console)
+    if isinstance(settings, GridSettings) and settings.recompute:
+        from experiments.engine.recompute import recompute
+
+        return recompute(experiment, settings, console)
     context = ExperimentContext(experiment, settings, console)
     console.print(f"{experiment.name}, scale={settings.scale}: {experiment.purpose}")
     try:

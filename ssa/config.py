@@ -25,7 +25,7 @@ from ssa.redaction import redacted
 
 PositiveInt = Annotated[int, Field(gt=0, lt=TOO_LARGE)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
-Scale = Literal["smoke", "laptop", "gpu", "paper"]  # the files in conf/scale, from the smallest to the largest
+Scale = Literal["smoke", "laptop", "overnight", "gpu", "paper"]  # the files in conf/scale, the smallest first
 SCALES: tuple[Scale, ...] = get_args(Scale)
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -35,7 +35,7 @@ T = TypeVar("T")
 _RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
 
 _NOT_IDENTITY: dict[str, Any] = {
-    **dict.fromkeys(("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"), True),
+    **dict.fromkeys(("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale", "init_hash"), True),
     "model": {"name": True, "size": True, "temperature": {"name"}},
     "data": {"name", "cache_dir", "workers"},
     "trainer": {"log_every", "checkpoint_every"},
@@ -68,7 +68,7 @@ class DataConfig(Section):
     """Text source, tokenizer and blocks of ``block_size`` tokens; ``passkey``: for the passkey source only."""
 
     name: Name
-    source: Literal["pydocs", "hub", "text", "passkey"]
+    source: Literal["pydocs", "pysource", "hub", "text", "passkey"]
     path: str | None
     config: str | None
     revision: str | None
@@ -161,7 +161,10 @@ class LoggerConfig(Section):
 
 
 class Config(Section):
-    """The config of one run."""
+    """The config of one run.
+
+    ``init_hash``: content of the folder that ``init_from`` names, set by the program; null for a Hub id.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -175,7 +178,8 @@ class Config(Section):
     output_dir: Annotated[str, Field(min_length=1)]
     resume: str | None
     rerun: bool
-    save_diff: bool = False  # older config.yaml files lack it
+    save_diff: bool = False  # older config.yaml files lack it, and the next
+    init_hash: str | None = None
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
@@ -218,11 +222,16 @@ class Config(Section):
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results, without secrets: runs of equal identity have equal losses.
 
-        Not part of it: input and output paths, logging, the number of processes, and the names of options (their values
-        count).  Part of it: the device, although it changes the last bits at most, and ``trainer.eval_every``, which
-        determines the steps at which the best checkpoint can be taken.
+        Not part of it: output paths, logging, the number of processes, and the names of options (their values count).
+        A pretrained model in a folder counts by its content, not its path.  Part of it: the device, although it changes
+        the last bits at most, and ``trainer.eval_every``, which determines the steps at which the best checkpoint can
+        be taken.
         """
         plain = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
+        if self.init_hash is not None:
+            if self.data.tokenizer == self.init_from:
+                plain["data"]["tokenizer"] = self.init_hash
+            plain["init_from"] = self.init_hash
         for setting in self.model.temperature.unused_settings:
             del plain["model"]["temperature"][setting]
         if self.data.passkey is None:

@@ -8,10 +8,9 @@ import sys
 
 
 def preload(module: str) -> None:
-    """Import a module, with all that it imports, without garbage collection, which takes a third of the time.
+    """Import a module, with all that it imports, a third faster: nothing is collected meanwhile, nor ever after.
 
-    The objects it creates live as long as the process.  They are frozen, so that later collections and the exit skip
-    them.
+    What it creates lives as long as the process, so that searching it for garbage, also at the exit, is in vain.
     """
     if module in sys.modules:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 import signal
@@ -279,8 +278,6 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        # Nothing is left to stop: in the exit functions of libraries, Ctrl-C would print a traceback.
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def termination_signals() -> list[signal.Signals]:

@@ -75,8 +75,8 @@ def configs() -> Iterator[Config]:
             yield config.model_copy(update={"optim": optim, "seed": seed, **where})
 
 
-def write(path: Path, config: Config, numbers: random.Random, number: int = 0) -> None:
-    """The folder of one run; ``number`` decides how it ended."""
+def write(path: Path, config: Config, numbers: random.Random, number: int = 0, **summary: Any) -> None:
+    """The folder of one run; ``number`` decides how it ended, ``summary`` has values of its own."""
     state = {FAILED: "failed", INTERRUPTED: "interrupted", KILLED: "running"}.get(number % 50, "finished")
     finished = state == "finished"
     steps = config.trainer.steps if finished else config.trainer.steps // 2
@@ -93,7 +93,7 @@ def write(path: Path, config: Config, numbers: random.Random, number: int = 0) -
         if number % EVALUATED == 0:
             (path / "evaluation").mkdir()
             _write_json(path / "evaluation" / "perplexity.json", _evaluation(rows[-1]["val/loss"] + 0.01))
-        _write_json(path / "summary.json", with_checksums(path, _summary(config, rows), {}))
+        _write_json(path / "summary.json", with_checksums(path, {**_summary(config, rows), **summary}, {}))
 
 
 def _composed(temperature: str) -> Config:
@@ -170,6 +170,10 @@ def _summary(config: Config, rows: list[Row]) -> dict[str, Any]:
         "reference/val/bigram_perplexity": 79.8,
         "device": "cpu",
         "precision": "32-true",
+        "cpu": "a CPU",
+        "cpu_capability": "AVX2",
+        "threads": 1,
+        "torch": "2.13.0+cpu",
         "attention_backend": "flash",
         "peak_memory_bytes": 650592256,
         **{f"data.{split}.{unit}": n for split, (unit, n) in product(("train", "validation", "test"), units.items())},

@@ -30,13 +30,16 @@ from ssa.files import hash_of, partial_path, to_csv, to_json, write_atomic, writ
 from ssa.launch.pool import train
 from ssa.launch.run import Run
 from ssa.record import environment
-from ssa.record.run_files import read_environment, read_summary
+from ssa.record.machine import Machine
+from ssa.record.run_files import read_summary
 from ssa.redaction import redact, redacted
 from ssa.report import renderings, tables
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ssa.record.run_table import FoundRun
 
 K = TypeVar("K")
 TableRow = Mapping[str, Any]
@@ -75,6 +78,7 @@ class ExperimentContext:
         self._jobs = JobCache(kept, experiment.name, self._commit, settings.jobs, settings.rerun, console)
         self.conclusions: list[Conclusion] = []
         self._runs: set[Path] = set()
+        self._recorded: list[FoundRun] = []
         self.failed: dict[Run, str] = {}
 
     def compute(self, jobs: Mapping[K, CachedJob]) -> dict[K, Any]:
@@ -95,6 +99,10 @@ class ExperimentContext:
         """Records the runs behind the results, and the failed ones with their reasons."""
         self._runs |= {run.folder for run in runs if run not in failed and run.is_finished()}
         self.failed |= failed
+
+    def add_recorded(self, runs: Iterable[FoundRun]) -> None:
+        """Records the runs behind the results that were read from `ssa.record.records`."""
+        self._recorded += runs
 
     def table(self, name: str, rows: Iterable[TableRow]) -> None:
         """Writes ``<scale>_<name>.csv``; numbers have 6 significant digits."""
@@ -158,11 +166,11 @@ class ExperimentContext:
         """Writes conclusions and provenance, with this process's wall time, and moves all results into place."""
         if self.conclusions:
             self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
-        commits, seconds_of_runs = {self._commit, *self._jobs.commits}, 0.0
-        for run in self._runs:
-            with suppress(UserError, KeyError):  # a damaged run, which the table names
-                seconds_of_runs += read_summary(run)["wall_seconds"]
-                commits.add(_commit(read_environment(run)))
+        summaries = [run.summary for run in self._recorded]
+        for folder in self._runs:
+            with suppress(UserError):  # a damaged run, which the table names
+                summaries.append(read_summary(folder))
+        commits = {self._commit, *self._jobs.commits, *(str(summary.get("commit")) for summary in summaries)}
         write_json(
             self.path("provenance.json"),
             {
@@ -170,7 +178,8 @@ class ExperimentContext:
                 "settings": redacted(self.settings.model_dump(exclude={"to", "output_dir", "rerun"})),
                 "seconds": round(seconds),
                 "seconds_of_cached_jobs": round(self._jobs.seconds),
-                "seconds_of_runs": round(seconds_of_runs),
+                "seconds_of_runs": round(sum(float(summary.get("wall_seconds") or 0) for summary in summaries)),
+                "machines_of_runs": sorted({str(machine) for summary in summaries if (machine := Machine.of(summary))}),
                 "commits": sorted(commits),
                 "python": self._facts["python"],
                 "torch": self._facts["packages"]["torch"],

@@ -34,7 +34,8 @@ class ExperimentSettings(Section):
     """Settings of every experiment.  Fields without a default have their values in ``config.yaml``."""
 
     scale: Scale = Field(
-        "laptop", description="smoke: seconds; laptop: minutes on two cores; gpu; paper: as large as makes sense"
+        "laptop",
+        description="smoke: seconds; laptop: minutes, overnight: hours on two cores; gpu; paper: as large as sensible",
     )
     seeds: Annotated[int, Field(ge=2)] = Field(description="number of seeds, counted from 0")
     jobs: PositiveInt = Field(2, description="parallel processes, one thread each; does not change any number")
@@ -49,8 +50,8 @@ class ExperimentSettings(Section):
 
 # Settings that do not change any number
 BOOKKEEPING = {"scale", "jobs", "to", "output_dir", "rerun", "logger", "plan", "fail_fast", "launcher"}
-BOOKKEEPING |= {"launcher_overrides"}
-_OCCASIONAL = {"scale", "jobs", "rerun", "plan", "fail_fast", "source"}
+BOOKKEEPING |= {"launcher_overrides", "render", "recompute"}
+_OCCASIONAL = {"scale", "jobs", "rerun", "plan", "fail_fast", "source", "render", "recompute"}
 
 
 class TheorySettings(ExperimentSettings):
@@ -111,10 +112,9 @@ class Experiment:
     @cached_property
     def _config(self) -> _Declaration:
         path = self.folder / "config.yaml"
-        own = _load(path)
+        own = _with_defaults(path)
         try:
-            shared = _load(SHARED / str(own["extends"])) if "extends" in own else {}
-            return _Declaration.model_validate(_merged(shared, own))
+            return _Declaration.model_validate(own)
         except ValidationError as error:
             raise UserError(f"{path}: {one_line(error, _Declaration)}") from None
 
@@ -186,6 +186,12 @@ def find_experiment(name: str) -> Experiment:
     if name not in names:
         raise UserError(f"{name}: no such experiment{closest(name, names)}; valid: {', '.join(names)}")
     return Experiment(name)
+
+
+def _with_defaults(path: Path) -> dict[str, Any]:
+    """A file over the one that it extends, over the one that that extends, and so on."""
+    own = _load(path)
+    return _merged(_with_defaults(SHARED / str(own["extends"])), own) if "extends" in own else own
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from experiments.engine.context import ExperimentContext
 from experiments.engine.evaluations import evaluate
-from experiments.engine.grid import Grid, GridSettings, declared, runs
+from experiments.engine.grid import Grid, GridSettings, declared
+from experiments.engine.grid_runs import reported, runs
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.pool import failures, refused, run_all
@@ -24,28 +25,43 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     Raises:
         UserError: invalid declaration or settings; a run failed and ``fail_fast`` is set; or W&B does not answer.
     """
+    from experiments.engine.grid_records import FILE, GridRecords
     from experiments.engine.grid_results import Results
     from experiments.engine.grid_tables import write
     from ssa.record.runs import load
 
     grid = declared(context.experiment)
+    recorded = GridRecords.of(context.experiment, grid, settings)
     failed: dict[Run, str] = {}
     unevaluated: dict[Run, str] = {}
-    first = [run for run in runs(grid, settings).values() if run]
-    mistakes = refused(first)
-    if settings.source is None:
-        if mistakes and len(mistakes) == len(first):  # such as a mistake in train=
-            raise UserError(next(iter(mistakes.values())))
-        failed |= _train(first, settings, context)
-        others = [run for run in runs(grid, settings).values() if run and run not in first]  # fine-tune those
-        failed |= _train(others, settings, context)
-        unevaluated |= _evaluate([*first, *others], settings, context)
+    planned = runs(grid, settings)
+    taken = recorded.taken(planned)
+    first = recorded.missing(planned, taken)
+    mistakes = refused(filter(None, planned.values()))
+    if mistakes and len(mistakes) == len([run for run in planned.values() if run]) and settings.source is None:
+        raise UserError(next(iter(mistakes.values())))  # such as a mistake in train=
+    if settings.source is None and not settings.render:
+        if taken:
+            number = sum(cell.is_reported for cell in taken)
+            context.console.print(f"{number} of {len(reported(planned))} runs have a record, which counts as finished")
+        trained: list[Run] = []
+        while new := [run for run in recorded.missing(planned, taken) if run not in trained]:  # a stage
+            failed |= _train(new, settings, context)
+            trained += new
+            planned = runs(grid, settings)
+            taken = recorded.taken(planned)
+        of_table = {run for run in reported(planned).values() if run}
+        unevaluated |= _evaluate([run for run in trained if run in of_table], settings, context)
     else:
         failed |= mistakes
-        context.add_runs([], failed)
-    frame = load(Path(settings.output_dir) / "experiments", settings.source)
+        context.add_runs(first if settings.source is None else [], failed)
+    found = [record.run for record in taken.values()]
+    context.add_recorded(found)
+    frame = load(Path(settings.output_dir) / "experiments", settings.source, recorded=found)
     check_keys(grid, frame)
-    write(Results(context.experiment, grid, settings, runs(grid, settings), failed, unevaluated, frame), context)
+    if settings.source is None:
+        recorded.write(context.path(FILE), planned, taken)
+    write(Results(context.experiment, grid, settings, planned, failed, unevaluated, frame, taken), context)
 
 
 def _train(wanted: Sequence[Run], settings: GridSettings, context: ExperimentContext) -> dict[Run, str]:
@@ -79,7 +95,9 @@ def check_keys(grid: Grid, frame: pd.DataFrame) -> None:
         UserError: a metric is in none of them.
     """
     for metric in grid.metrics:
-        if metric.task is None and (frame["status"] == "finished").any() and metric.key not in frame.columns:
+        if metric.task is not None or metric.fine_tuned:  # it may be that no such run has finished
+            continue
+        if (frame["status"] == "finished").any() and metric.key not in frame.columns:
             known = [name for name in frame.columns if not name.startswith("config.")]
             raise UserError(f"metric {metric.name}: key={metric.key}: no run has it{closest(metric.key, known)}")
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from experiments.engine.claims import Claim
+from experiments.engine.design import Rates, turns_on_rate
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import Grid, GridCell, GridSettings, Metric
+from experiments.engine.grid import Grid, GridSettings, Metric
+from experiments.engine.grid_runs import SEARCHED, GridCell, losses, lowest, reported
 from experiments.engine.verdict import Comparison, Decision, decide
 from ssa.launch.run import Run
 from ssa.perplexity import OF_TEXT
 from ssa.record.checksums import NO_CHECKSUMS
+from ssa.record.machine import Machine
 from ssa.report.tables import State
 from ssa.statistics import Estimate, holm, mean_interval, paired_interval, paired_p_value
+
+if TYPE_CHECKING:
+    from ssa.record.records import Record
 
 ABSENT = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
@@ -57,19 +64,26 @@ class Results:
     """Results of a grid.
 
     Attributes:
-        runs: from `experiments.engine.grid.runs`.
+        planned: from `experiments.engine.grid_runs.runs`.
         failed: reasons of the runs that failed just now.
         unevaluated: reasons of the finished runs whose evaluation failed.
         frame: from `ssa.record.runs.load`.
+        records: of the runs that were not trained here, by cell.
     """
 
     experiment: Experiment
     grid: Grid
     settings: GridSettings
-    runs: Mapping[GridCell, Run | None]
+    planned: Mapping[GridCell, Run | None]
     failed: Mapping[Run, str]
     unevaluated: Mapping[Run, str]
     frame: pd.DataFrame
+    records: Mapping[GridCell, Record] = field(default_factory=dict)
+
+    @cached_property
+    def runs(self) -> dict[GridCell, Run | None]:
+        """Those of the table."""
+        return reported(self.planned)
 
     @property
     def groups(self) -> list[str]:
@@ -80,8 +94,10 @@ class Results:
         return metric.task is None or metric.task in self._tasks
 
     def run_id(self, cell: GridCell) -> str | None:
-        """None if the overrides are refused, or the run to fine-tune has not finished."""
-        run = self.runs[cell]
+        """None if the overrides are refused, or what the run depends on has not finished."""
+        if cell in self.records:
+            return self.records[cell].run.run_id
+        run = self.planned[cell]
         return run.config.run_id if run is not None and not run.refusal else None
 
     @cached_property
@@ -90,14 +106,14 @@ class Results:
 
     def gap(self, cell: GridCell, metric: Metric) -> Gap | None:
         """Why a run has no valid value of a metric, if so."""
-        run, run_id = self.runs[cell], self.run_id(cell)
+        run, run_id = None if cell in self.records else self.planned[cell], self.run_id(cell)
         found = self.frame.loc[run_id] if run_id in self.frame.index else None
         if found is not None and found["damage"] not in ("", NO_CHECKSUMS):  # first, as it may be why the run failed
             return Gap("damaged", f"left out, {found['damage']}")
         if run is not None and run in self.failed:
             return Gap("failed", self.failed[run])
         if run_id is None:
-            return Gap("missing", "the run to fine-tune has not finished, or is damaged")
+            return Gap("missing", "its start or the search of its rates has not finished, or is damaged")
         if found is None:
             return Gap("missing", f"not in {self.settings.source}" if self.settings.source else "not run")
         if found["status"] != "finished":
@@ -110,18 +126,48 @@ class Results:
             return Gap("missing", lost if isinstance(lost, str) else f"has no {metric.key}")
         return None
 
+    def has(self, group: str, metric: Metric) -> bool:
+        """Whether runs of a group have the metric."""
+        (found,) = (one for one in self.grid.groups if one.name == group)
+        return not metric.fine_tuned or found.start is not None
+
+    def n_seeds(self, group: str) -> int:
+        """The number of seeds of a group."""
+        return len({cell.seed for cell in self.runs if cell.group == group})
+
     def numbers(self, group: str, row: str, metric: Metric) -> dict[int, float]:
         """The metric of each valid run, by seed."""
+        found = self._values(group, row, metric)
+        if metric.minus_first:
+            first = self._values(group, self.grid.rows[0].name, metric)
+            return {seed: value - first[seed] for seed, value in found.items() if seed in first}
+        return found
+
+    def _values(self, group: str, row: str, metric: Metric) -> dict[int, float]:
         return {
             cell.seed: float(self.frame.at[self.run_id(cell), metric.key])
             for cell in self.runs
             if (cell.group, cell.row) == (group, row) and self.gap(cell, metric) is None
         }
 
+    def machine(self, cell: GridCell) -> Machine | None:
+        """What a run was trained on; None where it is not recorded."""
+        return Machine.of(self.frame.loc[self.run_id(cell)])
+
+    def mixed(self, group: str, row: str, against: str, metric: Metric) -> dict[int, tuple[Machine, Machine]]:
+        """Seeds at which the two rows were trained on different kinds of machine, which are named."""
+        common = self.numbers(group, row, metric).keys() & self.numbers(group, against, metric).keys()
+        found = {}
+        for seed in sorted(common):
+            one, other = (self.machine(GridCell(group, name, seed)) for name in (row, against))
+            if one and other and one != other:
+                found[seed] = (one, other)
+        return found
+
     def pairs(self, group: str, row: str, against: str, metric: Metric) -> tuple[list[float], list[float]]:
-        """The metric of two rows at their common seeds."""
+        """The metric of two rows at the common seeds at which they were trained on one kind of machine."""
         first, second = self.numbers(group, row, metric), self.numbers(group, against, metric)
-        seeds = sorted(first.keys() & second.keys())
+        seeds = sorted((first.keys() & second.keys()) - self.mixed(group, row, against, metric).keys())
         return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
 
     def difference(self, group: str, row: str, against: str, metric: Metric) -> Estimate:
@@ -143,6 +189,7 @@ class Results:
         base, numbers = self.grid.rows[0].name, self.numbers(group, row, metric)
         pairs = self.pairs(group, row, base, metric) if metric.compared and row != base else ([], [])
         shared = numbers.keys() & self.numbers(group, base, metric).keys() if pairs[0] else set()
+        shared -= self.mixed(group, row, base, metric).keys() if pairs[0] else set()
         return Statistic(
             group,
             row,
@@ -177,8 +224,51 @@ class Results:
                 for metric in filter(self.is_measured, self.grid.metrics)
             }
             numbers = {name: int(value) if value.is_integer() else value for name, value in numbers.items()}
-            rows.append({**cell._asdict(), **numbers, "run": self.run_id(cell) or "-"})
+            place = {"group": cell.group, "row": cell.row, "seed": cell.seed}
+            rows.append({**place, **numbers, "run": self.run_id(cell) or "-"})
         return rows
+
+    @cached_property
+    def _searches(self) -> dict[tuple[str, str], tuple[dict[Rates, float], Rates | None]]:
+        """Losses of the search of learning rates and the chosen ones, by group and row."""
+        places = dict.fromkeys((cell.group, cell.row) for cell in self.planned if cell.rates)
+        found = {place: losses(self.planned, *place) for place in places}
+        for cell, record in self.records.items():
+            if cell.rates:
+                found[cell.group, cell.row][cell.rates] = float(record.run.summary[SEARCHED])
+        return {place: (losses, lowest(self.planned, *place, losses)) for place, losses in found.items()}
+
+    def search_table(self) -> list[dict[str, Any]]:
+        """Table rows: every run of the searches of learning rates; the loss is infinite where it failed."""
+        rows = []
+        for cell in self.planned:
+            if cell.rates is not None:
+                found, best = self._searches[cell.group, cell.row]
+                rows.append(
+                    {
+                        "group": cell.group,
+                        "row": cell.row,
+                        "seed": cell.seed,
+                        "learning rate": cell.rates.lr,
+                        "multiplier": math.nan if cell.rates.multiplier is None else cell.rates.multiplier,
+                        "validation loss": found.get(cell.rates, math.nan),
+                        "chosen": cell.rates == best,
+                        "run": self.run_id(cell) or "-",
+                    }
+                )
+        return rows
+
+    def claims_that_turn(self) -> list[Claim]:
+        """The claims whose sign, at the search's seed, depends on the learning rate that both rows share."""
+
+        def of(group: str, row: str) -> dict[Rates, float]:
+            return self._searches.get((group, row), ({}, None))[0]
+
+        return [
+            claim
+            for claim in self.grid.claims
+            if turns_on_rate(of(claim.group, claim.row), of(claim.group, claim.against))
+        ]
 
     def statistic_table(self) -> list[dict[str, Any]]:
         return [

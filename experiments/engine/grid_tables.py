@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments.engine.conclusion import ClaimConclusion, shown
 from experiments.engine.context import ExperimentContext
+from experiments.engine.design import RESERVED_SEED
 from experiments.engine.grid import Metric
 from experiments.engine.grid_results import Results, Statistic
+from experiments.engine.grid_runs import GridCell
 from ssa.evaluation import catalog
 from ssa.report import tables
 from ssa.report.tables import State
@@ -28,6 +31,8 @@ _GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
 def write(results: Results, context: ExperimentContext) -> None:
     context.table("runs", results.run_table())
     context.table("statistics", results.statistic_table())
+    if search := results.search_table():
+        context.table("search", search)
     context.show(table(results, results.experiment.references()))
     compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
     for metric in compared[:1]:
@@ -56,7 +61,10 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
             cells = [tables.TableCell(name) for name in ((group.name, row.name) if several else (row.name,))]
             for metric in grid.metrics:
                 one = found.get((group.name, row.name, metric.name))
-                cells += _measured(results, one) if one else _unmeasured(results, group.name, metric)
+                if results.has(group.name, metric):
+                    cells += _measured(results, one) if one else _unmeasured(results, group.name, metric)
+                else:
+                    cells += [_NONE] * (3 if metric.compared else 1)
                 if metric.name in with_paper:
                     cells.append(_paper(papers.get((f"{group.name}: {metric.name}", row.name))))
             rows.append(tuple(cells))
@@ -71,8 +79,7 @@ def _measured(results: Results, one: Statistic) -> list[tables.TableCell]:
     elif one.metric.compared:
         ids = one.runs + one.base_runs
         difference, pairs = _text(one.difference, one.metric.digits), one.difference.n
-        lacking = f"At {pairs} of {results.settings.seeds} seeds: the other seeds lack a run of one of the two rows."
-        note = lacking if pairs < results.settings.seeds else ""
+        note = _unpaired(results, one) if pairs < results.n_seeds(one.group) else ""
         cells.append(
             tables.TableCell(difference, "value", ids, note) if pairs else tables.TableCell("", "missing", (), note)
         )
@@ -80,10 +87,27 @@ def _measured(results: Results, one: Statistic) -> list[tables.TableCell]:
     return cells
 
 
+def _unpaired(results: Results, one: Statistic) -> str:
+    """Why a difference lacks seeds, and the command that fills those trained on different machines."""
+    base, pairs, seeds = results.grid.rows[0].name, one.difference.n, results.n_seeds(one.group)
+    mixed = results.mixed(one.group, one.row, base, one.metric)
+    note = f"At {pairs} of {seeds} seeds"
+    if pairs + len(mixed) < seeds:
+        note += f": {'some' if mixed else 'the other'} seeds lack a run of one of the two rows"
+    for seed, (first, second) in mixed.items():
+        note += f"; seed {seed} is not paired: {one.row} was trained on {first}, {base} on {second}"
+    if not mixed:
+        return f"{note}."
+    cells = [GridCell(one.group, row, seed) for seed in mixed for row in (one.row, base)]
+    folders = [str(results.frame.at[results.run_id(cell), "folder"]) for cell in cells if cell not in results.records]
+    return f"{note}. To fill it: {f'rm -r {shlex.join(folders)} && ' if folders else ''}{_command(results)}"
+
+
 def _text(estimate: Estimate, digits: int) -> str:
     """The mean, and the interval unless n = 1 or all values are equal."""
     if estimate.sd == 0 or estimate.n == 1:
-        return f"{estimate.mean:,.0f}" if digits == 0 else f"{estimate.mean:.{digits}f}"
+        mean = round(estimate.mean, digits) + 0.0  # no "-0"
+        return f"{mean:,.0f}" if digits == 0 else f"{mean:.{digits}f}"
     return shown(estimate, digits)
 
 
@@ -137,15 +161,56 @@ def _caption(results: Results) -> str:
     frame = results.frame.loc[sorted(ids, key=str)]
     commits = sorted({commit[:7] for commit in frame["commit"] if commit})
     data = sorted({data_hash[:8] for data_hash in frame["data_hash"] if data_hash})
-    parts = [f"Mean and 95% interval (Student's t) over {settings.seeds} seeds."]
+    parts = [f"Mean and 95% interval (Student's t) over {_seeds(results)}."]
     if any(metric.compared for metric in grid.metrics):
         parts.append(
             f"Difference: to {grid.rows[0].name} at equal seed, paired; p: paired t-test, Holm-corrected over the "
             "differences of the column."
         )
+    parts += [*_search(results), *_time(results)]
     parts += [grid.notes] if grid.notes else []
     parts.append(f"scale={settings.scale}; commit {', '.join(commits) or '-'}; data {', '.join(data) or '-'}.")
     return " ".join(parts)
+
+
+def _seeds(results: Results) -> str:
+    """The number of seeds, by group where it differs."""
+    numbers = {group: results.n_seeds(group) for group in results.groups}
+    own = {group: number for group, number in numbers.items() if number != results.settings.seeds}
+    exceptions = "".join(f" ({number} in {group})" for group, number in own.items())
+    return f"{results.settings.seeds} seeds{exceptions}"
+
+
+def _search(results: Results) -> list[str]:
+    """Sentences on the search of learning rates, with the results that turn on it."""
+    if not any(cell.rates for cell in results.planned):
+        return []
+    said = [
+        f"Each row has the learning rates with the lowest validation loss in its own search at seed {RESERVED_SEED}, "
+        f"which is not among the seeds here ({results.settings.scale}_search.csv)."
+    ]
+    for claim in results.claims_that_turn():
+        said.append(
+            f"The sign of {claim.row} - {claim.against} in {claim.group} turns on the learning rate: in the search it "
+            "differs between the rates that both rows tried."
+        )
+    return said
+
+
+def _time(results: Results) -> list[str]:
+    """Time beside the tokens, which are equal: a row's training time over the first row's, by group."""
+    seconds = Metric(name="seconds", key="train_seconds")
+    if seconds.key not in results.frame.columns:
+        return []
+    first, ratios = results.grid.rows[0].name, list[str]()
+    for row in results.grid.rows[1:]:
+        found = [results.pairs(group, row.name, first, seconds) for group in results.groups]
+        pairs = [own / base for owns, bases in found for own, base in zip(owns, bases, strict=True)]
+        ratios += [f"{row.name} {statistics.median(pairs):.2f}"] if pairs else []
+    if not ratios:
+        return []
+    said = "Every row sees the same number of tokens. Training time over that of"
+    return [f"{said} {first}, median over pairs, with other runs on the machine: {', '.join(ratios)}."]
 
 
 def _draw(results: Results, metric: Metric, context: ExperimentContext) -> None:
@@ -153,7 +218,7 @@ def _draw(results: Results, metric: Metric, context: ExperimentContext) -> None:
     rows = [row.name for row in results.grid.rows[1:]]
     caption = (
         f"Difference in {metric.name} to {results.grid.rows[0].name} at equal seed. Circles: seeds. Squares: means "
-        f"with 95% intervals (Student's t, {results.settings.seeds} seeds). Left of the line: lower."
+        f"with 95% intervals (Student's t, {_seeds(results)}). Left of the line: lower."
     )
     groups = results.groups
     columns = min(3, len(groups))

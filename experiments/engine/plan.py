@@ -15,7 +15,9 @@ from rich.table import Table
 
 from experiments.engine import power_plan
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import GridSettings, declared, runs
+from experiments.engine.grid import GridSettings, declared
+from experiments.engine.grid_records import GridRecords
+from experiments.engine.grid_runs import overrides_of, runs
 from ssa.config import Config
 from ssa.launch.pool import refused
 from ssa.launch.run import Run
@@ -37,7 +39,10 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
     for reason, number in Counter(mistakes.values()).items():
         console.print(f"{number} runs are refused: {reason}", markup=False)
     unique = list({run.folder: run for run in planned.values() if run and run not in mistakes}.values())
-    waiting = [run for run in unique if settings.rerun or not run.is_finished()]
+    records = GridRecords.of(experiment, grid, settings)
+    taken = records.taken(planned)
+    missing = records.missing(planned, taken)
+    waiting = [run for run in unique if run in missing and (settings.rerun or not run.is_finished())]
     table = Table("runs", "finished", "interrupted", "not started", "tokens to train", box=box.SIMPLE_HEAD)
     counts: dict[str, Counter[str]] = {}
     for run in unique:
@@ -49,15 +54,24 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
         states = [str(count[state]) for state in ("finished", "interrupted", "new")]
         table.add_row(label, *states, f"{count['tokens']:,}")
     console.print(table)
-    later = sum(run is None for run in planned.values())
+    # Runs that depend on others, in their stead from scratch: of the same size and number of tokens.
+    later = [
+        Run(overrides_of(grid, settings, cell), cell.group)
+        for cell, run in planned.items()
+        if run is None and cell not in taken
+    ]
     if later:
-        console.print(f"and {later} runs that fine-tune some of these, once they have finished")
+        console.print(
+            f"and {len(later)} runs that start from a pretrained model or wait for a search of learning rates, "
+            f"{sum(run.tokens for run in later):,} tokens"
+        )
+    waiting += later
     tokens = sum(_tokens_left(run, settings.rerun) for run in waiting)
     frame = _known(settings)
     seconds, how = _seconds(waiting, settings, frame)
     disk = sum(_parameters(run.config) * _BYTES for run in waiting)
     console.print(
-        f"{len(waiting)} of {len(unique)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
+        f"{len(waiting)} of {len(unique) + len(later)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
         f"jobs={settings.jobs} ({how}), {disk / 1e9:,.1f} GB of disk"
     )
     power_plan.show(*power_plan.claim_powers(experiment, grid, settings, planned, frame), console)

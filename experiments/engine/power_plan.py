@@ -18,8 +18,9 @@ from rich.table import Table
 
 from experiments.engine.claims import Claim, EffectSizes
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import Grid, GridCell, GridSettings
+from experiments.engine.grid import Grid, GridSettings
 from experiments.engine.grid_results import Results
+from experiments.engine.grid_runs import GridCell
 from experiments.engine.verdict import EQUAL, strictest_level
 from ssa.config import SCALES, Scale
 from ssa.errors import UserError

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.engine.experiment import TrainingSettings
 from ssa.errors import UserError
-from ssa.files import hash_of_bytes, write_atomic
 from ssa.launch.run import Run
 from ssa.record.run_model import hash_of_weights
 
@@ -42,37 +39,24 @@ def weights_of(run: Path) -> str:
 
 
 def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
-    """Overrides that fine-tune a run's best weights, on the source code of Python's standard library.
+    """Overrides that fine-tune a run's best weights.
 
     Args:
         run: the run folder.
-        output_dir: the folder for its export and the text, whose names are hashes of their content.
-        write: false: write nothing, only return where they are.
+        output_dir: the folder for its export, whose name ends in a hash of the weights.
+        write: false: write nothing, only return where it is.
 
     Raises:
-        UserError: the run has no weights; or ``write`` is false and they do not exist.
+        UserError: the run has no weights; or ``write`` is false and its export does not exist.
     """
     from ssa.pretrained.export import export
 
-    folder = Path(output_dir) / "experiments" / "pretrained"
-    model = folder / f"{run.name}-{weights_of(run)}"
+    model = Path(output_dir) / "experiments" / "pretrained" / f"{run.name}-{weights_of(run)}"
     if not (model / "config.json").is_file():
         if not write:
             raise UserError(f"{model}: does not exist yet")
         export(run, model)
-    data = ["data=text", f"data.train={_source_code(folder, write)}", "data.validation_fraction=0.05"]
-    return [f"init_from={model}", *data]
-
-
-def _source_code(folder: Path, write: bool) -> Path:
-    """The library's single-file modules as JSON lines, one document each."""
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    texts = [module.read_text(encoding="utf-8", errors="replace") for module in modules]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    path = folder / f"standard_library-{hash_of_bytes(lines.encode())[:8]}.jsonl"
-    if write and not path.is_file():
-        write_atomic(path, lines)
-    return path
+    return [f"init_from={model}"]
 
 
 def attention_of(run: str, weights: str) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[
     }
     folders = context.train([run for runs in scratch.values() for run in runs])
     if settings.pretrained is None:
-        starts = [start_of(folder, settings.output_dir) for folder in folders[: settings.seeds]]  # the baseline's
+        baselines = folders[: settings.seeds]
+        starts = [[*start_of(folder, settings.output_dir), "data=pysource"] for folder in baselines]
     else:
         starts = [[f"init_from={settings.pretrained}"]] * settings.seeds
     tuned = finetuning_runs(settings, starts)

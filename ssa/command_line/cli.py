@@ -273,8 +273,8 @@ def _if_pretrained(tuned: Any, scratch: Any, *, _root_: DictConfig) -> Any:
 
 
 def _by_scale(smoke: Any, laptop: Any, larger: Any, *, _root_: DictConfig) -> Any:
-    """``${by_scale:A,B,C}``: A at scale smoke, B at laptop, else C."""
-    return {"smoke": smoke, "laptop": laptop}.get(_root_.get("scale"), larger)
+    """``${by_scale:A,B,C}``: A at scale smoke, B at laptop and overnight, else C."""
+    return {"smoke": smoke, "laptop": laptop, "overnight": laptop}.get(_root_.get("scale"), larger)
 
 
 OmegaConf.register_new_resolver("scratch_dir", _scratch_dir, replace=True)

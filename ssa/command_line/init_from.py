@@ -15,7 +15,7 @@ from ssa.errors import UserError
 from ssa.files import expanded
 from ssa.model.config import ModelConfig
 from ssa.pretrained.families import ARCHITECTURE
-from ssa.pretrained.source import Pretrained, architecture, check_temperatures, describe
+from ssa.pretrained.source import Pretrained, architecture, check_temperatures, describe, start_hash
 
 
 def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
             _check_field(model, path.split("."), pretrained)
     _check_backbone(model, str(choices["model"]), pretrained)
     fields = architecture(pretrained.model) | {"size": pretrained.model.size} | extended
-    values = {**values, "model": {**model, **fields}}
+    values = {**values, "model": {**model, **fields}, "init_hash": start_hash(values["init_from"])}
     try:
         described = validated(ModelConfig, values["model"])
     except UserError:

@@ -19,6 +19,7 @@ SLOTS = ("multiplier", "token", "position")  # the terms of a temperature, in th
 ALPHA_INIT = -4.5  # a slope of 0.011, where the authors' released GPT-2 code starts
 FINE_TUNING_ALPHA = -10.0  # leaves a pretrained model as it is: tau - 1 is below 0.0004 up to 1,024 keys
 
+CONSTANTS = {"yarn"}  # terms without parameters
 _TERM_SETTINGS = {
     "log": "alpha_init",
     "mlp": "mlp_hidden",
@@ -155,6 +156,11 @@ class TemperatureConfig(_Values):
     def scaled(self) -> dict[str, Terms]:
         """What is scaled, by `PROJECTIONS`."""
         return {name: terms for name in PROJECTIONS if (terms := getattr(self, name)) is not None and terms.chosen}
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether a term has parameters."""
+        return any(name not in CONSTANTS for terms in self.scaled.values() for name in terms.chosen.values())
 
     @property
     def unused_settings(self) -> set[str]:

@@ -138,6 +138,14 @@ def weights_hash(init_from: str) -> str:
     return hash_of([[hash_of_file(path, cache_root(None)) for path in weight_files(init_from)]])
 
 
+def start_hash(init_from: str) -> str | None:
+    """A hash of the weights and tokenizer in a folder, wherever it is; None for a Hub id."""
+    if local_folder(init_from) is None:
+        return None
+    tokenizer = text_files(init_from, ["tokenizer.json"]).get("tokenizer.json")
+    return hash_of([weights_hash(init_from), tokenizer])
+
+
 def size_label(init_from: str) -> str:
     """The last part of a model's name, as a value of ``model.size``."""
     path = expanded(init_from)

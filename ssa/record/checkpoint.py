@@ -5,6 +5,7 @@ torch stores a CRC-32 of each tensor in the file, but does not compare it on loa
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import zipfile
@@ -153,6 +154,14 @@ class BestWeights:
     tensors: dict[str, Tensor]
     step: int
     vocab_size: int
+
+    def sha256(self) -> str:
+        """SHA-256 over the names, types, shapes and values of the tensors, whatever file they are in."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def load_into(self, model: Transformer) -> None:
         """Load the weights.

@@ -31,8 +31,9 @@ _LARGEST = 2**63
 
 _TEXTS = {"run_id", "status", "experiment", "scale", "model", "size", "temperature", "init_from", "train", "data"}
 _TEXTS |= {"data_hash", "commit", "device", "precision", "attention_backend", "sha256", "error"}
+_TEXTS |= {"cpu", "cpu_capability", "torch"}
 _NUMBERS = {"seed", "steps", "block_size", "tokens", "best_step", "peak_memory_bytes", "tokens_per_second"}
-_NUMBERS |= {"train_seconds", "wall_seconds"}
+_NUMBERS |= {"train_seconds", "wall_seconds", "threads"}
 _OF_EVERY_RUN = (
     *("run_id", "model", "temperature", "seed", "tokens_per_second", "best_step", "peak_memory_bytes"),
     *("data.validation.tokens", "data.validation.words", "data.validation.bytes"),

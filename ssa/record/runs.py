@@ -12,7 +12,7 @@ Needs no torch, and W&B only for ``source=``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,12 @@ from ssa.yaml_files import read_yaml
 _OF_A_RUN = {"config.yaml", "status.json", "summary.json"}  # a folder with two of them is a run: the third may be lost
 
 
-def load(folder: str | Path = "outputs", source: str | None = None, checked: bool = True) -> pd.DataFrame:
+def load(
+    folder: str | Path = "outputs",
+    source: str | None = None,
+    checked: bool = True,
+    recorded: Sequence[FoundRun] = (),
+) -> pd.DataFrame:
     """One row per run, indexed by run id.
 
     A damaged file is named in ``damage``, and its columns are empty; other runs are not affected.
@@ -40,15 +45,23 @@ def load(folder: str | Path = "outputs", source: str | None = None, checked: boo
         folder: contains run folders, at any depth.
         source: ``wandb:ENTITY/PROJECT``: read the runs of a W&B project instead.
         checked: verify checksums; otherwise ``damage`` names unreadable files only.
+        recorded: runs from `ssa.record.records`, in place of run folders with their ids.
 
     Raises:
         UserError: the folder or the W&B project does not exist, or W&B does not answer.
     """
     if source is not None:
         return table(wandb_runs.read(source))
-    if not Path(folder).is_dir():
+    if not Path(folder).is_dir() and not recorded:
         raise UserError(f"folder={folder}: no such folder; valid: a folder with run folders, such as outputs")
-    return table(_read(path, names, checked) for path, names in run_folders(Path(folder)))
+    known = {run.run_id for run in recorded}
+    found = (_read(path, names, checked) for path, names in run_folders(Path(folder)))
+    return table([*recorded, *(run for run in found if run.run_id not in known)])
+
+
+def read_run(folder: str | Path) -> FoundRun:
+    """One run folder, with its checksums verified; damage is named as in `load`."""
+    return _read(Path(folder), {path.name for path in Path(folder).iterdir()}, checked=True)
 
 
 def curves(folder: str | Path) -> pd.DataFrame:
@@ -99,7 +112,7 @@ def _read(folder: Path, names: set[str], checked: bool) -> FoundRun:
     evaluations: dict[str, Any] = {}
     if "evaluation" in names:
         for path in sorted((folder / "evaluation").glob("*.json")):
-            evaluations |= known(f"evaluation/{path.name}", _metrics)
+            evaluations |= metrics_of(known(f"evaluation/{path.name}", read_evaluation))
     found = damage(folder) if checked else []
     found += [f"{name} {what}" for name, what in lost.items() if not any(line.startswith(f"{name} ") for line in found)]
     return FoundRun(
@@ -133,7 +146,7 @@ def _config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _metrics(path: Path) -> dict[str, Any]:
-    """Metrics of the newest evaluation, by column."""
-    result = read_evaluation(path)
-    return {f"eval/{result['task']}/{name}": metric["value"] for name, metric in result["metrics"].items()}
+def metrics_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of the newest outcome of a task, by column; of {} none."""
+    metrics = evaluation.get("metrics", {}).items()
+    return {f"eval/{evaluation['task']}/{name}": metric["value"] for name, metric in metrics}

@@ -17,7 +17,7 @@ from ssa.text.sources import readers
 from ssa.text.sources.hub import HubDataset
 from ssa.text.sources.local import LocalFiles
 from ssa.text.sources.passkey import PassKeys
-from ssa.text.sources.pydocs import PyDocs
+from ssa.text.sources.pydocs import PyDocs, PySource
 
 SPLITS = ("train", "validation", "test")
 
@@ -102,6 +102,7 @@ def open_corpus(data: DataConfig) -> Corpus:
     """
     sources: dict[str, Callable[[DataConfig], Source]] = {
         "pydocs": lambda data: PyDocs(data.validation_fraction),
+        "pysource": lambda data: PySource(data.validation_fraction),
         "hub": HubDataset,
         "text": LocalFiles,
         "passkey": PassKeys,

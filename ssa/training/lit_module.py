@@ -17,6 +17,7 @@ from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import NotFinite, TrainingDiverged
 from ssa.model.attention_stats import attention_metrics, attention_statistics
+from ssa.model.temperature_reach import temperature_reach
 from ssa.model.transformer import Transformer
 from ssa.perplexity import perplexities
 from ssa.record.run_files import Row
@@ -143,7 +144,9 @@ class LanguageModule(L.LightningModule):
         self.evaluated = self._perplexities("validation")
         with self.trainer.precision_plugin.forward_context(), self._eager():
             probe = self.probe.to(self.device)
-            self.evaluated |= attention_metrics(attention_statistics(self.model, probe, self._visible_keys(probe)))
+            with temperature_reach(self.model) as reach:
+                statistics = attention_statistics(self.model, probe, self._visible_keys(probe))
+            self.evaluated |= attention_metrics(statistics) | reach
         self.evaluated_step = self.step
         if self.reported:
             row = {f"val/{name}": value for name, value in self.evaluated.items()}

@@ -15,6 +15,7 @@ from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.model.temperature_rules import TOLERANCE
 from ssa.progress import counted
+from ssa.record.machine import Machine
 from ssa.record.run_files import read_summary
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor
@@ -55,8 +56,7 @@ def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best
         "loss_of_text": run.corpus.loss_of_text,
         **measured,
         **{f"reference/val/{name}_perplexity": value for name, value in run.references.items()},
-        "device": device_name(run.device),
-        "precision": run.precision,
+        **Machine.here(config.trainer)._asdict(),
         "attention_backend": run.attention_backend,
         "peak_memory_bytes": peak_memory_bytes(run.device),
         **{f"data.{name}.{unit}": getattr(split, f"n_{unit}") for name, split in splits.items() for unit in units},

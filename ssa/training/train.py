@@ -34,6 +34,7 @@ from ssa.pretrained.source import weight_files
 from ssa.record import checksums, environment, wandb_mirror
 from ssa.record.checkpoint import read_best, restore_best, resume_point
 from ssa.record.inputs import check_inputs, recorded_inputs
+from ssa.record.machine import Machine
 from ssa.record.run_files import Row, read_summary
 from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
@@ -176,8 +177,7 @@ def _execute(
     facts = environment.describe(
         command,
         diff=config.save_diff,
-        device=device_name(run.device),
-        precision=run.precision,
+        **{name: fact for name, fact in Machine.here(config.trainer)._asdict().items() if name != "cpu"},
         attention_backend=run.attention_backend,
         compiled=run.compiled,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import programs
@@ -10,6 +11,7 @@ from data_configs import data_config
 from pretrained_folders import SSA, VOCAB, small, write_export, write_model
 
 from ssa.command_line.compose import configured
+from ssa.config import Config, parse
 from ssa.errors import UserError
 from ssa.text.corpus import open_corpus
 from ssa.text.tokenization import load_tokenizer, train_bpe
@@ -54,6 +56,26 @@ def test_the_architecture_is_the_pretrained_models(
         assert bool(config.model.temperature.scaled) == option.startswith("ssa")
         assert config.model.temperature.alpha_init == -10
         assert config == configured(f"model={option}", f"init_from={folder}", "model.dropout=0.1", *WIDTHS)
+
+
+def test_the_run_id_depends_on_the_content_of_the_start(folders: dict[str, Path], tmp_path: Path) -> None:
+    overrides = ["model=llama", "data.block_size=64", "data.tokenizer=bpe-512"]
+
+    def at(folder: Path, *more: str) -> Config:
+        return configured(*overrides, f"init_from={folder}", *more)
+
+    copied, other = tmp_path / "elsewhere" / "llama", tmp_path / "other" / "llama"
+    shutil.copytree(folders["llama"], copied)
+    first, second = at(folders["llama"]), at(copied)
+    assert first.init_hash == second.init_hash
+    assert first.init_from != second.init_from
+    assert first.run_id == second.run_id
+    assert parse(first.plain()).run_id == first.run_id
+    own = [at(folder, "data.tokenizer=" + str(folder)) for folder in (folders["llama"], copied)]
+    assert own[0].run_id == own[1].run_id != first.run_id, "nor does the tokenizer count by its path"
+    other.parent.mkdir()
+    write_model(other, "llama", seed=1)
+    assert at(other).run_id != first.run_id
 
 
 WRONG: dict[str, tuple[str, list[str], str]] = {

@@ -27,9 +27,10 @@ from scipy.stats import ttest_rel
 from experiments.__main__ import main
 from experiments.engine import plan
 from experiments.engine.experiment import Experiment, all_experiments, find_experiment
-from experiments.engine.grid import Grid, GridCell, GridSettings, Metric, declared, runs
+from experiments.engine.grid import Grid, GridSettings, Metric, declared
 from experiments.engine.grid_experiment import check_keys
 from experiments.engine.grid_results import Results
+from experiments.engine.grid_runs import GridCell, runs
 from experiments.engine.grid_tables import table
 from ssa.command_line.compose import configured
 from ssa.command_line.settings import parse
@@ -57,7 +58,7 @@ def test_every_run_has_valid_overrides(experiment: Experiment) -> None:
     assert {run.label: run.refusal for run in found if run.refusal} == {}
     assert len({run.config.run_id for run in found}) == len(found), "no two cells are one run"
     later = {cell.group for cell, run in planned.items() if run is None}
-    assert later == {group.name for group in declared(experiment).groups if scale in group.start}
+    assert later == {group.name for group in declared(experiment).groups if group.start and scale in group.at}
 
 
 @every_grid
@@ -73,6 +74,7 @@ TWICE = [*grid()["rows"], grid()["rows"][0]]
 CLAIM = grid()["claims"][0]
 LOSS = grid()["metrics"][0]
 SCRATCH = grid()["groups"][0]
+SMALL = {"name": "small", "at": {"smoke": ["scale=smoke"]}}
 
 
 def paper(**changes: Any) -> dict[str, Any]:
@@ -90,14 +92,21 @@ def paper(**changes: Any) -> dict[str, Any]:
         ({"claims": [{**CLAIM, "expected": "less"}]}, "claims.0.expected=less: not one of the choices"),
         ({"rows": TWICE}, "rows: a name twice in vanilla, constant, SSA, vanilla"),
         ({"groups": [SCRATCH, SCRATCH]}, "groups: a name twice in GPT-2, GPT-2"),
-        ({"groups": [{**SCRATCH, "start": {"smoke": "GPT"}}]}, "group GPT: not in the grid; valid: GPT-2"),
         (
-            {"groups": [SCRATCH, {"name": "tuned", "start": {"smoke": "tuned"}}]},
-            "group tuned: at smoke tuned is not trained from scratch",
+            {"groups": [{**SCRATCH, "start": "small"}], "fine_tuning": {"pretrained": [SMALL]}},
+            "group GPT-2: start=small is nowhere at laptop",
         ),
         (
-            {"groups": [{**SCRATCH, "at": {"gpu": []}}, {"name": "tuned", "start": {"smoke": "GPT-2"}}]},
-            "group tuned: at smoke GPT-2 is not trained from scratch",
+            {"groups": [{**SCRATCH, "start": "large"}], "fine_tuning": {"pretrained": [SMALL]}},
+            "start large: not in the grid; valid: small",
+        ),
+        (
+            {"fine_tuning": {"pretrained": [{**SMALL, "published": {"smoke": "gpt2"}}]}},
+            "pretrained small: at smoke both trained and published",
+        ),
+        (
+            {"groups": [{**SCRATCH, "search": {"smoke": {"lr": [1e-3] * 4, "multiplier": [1]}}}]},
+            "groups.0.search.smoke.lr=",
         ),
         ({"claims": []}, "claims=[]: "),
         ({"claims": [{**CLAIM, "metric": "parameters"}]}, "metric parameters: a claim needs smallest=, the smallest "),
@@ -305,9 +314,11 @@ def test_run_that_failed_just_now(made: Made) -> None:
 
 def test_run_whose_pretrained_run_has_not_finished(made: Made) -> None:
     results = made()
-    lost = replace(results, runs={**results.runs, GridCell("GPT-2", "SSA", 0): None})
+    lost = replace(results, planned={**results.planned, GridCell("GPT-2", "SSA", 0): None})
     note = cells(lost, "SSA")["loss"].note
-    assert note.startswith("seed 0 missing (the run to fine-tune has not finished, or is damaged). To fill it: ")
+    assert note.startswith(
+        "seed 0 missing (its start or the search of its rates has not finished, or is damaged). To fill it: "
+    )
     assert ids(lost, "SSA", 0) == ("None",)
     assert cells(lost, "SSA")["loss"].runs == ids(results, "SSA", 1, 2)
 

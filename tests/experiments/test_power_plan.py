@@ -15,7 +15,8 @@ from run_folders import write
 
 from experiments.__main__ import main
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import GridSettings, declared, runs
+from experiments.engine.grid import GridSettings, declared
+from experiments.engine.grid_runs import runs
 from experiments.engine.power_plan import ClaimPower, claim_powers
 from ssa.power import power, seeds_needed, smallest_shown
 from ssa.record.runs import load

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from experiments.engine.claims import EffectSizes
+from experiments.engine.claims import Claim, EffectSizes
 from experiments.engine.conclusion import ClaimConclusion
 from experiments.engine.experiment import find_experiment
-from experiments.engine.grid import Claim, declared
+from experiments.engine.grid import declared
 from experiments.engine.verdict import EQUAL, SHOWN, Comparison, Decision, decide
 from ssa.power import equivalence_power, power, seeds_needed, smallest_shown
 from ssa.statistics import Estimate, mean_interval
@@ -240,9 +240,9 @@ def test_error_rates_and_power(n: int, n_claims: int) -> None:
 def test_error_rates_and_power_of_practically_equal(n: int, n_claims: int) -> None:
     """Pairs that agree well enough to show equality within the smallest size of interest."""
     sizes = papers_size()
-    sd = sizes.smallest * (0.9 if n == 12 else 0.65)  # equality and a difference are both possible
+    sd = sizes.smallest * (0.9 if n == 12 else 0.5)  # equality and a difference are both possible
     margin = rate(simulated([sizes.smallest] * n_claims, sd, n, sizes), "practically equal")
-    assert 0.005 <= margin <= at_most(EQUAL)
+    assert 0.2 * EQUAL / n_claims <= margin <= at_most(EQUAL)
     none = simulated([0.0] * n_claims, sd, n, sizes)
     assert rate(none, "holds") <= at_most(SHOWN)
     first = rate(none, "practically equal", slice(0, 1))

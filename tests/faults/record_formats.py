@@ -22,7 +22,7 @@ from experiments.engine.job_cache import JobCache
 from ssa.command_line.settings import help_text, parse
 from ssa.evaluation import results
 from ssa.evaluation.scoring.context import Journal
-from ssa.record import checksums, runs
+from ssa.record import checksums, records, runs
 from ssa.record.run_files import load_config, read_environment, read_evaluation, read_rows, read_summary
 from ssa.record.run_record import RunRecord, read_status
 from ssa.report.page.run_data import environments, page_data
@@ -64,6 +64,12 @@ def reader(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
         return read(run)
 
     return use
+
+
+def recorded(folder: Path) -> Path:
+    run_folders.write(folder / CONFIG.run_id, CONFIG, random.Random(0))
+    records.write(folder / "records.parquet", [records.record_of(folder / CONFIG.run_id, ())])
+    return folder / "records.parquet"
 
 
 def resume(run: Path) -> None:
@@ -148,6 +154,7 @@ RECORDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], bool]] =
         False,
     ),
     "journal of a task": (journal, read_journal, True),
+    "records of runs": (recorded, lambda folder: records.read(folder / "records.parquet"), False),
     "declaration of a sweep": (sweep, read_sweep, False),
     "declaration of a grid": (grid, read_grid, False),
     "cached job": (job, jobs, True),

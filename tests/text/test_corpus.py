@@ -11,7 +11,7 @@ from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.text.corpus import SPLITS, Corpus
 from ssa.text.sources.hub import articles
-from ssa.text.sources.pydocs import PyDocs
+from ssa.text.sources.pydocs import PyDocs, PySource
 
 
 class Listed:
@@ -108,8 +108,19 @@ def test_pydocs_fingerprint_follows_the_sources(stdlib: Path) -> None:
     assert PyDocs(0.05, stdlib).fingerprint != before
 
 
+def test_pysource_is_the_modules_in_the_splits_of_pydocs(stdlib: Path) -> None:
+    source, docs = (kind(validation_fraction=0.2, stdlib=stdlib) for kind in (PySource, PyDocs))
+    texts = {split: list(source.documents(split)) for split in SPLITS}
+    whole = [text for split in SPLITS for text in texts[split]]
+    assert "x = 1\n" in whole
+    assert len(whole) == 8, "neither topics, tests nor installed packages"
+    assert {split for split in SPLITS if "x = 1\n" in texts[split]} == {source._split_of("undocumented")}
+    assert source._split_of("alpha") == docs._split_of("alpha")
+    assert source.fingerprint != docs.fingerprint
+
+
 def test_pydocs_without_documentation(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no documentation.*data=text"):
+    with pytest.raises(UserError, match=r"data=pydocs: .* holds no text.*data=text"):
         PyDocs(0.05, tmp_path).documents("train")
 
 

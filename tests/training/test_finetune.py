@@ -124,6 +124,7 @@ def broken_at(step: int) -> Callable[..., None]:
 
 
 def test_changed_pretrained_weights_are_refused(finetune, llama: Path) -> None:
+    """A config that was made before the change; one made now is another run."""
     config = finetune("model=llama")
     train(config)
     train(config)  # is reported

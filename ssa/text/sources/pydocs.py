@@ -1,7 +1,8 @@
-"""Documentation that ships with Python: pydoc topics and docstrings of the standard library.
+"""Text that ships with Python: its documentation (pydoc topics and docstrings), and the source of its library.
 
-English prose that needs no network.  Sources are parsed, never imported.  A document holds the docstrings of a module,
-or a topic; repeated docstrings are dropped, so that none is in two splits.
+Both need no network.  Sources are parsed, never imported.  A document of the documentation holds the docstrings of a
+module, or a topic; repeated docstrings are dropped, so that none is in two splits.  A module is in the same split of
+both.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ssa.files import hash_of, hash_of_bytes
 
 PROSE_VERSION = 1  # increment when documents are composed differently
 TOPICS = "pydoc_data.topics"
+_TABLES = {"encodings", "pydoc_data"}
 _EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _Definition: TypeAlias = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -31,6 +33,7 @@ class PyDocs:
     """Modules are assigned to splits by a hash of their names; topics, which quote each other, are all in train."""
 
     splits = frozenset({"train", "validation", "test"})
+    name = "pydocs"
 
     def __init__(self, validation_fraction: float, stdlib: Path | None = None) -> None:
         self._fraction = validation_fraction
@@ -41,7 +44,7 @@ class PyDocs:
     def fingerprint(self) -> str:
         """A hash of the Python version, the sources and the composition of documents."""
         contents = [(name, hash_of_bytes(source)) for name, source in self._sources.items()]
-        return hash_of(["pydocs", PROSE_VERSION, sys.version_info[:3], self._fraction, contents])
+        return hash_of([self.name, PROSE_VERSION, sys.version_info[:3], self._fraction, contents])
 
     def documents(self, split: str) -> Iterator[str]:
         """The documents of a split.
@@ -51,7 +54,7 @@ class PyDocs:
         """
         if not self._documents:
             raise UserError(
-                f"data=pydocs: {self._stdlib} holds no documentation (a stripped Python?); "
+                f"data={self.name}: {self._stdlib} holds no text (a stripped Python?); "
                 "use another Python, or data=text data.train=GLOB"
             )
         return (text for name, text in self._documents if self._split_of(name) == split)
@@ -65,6 +68,17 @@ class PyDocs:
             return "train"
         position = int(hash_of_bytes(module.encode())[:16], 16) / 2**64
         return "test" if position < self._fraction else "validation" if position < 2 * self._fraction else "train"
+
+
+class PySource(PyDocs):
+    """The source of each module, a document; without tables (character sets) and the topics."""
+
+    name = "pysource"
+
+    @functools.cached_property
+    def _documents(self) -> list[tuple[str, str]]:  # about 9 MB
+        texts = ((name, source.decode(errors="replace")) for name, source in self._sources.items())
+        return [(name, text) for name, text in texts if name.partition(".")[0] not in _TABLES]
 
 
 def _sources(stdlib: Path) -> Iterator[tuple[str, bytes]]:

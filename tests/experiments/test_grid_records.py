@@ -1,0 +1,327 @@
+"""Records of a grid: a fresh clone renders the same table, other machines go on, one run is recomputed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_folders
+from grid_experiments import GRID, make_experiment, use
+from rich.console import Console
+
+from experiments.__main__ import main
+from experiments.engine import recompute
+from experiments.engine.experiment import Experiment
+from experiments.engine.grid import GridSettings, declared
+from experiments.engine.grid_records import GridRecords
+from experiments.engine.grid_runs import runs
+from ssa.errors import UserError
+from ssa.evaluation.evaluate import evaluate
+from ssa.evaluation.settings import EvaluateSettings
+from ssa.record import records
+from ssa.record.checksums import add_evaluations
+from ssa.record.records import Record
+
+SCRATCH = {"name": "GPT-2", "overrides": ["model=gpt2"]}
+TUNED = {
+    "name": "tuned",
+    "overrides": ["model=gpt2"],
+    "at": {"smoke": ["trainer.steps=2", "data.max_documents=10", "trainer.micro_batch_size=8"]},
+    "start": "small",
+}
+TUNING = {
+    "pretrained": [{"name": "small", "overrides": ["model=gpt2"], "at": {"smoke": []}}],
+    "search": {"smoke": {"lr": [1e-3, 3e-3], "multiplier": [1.0]}},
+}
+ROWS = GRID["rows"][::2]
+FILE = Path("grids/tiny/results/smoke_records.parquet")
+Prepared = Callable[..., dict[tuple[str, int], Path]]
+OTHER = {"cpu": "another CPU", "cpu_capability": "AVX512"}
+
+
+def begin(*arguments: str) -> int:
+    """The command, whose results go to ``again``, as records of the repository stay as they are."""
+    return main(["tiny", "scale=smoke", "to=again", *arguments])
+
+
+def trained() -> list[str]:
+    """Ids of the runs that were trained here."""
+    return sorted(path.parent.name for path in Path("outputs").rglob("status.json"))
+
+
+def files(folder: str, suffix: str = "") -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob(f"*{suffix}"))}
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with Path(f"again/smoke_{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def changed(record: Record, **values: Any) -> Record:
+    """The record with other values of its summary."""
+    return replace(record, run=replace(record.run, summary={**record.run.summary, **values}))
+
+
+# With real runs
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Path:
+    """A folder with a grid, its runs, and its results with records: two rows, from scratch and fine-tuned."""
+    folder = tmp_path_factory.mktemp("made")
+    make_experiment(folder / "grids", small_text, groups=[SCRATCH, TUNED], rows=ROWS, fine_tuning=TUNING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSA_CACHE_DIR", str(folder / "cache"))
+        use(folder / "grids", patch)
+        patch.chdir(folder)
+        assert main(["tiny", "scale=smoke"]) == 0
+    return folder
+
+
+@pytest.fixture
+def clone(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
+    """The records in a copy of what a repository has, without runs, which is the working folder."""
+    shutil.copytree(made / "grids", tmp_path / "grids")
+    use(tmp_path / "grids", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSA_CACHE_DIR", str(made / "cache"))
+    return records.read(FILE)
+
+
+def of(made: list[Record], group: str, row: str, seed: int) -> Record:
+    """The record of a cell of the table."""
+    with Path("grids/tiny/results/smoke_runs.csv").open(newline="") as file:
+        cells = {(line["group"], line["row"], line["seed"]): line["run"] for line in csv.DictReader(file)}
+    return next(record for record in made if record.run.run_id == cells[group, row, str(seed)])
+
+
+def test_fresh_clone_renders_the_same_bytes_without_training(
+    clone: list[Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = files("grids/tiny/results")
+    for path in Path("grids/tiny/results").iterdir():
+        if path.name != FILE.name:
+            path.unlink()
+    assert main(["tiny", "scale=smoke"]) == 0
+    assert "8 of 8 runs have a record, which counts as finished" in capsys.readouterr().out
+    assert trained() == []
+    again = files("grids/tiny/results")
+    assert len([name for name in committed if name.endswith(".csv")]) == 5
+    for name in committed.keys() - {"smoke_provenance.json"}:
+        assert again[name] == committed[name], name
+    provenance = json.loads(again["smoke_provenance.json"])
+    assert provenance["machines_of_runs"] == json.loads(committed["smoke_provenance.json"])["machines_of_runs"]
+    assert begin("plan=true") == 0
+    assert "0 of 4 runs to do, 0 tokens" in capsys.readouterr().out
+
+
+def test_records_of_this_machine_are_gone_on_with(clone: list[Record]) -> None:
+    lost = of(clone, "GPT-2", "SSA", 1)
+    records.write(FILE, [record for record in clone if record is not lost])
+    assert begin("render=true") == 0
+    assert [row["loss"] == "-" for row in rows("runs")] == [False, False, False, True, *4 * [False]]
+    assert trained() == []
+    assert begin() == 0
+    assert trained() == [lost.run.run_id]
+    assert files("again", ".csv") == files("grids/tiny/results", ".csv")
+
+
+def test_runs_of_one_seed_come_from_one_machine(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+    """Records of another machine count where they are complete; else the whole seed is trained here."""
+    elsewhere = [changed(record, **OTHER) for record in clone]
+    lost = of(elsewhere, "tuned", "SSA", 0)
+    records.write(FILE, [record for record in elsewhere if record is not lost])
+    assert begin() == 0
+    start, base = (of(elsewhere, group, "vanilla", 0).run.run_id for group in ("GPT-2", "tuned"))
+    assert trained() == sorted([start, base, lost.run.run_id]), "the fine-tuned pair, and the run that it starts from"
+    kept = {record.run.run_id: record.run.summary["cpu"] for record in records.read(Path("again") / FILE.name)}
+    assert {name for name, cpu in kept.items() if cpu != OTHER["cpu"]} == {base, lost.run.run_id}
+    assert {row["difference n"] for row in rows("statistics") if (row["row"], row["metric"]) == ("SSA", "loss")} == {
+        "2"
+    }
+
+
+def test_recomputed_run_is_equal_to_its_record(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+    """A fine-tuned one, whose start is not here, so that it is recomputed first."""
+    record = of(clone, "tuned", "SSA", 0)
+    assert begin(f"recompute={record.run.run_id}") == 0
+    printed = capsys.readouterr().out
+    compared = len(recompute.values_of(record))
+    assert compared > 50
+    assert f"{compared} of {compared} values equal bit for bit (" in printed
+    start = of(clone, "GPT-2", "vanilla", 0).run.run_id
+    assert [name.startswith(f"gpt2-{start}") for name in trained() if name != start] == [True]
+    assert not Path("again").exists()
+
+
+def test_evaluations_are_recomputed(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+    record = of(clone, "GPT-2", "vanilla", 0)
+    again = f"recompute={record.run.run_id}"
+    assert begin(again) == 0
+    (folder,) = (path.parent for path in Path("outputs/recomputed").rglob("summary.json"))
+    evaluate(EvaluateSettings(run=str(folder), tasks=["perplexity"]))
+    records.write(FILE, [records.record_of(folder, record.overrides, ("tasks=perplexity",))])
+    (evaluated,) = records.read(FILE)
+    assert evaluated.run.evaluations["eval/perplexity/loss"] > 1
+    capsys.readouterr()
+    assert begin(again) == 0
+    compared = len(recompute.values_of(evaluated))
+    assert compared == len(recompute.values_of(record)) + len(evaluated.run.evaluations)
+    assert f"{compared} of {compared} values equal bit for bit (" in capsys.readouterr().out
+
+
+# With invented numbers
+
+
+def test_values_that_differ_are_printed(capsys: pytest.CaptureFixture[str], folders: Prepared) -> None:
+    record = records.record_of(folders()["SSA", 0], ())
+    console, loss = Console(width=200), record.run.summary["best/val/loss"]
+    recompute.compare(record, record, console)
+    with pytest.raises(UserError, match=r"1 values differ from its record, on the same kind of machine$"):
+        recompute.compare(record, changed(record, **{"best/val/loss": loss + 1e-9}), console)
+    assert f"best/val/loss: {loss} recorded, {loss + 1e-9} now (+1e-09)" in capsys.readouterr().out
+    recompute.compare(record, changed(record, **OTHER, **{"best/val/loss": loss + 1e-3}), console)
+    assert "another CPU, AVX512, cpu, 32-true, 1 thread" in capsys.readouterr().out
+    far = {"best/test/loss": record.run.summary["best/test/loss"] - 0.1}
+    with pytest.raises(UserError, match=r"differs from its record by more than 0.02 nats: best/test/loss"):
+        recompute.compare(record, changed(record, **OTHER, **far), console)
+    with pytest.raises(UserError, match=r"\d\d values differ"):
+        recompute.compare(record, replace(record, curve=[]), console)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """A function that writes the run folders of a grid; ``summaries`` has values of some, by row and seed."""
+    make_experiment(tmp_path / "grids", Path("text.txt"))
+    (tmp_path / "text.txt").write_text("text")
+    use(tmp_path / "grids", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def prepare(summaries: Mapping[tuple[str, int], dict[str, Any]] | None = None) -> dict[tuple[str, int], Path]:
+        experiment = Experiment("tiny")
+        settings = GridSettings.model_validate({**experiment.values("smoke"), "scale": "smoke"})
+        made = {}
+        for number, (cell, run) in enumerate(runs(declared(experiment), settings).items()):
+            assert run
+            summary = (summaries or {}).get((cell.row, cell.seed), {})
+            run_folders.write(run.folder, run.config, random.Random(number), **summary)
+            made[cell.row, cell.seed] = run.folder
+        return made
+
+    return prepare
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "truncated": (lambda content: content[: len(content) // 2], "damaged, or not a file of records ("),
+    "empty": (lambda content: b"", "damaged, or not a file of records ("),
+    "flipped bit": (lambda content: flipped(content, 4 * len(content)), "damaged, or not a file of records ("),
+    "LFS pointer": (lambda content: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file"),
+}
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    return content[: bit // 8] + bytes([content[bit // 8] ^ (1 << bit % 8)]) + content[bit // 8 + 1 :]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_file_is_one_line(
+    damage: Callable[[bytes], bytes], reason: str, folders: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders()
+    assert main(["tiny", "scale=smoke"]) == 0
+    FILE.write_bytes(damage(FILE.read_bytes()))
+    before = files(FILE.parent.as_posix())
+    shutil.rmtree("outputs")
+    capsys.readouterr()
+    assert begin() == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"error: {Path.cwd() / FILE}: {reason}")
+    assert (trained(), files(FILE.parent.as_posix())) == ([], before)
+
+
+def test_damage_to_the_records_of_another_experiment_is_named(
+    folders: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_experiment(Path("others"), Path("text.txt"), name="other")
+    shutil.move("others/other", "grids/other")
+    Path("grids/other/results").mkdir()
+    Path("grids/other/results/smoke_records.parquet").write_text("PAR1")
+    folders()
+    assert begin() == 2
+    assert capsys.readouterr().err.startswith(f"error: {Path.cwd()}/grids/other/results/smoke_records.parquet: damaged")
+
+
+def test_records_of_another_experiment_count(folders: Prepared) -> None:
+    """Equal runs of several experiments are trained once."""
+    folders()
+    make_experiment(Path("others"), Path("text.txt"), name="other")
+    shutil.move("others/other", "grids/other")
+    assert main(["other", "scale=smoke"]) == 0
+    shutil.rmtree("outputs")
+    assert begin() == 0
+    assert trained() == []
+    assert [row["loss"] == "-" for row in rows("runs")] == 6 * [False]
+
+
+def test_runs_of_different_machines_are_not_paired(folders: Prepared) -> None:
+    made = folders({("SSA", 1): OTHER})
+    assert begin() == 0
+    vanilla, constant, ssa = json.loads(Path("again/smoke_summary.json").read_text())["rows"]
+    loss, difference = ssa[1:3]
+    assert (loss["state"], len(loss["runs"])) == ("value", 2), "both count on their own"
+    assert len(difference["runs"]) == 2, "one pair"
+    place = "a CPU, AVX2, cpu, 32-true, 1 thread, torch 2.13.0+cpu"
+    other = "another CPU, AVX512, cpu, 32-true, 1 thread, torch 2.13.0+cpu"
+    first, second = made["SSA", 1], made["vanilla", 1]
+    assert difference["note"] == (
+        f"At 1 of 2 seeds; seed 1 is not paired: SSA was trained on {other}, vanilla on {place}. To fill it: "
+        f"rm -r {first} {second} && python -m experiments tiny scale=smoke"
+    )
+    assert constant[2]["note"] == vanilla[2]["note"] == ""
+    (conclusion,) = rows("conclusions")
+    assert conclusion["seeds"] == "1"
+    (base,) = {tuple(Path(folder).name for folder in (first, second))} - {()}
+    assert not set(base) & set(difference["runs"])
+
+
+def test_runs_of_earlier_versions_are_paired(folders: Prepared) -> None:
+    """Their machine is not known."""
+    folders({("SSA", 1): {"cpu": None}, ("vanilla", 0): {"torch": None}})
+    assert begin() == 0
+    assert {row["difference n"] for row in rows("statistics") if (row["row"], row["metric"]) == ("SSA", "loss")} == {
+        "2"
+    }
+
+
+def test_other_evaluations_do_not_count(folders: Prepared) -> None:
+    made = {folder.name: folder for folder in folders().values()}
+    for number, folder in enumerate(made.values()):
+        outcome = {"task": "passkey", "metrics": {"accuracy": {"value": number / 8}}, "settings": {"trials": 2}}
+        (folder / "evaluation").mkdir(exist_ok=True)
+        (folder / "evaluation" / "passkey.json").write_text(json.dumps(outcome))
+        add_evaluations(folder, 0)
+    experiment = Experiment("tiny")
+    values = {**experiment.values("smoke"), "scale": "smoke"}
+    asked = {
+        arguments: GridSettings.model_validate({**values, "evaluate": list(arguments)})
+        for arguments in ((), ("tasks=passkey", "trials=2"), ("tasks=passkey", "trials=3"), ("tasks=passkey,length",))
+    }
+    grid = declared(experiment)
+    written = GridRecords.of(experiment, grid, asked["tasks=passkey", "trials=2"])
+    written.path.parent.mkdir()
+    written.write(written.path, runs(grid, written.settings), {})
+    counted = []
+    for settings in asked.values():
+        found = GridRecords.of(experiment, grid, settings)
+        counted.append(len(found.taken(runs(grid, settings))))
+    assert counted == [6, 6, 0, 0]
+    assert records.read(FILE)[0].run.evaluations["eval/passkey/accuracy"] in [number / 8 for number in range(6)]
