@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -145,7 +144,6 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, pre
 
 def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path) -> None:
     os.setsid()
-    gc.freeze()  # what the fork server imported, which takes a second to search at the exit
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by the process that it was forked from
     redirect_output(log)
     with redacted_output():

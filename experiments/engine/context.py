@@ -170,7 +170,11 @@ class ExperimentContext:
         for folder in self._runs:
             with suppress(UserError):  # a damaged run, which the table names
                 summaries.append(read_summary(folder))
-        commits = {self._commit, *self._jobs.commits, *(str(summary.get("commit")) for summary in summaries)}
+        commits = {
+            self._commit,
+            *self._jobs.commits,
+            *(str(summary["commit"]) for summary in summaries if "commit" in summary),
+        }
         write_json(
             self.path("provenance.json"),
             {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.engine.context import ExperimentContext
 from experiments.engine.evaluations import evaluate
 from experiments.engine.grid import Grid, GridSettings, declared
-from experiments.engine.grid_runs import reported, runs
+from experiments.engine.grid_runs import reported
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.pool import failures, refused, run_all
@@ -31,36 +31,33 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     from ssa.record.runs import load
 
     grid = declared(context.experiment)
-    recorded = GridRecords.of(context.experiment, grid, settings)
+    records = GridRecords.of(context.experiment, grid, settings)
     failed: dict[Run, str] = {}
     unevaluated: dict[Run, str] = {}
-    planned = runs(grid, settings)
-    taken = recorded.taken(planned)
-    first = recorded.missing(planned, taken)
-    mistakes = refused(filter(None, planned.values()))
-    if mistakes and len(mistakes) == len([run for run in planned.values() if run]) and settings.source is None:
-        raise UserError(next(iter(mistakes.values())))  # such as a mistake in train=
+    planned, taken = records.plan()
+    first = records.missing(planned, taken)
+    mistakes = refused(first)
     if settings.source is None and not settings.render:
+        if mistakes and len(mistakes) == len(first):  # such as a mistake in train=
+            raise UserError(next(iter(mistakes.values())))
         if taken:
-            number = sum(cell.is_reported for cell in taken)
-            context.console.print(f"{number} of {len(reported(planned))} runs have a record, which counts as finished")
+            context.console.print(f"{len(taken)} of {len(planned)} runs have a record, which counts as finished")
         trained: list[Run] = []
-        while new := [run for run in recorded.missing(planned, taken) if run not in trained]:  # a stage
+        while new := [run for run in records.missing(planned, taken) if run not in trained]:  # a stage
             failed |= _train(new, settings, context)
             trained += new
-            planned = runs(grid, settings)
-            taken = recorded.taken(planned)
-        of_table = {run for run in reported(planned).values() if run}
-        unevaluated |= _evaluate([run for run in trained if run in of_table], settings, context)
+            planned, taken = records.plan()
+        of_table = [run for cell, run in reported(planned).items() if run and cell not in taken]
+        unevaluated |= _evaluate(of_table, settings, context)
     else:
         failed |= mistakes
-        context.add_runs(first if settings.source is None else [], failed)
+        context.add_runs(first if settings.render else [], failed)
     found = [record.run for record in taken.values()]
     context.add_recorded(found)
     frame = load(Path(settings.output_dir) / "experiments", settings.source, recorded=found)
     check_keys(grid, frame)
     if settings.source is None:
-        recorded.write(context.path(FILE), planned, taken)
+        records.write(context.path(FILE), planned, taken)
     write(Results(context.experiment, grid, settings, planned, failed, unevaluated, frame, taken), context)
 
 

@@ -3,6 +3,7 @@
 Runs of one seed in a group are compared with each other, so they must come from one machine and, where they are
 fine-tuned, from one start.  Records count if all runs of the group and seed have them so; if some are missing, which
 are then trained here, only the records that this kind of machine made count, and the other runs are trained again.
+The runs of a row's search of learning rates belong together in the same way.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
-from experiments.engine.design import LR, MULTIPLIER
 from experiments.engine.experiment import Experiment, all_experiments
-from experiments.engine.grid import Grid, GridSettings
-from experiments.engine.grid_runs import GridCell, Planned, overrides_of, reported, start_cell
+from experiments.engine.grid import Grid, GridGroup, GridSettings
+from experiments.engine.grid_runs import (
+    PRETRAINING,
+    GridCell,
+    Planned,
+    candidates,
+    chosen,
+    overrides_of,
+    runs,
+    start_cell,
+)
 from ssa.command_line.settings import parse
 from ssa.errors import UserError
 from ssa.evaluation.settings import EvaluateSettings
@@ -28,7 +38,9 @@ from ssa.record.records import Record
 
 FILE = "records.parquet"
 _WITHOUT_EFFECT = {"tasks", "batch_size", "device", "output_dir", "rerun"}  # settings of evaluate.py
-_CHOSEN = ("init_from", LR, MULTIPLIER)  # what a run takes from those that it depends on
+_START = "init_from="
+Taken = dict[GridCell, Record]
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -55,84 +67,108 @@ class GridRecords:
         others = [record for other in paths for record in records.read(other)]
         return cls(grid, settings, path, records.read(path), others)
 
-    def taken(self, planned: Planned) -> dict[GridCell, Record]:
-        """The records that count, by cell; those of pretraining and searches are for the tables alone."""
-        blocks: dict[tuple[str, int], list[GridCell]] = {}
-        for cell in reported(planned):
-            blocks.setdefault((cell.group, cell.seed), []).append(cell)
-        found = [self._of_block(cells, planned) for cells in blocks.values()]
-        others = {
-            cell: record
-            for cell in planned
-            if not cell.is_reported
-            if (record := next(self._candidates(cell, planned), None))
-        }
-        return others | {cell: record for of_block in found for cell, record in of_block.items()}
+    def plan(self) -> tuple[dict[GridCell, Run | None], Taken]:
+        """All runs of the grid that are known by now, and the records that count."""
+        taken = self.taken(runs(self.grid, self.settings))
+        planned = runs(self.grid, self.settings, taken)  # with the learning rates of recorded searches
+        return planned, self.taken(planned)
+
+    def taken(self, planned: Planned) -> Taken:
+        """The records that count, by cell."""
+        blocks: dict[tuple[str, str, int], list[GridCell]] = {}
+        for cell in planned:
+            blocks.setdefault((cell.group, "" if cell.is_reported else cell.row, cell.seed), []).append(cell)
+        found: Taken = {}
+        for cells in blocks.values():  # a search comes before the runs that use its rates
+            found |= self._of_block(cells, planned, found)
+        return found
 
     def missing(self, planned: Planned, taken: Mapping[GridCell, Record]) -> list[Run]:
-        """Runs of the table without a record that counts, and those that they depend on."""
-        groups = {cell.group for cell in reported(planned) if cell not in taken}
-        starts = {start_cell(group) for group in self.grid.groups if group.name in groups and group.start}
-        wanted = (
-            cell
-            for cell in planned
-            if cell in starts or (cell.group in groups and not (cell.is_reported and cell in taken))
-        )
-        return [run for cell in wanted if (run := planned[cell])]
+        """Runs without a record that counts, and the pretrained models that these fine-tune."""
+        untaken = [cell.group for cell in planned if cell not in taken and cell.group != PRETRAINING]
+        needed = {start_cell(self._groups[name]) for name in untaken if self._groups[name].start}
+        return [run for cell, run in planned.items() if run and (cell not in taken or cell in needed)]
 
-    def _of_block(self, cells: Sequence[GridCell], planned: Planned) -> dict[GridCell, Record]:
+    def write(self, path: Path, planned: Planned, taken: Mapping[GridCell, Record]) -> None:
+        """Write the records that count, and those of all other runs that have finished here undamaged.
+
+        A run of a search that diverged is a result, too.
+        """
+        made = list(taken.values())
+        for cell, run in planned.items():
+            with suppress(UserError):  # damaged: the table names it
+                if run and cell not in taken and (run.is_finished() or (cell.rates and run.error)):
+                    made.append(self.record(run, self.settings.evaluate if cell.is_reported else ()))
+        if made:
+            records.write(path, made, self.path)
+
+    def record(self, run: Run, evaluate: Sequence[str]) -> Record:
+        """The record of the folder of a run that has ended; ``evaluate``: arguments of evaluate.py.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        known = next((record for record in self.own if record.run.run_id == run.config.run_id), None)
+        return records.record_of(run.folder, self._portable(run.overrides), evaluate, known)
+
+    def _of_block(self, cells: Sequence[GridCell], planned: Planned, before: Taken) -> Taken:
         """The records that count, of the runs of one group and seed."""
-        options: dict[tuple[Machine | None, str], dict[GridCell, Record]] = {}
+        options: dict[tuple[Machine | None, str], Taken] = {}
         for cell in cells:
-            for record in self._candidates(cell, planned):
-                options.setdefault((Machine.of(record.run.summary), start_name(record.overrides)), {}).setdefault(
-                    cell, record
-                )
+            for record in self._candidates(cell, planned, before):
+                options.setdefault((record.machine, start_of(record.run.config)), {}).setdefault(cell, record)
         whole = next((option for option in options.values() if len(option) == len(cells)), None)
         if whole is not None or not options:
             return whole or {}
         if self.settings.render:
             return {cell: record for option in reversed(options.values()) for cell, record in option.items()}
         here = self._here(planned[cell] for cell in cells)
-        starts = {cell: start_name(run.overrides) for cell in cells if (run := planned[cell])}
-        for (machine, start), option in options.items():
-            if here is not None and machine == here:
-                return {cell: record for cell, record in option.items() if starts.get(cell) == start}
-        return {}
+        known = {cell: run for cell in cells if (run := planned[cell]) and not run.refusal}
+        starts = {cell: start_of(run.config.plain()) for cell, run in known.items()}
+        return {
+            cell: record
+            for (machine, start), option in options.items()
+            for cell, record in option.items()
+            if here is not None and (machine, start) == (here, starts.get(cell))
+        }
 
-    def _candidates(self, cell: GridCell, planned: Planned) -> Iterator[Record]:
-        """Records of the run of a cell; what it takes from other runs, which may not be here, is not compared."""
-        run = planned[cell]
-        if run is not None:
-            yield from self._of_id(run)
+    def _candidates(self, cell: GridCell, planned: Planned, before: Taken) -> Iterator[Record]:
+        """Records of the run of a cell: by id, or by overrides where what it depends on may not be here."""
+        run, group = planned[cell], self._groups.get(cell.group)
+        model = self.grid.start_of(group) if group else None
+        trains_start = model is not None and self.settings.scale in model.at
+        if run is not None and not run.refusal and not trains_start:
+            found: Iterable[Record] = self._by_id.get(run.config.run_id, ())
+        elif group is not None and (declared := self._declared(group, cell, planned, before)):
+            base = planned[start_cell(group)] if trains_start else None
+            start = f"{base.config.run_id}-" if base and not base.refusal else ""
+            same = self._by_overrides.get(declared, ())
+            found = (record for record in same if Path(_init_from(record)).name.startswith(start))
         else:
-            declared = self._portable(overrides_of(self.grid, self.settings, cell, rates=cell.rates))
-            for record in self._by_overrides.get(_without_chosen(declared), ()):
-                if cell.rates is None or set(cell.rates.overrides) <= set(record.overrides):
-                    yield record
+            found = ()
+        yield from (record for record in found if not cell.is_reported or _is_evaluated(record, self.settings))
 
-    def _of_id(self, run: Run | None) -> Iterator[Record]:
-        if run is not None and not run.refusal:
-            yield from self._by_id.get(run.config.run_id, ())
+    def _declared(self, group: GridGroup, cell: GridCell, planned: Planned, before: Taken) -> tuple[str, ...]:
+        """Overrides of a run other than the start; empty where its learning rates are not known yet."""
+        (row,) = (row for row in self.grid.rows if row.name == cell.row)
+        tried, rates = candidates(self.grid, group, row, self.settings), cell.rates
+        if tried and rates is None:
+            rates = tried[0] if len(tried) == 1 else chosen(planned, group.name, row.name, before)
+            if rates is None:
+                return ()
+        return _without_start(self._portable(overrides_of(self.grid, self.settings, cell, (), rates)))
 
     @cached_property
-    def _evaluated(self) -> list[Record]:
-        """All records with the evaluations that are asked for."""
-        return [record for record in (*self.own, *self.others) if _is_evaluated(record, self.settings)]
+    def _groups(self) -> dict[str, GridGroup]:
+        return {group.name: group for group in self.grid.groups}
 
     @cached_property
     def _by_id(self) -> dict[str, list[Record]]:
-        found: dict[str, list[Record]] = {}
-        for record in self._evaluated:
-            found.setdefault(record.run.run_id, []).append(record)
-        return found
+        return _grouped((record.run.run_id, record) for record in (*self.own, *self.others))
 
     @cached_property
     def _by_overrides(self) -> dict[tuple[str, ...], list[Record]]:
-        found: dict[tuple[str, ...], list[Record]] = {}
-        for record in self._evaluated:
-            found.setdefault(_without_chosen(record.overrides), []).append(record)
-        return found
+        return _grouped((_without_start(record.overrides), record) for record in (*self.own, *self.others))
 
     def _here(self, runs: Iterable[Run | None]) -> Machine | None:
         """The kind of machine that would train these runs; None: not known, as on a cluster."""
@@ -142,25 +178,6 @@ class GridRecords:
         with suppress(UserError):  # no such device: training will say so
             return Machine.here(run.config.trainer, threads=1)  # as `Run.start` has it
         return None
-
-    def write(self, path: Path, planned: Planned, taken: Mapping[GridCell, Record]) -> None:
-        """Write the records that count, and those of all other runs that have finished here undamaged."""
-        made = list(taken.values())
-        for run in (run for cell, run in planned.items() if run and cell not in taken):
-            with suppress(UserError):  # damaged: the table names it
-                if run.is_finished():
-                    made.append(self.record(run))
-        if made:
-            records.write(path, made, self.path)
-
-    def record(self, run: Run) -> Record:
-        """The record of a finished run folder.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        known = next((record for record in self.own if record.run.run_id == run.config.run_id), None)
-        return records.record_of(run.folder, self._portable(run.overrides), self.settings.evaluate, known)
 
     def _portable(self, overrides: Iterable[str]) -> list[str]:
         """Overrides that are the same for every output folder."""
@@ -173,13 +190,24 @@ def committed(experiment: Experiment, scale: str) -> Path:
     return experiment.folder / "results" / f"{scale}_{FILE}"
 
 
-def start_name(overrides: Iterable[str]) -> str:
-    """The name of the model that a run fine-tunes, which has a hash of its weights; empty if there is none."""
-    return next((Path(text).name for text in overrides if text.startswith("init_from=")), "")
+def start_of(config: Mapping[str, Any]) -> str:
+    """What a run fine-tunes: a hash of its content, or an id of the Hub; empty if it is trained from scratch."""
+    return str(config.get("init_hash") or config.get("init_from") or "")
 
 
-def _without_chosen(overrides: Iterable[str]) -> tuple[str, ...]:
-    return tuple(text for text in overrides if text.partition("=")[0] not in _CHOSEN)
+def _init_from(record: Record) -> str:
+    return next((text.removeprefix(_START) for text in record.overrides if text.startswith(_START)), "")
+
+
+def _without_start(overrides: Iterable[str]) -> tuple[str, ...]:
+    return tuple(text for text in overrides if not text.startswith(_START))
+
+
+def _grouped(pairs: Iterable[tuple[K, Record]]) -> dict[K, list[Record]]:
+    found: dict[K, list[Record]] = {}
+    for key, record in pairs:
+        found.setdefault(key, []).append(record)
+    return found
 
 
 def _is_evaluated(record: Record, settings: GridSettings) -> bool:

@@ -6,25 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.engine.claims import Claim
 from experiments.engine.design import Rates, turns_on_rate
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import Grid, GridSettings, Metric
-from experiments.engine.grid_runs import SEARCHED, GridCell, losses, lowest, reported
-from experiments.engine.verdict import Comparison, Decision, decide
+from experiments.engine.grid import Claim, Grid, GridSettings, Metric
+from experiments.engine.grid_runs import GridCell, Recorded, chosen, losses, reported
 from ssa.launch.run import Run
 from ssa.perplexity import OF_TEXT
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.record.machine import Machine
 from ssa.report.tables import State
 from ssa.statistics import Estimate, holm, mean_interval, paired_interval, paired_p_value
-
-if TYPE_CHECKING:
-    from ssa.record.records import Record
 
 ABSENT = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
@@ -68,7 +63,7 @@ class Results:
         failed: reasons of the runs that failed just now.
         unevaluated: reasons of the finished runs whose evaluation failed.
         frame: from `ssa.record.runs.load`.
-        records: of the runs that were not trained here, by cell.
+        recorded: records of the runs that were not trained here.
     """
 
     experiment: Experiment
@@ -78,7 +73,7 @@ class Results:
     failed: Mapping[Run, str]
     unevaluated: Mapping[Run, str]
     frame: pd.DataFrame
-    records: Mapping[GridCell, Record] = field(default_factory=dict)
+    recorded: Recorded = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> dict[GridCell, Run | None]:
@@ -95,8 +90,8 @@ class Results:
 
     def run_id(self, cell: GridCell) -> str | None:
         """None if the overrides are refused, or what the run depends on has not finished."""
-        if cell in self.records:
-            return self.records[cell].run.run_id
+        if cell in self.recorded:
+            return self.recorded[cell].run.run_id
         run = self.planned[cell]
         return run.config.run_id if run is not None and not run.refusal else None
 
@@ -106,7 +101,7 @@ class Results:
 
     def gap(self, cell: GridCell, metric: Metric) -> Gap | None:
         """Why a run has no valid value of a metric, if so."""
-        run, run_id = None if cell in self.records else self.planned[cell], self.run_id(cell)
+        run, run_id = None if cell in self.recorded else self.planned[cell], self.run_id(cell)
         found = self.frame.loc[run_id] if run_id in self.frame.index else None
         if found is not None and found["damage"] not in ("", NO_CHECKSUMS):  # first, as it may be why the run failed
             return Gap("damaged", f"left out, {found['damage']}")
@@ -202,19 +197,6 @@ class Results:
             tuple(str(self.run_id(GridCell(group, base, seed))) for seed in sorted(shared)),
         )
 
-    def decisions(self) -> list[Decision]:
-        """The verdict on each claim at the scale, in the order of `Grid.claims_at`."""
-        return decide(
-            [
-                Comparison(
-                    self.difference(claim.group, claim.row, claim.against, self.grid.metric(claim.metric)),
-                    claim.expected,
-                    self.grid.effect_sizes(claim, self.experiment),
-                )
-                for claim in self.grid.claims_at(self.settings.scale)
-            ]
-        )
-
     def run_table(self) -> list[dict[str, Any]]:
         """Table rows: every run and its metrics."""
         rows = []
@@ -232,11 +214,8 @@ class Results:
     def _searches(self) -> dict[tuple[str, str], tuple[dict[Rates, float], Rates | None]]:
         """Losses of the search of learning rates and the chosen ones, by group and row."""
         places = dict.fromkeys((cell.group, cell.row) for cell in self.planned if cell.rates)
-        found = {place: losses(self.planned, *place) for place in places}
-        for cell, record in self.records.items():
-            if cell.rates:
-                found[cell.group, cell.row][cell.rates] = float(record.run.summary[SEARCHED])
-        return {place: (losses, lowest(self.planned, *place, losses)) for place, losses in found.items()}
+        given = self.planned, self.recorded
+        return {(g, r): (losses(given[0], g, r, given[1]), chosen(given[0], g, r, given[1])) for g, r in places}
 
     def search_table(self) -> list[dict[str, Any]]:
         """Table rows: every run of the searches of learning rates; the loss is infinite where it failed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.engine.design import RESERVED_SEED, Rates
 from experiments.engine.grid import Grid, GridGroup, GridRow, GridSettings
@@ -17,6 +17,9 @@ from experiments.engine.tuning import best_setting
 from ssa.errors import UserError
 from ssa.launch.run import Run
 from ssa.record.run_files import read_summary
+
+if TYPE_CHECKING:
+    from ssa.record.records import Record
 
 PRETRAINING = "pretraining"  # in place of a group
 SEARCHED = "best/val/loss"  # what a search minimizes
@@ -37,10 +40,15 @@ class GridCell(NamedTuple):
 
 
 Planned = Mapping[GridCell, Run | None]
+Recorded = Mapping[GridCell, "Record"]  # of runs that need not be here
+_NOTHING: Recorded = {}
 
 
-def runs(grid: Grid, settings: GridSettings) -> dict[GridCell, Run | None]:
-    """All runs at the scale, those that others depend on first; None where what it depends on has not finished."""
+def runs(grid: Grid, settings: GridSettings, recorded: Recorded = _NOTHING) -> dict[GridCell, Run | None]:
+    """All runs at the scale, those that others depend on first; None where what it depends on has not finished.
+
+    ``recorded``: records of searches of learning rates, which count as finished.
+    """
     scale, found = settings.scale, dict[GridCell, Run | None]()
     groups = [group for group in grid.groups if scale in group.at]
     for group in groups:
@@ -51,7 +59,7 @@ def runs(grid: Grid, settings: GridSettings) -> dict[GridCell, Run | None]:
     for group in groups:
         start = _start(grid, group, settings, found)
         for row in grid.rows:
-            found |= _of_row(grid, group, row, start, settings)
+            found |= _of_row(grid, group, row, start, settings, recorded)
     return found
 
 
@@ -95,35 +103,36 @@ def candidates(grid: Grid, group: GridGroup, row: GridRow, settings: GridSetting
     return [] if run.refusal else search.candidates(run.config.model.temperature)
 
 
-def losses(planned: Planned, group: str, row: str) -> dict[Rates, float]:
+def losses(planned: Planned, group: str, row: str, recorded: Recorded = _NOTHING) -> dict[Rates, float]:
     """The validation loss of each finished run of a row's search; infinite where it failed, as it does if it diverges.
 
     Nats per token, with the weights of the lowest loss.
     """
     found: dict[Rates, float] = {}
     for cell, run in planned.items():
-        if run and cell.rates and (cell.group, cell.row) == (group, row):
-            loss = _loss(run)
+        if cell.rates and (cell.group, cell.row) == (group, row):
+            loss = _loss(run, recorded.get(cell))
             if loss is not None:
                 found[cell.rates] = loss
     return found
 
 
-def chosen(planned: Planned, group: str, row: str) -> Rates | None:
+def chosen(planned: Planned, group: str, row: str, recorded: Recorded = _NOTHING) -> Rates | None:
     """The rates with the lowest loss; None before all runs of the search have ended, or if none has finished."""
-    return lowest(planned, group, row, losses(planned, group, row))
-
-
-def lowest(planned: Planned, group: str, row: str, found: Mapping[Rates, float]) -> Rates | None:
-    """The rates of the lowest loss of a search; see `chosen`."""
     tried = [cell for cell in planned if cell.rates and (cell.group, cell.row) == (group, row)]
+    found = losses(planned, group, row, recorded)
     if len(found) < len(tried) or not any(map(math.isfinite, found.values())):
         return None
     return best_setting({rates: [loss] for rates, loss in found.items()})
 
 
 def _of_row(
-    grid: Grid, group: GridGroup, row: GridRow, start: Sequence[str] | None, settings: GridSettings
+    grid: Grid,
+    group: GridGroup,
+    row: GridRow,
+    start: Sequence[str] | None,
+    settings: GridSettings,
+    recorded: Recorded,
 ) -> dict[GridCell, Run | None]:
     found: dict[GridCell, Run | None] = {}
 
@@ -138,7 +147,7 @@ def _of_row(
     if len(rates) > 1:
         for one in rates:
             add(GridCell(group.name, row.name, RESERVED_SEED, one), one)
-    best = chosen(found, group.name, row.name) if len(rates) > 1 else next(iter(rates), None)
+    best = chosen(found, group.name, row.name, recorded) if len(rates) > 1 else next(iter(rates), None)
     for seed in seeds(group, settings):
         add(GridCell(group.name, row.name, seed), best, known=best is not None or not rates)
     return found
@@ -162,8 +171,12 @@ def _start(grid: Grid, group: GridGroup, settings: GridSettings, known: Planned)
     return None
 
 
-def _loss(run: Run) -> float | None:
+def _loss(run: Run | None, record: Record | None) -> float | None:
     """The loss of a run that has ended; infinite if it failed."""
+    if record is not None:
+        return float(record.run.summary[SEARCHED]) if record.run.status == "finished" else math.inf
+    if run is None:
+        return None
     with suppress(UserError, KeyError):
         if run.is_finished():
             return float(read_summary(run.folder)[SEARCHED])

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.engine.conclusion import ClaimConclusion, shown
+from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.context import ExperimentContext
 from experiments.engine.design import RESERVED_SEED
 from experiments.engine.grid import Metric
@@ -37,8 +37,14 @@ def write(results: Results, context: ExperimentContext) -> None:
     compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
     for metric in compared[:1]:
         _draw(results, metric, context)
-    claims = results.grid.claims_at(results.settings.scale)
-    context.conclude(*map(ClaimConclusion.of, claims, results.decisions()))
+    metrics = {metric.name: metric for metric in results.grid.metrics}
+    for claim in results.grid.claims:
+        if claim.group not in results.groups:
+            continue
+        text = f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}"
+        quantity = f"difference in {claim.metric}, {claim.row} - {claim.against}"
+        estimate = results.difference(claim.group, claim.row, claim.against, metrics[claim.metric])
+        context.conclude(Conclusion(text, quantity, estimate, claim.expected))  # undecided without a pair
 
 
 def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Table:
@@ -79,7 +85,8 @@ def _measured(results: Results, one: Statistic) -> list[tables.TableCell]:
     elif one.metric.compared:
         ids = one.runs + one.base_runs
         difference, pairs = _text(one.difference, one.metric.digits), one.difference.n
-        note = _unpaired(results, one) if pairs < results.n_seeds(one.group) else ""
+        seeds = results.n_seeds(one.group)
+        note = _unpaired(results, one, seeds) if pairs < seeds else ""
         cells.append(
             tables.TableCell(difference, "value", ids, note) if pairs else tables.TableCell("", "missing", (), note)
         )
@@ -87,9 +94,9 @@ def _measured(results: Results, one: Statistic) -> list[tables.TableCell]:
     return cells
 
 
-def _unpaired(results: Results, one: Statistic) -> str:
+def _unpaired(results: Results, one: Statistic, seeds: int) -> str:
     """Why a difference lacks seeds, and the command that fills those trained on different machines."""
-    base, pairs, seeds = results.grid.rows[0].name, one.difference.n, results.n_seeds(one.group)
+    base, pairs = results.grid.rows[0].name, one.difference.n
     mixed = results.mixed(one.group, one.row, base, one.metric)
     note = f"At {pairs} of {seeds} seeds"
     if pairs + len(mixed) < seeds:
@@ -99,7 +106,7 @@ def _unpaired(results: Results, one: Statistic) -> str:
     if not mixed:
         return f"{note}."
     cells = [GridCell(one.group, row, seed) for seed in mixed for row in (one.row, base)]
-    folders = [str(results.frame.at[results.run_id(cell), "folder"]) for cell in cells if cell not in results.records]
+    folders = [str(results.frame.at[results.run_id(cell), "folder"]) for cell in cells if cell not in results.recorded]
     return f"{note}. To fill it: {f'rm -r {shlex.join(folders)} && ' if folders else ''}{_command(results)}"
 
 

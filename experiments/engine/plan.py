@@ -1,4 +1,4 @@
-"""Plan of a grid, printed before anything is run: runs, tokens, time, disk and statistical power."""
+"""Plan of a grid, printed before anything is run: runs, tokens, time and disk."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.engine import power_plan
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, declared
 from experiments.engine.grid_records import GridRecords
-from experiments.engine.grid_runs import overrides_of, runs
+from experiments.engine.grid_runs import overrides_of
 from ssa.config import Config
 from ssa.launch.pool import refused
 from ssa.launch.run import Run
@@ -34,14 +32,15 @@ _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.
 
 def show(experiment: Experiment, settings: GridSettings, console: Console) -> None:
     grid = declared(experiment)
-    planned = runs(grid, settings)
-    mistakes = refused(filter(None, planned.values()))
+    records = GridRecords.of(experiment, grid, settings)
+    planned, taken = records.plan()
+    missing = records.missing(planned, taken)
+    mistakes = refused(missing)
     for reason, number in Counter(mistakes.values()).items():
         console.print(f"{number} runs are refused: {reason}", markup=False)
-    unique = list({run.folder: run for run in planned.values() if run and run not in mistakes}.values())
-    records = GridRecords.of(experiment, grid, settings)
-    taken = records.taken(planned)
-    missing = records.missing(planned, taken)
+    if taken:
+        console.print(f"{len(taken)} of {len(planned)} runs have a record, which counts as finished")
+    unique = list({run.folder: run for run in planned.values() if run and not run.refusal}.values())
     waiting = [run for run in unique if run in missing and (settings.rerun or not run.is_finished())]
     table = Table("runs", "finished", "interrupted", "not started", "tokens to train", box=box.SIMPLE_HEAD)
     counts: dict[str, Counter[str]] = {}
@@ -55,11 +54,8 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
         table.add_row(label, *states, f"{count['tokens']:,}")
     console.print(table)
     # Runs that depend on others, in their stead from scratch: of the same size and number of tokens.
-    later = [
-        Run(overrides_of(grid, settings, cell), cell.group)
-        for cell, run in planned.items()
-        if run is None and cell not in taken
-    ]
+    unknown = [cell for cell, run in planned.items() if run is None]
+    later = [Run(overrides_of(grid, settings, cell), cell.group) for cell in unknown if cell not in taken]
     if later:
         console.print(
             f"and {len(later)} runs that start from a pretrained model or wait for a search of learning rates, "
@@ -67,36 +63,31 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
         )
     waiting += later
     tokens = sum(_tokens_left(run, settings.rerun) for run in waiting)
-    frame = _known(settings)
-    seconds, how = _seconds(waiting, settings, frame)
+    seconds, how = _seconds(waiting, settings)
     disk = sum(_parameters(run.config) * _BYTES for run in waiting)
     console.print(
-        f"{len(waiting)} of {len(unique) + len(later)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
+        f"{len(waiting)} of {len(unique) + len(unknown)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
         f"jobs={settings.jobs} ({how}), {disk / 1e9:,.1f} GB of disk"
     )
-    power_plan.show(*power_plan.claim_powers(experiment, grid, settings, planned, frame), console)
-
-
-def _known(settings: GridSettings) -> pd.DataFrame:
-    """All runs so far."""
-    folder = Path(settings.output_dir) / "experiments"
-    return load(folder, checked=False) if folder.is_dir() else pd.DataFrame(columns=["status", "damage"])
 
 
 def _tokens_left(run: Run, rerun: bool) -> int:
     return run.tokens if rerun else run.tokens - run.tokens_done()
 
 
-def _seconds(waiting: Sequence[Run], settings: GridSettings, frame: pd.DataFrame) -> tuple[float, str]:
+def _seconds(waiting: Sequence[Run], settings: GridSettings) -> tuple[float, str]:
     """Estimated duration of all runs, and what the estimate is based on.
 
     A run is as fast as finished ones of the same kind, else as its FLOPs at this machine's speed.
     """
+    folder = Path(settings.output_dir) / "experiments"
     speeds: dict[tuple[object, ...], float] = {}  # tokens per second by kind
-    finished = frame[frame["status"] == "finished"]
-    if len(finished):
-        tokens_per_second = finished["tokens"] / finished["wall_seconds"]
-        speeds = tokens_per_second.groupby([finished[key] for key in _KIND]).median().to_dict()
+    if folder.is_dir():
+        frame = load(folder, checked=False)
+        finished = frame[frame["status"] == "finished"]
+        if len(finished):
+            tokens_per_second = finished["tokens"] / finished["wall_seconds"]
+            speeds = tokens_per_second.groupby([finished[key] for key in _KIND]).median().to_dict()
     estimated: set[tuple[object, ...]] = set()
     total = 0.0
     for run in waiting:

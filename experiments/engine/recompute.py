@@ -11,9 +11,8 @@ from rich.console import Console
 from experiments.engine.evaluations import evaluate
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, declared
-from experiments.engine.grid_records import GridRecords, start_name
-from experiments.engine.grid_runs import GridCell, runs, start_cell
-from experiments.engine.shared_runs import start_of
+from experiments.engine.grid_records import GridRecords, start_of
+from experiments.engine.grid_runs import GridCell, Planned, start_cell
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.pool import run_all
@@ -69,7 +68,7 @@ def recompute(experiment: Experiment, settings: GridSettings, console: Console) 
         failed = evaluate([again], record.evaluate, jobs=1, console=console)
     if failed:
         raise UserError(f"recompute={settings.recompute}: {failed[again]}")
-    compare(record, recorded.record(again), console)
+    compare(record, recorded.record(again, record.evaluate), console)
 
 
 def compare(record: Record, again: Record, console: Console) -> None:
@@ -79,7 +78,7 @@ def compare(record: Record, again: Record, console: Console) -> None:
         UserError: they differ, by more than `TOLERANCE` where the machines differ.
     """
     name, before, now = record.run.run_id, values_of(record), values_of(again)
-    first, second = Machine.of(record.run.summary), Machine.of(again.run.summary)
+    first, second = record.machine, again.machine
     differences = [
         Difference(key, before.get(key), now.get(key))
         for key in dict.fromkeys((*before, *now))
@@ -110,32 +109,33 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _planned(record: Record, recorded: GridRecords, settings: GridSettings, console: Console) -> Run:
-    """The run of a record; where it is fine-tuned from a run that is not here, that one is trained first.
+    """The run of a record; where it fine-tunes a model that is not here, that one is trained first.
 
     Raises:
         UserError: the grid has no such run, or its start cannot be trained or is another.
     """
-    name = record.run.run_id
-    grid, planned = recorded.grid, runs(recorded.grid, settings)
-    if (found := _with_id(name, planned)) is not None:
-        return found
-    cell = next((cell for cell, one in recorded.taken(planned).items() if one.run.run_id == name), None)
+    name, grid = record.run.run_id, recorded.grid
+    planned, taken = recorded.plan()
+    cell = next((cell for cell in planned if _run_id(cell, planned, taken) == name), None)
     if cell is None:
         raise UserError(f"recompute={name}: not a run of this grid with these settings")
-    (group,) = (group for group in grid.groups if group.name == cell.group)
-    base = planned.get(start_cell(group))
-    start = []
-    if base is not None:
+    run = planned[cell]
+    if run is None:  # without its start
+        (group,) = (group for group in grid.groups if group.name == cell.group)
+        base = planned[start_cell(group)]
+        assert base is not None  # the records of what it starts are found through it
         console.print(f"{name} fine-tunes {base.label}, which is trained first")
         failed = run_all([base], jobs=1, console=console)
         if failed:
             raise UserError(f"recompute={name}: {failed[base]}")
-        start = start_of(base.folder, settings.output_dir)
-        if start_name(start) != start_name(record.overrides):
-            raise UserError(f"recompute={name}: its start, {base.config.run_id}, came out with other weights here")
-    own = [text for text in record.overrides if not (start and text.startswith("init_from="))]
-    return Run((*own, *start, f"logger={settings.logger}"), cell.group, cell.row, cell.seed)
+        run = recorded.plan()[0][cell]
+    if run is None or start_of(run.config.plain()) != start_of(record.run.config):
+        raise UserError(f"recompute={name}: the model that it starts from came out with other weights here")
+    return run
 
 
-def _with_id(run_id: str, planned: Mapping[GridCell, Run | None]) -> Run | None:
-    return next((run for run in planned.values() if run and not run.refusal and run.config.run_id == run_id), None)
+def _run_id(cell: GridCell, planned: Planned, taken: Mapping[GridCell, Record]) -> str | None:
+    if cell in taken:
+        return taken[cell].run.run_id
+    run = planned[cell]
+    return run.config.run_id if run is not None and not run.refusal else None

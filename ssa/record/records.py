@@ -1,4 +1,4 @@
-"""Records: finished runs without their weights, a row each in one Parquet file, small enough for a repository.
+"""Records: runs that have ended, without their weights, a row each in one Parquet file, small enough for a repository.
 
 A record gives the same `FoundRun` as its run folder, and the curve of metrics.jsonl.  It leaves out what is large or
 tells of the machine's owner: weights, host and process, per-head curves, answers of evaluations.  Every row has a
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ssa.errors import UserError, first_line
 from ssa.files import hash_of, parse_json, refuse_lfs_pointer, replacing, to_json
+from ssa.record.machine import Machine
 from ssa.record.run_files import Row, load_config, read_environment, read_evaluation, read_rows
 from ssa.record.run_table import FoundRun
 from ssa.record.runs import metrics_of, read_run
@@ -30,6 +31,7 @@ _SCHEMA = pa.schema(
     {
         "run_id": pa.string(),
         "time": pa.string(),
+        "error": pa.string(),
         "weights": pa.string(),
         "overrides": pa.list_(pa.string()),
         "evaluate": pa.list_(pa.string()),
@@ -50,7 +52,7 @@ _OF_A_RESULT = {"others", "details", "of"}
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run.
+    """A run that has finished or failed.
 
     Attributes:
         run: as from its run folder; ``run.folder`` is the file of the record.
@@ -70,11 +72,16 @@ class Record:
     curve: Sequence[Row]
     weights: str
 
+    @property
+    def machine(self) -> Machine | None:
+        """What it was trained on; None where that is not recorded."""
+        return Machine.of({**self.environment, "cpu": (self.environment.get("machine") or {}).get("cpu")})
+
 
 def record_of(
     folder: Path, overrides: Sequence[str], evaluate: Sequence[str] = (), known: Record | None = None
 ) -> Record:
-    """The record of a finished run folder.
+    """The record of a run folder, finished or failed.
 
     Args:
         overrides: of train.py.
@@ -82,10 +89,10 @@ def record_of(
         known: returned if it is of this run and nothing has changed.
 
     Raises:
-        UserError: the run has not finished, or is damaged.
+        UserError: the run has not ended, or is damaged.
     """
     run = read_run(folder)
-    if run.status != "finished" or run.damage:
+    if run.status not in ("finished", "failed") or run.damage:
         raise UserError(f"{folder}: {'; '.join(run.damage) or run.status}: no record of it")
     made = tuple(overrides), tuple(evaluate)
     unchanged = known is not None and replace(known.run, folder=run.folder) == _portable(run)
@@ -170,13 +177,14 @@ def _record(row: Mapping[str, Any], path: Path) -> Record:
     run = FoundRun(
         run_id=row["run_id"],
         folder=str(path),
-        status="finished",
+        status="failed" if row["error"] else "finished",
+        error=row["error"],
         config=config,
         summary=summary,
         evaluations=_metrics(evaluations),
         experiment=str(config["experiment"]),
-        commit=summary.get("commit") or "",
-        data_hash=summary.get("data_hash") or "",
+        commit=summary.get("commit") or environment["git"].get("commit") or "",
+        data_hash=summary.get("data_hash") or environment.get("data_hash") or "",
         time=row["time"],
     )
     curve = [{"step": point["step"], "tokens": point["tokens"], **point["metrics"]} for point in row["curve"]]
@@ -188,6 +196,7 @@ def _row(record: Record) -> dict[str, Any]:
     row = {
         "run_id": run.run_id,
         "time": run.time,
+        "error": run.error,
         "weights": record.weights,
         "overrides": list(record.overrides),
         "evaluate": list(record.evaluate),

@@ -72,14 +72,8 @@ def test_reference_values_name_a_group_metric_and_row(experiment: Experiment) ->
 
 TWICE = [*grid()["rows"], grid()["rows"][0]]
 CLAIM = grid()["claims"][0]
-LOSS = grid()["metrics"][0]
 SCRATCH = grid()["groups"][0]
 SMALL = {"name": "small", "at": {"smoke": ["scale=smoke"]}}
-
-
-def paper(**changes: Any) -> dict[str, Any]:
-    """A claim against a size of the paper."""
-    return {**CLAIM, "paper": {"quantity": "GPT-2: loss", "row": "SSA", "against": "constant", **changes}}
 
 
 @pytest.mark.parametrize(
@@ -109,15 +103,6 @@ def paper(**changes: Any) -> dict[str, Any]:
             "groups.0.search.smoke.lr=",
         ),
         ({"claims": []}, "claims=[]: "),
-        ({"claims": [{**CLAIM, "metric": "parameters"}]}, "metric parameters: a claim needs smallest=, the smallest "),
-        ({"metrics": [{**LOSS, "smallest": 0}]}, "metrics.0.smallest=0: out of range; valid: > 0"),
-        ({"claims": [paper(row="SSAA")]}, "claims: paper: GPT-2: loss, SSAA: no value in "),
-        ({"claims": [paper(against="vanilla")]}, "claims: paper: GPT-2: loss, vanilla: no value in "),
-        (
-            {"claims": [paper(row="constant", against="SSA")]},
-            "claims: paper: 3.3 and 3.1 contradict a claim of a ",
-        ),
-        ({"claims": [paper(against="zero", log_ratio=True)]}, "claims: paper: 0 has no logarithm"),
         ({"note": "x"}, "note: unknown key, did you mean notes?"),
     ],
 )
@@ -532,6 +517,7 @@ def test_result_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsy
     assert {path.name for path in found} - {other.name} == {
         *(f"smoke_summary.{ending}" for ending in ("csv", "md", "tex", "html", "json")),
         *("smoke_runs.csv", "smoke_statistics.csv", "smoke_conclusions.csv", "smoke_provenance.json"),
+        "smoke_records.parquet",
         *("smoke_differences.png", "smoke_differences.svg"),
     }
     assert other.exists()

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import run_folders
-from grid_experiments import GRID, make_experiment, use
+from grid_experiments import GRID, TINY, make_experiment, use
 from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.engine import recompute
+from experiments.engine.design import Rates
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import GridSettings, declared
+from experiments.engine.grid import Grid, GridSettings, declared
 from experiments.engine.grid_records import GridRecords
 from experiments.engine.grid_runs import runs
 from ssa.errors import UserError
@@ -29,17 +30,8 @@ from ssa.record import records
 from ssa.record.checksums import add_evaluations
 from ssa.record.records import Record
 
-SCRATCH = {"name": "GPT-2", "overrides": ["model=gpt2"]}
-TUNED = {
-    "name": "tuned",
-    "overrides": ["model=gpt2"],
-    "at": {"smoke": ["trainer.steps=2", "data.max_documents=10", "trainer.micro_batch_size=8"]},
-    "start": "small",
-}
-TUNING = {
-    "pretrained": [{"name": "small", "overrides": ["model=gpt2"], "at": {"smoke": []}}],
-    "search": {"smoke": {"lr": [1e-3, 3e-3], "multiplier": [1.0]}},
-}
+TUNED = {"name": "GPT-2", "overrides": ["model=gpt2"], "at": {"smoke": []}, "start": "small"}
+SEARCH = {"lr": [1e-3, 3e-3], "multiplier": [10]}
 ROWS = GRID["rows"][::2]
 FILE = Path("grids/tiny/results/smoke_records.parquet")
 Prepared = Callable[..., dict[tuple[str, int], Path]]
@@ -70,14 +62,34 @@ def changed(record: Record, **values: Any) -> Record:
     return replace(record, run=replace(record.run, summary={**record.run.summary, **values}))
 
 
+def made_by(record: Record, cpu: str, cpu_capability: str) -> Record:
+    """The record as if of another machine."""
+    other = {"machine": {**record.environment["machine"], "cpu": cpu}, "cpu_capability": cpu_capability}
+    summary = {"cpu": cpu, "cpu_capability": cpu_capability} if record.run.summary else {}
+    return replace(changed(record, **summary), environment={**record.environment, **other})
+
+
+def declaration(**changes: Any) -> tuple[Grid, GridSettings]:
+    """The grid, and its settings with changes."""
+    experiment = Experiment("tiny")
+    settings = GridSettings.model_validate({**experiment.values("smoke"), "scale": "smoke"} | changes)
+    return declared(experiment), settings
+
+
 # With real runs
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Path:
-    """A folder with a grid, its runs, and its results with records: two rows, from scratch and fine-tuned."""
+    """A folder with a grid that fine-tunes, its runs, and its results with records."""
     folder = tmp_path_factory.mktemp("made")
-    make_experiment(folder / "grids", small_text, groups=[SCRATCH, TUNED], rows=ROWS, fine_tuning=TUNING)
+    tiny = [*TINY, "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512"]
+    tuning = {
+        "pretrained": [{"name": "small", "overrides": ["model=gpt2"], "at": {"smoke": tiny}}],
+        "overrides": {"smoke": ["trainer.steps=2", "trainer.micro_batch_size=8", "data.max_documents=10"]},
+        "search": {"smoke": SEARCH},
+    }
+    make_experiment(folder / "grids", small_text, groups=[TUNED], rows=ROWS, fine_tuning=tuning)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSA_CACHE_DIR", str(folder / "cache"))
         use(folder / "grids", patch)
@@ -96,54 +108,63 @@ def clone(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[R
     return records.read(FILE)
 
 
-def of(made: list[Record], group: str, row: str, seed: int) -> Record:
-    """The record of a cell of the table."""
+def of(made: list[Record], row: str, seed: int) -> Record:
+    """The record of a run of the table."""
     with Path("grids/tiny/results/smoke_runs.csv").open(newline="") as file:
-        cells = {(line["group"], line["row"], line["seed"]): line["run"] for line in csv.DictReader(file)}
-    return next(record for record in made if record.run.run_id == cells[group, row, str(seed)])
+        cells = {(line["row"], line["seed"]): line["run"] for line in csv.DictReader(file)}
+    return next(record for record in made if record.run.run_id == cells[row, str(seed)])
+
+
+def start(made: list[Record]) -> Record:
+    """The record of the pretrained model."""
+    return next(record for record in made if not record.run.config["init_from"])
 
 
 def test_fresh_clone_renders_the_same_bytes_without_training(
     clone: list[Record], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    committed = files("grids/tiny/results")
-    for path in Path("grids/tiny/results").iterdir():
+    results = FILE.parent.as_posix()
+    committed = files(results)
+    for path in Path(results).iterdir():
         if path.name != FILE.name:
             path.unlink()
     assert main(["tiny", "scale=smoke"]) == 0
-    assert "8 of 8 runs have a record, which counts as finished" in capsys.readouterr().out
+    assert "9 of 9 runs have a record, which counts as finished" in capsys.readouterr().out
     assert trained() == []
-    again = files("grids/tiny/results")
-    assert len([name for name in committed if name.endswith(".csv")]) == 5
+    again = files(results)
+    assert {name for name in committed if name.endswith(".csv")} == {
+        f"smoke_{name}.csv" for name in ("runs", "search", "statistics", "summary", "conclusions")
+    }
     for name in committed.keys() - {"smoke_provenance.json"}:
         assert again[name] == committed[name], name
     provenance = json.loads(again["smoke_provenance.json"])
     assert provenance["machines_of_runs"] == json.loads(committed["smoke_provenance.json"])["machines_of_runs"]
     assert begin("plan=true") == 0
-    assert "0 of 4 runs to do, 0 tokens" in capsys.readouterr().out
+    assert "0 of 9 runs to do, 0 tokens" in capsys.readouterr().out
 
 
-def test_records_of_this_machine_are_gone_on_with(clone: list[Record]) -> None:
-    lost = of(clone, "GPT-2", "SSA", 1)
+def test_records_of_this_machine_are_gone_on_with(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+    lost = of(clone, "SSA", 1)
     records.write(FILE, [record for record in clone if record is not lost])
     assert begin("render=true") == 0
-    assert [row["loss"] == "-" for row in rows("runs")] == [False, False, False, True, *4 * [False]]
+    assert [row["loss"] == "-" for row in rows("runs")] == [False, False, False, True]
     assert trained() == []
+    assert begin("plan=true") == 0
+    assert "2 of 9 runs to do" in " ".join(capsys.readouterr().out.split())
     assert begin() == 0
-    assert trained() == [lost.run.run_id]
+    assert trained() == sorted([start(clone).run.run_id, lost.run.run_id]), "with the model that it fine-tunes"
     assert files("again", ".csv") == files("grids/tiny/results", ".csv")
 
 
 def test_runs_of_one_seed_come_from_one_machine(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     """Records of another machine count where they are complete; else the whole seed is trained here."""
-    elsewhere = [changed(record, **OTHER) for record in clone]
-    lost = of(elsewhere, "tuned", "SSA", 0)
+    elsewhere = [made_by(record, **OTHER) for record in clone]
+    lost, base = of(elsewhere, "SSA", 0), of(elsewhere, "vanilla", 0)
     records.write(FILE, [record for record in elsewhere if record is not lost])
     assert begin() == 0
-    start, base = (of(elsewhere, group, "vanilla", 0).run.run_id for group in ("GPT-2", "tuned"))
-    assert trained() == sorted([start, base, lost.run.run_id]), "the fine-tuned pair, and the run that it starts from"
+    assert trained() == sorted(record.run.run_id for record in (start(clone), base, lost))
     kept = {record.run.run_id: record.run.summary["cpu"] for record in records.read(Path("again") / FILE.name)}
-    assert {name for name, cpu in kept.items() if cpu != OTHER["cpu"]} == {base, lost.run.run_id}
+    assert {name for name, cpu in kept.items() if cpu != OTHER["cpu"]} == {base.run.run_id, lost.run.run_id}
     assert {row["difference n"] for row in rows("statistics") if (row["row"], row["metric"]) == ("SSA", "loss")} == {
         "2"
     }
@@ -151,19 +172,18 @@ def test_runs_of_one_seed_come_from_one_machine(clone: list[Record], capsys: pyt
 
 def test_recomputed_run_is_equal_to_its_record(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     """A fine-tuned one, whose start is not here, so that it is recomputed first."""
-    record = of(clone, "tuned", "SSA", 0)
+    record = of(clone, "SSA", 0)
     assert begin(f"recompute={record.run.run_id}") == 0
     printed = capsys.readouterr().out
     compared = len(recompute.values_of(record))
     assert compared > 50
     assert f"{compared} of {compared} values equal bit for bit (" in printed
-    start = of(clone, "GPT-2", "vanilla", 0).run.run_id
-    assert [name.startswith(f"gpt2-{start}") for name in trained() if name != start] == [True]
+    assert trained() == sorted([start(clone).run.run_id, record.run.run_id])
     assert not Path("again").exists()
 
 
 def test_evaluations_are_recomputed(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
-    record = of(clone, "GPT-2", "vanilla", 0)
+    record = start(clone)
     again = f"recompute={record.run.run_id}"
     assert begin(again) == 0
     (folder,) = (path.parent for path in Path("outputs/recomputed").rglob("summary.json"))
@@ -178,6 +198,13 @@ def test_evaluations_are_recomputed(clone: list[Record], capsys: pytest.CaptureF
     assert f"{compared} of {compared} values equal bit for bit (" in capsys.readouterr().out
 
 
+def test_recompute_of_an_unknown_run_is_one_line(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+    name = start(clone).run.run_id
+    assert begin(f"recompute={name}x") == 2
+    error = capsys.readouterr().err
+    assert error == f"error: recompute={name}x: no such record in {Path.cwd() / FILE}, did you mean {name}?\n"
+
+
 # With invented numbers
 
 
@@ -188,11 +215,12 @@ def test_values_that_differ_are_printed(capsys: pytest.CaptureFixture[str], fold
     with pytest.raises(UserError, match=r"1 values differ from its record, on the same kind of machine$"):
         recompute.compare(record, changed(record, **{"best/val/loss": loss + 1e-9}), console)
     assert f"best/val/loss: {loss} recorded, {loss + 1e-9} now (+1e-09)" in capsys.readouterr().out
-    recompute.compare(record, changed(record, **OTHER, **{"best/val/loss": loss + 1e-3}), console)
+    elsewhere = made_by(record, **OTHER)
+    recompute.compare(record, changed(elsewhere, **{"best/val/loss": loss + 1e-3}), console)
     assert "another CPU, AVX512, cpu, 32-true, 1 thread" in capsys.readouterr().out
     far = {"best/test/loss": record.run.summary["best/test/loss"] - 0.1}
     with pytest.raises(UserError, match=r"differs from its record by more than 0.02 nats: best/test/loss"):
-        recompute.compare(record, changed(record, **OTHER, **far), console)
+        recompute.compare(record, changed(elsewhere, **far), console)
     with pytest.raises(UserError, match=r"\d\d values differ"):
         recompute.compare(record, replace(record, curve=[]), console)
 
@@ -206,10 +234,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     monkeypatch.chdir(tmp_path)
 
     def prepare(summaries: Mapping[tuple[str, int], dict[str, Any]] | None = None) -> dict[tuple[str, int], Path]:
-        experiment = Experiment("tiny")
-        settings = GridSettings.model_validate({**experiment.values("smoke"), "scale": "smoke"})
         made = {}
-        for number, (cell, run) in enumerate(runs(declared(experiment), settings).items()):
+        for number, (cell, run) in enumerate(runs(*declaration()).items()):
             assert run
             summary = (summaries or {}).get((cell.row, cell.seed), {})
             run_folders.write(run.folder, run.config, random.Random(number), **summary)
@@ -278,7 +304,7 @@ def test_runs_of_different_machines_are_not_paired(folders: Prepared) -> None:
     vanilla, constant, ssa = json.loads(Path("again/smoke_summary.json").read_text())["rows"]
     loss, difference = ssa[1:3]
     assert (loss["state"], len(loss["runs"])) == ("value", 2), "both count on their own"
-    assert len(difference["runs"]) == 2, "one pair"
+    assert difference["runs"] == [*loss["runs"], made["vanilla", 0].name]
     place = "a CPU, AVX2, cpu, 32-true, 1 thread, torch 2.13.0+cpu"
     other = "another CPU, AVX512, cpu, 32-true, 1 thread, torch 2.13.0+cpu"
     first, second = made["SSA", 1], made["vanilla", 1]
@@ -289,8 +315,6 @@ def test_runs_of_different_machines_are_not_paired(folders: Prepared) -> None:
     assert constant[2]["note"] == vanilla[2]["note"] == ""
     (conclusion,) = rows("conclusions")
     assert conclusion["seeds"] == "1"
-    (base,) = {tuple(Path(folder).name for folder in (first, second))} - {()}
-    assert not set(base) & set(difference["runs"])
 
 
 def test_runs_of_earlier_versions_are_paired(folders: Prepared) -> None:
@@ -309,19 +333,34 @@ def test_other_evaluations_do_not_count(folders: Prepared) -> None:
         (folder / "evaluation").mkdir(exist_ok=True)
         (folder / "evaluation" / "passkey.json").write_text(json.dumps(outcome))
         add_evaluations(folder, 0)
-    experiment = Experiment("tiny")
-    values = {**experiment.values("smoke"), "scale": "smoke"}
-    asked = {
-        arguments: GridSettings.model_validate({**values, "evaluate": list(arguments)})
-        for arguments in ((), ("tasks=passkey", "trials=2"), ("tasks=passkey", "trials=3"), ("tasks=passkey,length",))
-    }
-    grid = declared(experiment)
-    written = GridRecords.of(experiment, grid, asked["tasks=passkey", "trials=2"])
+    asked = ((), ("tasks=passkey", "trials=2"), ("tasks=passkey", "trials=3"), ("tasks=passkey,length",))
+    settings = [declaration(evaluate=list(arguments)) for arguments in asked]
+    written = GridRecords.of(Experiment("tiny"), *settings[1])
     written.path.parent.mkdir()
-    written.write(written.path, runs(grid, written.settings), {})
-    counted = []
-    for settings in asked.values():
-        found = GridRecords.of(experiment, grid, settings)
-        counted.append(len(found.taken(runs(grid, settings))))
+    written.write(written.path, runs(*settings[1]), {})
+    counted = [len(GridRecords.of(Experiment("tiny"), *one).taken(runs(*one))) for one in settings]
     assert counted == [6, 6, 0, 0]
     assert records.read(FILE)[0].run.evaluations["eval/passkey/accuracy"] in [number / 8 for number in range(6)]
+
+
+def test_search_is_known_from_its_records(
+    folders: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one of its runs diverged: the runs that use its rates are known, and have records."""
+    shutil.rmtree("grids")
+    group = {"name": "GPT-2", "overrides": ["model=gpt2"], "search": {"smoke": SEARCH}}
+    make_experiment(Path("grids"), Path("text.txt"), groups=[group], rows=ROWS)
+    grid, settings = declaration()
+    for stage in range(2):
+        for number, (cell, run) in enumerate(runs(grid, settings).items()):
+            if run and not run.folder.exists():
+                failed = stage == 0 and cell.row == "SSA" and cell.rates == Rates(1e-3, 10)
+                run_folders.write(run.folder, run.config, random.Random(number), run_folders.FAILED * failed)
+    assert main(["tiny", "scale=smoke"]) == 2, "the run that diverged"
+    assert len(records.read(FILE)) == 8
+    shutil.rmtree("outputs")
+    before = files(FILE.parent.as_posix(), ".csv")
+    assert main(["tiny", "scale=smoke"]) == 0
+    assert trained() == []
+    assert files(FILE.parent.as_posix(), ".csv") == before
+    assert b"inf" in before["smoke_search.csv"]

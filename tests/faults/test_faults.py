@@ -116,7 +116,7 @@ def kill(bench: Bench, name: str, folder: Path, numbers: random.Random) -> dict[
             place |= {"operation": operation, "taken": int(taken), "bytes": int(size), "path": path}
         else:
             place |= {"seconds": round(after, 3)}
-            first = psutil.Process(program.pid)
+            first = psutil.Process(program.process)
             with suppress(psutil.NoSuchProcess):
                 chosen = numbers.choice([first, *first.children(recursive=True)])
                 if alone:

@@ -18,6 +18,7 @@ from ssa.config import Config
 from ssa.errors import UserError
 from ssa.record import records
 from ssa.record.checkpoint import save
+from ssa.record.machine import Machine
 from ssa.record.records import Record
 from ssa.record.run_files import read_rows, read_summary
 from ssa.record.run_table import table
@@ -91,11 +92,23 @@ def test_hash_of_the_weights_is_of_the_tensors(smoke: Callable[..., Config], tmp
     assert hashes[0] == hashes[1] != hashes[2], "whatever else the file holds"
 
 
+def test_failed_run_has_a_record(tmp_path: Path) -> None:
+    """A run that diverged is a result, too."""
+    run_folders.write(tmp_path / "failed", next(run_folders.configs()), random.Random(0), run_folders.FAILED)
+    path = tmp_path / "records.parquet"
+    records.write(path, [records.record_of(tmp_path / "failed", ())])
+    (record,) = records.read(path)
+    assert record.run == replace(read_run(tmp_path / "failed"), folder=str(path))
+    assert record.run.status == "failed"
+    assert record.run.error == "TrainingDiverged: the loss is not finite at step 10"
+    assert record.machine == Machine("cpu", "32-true", "a CPU", "AVX2", 1, "2.13.0+cpu")
+
+
 def test_unfinished_and_damaged_runs_have_no_record(made: list[Path], tmp_path: Path) -> None:
     config = next(run_folders.configs())
-    run_folders.write(tmp_path / "failed", config, random.Random(0), run_folders.FAILED)
-    with pytest.raises(UserError, match="failed: no record of it"):
-        records.record_of(tmp_path / "failed", ())
+    run_folders.write(tmp_path / "interrupted", config, random.Random(0), run_folders.INTERRUPTED)
+    with pytest.raises(UserError, match="interrupted: no record of it"):
+        records.record_of(tmp_path / "interrupted", ())
     run_folders.write(tmp_path / "damaged", config, random.Random(0))
     (tmp_path / "damaged" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match=r"metrics.jsonl changed: no record of it"):
