@@ -108,7 +108,7 @@ def claim_powers(
     own = Results(experiment, grid, settings, planned, {}, {}, frame)
     committed = {scale: rows for scale in _scales(settings.scale) if (rows := _committed(experiment, scale))}
     for claim in claims:
-        seen = [one for one in _seen(claim, grid, own, committed) if one.difference.n > 1]
+        seen = [one for one in _seen(claim, grid, own, committed) if math.isfinite(one.difference.sd)]
         if not seen:
             without.append(claim)
             continue

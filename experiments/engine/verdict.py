@@ -97,7 +97,9 @@ class Decision:
         quarter and so on.  None if the claim is decided, without a spread, or if no practical number suffices.
         """
         seen, sizes = self.comparison.difference, self.comparison.sizes
-        if not self.kind.startswith("undecided") or seen.n < 2 or seen.sd == 0:
+        if (
+            not self.kind.startswith("undecided") or not 0 < seen.sd < math.inf
+        ):  # also nan, as for one seed or a loss that is not finite
             return None
         difference = sizes.expected
         while (needed := seeds_needed(difference, seen.sd, strictest_level(self.n_claims))) is not None:

@@ -105,6 +105,12 @@ def test_claims_without_seeds_count() -> None:
     assert decide([]) == []
 
 
+def test_seed_without_a_finite_loss_decides_nothing() -> None:
+    diverged = mean_interval([-0.1, math.inf, -0.1])
+    (decision,) = decide([Comparison(diverged, "lower", SIZES)])
+    assert (decision.verdict, decision.more_seeds) == ("undecided", None)
+
+
 def test_equal_pairs() -> None:
     """Two rows that are one and the same model: no deviation."""
     same = Comparison(mean_interval([0.0, 0.0, 0.0]), "lower", SIZES)
