@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,7 +76,9 @@ class Starter:
         for process in self.descendants():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        self._process.kill()
         self._process.communicate()
+        shutil.rmtree(self.folder)
 
 
 class Process:
@@ -167,7 +171,9 @@ def _text(path: Path) -> str:
 
 @functools.cache
 def _starter(modules: tuple[str, ...]) -> Starter:
-    return Starter(Path(tempfile.mkdtemp()), modules)
+    starter = Starter(Path(tempfile.mkdtemp()), modules)
+    atexit.register(starter.close)
+    return starter
 
 
 def start(
