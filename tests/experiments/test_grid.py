@@ -352,19 +352,18 @@ def test_table_without_any_run(made: Made) -> None:
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """A function that computes the experiment from the run folders that ``prepare`` made."""
-    make_experiment(tmp_path / "grids", tmp_path / "text.txt")
+    monkeypatch.chdir(tmp_path)  # the same relative paths in every test: a run's overrides are composed once
+    make_experiment(tmp_path / "grids", Path("text.txt"))
     (tmp_path / "text.txt").write_text("text")
     use(tmp_path / "grids", monkeypatch)
-    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    where = ["output_dir=out", f"to={tmp_path}/to"]
     return lambda *arguments: main(["tiny", "scale=smoke", *where, *arguments])
 
 
 def prepare(tmp_path: Path, ended: dict[tuple[str, int], int] | None = None) -> dict[tuple[str, int], Path]:
     """Run folders by row and seed; ``ended``: exit codes as in `run_folders.write`, None if not started."""
     experiment = Experiment("tiny")
-    settings = GridSettings.model_validate(
-        {**experiment.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"}
-    )
+    settings = GridSettings.model_validate({**experiment.values("smoke"), "scale": "smoke", "output_dir": "out"})
     folders = {}
     for number, (cell, run) in enumerate(runs(declared(experiment), settings).items()):
         assert run

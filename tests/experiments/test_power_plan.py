@@ -31,7 +31,8 @@ DIFFERENCES = {"SSA": (-0.11, -0.05, -0.08, -0.02), "constant": (0.01, -0.02, 0.
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An experiment with two claims and 5 seeds at scale=gpu."""
     (tmp_path / "text.txt").write_text("text")
-    folder = make_experiment(tmp_path / "grids", tmp_path / "text.txt", claims=CLAIMS)
+    monkeypatch.chdir(tmp_path)  # the same relative paths in every test: a run's overrides are composed once
+    folder = make_experiment(tmp_path / "grids", Path("text.txt"), claims=CLAIMS)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("  gpu:\n    seeds: 2", "  gpu:\n    seeds: 5"))
     use(tmp_path / "grids", monkeypatch)
@@ -56,7 +57,7 @@ def commit(folder: Path, scale: str, pairs: int, factor: float = 1.0) -> None:
 def planned(tmp_path: Path, scale: str = "gpu", **changes: Any) -> tuple[list[ClaimPower], int]:
     experiment = Experiment("tiny")
     train = [override.replace("scale=smoke", f"scale={scale}") for override in experiment.values(scale)["train"]]
-    values = {**experiment.values(scale), "scale": scale, "train": train, "output_dir": f"{tmp_path}/out", **changes}
+    values = {**experiment.values(scale), "scale": scale, "train": train, "output_dir": "out", **changes}
     settings = GridSettings.model_validate(values)
     frame = load(tmp_path / "out") if (tmp_path / "out").exists() else pd.DataFrame(columns=["status", "damage"])
     found, without = claim_powers(
@@ -119,7 +120,7 @@ def test_without_two_pairs_there_is_no_power(folder: Path, tmp_path: Path, commi
 def finish(tmp_path: Path, seeds: int) -> None:
     """Run folders of the experiment at scale=smoke."""
     experiment = Experiment("tiny")
-    values = {**experiment.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out", "seeds": seeds}
+    values = {**experiment.values("smoke"), "scale": "smoke", "output_dir": "out", "seeds": seeds}
     settings = GridSettings.model_validate(values)
     for number, run in enumerate(runs(declared(experiment), settings).values()):
         assert run
@@ -137,7 +138,7 @@ def test_finished_runs_or_results_of_the_scale_whichever_are_more(folder: Path, 
 
 @pytest.fixture
 def begin(folder: Path, tmp_path: Path) -> Callable[..., int]:
-    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    where = ["output_dir=out", f"to={tmp_path}/to"]
     return lambda *arguments: main(["tiny", "scale=smoke", "plan=true", *where, *arguments])
 
 
