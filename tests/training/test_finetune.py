@@ -50,7 +50,7 @@ def finetune(llama: Path, small_text: Path, tmp_path: Path) -> Callable[..., Con
         default = [f"init_from={llama}", "scale=smoke", "data=text", f"data.train={small_text}", "logger=none"]
         default += ["trainer.steps=6", "trainer.eval_every=3", "trainer.log_every=1", "trainer.batch_size=4"]
         default += ["trainer.checkpoint_every=1", "trainer.precision=32-true", "optim.warmup_steps=1"]
-        default += ["data.max_eval_tokens=4096"]
+        default += ["data.max_eval_tokens=1024"]
         return configured(*default, f"output_dir={tmp_path}/outputs", *overrides)
 
     return make
