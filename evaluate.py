@@ -7,12 +7,14 @@ import sys
 from ssa.command_line import preflight
 from ssa.command_line.settings import program
 from ssa.evaluation.settings import EvaluateSettings
+from ssa.imports import preload
 
 
 def run(settings: EvaluateSettings) -> None:
     """Check files and folders, then evaluate."""
     preflight.check_evaluate(settings)
-    from ssa.evaluation.evaluate import evaluate  # imports torch, which takes seconds
+    preload("ssa.evaluation.evaluate")  # imports torch, which takes seconds
+    from ssa.evaluation.evaluate import evaluate
 
     evaluate(settings)
 

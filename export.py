@@ -11,6 +11,7 @@ from pydantic import Field, create_model
 from ssa.command_line.settings import program
 from ssa.config import Section
 from ssa.files import check_new_folder, expanded
+from ssa.imports import preload
 from ssa.record.run_model import load_run_config
 
 Text = Annotated[str, Field(min_length=1)]
@@ -36,7 +37,8 @@ def export(settings: _Folders) -> None:
     """Write the folder; print its size and the code that loads it."""
     load_run_config(settings.run)
     check_new_folder(expanded(settings.to).resolve(), f"to={settings.to}")
-    from ssa.pretrained import export as writer  # imports torch, which takes seconds
+    preload("ssa.pretrained.export")  # imports torch, which takes seconds
+    from ssa.pretrained import export as writer
     from ssa.pretrained.model_card import loading
 
     folder, own = writer.export(settings.run, settings.to, getattr(settings, "as"))

@@ -6,12 +6,14 @@ from omegaconf import DictConfig
 
 from ssa.command_line import cli, preflight
 from ssa.config import Config
+from ssa.imports import preload
 
 
 def train(config: Config, command: list[str]) -> float:
     """Train; returns the validation loss of the best weights, which sweepers minimize."""
     preflight.check_train(config)
-    from ssa.training import train as job  # imports torch, which takes seconds
+    preload("ssa.training.train")  # imports torch, which takes seconds
+    from ssa.training import train as job
 
     return float(job.train(config, command)["best/val/loss"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -144,6 +146,7 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, pre
 
 def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path) -> None:
     os.setsid()
+    gc.freeze()  # what the fork server imported, which takes a second to search at the exit
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by the process that it was forked from
     redirect_output(log)
     with redacted_output():
@@ -276,6 +279,8 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        # Nothing is left to stop: in the exit functions of libraries, Ctrl-C would print a traceback.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def termination_signals() -> list[signal.Signals]:

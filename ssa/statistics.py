@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
-_UPPER = 0.975  # probability below the upper end of a 95% interval
-
 
 class Estimate(NamedTuple):
-    """The mean of n values with a 95% confidence interval; nan if n is too small for one."""
+    """The mean of n values with a confidence interval, of 95% unless said otherwise; nan if n is too small for one."""
 
     mean: float
     low: float
@@ -22,6 +20,15 @@ class Estimate(NamedTuple):
     def exponential(self) -> Estimate:
         """From the estimate of log ratios, that of the ratios: a geometric mean; sd stays that of the logarithms."""
         return self._replace(mean=math.exp(self.mean), low=math.exp(self.low), high=math.exp(self.high))
+
+    def with_confidence(self, confidence: float) -> Estimate:
+        """With Student's t interval of another confidence, from mean, sd and n; needs scipy."""
+        if self.n < 2:
+            return self
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(self.n - 1, (1 + confidence) / 2)) * self.sd / math.sqrt(self.n)
+        return self._replace(low=self.mean - half, high=self.mean + half)
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -51,11 +58,8 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     mean = math.fsum(values) / n
     if n == 1:
         return Estimate(mean, math.nan, math.nan, math.nan, 1)
-    from scipy.stats import t
-
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(t.ppf(_UPPER, n - 1)) * sd / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, sd, n)
+    return Estimate(mean, math.nan, math.nan, sd, n).with_confidence(0.95)
 
 
 def paired_interval(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
@@ -82,9 +86,41 @@ def paired_p_value(values: Sequence[float], baseline: Sequence[float]) -> float:
     estimate = mean_interval(differences)
     if estimate.sd == 0 or len(set(differences)) == 1:
         return float(estimate.mean == 0)
-    from scipy.stats import t
+    return 2 * min(p_greater(estimate, 0), p_less(estimate, 0))
 
-    return 2 * float(t.sf(abs(estimate.mean) / estimate.sd * math.sqrt(estimate.n), estimate.n - 1))
+
+def p_greater(estimate: Estimate, threshold: float) -> float:
+    """One-sided p-value of Student's t-test of "the mean is at most ``threshold``", against a greater mean.
+
+    nan for n below 2 or a mean that is not finite.  If all values are equal: 0 if they are greater, else 1, the limit
+    of vanishing deviations.  Needs scipy.
+    """
+    if estimate.n < 2 or not math.isfinite(estimate.mean):
+        return math.nan
+    distance = estimate.mean - threshold
+    if estimate.sd == 0:
+        return float(distance <= 0)
+    from scipy.special import stdtr
+
+    return float(stdtr(estimate.n - 1, -distance / estimate.sd * math.sqrt(estimate.n)))
+
+
+def p_less(estimate: Estimate, threshold: float) -> float:
+    """One-sided p-value of Student's t-test of "the mean is at least ``threshold``"; see `p_greater`."""
+    return p_greater(estimate._replace(mean=-estimate.mean), -threshold)
+
+
+def p_equivalent(estimate: Estimate, margin: float) -> float:
+    """p-value of two one-sided tests of "the mean is at least ``margin`` away from 0" (Schuirmann 1987).
+
+    At most alpha exactly if the 1 - 2 alpha interval is within the margin; nan as in `p_greater`.
+
+    Raises:
+        ValueError: the margin is not positive.
+    """
+    if not margin > 0:
+        raise ValueError(f"{margin}: not a margin")
+    return max(p_greater(estimate, -margin), p_less(estimate, margin))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -135,10 +171,7 @@ def jackknife_interval(statistic: Callable[[list[int]], float], n: int) -> Estim
     whole = statistic(everyone)
     if n < 3:
         return Estimate(whole, math.nan, math.nan, math.nan, n)
-    from scipy.stats import t
-
     without = [statistic([run for run in everyone if run != left]) for left in everyone]
     center = math.fsum(without) / n
     error = math.sqrt((n - 1) / n * math.fsum((value - center) ** 2 for value in without))
-    half = float(t.ppf(_UPPER, n - 1)) * error
-    return Estimate(whole, whole - half, whole + half, error * math.sqrt(n), n)
+    return Estimate(whole, math.nan, math.nan, error * math.sqrt(n), n).with_confidence(0.95)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hypothesis
 import pytest
@@ -24,9 +26,15 @@ ROOT = Path(__file__).parent.parent
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) == signal.SIG_IGN:  # as after nohup, or in the background of a script
         signal.signal(_number, _handler)
+gc.disable()  # until all tests are imported, which is a third faster
 hypothesis.settings.register_profile("busy", deadline=None)  # no test measures time
 hypothesis.settings.load_profile("busy")
 BOTH = Terms(token="shared", position="log")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +75,22 @@ def smoke(small_text: Path, tmp_path: Path) -> Callable[..., Config]:
 
     def make(*overrides: str) -> Config:
         default = ["scale=smoke", "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512", "logger=none"]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            composed = compose("config", [*default, f"output_dir={tmp_path}/outputs", *overrides])
-        return parse(OmegaConf.to_container(composed, resolve=True))
+        values, folder = [], f"{tmp_path}/outputs"  # differs in each test
+        for override in overrides:
+            if override.startswith("output_dir="):
+                folder = override.removeprefix("output_dir=")
+            else:
+                values.append(override)
+        return parse({**_composed(*default, *values), "output_dir": folder})
 
     return make
+
+
+@functools.cache
+def _composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("config", list(overrides))
+    return cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
 
 
 @pytest.fixture
@@ -92,3 +111,18 @@ def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def wandb_config(smoke: Callable[..., Config]) -> Callable[..., Config]:
     """A function that makes a config that logs to W&B; a short timeout, so that tests of it are short."""
     return lambda *overrides: smoke("logger=wandb", "logger.timeout_seconds=4", *overrides)
+
+
+@pytest.fixture(scope="module")
+def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The code of exported models is copied to a cache of the module's tests, and forgotten after them."""
+    from transformers import dynamic_module_utils, utils
+
+    cache, path = str(tmp_path_factory.mktemp("modules")), list(sys.path)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (dynamic_module_utils, utils):
+            patch.setattr(module, "HF_MODULES_CACHE", cache)
+        yield
+    sys.path[:] = path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        del sys.modules[name]

@@ -18,7 +18,7 @@ GRID: dict[str, Any] = {
     "groups": [{"name": "GPT-2", "overrides": ["model=gpt2"]}],
     "rows": [{"name": name, "overrides": [f"model/temperature={rule}"]} for name, rule in ROWS.items()],
     "metrics": [
-        {"name": "loss", "key": "best/val/loss", "digits": 4, "compared": True},
+        {"name": "loss", "key": "best/val/loss", "digits": 4, "compared": True, "smallest": 0.005},
         {"name": "accuracy", "key": "eval/passkey/accuracy", "task": "passkey"},
         {"name": "parameters", "key": "parameters.total", "digits": 0},
     ],
@@ -53,6 +53,7 @@ def make_experiment(folder: Path, text: Path, more: Sequence[str] = (), name: st
     (folder / name / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     reference = (
         'quantity,method,value,grade,note\nGPT-2: loss,SSA,3.1,C,"one source"\nGPT-2: loss,vanilla,-,B,"no cell"\n'
+        "GPT-2: loss,constant,3.3,C,\nGPT-2: loss,zero,0,C,\n"
     )
     (folder / name / "reference.csv").write_text(reference)
     return folder / name

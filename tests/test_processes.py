@@ -194,8 +194,11 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_the_preloaded_module_is_imported_prints_nothing(tmp_path: Path) -> None:
-    began = tmp_path / "began"
-    (tmp_path / "slow.py").write_text(f"import time\nopen({str(began)!r}, 'w').close()\ntime.sleep(20)\n")
+    began, go_on = tmp_path / "began", tmp_path / "go_on"
+    (tmp_path / "slow.py").write_text(
+        f"import os, time\nopen({str(began)!r}, 'w').close()\n"
+        f"while not os.path.exists({str(go_on)!r}):\n    time.sleep(0.01)\n"
+    )
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom ssa.processes import start\n"
@@ -212,6 +215,8 @@ def test_ctrl_c_while_the_preloaded_module_is_imported_prints_nothing(tmp_path: 
         while not began.exists() and parent.poll() is None:
             time.sleep(0.05)
         os.killpg(parent.pid, signal.SIGINT)
+        parent.wait(60)
+        go_on.touch()
         said = parent.communicate(timeout=60)[1]
     assert (parent.returncode, said) == (130, "")
 

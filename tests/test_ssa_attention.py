@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import programs
 import pytest
 import torch
 from conftest import ROOT
@@ -94,8 +93,9 @@ def test_temperatures_start_where_the_package_starts(package: Any, single_file: 
 
 
 def test_the_example_shows_what_it_claims() -> None:
-    shown = subprocess.run([sys.executable, str(PATH)], capture_output=True, text=True, check=True).stdout
-    vanilla, ssa, own, past = map(float, re.findall(r"\d+\.\d+", shown))
+    with programs.start(str(PATH), cwd=ROOT) as process:
+        assert process.ended() == 0, process.printed
+    vanilla, ssa, own, past = map(float, re.findall(r"\d+\.\d+", process.out))
     assert vanilla > 0.1 > 10 * ssa
     assert own > 1 > past
 

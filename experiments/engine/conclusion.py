@@ -1,14 +1,14 @@
-"""Conclusions: claims decided by a confidence interval."""
+"""Conclusions: claims decided by a confidence interval, or on a grid by tests against two sizes."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from experiments.engine.claims import Claim
+from experiments.engine.verdict import Decision
 from ssa.statistics import Estimate
-
-Verdict = Literal["holds", "does not hold", "undecided"]
 
 
 def shown(estimate: Estimate, digits: int = 3) -> str:
@@ -38,7 +38,7 @@ class Conclusion:
     threshold: float = 0.0
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> str:
         """Decided if the whole interval is on one side of the threshold."""
         above, below = self.estimate.low > self.threshold, self.estimate.high < self.threshold
         if not above and not below:
@@ -47,11 +47,11 @@ class Conclusion:
 
     @property
     def sentence(self) -> str:
+        return f"{self.verdict.capitalize()}: {self.claim} ({self._numbers('95% interval')})."
+
+    def _numbers(self, interval: str) -> str:
         mean, low, high = map(self._digits, (self.estimate.mean, self.estimate.low, self.estimate.high))
-        return (
-            f"{self.verdict.capitalize()}: {self.claim} ({self.quantity}: {mean}, 95% interval {low} to {high}, "
-            f"{self.estimate.n} seeds)."
-        )
+        return f"{self.quantity}: {mean}, {interval} {low} to {high}, {self.estimate.n} seeds"
 
     def _digits(self, value: float) -> str:
         """At least three digits, and enough to distinguish the value from the threshold."""
@@ -73,3 +73,41 @@ class Conclusion:
             "expected": f"{self.expected} than {self.threshold:g}",
             "sentence": self.sentence,
         }
+
+
+@dataclass(frozen=True)
+class ClaimConclusion(Conclusion):
+    """A claim of a grid: tests against zero and an effect size, corrected for all claims, decide it."""
+
+    decision: Decision = field(kw_only=True)
+
+    @classmethod
+    def of(cls, claim: Claim, decision: Decision) -> ClaimConclusion:
+        return cls(claim.text, claim.quantity, decision.interval, claim.expected, decision=decision)
+
+    @property
+    def verdict(self) -> str:
+        return self.decision.verdict
+
+    @property
+    def sentence(self) -> str:
+        sizes, more = self.decision.comparison.sizes, self.decision.more_seeds
+        numbers = self._numbers(f"{'simultaneous ' if self.decision.n_claims > 1 else ''}95% interval")
+        numbers += f"; {sizes.name}: {sizes.expected:.3g}"
+        if self.verdict == "practically equal":
+            numbers += f"; within {sizes.margin:.3g}: p = {self.decision.p.equal:.2g}"
+        numbers += f"; more seeds: for {more.difference:.3g}" if more and more.difference != sizes.expected else ""
+        return f"{self.verdict.capitalize()}: {self.claim} ({numbers})."
+
+    def row(self) -> dict[str, Any]:
+        sizes, more = self.decision.comparison.sizes, self.decision.more_seeds
+        added = {
+            "sd": self.estimate.sd,
+            "paper": math.nan if sizes.paper is None else sizes.paper,
+            "smallest": sizes.smallest,
+            **{f"p {name.replace('_', ' ')}": p for name, p in self.decision.p._asdict().items()},
+            "more seeds": more.number if more else math.nan,
+            "more seeds for": more.difference if more else math.nan,
+        }
+        row = super().row()
+        return {name: row[name] for name in row if name != "sentence"} | added | {"sentence": self.sentence}

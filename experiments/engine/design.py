@@ -13,12 +13,12 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 
+from experiments.engine.claims import Name
 from ssa.config import PositiveFloat, Scale, Section
 from ssa.model.config import TemperatureConfig
 
 RESERVED_SEED = 1000
 LR, MULTIPLIER = "optim.lr", "optim.temperature_lr_multiplier"
-Name = Annotated[str, Field(min_length=1)]
 _AT_MOST = 3  # values of each rate
 
 

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.engine.design import FineTuning, Name, Pretrained, RateSearch
+from experiments.engine.claims import Claim, EffectSizes, Name, effect_sizes
+from experiments.engine.design import FineTuning, Pretrained, RateSearch
 from experiments.engine.experiment import Experiment, TrainingSettings
 from ssa.command_line.settings import parse, typed
-from ssa.config import SCALES, PositiveInt, Scale, Section
+from ssa.config import SCALES, PositiveFloat, PositiveInt, Scale, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
 from ssa.evaluation.settings import EvaluateSettings
@@ -49,18 +50,11 @@ class Metric(Section):
     task: str | None = Field(None, description="task of evaluate.py that measures it; null: training does")
     digits: int = Field(3, description="digits after the point")
     compared: bool = Field(False, description="show the difference to the first row and its p-value")
+    smallest: PositiveFloat | None = Field(
+        None, description="smallest difference of interest, declared before the runs; claims need it"
+    )
     minus_first: bool = Field(False, description="subtract the value of the first row at equal seed")
     fine_tuned: bool = Field(False, description="only groups that fine-tune have it")
-
-
-class Claim(Section):
-    """Claim that a row's metric is lower (or higher) than another's in a group; the first is the main claim."""
-
-    group: Name
-    row: Name
-    against: Name
-    metric: Name
-    expected: Literal["lower", "higher"] = "lower"
 
 
 class Grid(Section):
@@ -90,12 +84,29 @@ class Grid(Section):
         for what, name in asked:
             if name not in known[what]:
                 raise ValueError(f"{what} {name}: not in the grid; valid: {', '.join(known[what])}")
+        for claim in self.claims:
+            if self.metric(claim.metric).smallest is None:
+                raise ValueError(f"metric {claim.metric}: a claim needs smallest=, the smallest difference of interest")
         for group in self.groups:
             if model := self.start_of(group):
                 lacking = [scale for scale in group.at if scale not in model.at and scale not in model.published]
                 if lacking:
                     raise ValueError(f"group {group.name}: start={model.name} is nowhere at {lacking[0]}")
         return self
+
+    def metric(self, name: str) -> Metric:
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    def claims_at(self, scale: str) -> list[Claim]:
+        """The claims on groups that are run at a scale, whatever became of their runs."""
+        groups = {group.name for group in self.groups if scale in group.at}
+        return [claim for claim in self.claims if claim.group in groups]
+
+    def effect_sizes(self, claim: Claim, experiment: Experiment) -> EffectSizes:
+        """The sizes against which a claim is judged; see `experiments.engine.claims.effect_sizes`."""
+        smallest = self.metric(claim.metric).smallest
+        assert smallest is not None  # validated
+        return effect_sizes(claim, smallest, experiment)
 
     def start_of(self, group: GridGroup) -> Pretrained | None:
         """The model that a group fine-tunes."""

@@ -18,6 +18,8 @@ def check(experiment: Experiment, settings: GridSettings) -> None:
         UserError: the declaration of the grid is invalid, or settings are refused.
     """
     grid = declared(experiment)
+    for claim in grid.claims:
+        grid.effect_sizes(claim, experiment)
     check_train(experiment, grid, settings)
     if settings.source is not None:
         from ssa.record.wandb_runs import project_of  # imports pandas

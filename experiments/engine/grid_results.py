@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from experiments.engine.claims import Claim
 from experiments.engine.design import Rates, turns_on_rate
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import Claim, Grid, GridSettings, Metric
+from experiments.engine.grid import Grid, GridSettings, Metric
 from experiments.engine.grid_runs import GridCell, Recorded, chosen, losses, reported
+from experiments.engine.verdict import Comparison, Decision, decide
 from ssa.launch.run import Run
 from ssa.perplexity import OF_TEXT
 from ssa.record.checksums import NO_CHECKSUMS
@@ -195,6 +197,19 @@ class Results:
             math.nan,
             tuple(str(self.run_id(GridCell(group, row, seed))) for seed in numbers),
             tuple(str(self.run_id(GridCell(group, base, seed))) for seed in sorted(shared)),
+        )
+
+    def decisions(self) -> list[Decision]:
+        """The verdict on each claim at the scale, in the order of `Grid.claims_at`."""
+        return decide(
+            [
+                Comparison(
+                    self.difference(claim.group, claim.row, claim.against, self.grid.metric(claim.metric)),
+                    claim.expected,
+                    self.grid.effect_sizes(claim, self.experiment),
+                )
+                for claim in self.grid.claims_at(self.settings.scale)
+            ]
         )
 
     def run_table(self) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.conclusion import ClaimConclusion, shown
 from experiments.engine.context import ExperimentContext
 from experiments.engine.design import RESERVED_SEED
 from experiments.engine.grid import Metric
@@ -37,14 +37,8 @@ def write(results: Results, context: ExperimentContext) -> None:
     compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
     for metric in compared[:1]:
         _draw(results, metric, context)
-    metrics = {metric.name: metric for metric in results.grid.metrics}
-    for claim in results.grid.claims:
-        if claim.group not in results.groups:
-            continue
-        text = f"in {claim.group}, {claim.row} has a {claim.expected} {claim.metric} than {claim.against}"
-        quantity = f"difference in {claim.metric}, {claim.row} - {claim.against}"
-        estimate = results.difference(claim.group, claim.row, claim.against, metrics[claim.metric])
-        context.conclude(Conclusion(text, quantity, estimate, claim.expected))  # undecided without a pair
+    claims = results.grid.claims_at(results.settings.scale)
+    context.conclude(*map(ClaimConclusion.of, claims, results.decisions()))
 
 
 def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Table:

@@ -1,4 +1,4 @@
-"""Plan of a grid, printed before anything is run: runs, tokens, time and disk."""
+"""Plan of a grid, printed before anything is run: runs, tokens, time, disk and statistical power."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments.engine import power_plan
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, declared
-from experiments.engine.grid_records import GridRecords
+from experiments.engine.grid_records import FILE, GridRecords
 from experiments.engine.grid_runs import overrides_of
 from ssa.config import Config
 from ssa.launch.pool import refused
 from ssa.launch.run import Run
 from ssa.model.config import ModelConfig
 from ssa.progress import duration
+from ssa.record.run_table import FoundRun
 from ssa.record.runs import load
 from ssa.text.tokenization import trained_entries
 
@@ -63,31 +66,39 @@ def show(experiment: Experiment, settings: GridSettings, console: Console) -> No
         )
     waiting += later
     tokens = sum(_tokens_left(run, settings.rerun) for run in waiting)
-    seconds, how = _seconds(waiting, settings)
+    frame = _known(settings, [record.run for record in taken.values()])
+    seconds, how = _seconds(waiting, settings, frame)
     disk = sum(_parameters(run.config) * _BYTES for run in waiting)
     console.print(
         f"{len(waiting)} of {len(unique) + len(unknown)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
         f"jobs={settings.jobs} ({how}), {disk / 1e9:,.1f} GB of disk"
     )
+    power_plan.show(*power_plan.claim_powers(experiment, grid, settings, planned, frame, taken), console)
+
+
+def _known(settings: GridSettings, recorded: Sequence[FoundRun]) -> pd.DataFrame:
+    """All runs so far."""
+    folder = Path(settings.output_dir) / "experiments"
+    if folder.is_dir() or recorded:
+        return load(folder, checked=False, recorded=recorded)
+    return pd.DataFrame(columns=["folder", "status", "damage"], dtype=str)
 
 
 def _tokens_left(run: Run, rerun: bool) -> int:
     return run.tokens if rerun else run.tokens - run.tokens_done()
 
 
-def _seconds(waiting: Sequence[Run], settings: GridSettings) -> tuple[float, str]:
+def _seconds(waiting: Sequence[Run], settings: GridSettings, frame: pd.DataFrame) -> tuple[float, str]:
     """Estimated duration of all runs, and what the estimate is based on.
 
     A run is as fast as finished ones of the same kind, else as its FLOPs at this machine's speed.
     """
-    folder = Path(settings.output_dir) / "experiments"
     speeds: dict[tuple[object, ...], float] = {}  # tokens per second by kind
-    if folder.is_dir():
-        frame = load(folder, checked=False)
-        finished = frame[frame["status"] == "finished"]
-        if len(finished):
-            tokens_per_second = finished["tokens"] / finished["wall_seconds"]
-            speeds = tokens_per_second.groupby([finished[key] for key in _KIND]).median().to_dict()
+    here = ~frame["folder"].str.endswith(FILE)  # records may be of another machine
+    finished = frame[here & (frame["status"] == "finished")]
+    if len(finished):
+        tokens_per_second = finished["tokens"] / finished["wall_seconds"]
+        speeds = tokens_per_second.groupby([finished[key] for key in _KIND]).median().to_dict()
     estimated: set[tuple[object, ...]] = set()
     total = 0.0
     for run in waiting:

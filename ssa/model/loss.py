@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}  # float32 logits of a chunk; larger ones are no faster
-_LEAST_TOKENS = 256  # of a chunk: each one reads the whole output matrix
+_LEAST_TOKENS = 128  # of a chunk: each one reads the whole output matrix
 
 Reduction = Literal["none", "mean"]
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,6 +110,8 @@ def cpu_model() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
+@cache
 def _packages() -> dict[str, str]:
-    names = ((item.metadata["Name"], item.version) for item in metadata.distributions())
+    found = (item.metadata for item in metadata.distributions())  # parsed anew at each access
+    names = ((item["Name"], item["Version"]) for item in found)
     return dict(sorted(((name, version) for name, version in names if name), key=lambda pair: pair[0].lower()))

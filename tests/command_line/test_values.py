@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import launch
 
 from experiments.engine.grid import GridSettings
 from ssa.command_line.compose import composed
@@ -183,10 +181,9 @@ def test_overrides_of_experiments_and_sweeps(typed: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["logger.tags=[a, 'b c']", "logger.tags=[\"a\",'b c']"])
-def test_train_reads_the_same_list(typed: str) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), typed, "--cfg", "job", "-p", "logger.tags"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.splitlines()[-2:] == ["- a", "- b c"]
+def test_train_reads_the_same_list(typed: str, tmp_path: Path) -> None:
+    done = launch("train.py", typed, "--cfg", "job", "-p", "logger.tags", cwd=tmp_path)
+    assert done.out.splitlines()[-2:] == ["- a", "- b c"]
     assert read_list(typed.partition("=")[2]) == ["a", "b c"]
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import torch
-from conftest import ROOT
 from evaluation_programs import Launch, evaluate_in_process, tokens_in
+from tiny_runs import MODEL
 
 from ssa.config import Config
 from ssa.evaluation.scoring import context
@@ -28,7 +26,8 @@ from ssa.record.run_record import run_folder
 from ssa.text.token_cache import prepare
 from ssa.training.train import train
 
-TINY = ["trainer.steps=4", "trainer.eval_every=2", "optim.warmup_steps=0", "trainer.batch_size=4", "trainer.device=cpu"]
+TINY = [*MODEL, "trainer.steps=4", "trainer.eval_every=2", "optim.warmup_steps=0", "trainer.batch_size=4"]
+TINY += ["trainer.device=cpu"]
 RUNS = {
     "plain": ["model=ssa_gpt2", "trainer.precision=32-true"],
     "bf16, documents apart": ["model=ssa_llama", "data.document_mask=true", "trainer.precision=bf16-mixed"],
@@ -196,16 +195,14 @@ def test_killed_evaluation_resumes(run: Path, launch: Launch, monkeypatch: pytes
     def written() -> bytes:
         return b"".join(path.read_bytes() for path in (run / "evaluation").glob(".perplexity.*.journal"))
 
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "evaluate.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    deadline = time.monotonic() + 120
-    while written().count(b"\n") < 20:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with programs.start("evaluate.py", *arguments, cwd=run) as process:
+        deadline = time.monotonic() + 120
+        while written().count(b"\n") < 20:
+            assert process.code is None, process.printed
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send(signal.SIGKILL)
+        assert process.ended() == -signal.SIGKILL
     done = written().count(b"\n")
     assert not (run / "evaluation" / "perplexity.json").exists()
 
@@ -261,13 +258,14 @@ for number in range(40):
 
 
 def test_outcomes_saved_at_once_are_all_kept(tmp_path: Path) -> None:
-    commands = [[sys.executable, "-c", _SAVE, str(tmp_path), process] for process in "abc"]
-    started = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) for command in commands]
-    assert [process.wait() for process in started] == [0, 0, 0]
-    newest = json.loads((tmp_path / "t.json").read_text())
+    script, folder = tmp_path / "save.py", tmp_path / "saved"
+    script.write_text(_SAVE)
+    started = [programs.start(str(script), str(folder), process, cwd=tmp_path) for process in "abc"]
+    assert [process.ended() for process in started] == [0, 0, 0], [process.printed for process in started]
+    newest = json.loads((folder / "t.json").read_text())
     found = {result["settings"]["of"] for result in (newest, *newest["others"])}
     assert found == {f"{process} {number}" for process in "abc" for number in range(40)}
-    assert {path.name for path in tmp_path.iterdir()} == {"t.json"}
+    assert {path.name for path in folder.iterdir()} == {"t.json"}
 
 
 def test_task_running_in_another_process(run: Path, launch: Launch) -> None:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from programs import launch
 from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.engine import job_cache
 from experiments.engine import source_hash as source_hash_module
+from experiments.engine.claims import EffectSizes
 from experiments.engine.conclusion import Conclusion, shown
 from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import (
-    EXPERIMENTS,
     SHARED,
     Experiment,
     ExperimentSettings,
@@ -29,6 +29,7 @@ from experiments.engine.experiment import (
 )
 from experiments.engine.grid import declared
 from experiments.engine.source_hash import source_hash
+from experiments.engine.verdict import Comparison, decide
 from ssa.config import SCALES
 from ssa.errors import UserError
 from ssa.report import renderings
@@ -93,16 +94,10 @@ def test_every_scale_has_valid_settings(experiment: Experiment, scale: str) -> N
 
 
 @every_experiment
-def test_mistake_is_refused_before_torch_is_imported(experiment: Experiment) -> None:
-    code = (
-        "import sys; from experiments.__main__ import main; "
-        f"code = main(['{experiment.name}', 'scale=huge']); print(code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=EXPERIMENTS.parent, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["2", "False"]
-    assert done.stderr.startswith("error: scale=huge: not one of the choices; valid: smoke, laptop, gpu, paper")
+def test_mistake_is_refused_before_torch_is_imported(experiment: Experiment, tmp_path: Path) -> None:
+    code, out, err, heavy = launch("-m", "experiments", experiment.name, "scale=huge", cwd=tmp_path)
+    assert (code, out, "torch" in heavy) == (2, "", False)
+    assert err.startswith("error: scale=huge: not one of the choices; valid: smoke, laptop, gpu, paper")
 
 
 @every_experiment
@@ -123,7 +118,23 @@ def test_readme_quotes_every_committed_conclusion(experiment: Experiment) -> Non
     assert conclusions
     for row in conclusions:
         assert row["sentence"] in readme
-        assert row["verdict"] in ("holds", "does not hold", "undecided")
+        assert row["verdict"].startswith(("holds", "does not hold", "practically equal", "undecided"))
+
+
+@pytest.mark.parametrize(
+    "experiment", [experiment for experiment in WITH_RESULTS if experiment.grid], ids=lambda experiment: experiment.name
+)
+def test_committed_verdicts_follow_from_the_committed_numbers(experiment: Experiment) -> None:
+    rows = committed(experiment, "conclusions")
+    comparisons = []
+    for row in rows:
+        difference = Estimate(float(row["mean"]), math.nan, math.nan, float(row["sd"]), int(row["seeds"]))
+        sizes = EffectSizes(float(row["smallest"]), None if row["paper"] == "-" else float(row["paper"]))
+        comparisons.append(Comparison(difference, row["expected"].split()[0], sizes))  # type: ignore[arg-type]
+    for row, decision in zip(rows, decide(comparisons), strict=True):
+        assert row["verdict"] == decision.verdict
+        bounds = (float(row["low"]), float(row["high"]))
+        assert (decision.interval.low, decision.interval.high) == pytest.approx(bounds, rel=1e-4)
 
 
 @every_result

@@ -72,8 +72,14 @@ def test_reference_values_name_a_group_metric_and_row(experiment: Experiment) ->
 
 TWICE = [*grid()["rows"], grid()["rows"][0]]
 CLAIM = grid()["claims"][0]
+LOSS = grid()["metrics"][0]
 SCRATCH = grid()["groups"][0]
 SMALL = {"name": "small", "at": {"smoke": ["scale=smoke"]}}
+
+
+def paper(**changes: Any) -> dict[str, Any]:
+    """A claim against a size of the paper."""
+    return {**CLAIM, "paper": {"quantity": "GPT-2: loss", "row": "SSA", "against": "constant", **changes}}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +109,15 @@ SMALL = {"name": "small", "at": {"smoke": ["scale=smoke"]}}
             "groups.0.search.smoke.lr=",
         ),
         ({"claims": []}, "claims=[]: "),
+        ({"claims": [{**CLAIM, "metric": "parameters"}]}, "metric parameters: a claim needs smallest=, the smallest "),
+        ({"metrics": [{**LOSS, "smallest": 0}]}, "metrics.0.smallest=0: out of range; valid: > 0"),
+        ({"claims": [paper(row="SSAA")]}, "claims: paper: GPT-2: loss, SSAA: no value in "),
+        ({"claims": [paper(against="vanilla")]}, "claims: paper: GPT-2: loss, vanilla: no value in "),
+        (
+            {"claims": [paper(row="constant", against="SSA")]},
+            "claims: paper: 3.3 and 3.1 contradict a claim of a ",
+        ),
+        ({"claims": [paper(against="zero", log_ratio=True)]}, "claims: paper: 0 has no logarithm"),
         ({"note": "x"}, "note: unknown key, did you mean notes?"),
     ],
 )
@@ -348,19 +363,18 @@ def test_table_without_any_run(made: Made) -> None:
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """A function that computes the experiment from the run folders that ``prepare`` made."""
-    make_experiment(tmp_path / "grids", tmp_path / "text.txt")
+    monkeypatch.chdir(tmp_path)  # the same relative paths in every test: a run's overrides are composed once
+    make_experiment(tmp_path / "grids", Path("text.txt"))
     (tmp_path / "text.txt").write_text("text")
     use(tmp_path / "grids", monkeypatch)
-    where = [f"output_dir={tmp_path}/out", f"to={tmp_path}/to"]
+    where = ["output_dir=out", f"to={tmp_path}/to"]
     return lambda *arguments: main(["tiny", "scale=smoke", *where, *arguments])
 
 
 def prepare(tmp_path: Path, ended: dict[tuple[str, int], int] | None = None) -> dict[tuple[str, int], Path]:
     """Run folders by row and seed; ``ended``: exit codes as in `run_folders.write`, None if not started."""
     experiment = Experiment("tiny")
-    settings = GridSettings.model_validate(
-        {**experiment.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"}
-    )
+    settings = GridSettings.model_validate({**experiment.values("smoke"), "scale": "smoke", "output_dir": "out"})
     folders = {}
     for number, (cell, run) in enumerate(runs(declared(experiment), settings).items()):
         assert run

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT
 from data_configs import data_config
 from grid_experiments import GRID, PROGRAM, make_experiment
-from harness import Program, Starter, left
+from harness import Program, left, preloading
 
 # Text of five epochs, of which the run crosses one
 MODEL = ["model.n_layer=2", "model.n_head=2", "model.d_model=16", "model.dropout=0.1", "data.block_size=32"]
@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.starter = Starter(folder)
+        self.starter = preloading(folder)
         self._commands = _commands(folder)
         self._references: dict[str, Reference] = {}
 

@@ -7,85 +7,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
 import torch
-from conftest import ROOT
+from programs import LIBRARIES, PATIENCE, Process, Starter
 
 from ssa.errors import EXIT_BAD_INPUT, UserError
 from ssa.record import checkpoint
 
-HERE = Path(__file__).parent
+MODULES = (*LIBRARIES, "sweeps.search", "experiments.engine.context")
 TIMES = ("seconds", "tokens_per_second", "memory", "time", "commit", "files", "sha256", "versions", "began", "pid")
 UNCOMPARED = ("environment*", "uncommitted*", "*.log", "*.db", "*provenance.json", "status.json")
 UNCOMPARED += ("*.lock", "*.seal", "*.journal")  # the next program that needs one takes it over
-PATIENCE = 300  # seconds
 
 
-class Starter:
-    """A process from which programs start without the seconds that imports take; see `starter.py`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._codes = folder / "codes"
-        self._codes.mkdir()
-        library = folder / "interpose.so"
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, HERE / "interpose.c"], check=True)
-        self._process = subprocess.Popen(
-            [sys.executable, HERE / "starter.py", self._codes],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(library)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._ask("")
-
-    def _ask(self, line: str) -> str:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
-        return self._process.stdout.readline().strip()
-
-    def start(
-        self, program: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], out: str
-    ) -> int:
-        """The id of a new process; see `starter.py`."""
-        request = {"program": program, "arguments": [*arguments], "folder": str(folder), "environment": environment}
-        return int(self._ask(json.dumps(request | {"out": out}) + "\n"))
-
-    def code(self, process: int) -> int | None:
-        """The exit code of a process that has ended; to be asked once, as process ids are used again."""
-        path = self._codes / str(process)
-        with suppress(FileNotFoundError):
-            code = int(path.read_text())
-            path.unlink()
-            return code
-        return None
-
-    def descendants(self) -> list[psutil.Process]:
-        """Every process that programs left or have at work."""
-        return psutil.Process(self._process.pid).children(recursive=True)
-
-    def close(self) -> None:
-        for process in self.descendants():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.kill()
-        self._process.communicate()
+def preloading(folder: Path) -> Starter:
+    """A starter of programs with `interpose.c` between them and the C library."""
+    library = folder / "interpose.so"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, Path(__file__).parent / "interpose.c"], check=True)
+    codes = folder / "codes"
+    codes.mkdir()
+    return Starter(codes, MODULES, LD_PRELOAD=str(library))
 
 
-class Program:
+class Program(Process):
     """A program at work.
 
     Args:
@@ -93,11 +45,8 @@ class Program:
         arguments: its arguments.
         folder: the program works in ``folder/files``, where faults happen; it may have done so before.
         fault: see `interpose.c`.
-        out: ``closed``, or ``unread``, as by a reader that has gone; default: a file.
+        out: ``closed`` or ``unread``; default: a file.
         environment: further variables.
-
-    Attributes:
-        process: the id of its first process.
     """
 
     def __init__(
@@ -110,10 +59,8 @@ class Program:
         out: str = "",
         **environment: str,
     ) -> None:
-        self._starter = starter
-        self._code: int | None = None
         attempt = len(list(folder.glob("state-*")))
-        self._out, self._state = folder / f"out-{attempt}", folder / f"state-{attempt}"
+        self._state = folder / f"state-{attempt}"
         self._state.write_bytes(bytes(16))
         files = folder / "files"
         files.mkdir(exist_ok=True)
@@ -124,13 +71,7 @@ class Program:
             "SSA_CACHE_DIR": str(files / "cache"),
             **environment,
         }
-        self.process = starter.start(program, arguments, files, variables, out or str(self._out))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.kill()
+        super().__init__(starter, program, arguments, files, out or str(folder / f"out-{attempt}"), variables)
 
     @property
     def operations(self) -> int:
@@ -148,14 +89,7 @@ class Program:
         path = self._state.with_name(f"{self._state.name}.hit")
         return path.read_text().splitlines() if path.exists() else []
 
-    @property
-    def code(self) -> int | None:
-        """The exit code; None while it is at work."""
-        if self._code is None:
-            self._code = self._starter.code(self.process)
-        return self._code
-
-    def wait(self, operations: int | None = None, seconds: float = PATIENCE) -> int | None:
+    def wait(self, seconds: float = PATIENCE, operations: int | None = None) -> int | None:
         """Wait until it has ended or done so many file operations, or for so long; returns `code`."""
         until = time.monotonic() + seconds
         while (code := self.code) is None and time.monotonic() < until:
@@ -163,16 +97,6 @@ class Program:
                 break
             time.sleep(0.002)
         return code
-
-    def ended(self) -> int:
-        """Wait until it has ended; the exit code."""
-        code = self.wait()
-        assert code is not None, f"still running after {PATIENCE} s: {self.printed}"
-        return code
-
-    def send(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.process, number)
 
     def kill(self) -> None:
         """Kill it and everything that any program of the starter has left."""
@@ -183,17 +107,11 @@ class Program:
             psutil.wait_procs(found, timeout=10)
         self.wait()
 
-    @property
-    def printed(self) -> str:
-        """Standard output, then standard error."""
-        files = (self._out, self._out.with_name(f"{self._out.name}.err"))
-        return "".join(path.read_text(errors="replace") for path in files if path.exists())
-
     def check_one_line(self) -> str:
         """Check that it ended with exit code 2, one line on standard error, and no traceback; returns the line."""
         assert self.ended() == EXIT_BAD_INPUT, self.printed
         assert "Traceback" not in self.printed, self.printed
-        (line,) = self._out.with_name(f"{self._out.name}.err").read_text().splitlines()
+        (line,) = self.err.splitlines()
         assert line.startswith("error: "), line
         return line
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import programs
 import pytest
 from conftest import ROOT
 
@@ -107,14 +108,13 @@ def test_multirun_with_a_launcher(overrides: tuple[str, ...], run: Callable[...,
 def test_multirun_without_slurm(tmp_path: Path, more: tuple[str, ...]) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     jobs = [*SMALL, "data.train=text.txt", "seed=0,1"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=submitit_slurm", *jobs, *more]
-    environment = {**os.environ, "PATH": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
+    command = ["train.py", "-m", "hydra/launcher=submitit_slurm", *jobs, *more]
+    with programs.start(*command, cwd=tmp_path, modules=programs.COMMAND_LINE, PATH="") as done:
+        assert done.ended() == 2
+    lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.err
     assert lines[0].startswith("error: hydra/launcher=submitit_slurm: ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.err
 
 
 def commands() -> list[str]:
@@ -128,14 +128,9 @@ def test_the_readmes_slurm_command_composes(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     (command,) = [command for command in commands() if "submitit_slurm" in command]
     overrides = [word for word in command.split()[3:] if not word.startswith(("model=", "seed="))]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--cfg", "hydra", *overrides],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    launcher = done.stdout[done.stdout.index("launcher:") :]
+    code, out, err, _ = programs.launch("train.py", "--cfg", "hydra", *overrides, cwd=tmp_path)
+    assert code == 0, err
+    launcher = out[out.index("launcher:") :]
     assert "partition: gpu" in launcher
     assert "timeout_min: 600" in launcher
     assert "SlurmLauncher" in launcher

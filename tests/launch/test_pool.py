@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments.__main__ import main
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, declared
-from experiments.engine.grid import runs as grid_runs
+from experiments.engine.grid_runs import runs as grid_runs
 from ssa.launch.pool import train
 from ssa.record.run_files import load_status
 

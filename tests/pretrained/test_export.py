@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import torch
 import yaml
@@ -30,6 +30,7 @@ from ssa.text.tokenization import Tokenizer, train_bpe
 from ssa.training.train import train
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("own_modules")
 
 RULES = sorted(path.stem for path in (ROOT / "conf" / "model" / "temperature").glob("*.yaml"))
 STRETCH = "model.rope_scaling={factor:8.0,low_freq_factor:1.0,high_freq_factor:4.0,original_max_positions:32}"
@@ -43,21 +44,6 @@ SMALL = ["model.n_layer=2", "model.n_head=4", "model.d_model=32", "model.max_pos
 ACTING = ["model.temperature.yarn_factor=4.0"]
 LENGTH, NEW = 12, 8
 Trained = Callable[..., Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The code in exported folders is copied to a cache of these tests, and forgotten after them."""
-    from transformers import dynamic_module_utils, utils
-
-    cache, path = str(tmp_path_factory.mktemp("modules")), list(sys.path)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (dynamic_module_utils, utils):
-            patch.setattr(module, "HF_MODULES_CACHE", cache)
-        yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -405,11 +391,10 @@ def test_from_the_command_line_after_a_real_run(smoke: Callable[..., Config], tm
     config = smoke(*steps, "trainer.batch_size=2", "trainer.micro_batch_size=2", "model=ssa_llama", *SMALL)
     train(config)
     run, folder = Path(config.output_dir) / config.experiment / config.run_id, tmp_path / "exported"
-    command = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True)
-    arguments = [sys.executable, str(ROOT / "export.py"), f"run={run}", f"to={folder}"]
-    done = command(arguments)
-    assert done.returncode == 0, done.stderr
-    size, *lines = done.stdout.splitlines()
+    command = ["export.py", f"run={run}", f"to={folder}"]
+    with programs.start(*command, cwd=tmp_path) as done:
+        assert done.ended() == 0, done.err
+    size, *lines = done.out.splitlines()
     assert size.startswith(f"{folder}: ")
     assert size.endswith(" MB")
     found: dict[str, Any] = {}
@@ -421,6 +406,6 @@ def test_from_the_command_line_after_a_real_run(smoke: Callable[..., Config], tm
     assert config.run_id in card
     assert "| validation |" in card
     assert "trust_remote_code=True" in card
-    again = command(arguments)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr == f"error: to={folder}: exists; valid: a new folder, or an empty one\n"
+    again = programs.launch(*command, cwd=tmp_path)
+    assert (again.code, again.out) == (2, "")
+    assert again.err == f"error: to={folder}: exists; valid: a new folder, or an empty one\n"

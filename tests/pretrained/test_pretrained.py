@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import programs
 import pytest
 import torch
 import yaml
@@ -124,9 +123,10 @@ print(weights, (kib("VmHWM") - before) * 1024 / weights)
 def test_memory_is_little_more_than_the_weights(tmp_path: Path) -> None:
     write_model(tmp_path / "small", "gpt2")
     write_model(tmp_path / "large", "gpt2", d_model=1024, n_layer=4)
-    command = [sys.executable, "-c", MEMORY, str(tmp_path / "small"), str(tmp_path / "large")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    weights, ratio = (float(number) for number in done.stdout.split())
+    (tmp_path / "memory.py").write_text(MEMORY)
+    with programs.start(str(tmp_path / "memory.py"), "small", "large", cwd=tmp_path) as process:
+        assert process.ended() == 0, process.printed
+    weights, ratio = (float(number) for number in process.out.split())
     assert weights > 200e6
     assert ratio <= 1.3
 

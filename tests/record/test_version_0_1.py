@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import programs
 import pytest
 import yaml
-from conftest import ROOT
+from programs import Process
 
 from ssa.record.runs import load
 
@@ -29,8 +28,11 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def program(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=cwd, capture_output=True, text=True)
+def program(name: str, *arguments: str, cwd: Path) -> Process:
+    """An ended program."""
+    with programs.start(name, *arguments, cwd=cwd) as process:
+        process.ended()
+    return process
 
 
 def test_the_files_are_of_the_old_format() -> None:
@@ -43,7 +45,7 @@ def test_the_files_are_of_the_old_format() -> None:
 
 def test_evaluation_gives_the_recorded_loss(run: Path, tmp_path: Path) -> None:
     done = program("evaluate.py", f"run={run}", "tasks=perplexity", "rerun=true", "device=cpu", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     outcome = json.loads((run / "evaluation" / "perplexity.json").read_text())
     assert outcome["metrics"]["loss"]["value"] == pytest.approx(TEST_LOSS, abs=1e-6)
 
@@ -54,8 +56,8 @@ def test_a_saved_evaluation_is_repeated_once_with_the_same_result(run: Path, tmp
     saved = json.loads(outcome.read_text())["metrics"]
     for note in ("did not check for lost text; evaluated again", "perplexity: finished before"):
         done = program("evaluate.py", f"run={run}", "tasks=perplexity", "device=cpu", cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert note in done.stdout
+        assert (done.code, done.err) == (0, "")
+        assert note in done.out
     again = json.loads(outcome.read_text())["metrics"]
     assert again.keys() == saved.keys()
     for name, metric in again.items():
@@ -65,9 +67,9 @@ def test_a_saved_evaluation_is_repeated_once_with_the_same_result(run: Path, tmp
 def test_evaluation_of_an_old_export_gives_the_same_loss(run: Path, tmp_path: Path) -> None:
     arguments = [f"init_from={OLD / 'exported'}", "tasks=perplexity", f"text={tmp_path / 'corpus.txt'}", "context=32"]
     done = program("evaluate.py", *arguments, "device=cpu", f"output_dir={tmp_path / 'export'}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     again = program("evaluate.py", f"run={run}", *arguments[1:], "device=cpu", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    assert again.code == 0, again.err
     outcomes = [json.loads(path.read_text()) for path in tmp_path.rglob("evaluation/perplexity.json")]
     losses = [outcome["metrics"]["loss"]["value"] for outcome in outcomes]
     assert len(losses) == 2
@@ -76,15 +78,15 @@ def test_evaluation_of_an_old_export_gives_the_same_loss(run: Path, tmp_path: Pa
 
 def test_generation_continues_the_text_as_it_did(run: Path, tmp_path: Path) -> None:
     done = program("generate.py", f"run={run}", "prompt=The model", "greedy=true", "max_new_tokens=12", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert CONTINUATION in done.stdout
+    assert done.code == 0, done.err
+    assert CONTINUATION in done.out
 
 
 def test_export_writes_the_weights_that_version_0_1_exported(run: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     done = program("export.py", f"run={run}", f"to={tmp_path / 'exported'}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     old, new = (load_file(folder / "model.safetensors") for folder in (OLD / "exported", tmp_path / "exported"))
     assert sorted(tensor.double().sum().item() for tensor in old.values()) == sorted(
         tensor.double().sum().item() for tensor in new.values()
@@ -106,7 +108,7 @@ def test_the_run_store_translates_old_names(run: Path) -> None:
 
 def test_the_report_shows_it(run: Path, tmp_path: Path) -> None:
     done = program("report.py", f"runs={tmp_path / 'outputs'}", f"to={tmp_path / 'report'}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     page = (tmp_path / "report" / "index.html").read_text()
     assert RUN_ID in page
     assert "5.57" in page

@@ -4,17 +4,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import psutil
 import pytest
-from conftest import ROOT
 from data_configs import data_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -268,26 +266,24 @@ if __name__ == "__main__":
 """
 
 
-def start_build(data: DataConfig, tmp_path: Path) -> subprocess.Popen[str]:
+def start_build(data: DataConfig, tmp_path: Path) -> programs.Process:
     script = tmp_path / "build.py"
     script.write_text(BUILD)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script), data.model_dump_json(), str(CHUNK)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return programs.start(str(script), data.model_dump_json(), str(CHUNK), cwd=tmp_path)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.usefixtures("small_chunks")
 def test_a_killed_build_resumes(data: DataConfig, tmp_path: Path, workers: int) -> None:
     Path(str(data.train)).write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS * 40))
-    process = start_build(changed(data, workers=workers), tmp_path)
     tokens = Path(str(data.cache_dir), "tokens")
-    while not (chunks := list(tokens.glob("*.building/chunks/train-*.json"))):
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.001)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    with start_build(changed(data, workers=workers), tmp_path) as process:
+        while not (chunks := list(tokens.glob("*.building/chunks/train-*.json"))):
+            assert process.code is None, process.printed
+            time.sleep(0.001)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send(signal.SIGKILL)
+        assert process.ended() == -signal.SIGKILL, process.printed
     assert not [path for path in tokens.iterdir() if path.suffix == ""]
     assert psutil.wait_procs(family, timeout=10)[1] == []  # no process is left over
     kept = {path: path.stat().st_mtime_ns for path in chunks}
@@ -321,8 +317,8 @@ def test_a_damaged_chunk_of_a_killed_build_is_rebuilt(data: DataConfig, tmp_path
 def test_concurrent_processes_build_a_cache_once(data: DataConfig, tmp_path: Path) -> None:
     Path(str(data.train)).write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS * 20))
     processes = [start_build(data, tmp_path) for _ in range(2)]
-    said = "".join(process.communicate()[0] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0]
+    assert [process.ended() for process in processes] == [0, 0]
+    said = "".join(process.out for process in processes)
     assert said.count("tokenizing into") == 1
     corpus = prepare(data)
     assert tokens_of(corpus) == expected_tokens(data, corpus)

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from random import Random
 
+import programs
+import psutil
 import pytest
 from data_configs import data_config
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -82,25 +82,22 @@ def test_bpe_of_much_text_is_trained_in_a_worker(
 def test_ctrl_c_ends_the_training_of_a_tokenizer(tmp_path: Path) -> None:
     letters = bytes(b"ACGT"[value % 4] for value in range(256))
     (tmp_path / "letters.txt").write_bytes(Random(0).randbytes(16_000_000).translate(letters))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = ["scale=smoke", "logger=none", "data=text", "data.train=letters.txt", "data.tokenizer=bpe-20000"]
-    train = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parents[2] / "train.py"), *command, "data.cache_dir=cache"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert train.stdout is not None
-    with train:
-        for line in train.stdout:
-            if line.startswith("training the tokenizer"):
-                break
-        time.sleep(2)  # the library is at work
-        train.send_signal(signal.SIGINT)
-        assert "Traceback" not in train.stdout.read()
-        assert train.wait() == 130
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    with programs.start("train.py", *command, "data.cache_dir=cache", cwd=tmp_path) as train:
+        process = psutil.Process(train.pid)
+        starter = process.parent()
+        before = starter.cpu_times().children_user
+        family: list[psutil.Process] = []
+        while all(child.cpu_times().user < 1 for child in family):  # until the library is at work
+            assert train.code is None, train.printed
+            time.sleep(0.05)
+            family = process.children(recursive=True)
+        train.send(signal.SIGINT)
+        assert train.ended() == 130
+        assert "training the tokenizer" in train.out
+        assert "Traceback" not in train.printed
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    spent = starter.cpu_times().children_user - before
     assert spent < 25, "seconds of processor time: the library alone takes 40 to the end"
 
 

@@ -50,6 +50,7 @@ def finetune(llama: Path, small_text: Path, tmp_path: Path) -> Callable[..., Con
         default = [f"init_from={llama}", "scale=smoke", "data=text", f"data.train={small_text}", "logger=none"]
         default += ["trainer.steps=6", "trainer.eval_every=3", "trainer.log_every=1", "trainer.batch_size=4"]
         default += ["trainer.checkpoint_every=1", "trainer.precision=32-true", "optim.warmup_steps=1"]
+        default += ["data.max_eval_tokens=1024"]
         return configured(*default, f"output_dir={tmp_path}/outputs", *overrides)
 
     return make
@@ -188,6 +189,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(finetune) -> None:
         train(finetune("model=gpt2", "init_from=null", "data.tokenizer=bpe-512", "model.vocab_size=100"))
 
 
+@pytest.mark.usefixtures("own_modules")
 def test_fine_tune_export_fine_tune(
     finetune: Callable[..., Config], llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

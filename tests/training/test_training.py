@@ -6,11 +6,8 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +16,18 @@ import pytest
 import tokenizers
 import torch
 from conftest import ROOT
-from full_disk import fill_disk
+from tiny_runs import folder, numbers, rows, same, tiny_config, weights
 
-from ssa.config import Config
 from ssa.device import resolve_precision
 from ssa.errors import UserError
 from ssa.model.transformer import Transformer
 from ssa.record.checksums import damage
-from ssa.record.run_files import load_config
-from ssa.record.run_model import load_run
 from ssa.text.token_blocks import EvaluationBatches
 from ssa.text.token_cache import prepare
 from ssa.training import lit_module
 from ssa.training.lit_module import LanguageModule
 from ssa.training.train import train
 
-TINY = ["trainer.steps=8", "trainer.eval_every=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
-TINY += ["trainer.batch_size=4", "trainer.micro_batch_size=2", "optim.warmup_steps=2", "optim.lr=3e-3"]
 SUMMARY_KEYS = """
 run_id status model size temperature data seed parameters.total parameters.non_embedding parameters.temperature
 steps tokens best/val/loss best/val/perplexity best/val/bits_per_byte best/val/word_perplexity
@@ -43,34 +35,7 @@ best/val/attention_entropy best/val/attention_entropy_normalized best/val/attent
 reference/val/unigram_perplexity reference/val/bigram_perplexity tokens_per_second wall_seconds device peak_memory_bytes
 """
 BF16 = resolve_precision("auto", torch.device("cpu")) == "bf16-mixed"
-TIMINGS = ("tokens_per_second", "memory", "seconds")
-
-
-def folder(config: Config) -> Path:
-    return Path(config.output_dir) / config.experiment / config.run_id
-
-
-def rows(config: Config) -> list[dict]:
-    return [json.loads(line) for line in (folder(config) / "metrics.jsonl").read_text().splitlines()]
-
-
-def numbers(config: Config) -> list[dict]:
-    """The rows without times and memory."""
-    return [{k: v for k, v in row.items() if not any(word in k for word in TIMINGS)} for row in rows(config)]
-
-
-def weights(config: Config, name: str = "last") -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(folder(config) / "checkpoints" / f"{name}.ckpt", weights_only=True)
-    return checkpoint["state_dict"] if name == "last" else checkpoint["model"]
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-@pytest.fixture
-def tiny(smoke: Callable[..., Config]) -> Callable[..., Config]:
-    return lambda *overrides: smoke(*TINY, *overrides)
+tiny = pytest.fixture(tiny_config)
 
 
 def test_a_run_writes_its_record_and_learns(tiny) -> None:
@@ -104,43 +69,6 @@ def test_a_finished_run_is_not_repeated_without_rerun(tiny, capsys) -> None:
     assert "finished before" in capsys.readouterr().out
     train(tiny("rerun=true"))
     assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns != written
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_inputs_are_compared_by_content(tiny, tmp_path: Path, small_text: Path, capsys, monkeypatch, finished) -> None:
-    text, tokenizer = tmp_path / "texts" / "a.txt", tmp_path / "tokenizer.json"
-    text.parent.mkdir()
-    text.write_bytes(small_text.read_bytes())
-    tokenizer.write_text(prepare(tiny().data).tokenizer.definition)
-    config = tiny(f"data.train={text.parent}/*.txt", f"data.tokenizer={tokenizer}")
-    if finished:
-        train(config)
-    else:
-        stop_at(4, monkeypatch, config)
-    for path, content in ((text, small_text.read_text().replace("the", "teh", 1)), (tokenizer, "{}")):
-        before = path.read_text()
-        path.write_text(content)
-        with pytest.raises(UserError, match=rf"{path} has changed since {folder(config)} began: .*or .* rerun=true"):
-            train(config)
-        path.write_text(before)  # another time, the same content
-    (text.parent / "b.txt").write_text("more")
-    with pytest.raises(UserError, match=r"data\.train: .*b\.txt is new since"):
-        train(config)
-    (text.parent / "b.txt").unlink()
-    text.rename(text.with_name("renamed.txt"))
-    capsys.readouterr()
-    assert train(config)["status"] == "finished"
-    assert "not compared" not in capsys.readouterr().out
-
-
-def test_a_finished_run_does_not_need_its_text(tiny, tmp_path: Path, small_text: Path, capsys) -> None:
-    text = tmp_path / "a.txt"
-    text.write_bytes(small_text.read_bytes())
-    config = tiny(f"data.train={text}")
-    first = train(config)
-    text.unlink()
-    assert train(config) == first
-    assert f"data.train: {text}: not available, so not compared" in capsys.readouterr().out
 
 
 def test_every_training_pass_belongs_to_a_step(tiny, monkeypatch, capsys) -> None:
@@ -275,169 +203,6 @@ def test_a_tokenizer_that_loses_text(tiny, tmp_path: Path, capsys: pytest.Captur
     assert prepare(config.data).split("validation").lossless is False
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
-    """Train until a bug in a step."""
-    training_step = LanguageModule.training_step
-
-    def stopped(module: LanguageModule, *batch: Any) -> Any:
-        if module.step == step:
-            raise ZeroDivisionError
-        return training_step(module, *batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LanguageModule, "training_step", stopped)
-        with pytest.raises(ZeroDivisionError):
-            train(config)
-
-
-def flip(path: Path) -> None:
-    """Flip a bit in the middle of a file: in a checkpoint, of a weight."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("damaged", "resumed_at"),
-    [(["last"], 2), (["best"], 4), (["last", "best"], 2), (["previous"], 4), (["last", "previous"], None)],
-)
-def test_a_damaged_checkpoint_is_noticed(tiny, tmp_path, monkeypatch, capsys, damaged, resumed_at) -> None:
-    unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
-    train(unbroken)
-    stop_at(4, monkeypatch, broken)
-    checkpoints = folder(broken) / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
-    for name in damaged:
-        flip(checkpoints / f"{name}.ckpt")
-    if resumed_at is None:
-        with pytest.raises(UserError, match=r"last.ckpt: damaged.*previous.ckpt: damaged.*; rerun=true starts over$"):
-            train(broken)
-        return
-    capsys.readouterr()
-    train(broken)
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed"))
-    assert line.startswith(f"resumed  at step {resumed_at}")
-    assert ("damaged" in line) == (damaged != ["previous"])
-    assert same(weights(unbroken), weights(broken))
-    assert same(weights(unbroken, "best"), weights(broken, "best"))
-    assert numbers(unbroken) == numbers(broken)
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
-
-
-def test_a_changed_config_is_noticed(tiny, monkeypatch) -> None:
-    config = tiny()
-    stop_at(4, monkeypatch, config)
-    path = folder(config) / "config.yaml"
-    path.write_text(path.read_text().replace("lr: 0.003", "lr: 0.007"))
-    changed = load_config(folder(config)).model_copy(update={"resume": str(folder(config))})
-    with pytest.raises(UserError, match=r"last.ckpt: its config is another .*optim.lr: 0.003 -> 0.007"):
-        train(changed)
-    with pytest.raises(UserError, match=r"best.ckpt: its config is another .*optim.lr: 0.003 -> 0.007"):
-        load_run(folder(config))
-
-
-KILLED = """
-import json, os, signal, sys
-from ssa.training import lit_module
-from ssa.config import parse
-from ssa.training.train import train
-from ssa.model.transformer import Transformer
-number, step, hook = getattr(signal, sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-before = getattr(lit_module.LanguageModule, hook)
-def hooked(self, *args, **kwargs):
-    if self.step == step:
-        setattr(lit_module.LanguageModule, hook, before)
-        os.kill(os.getpid(), number)
-    return before(self, *args, **kwargs)
-setattr(lit_module.LanguageModule, hook, hooked)
-train(parse(json.loads(sys.argv[1])))
-"""
-
-
-def killed(config: Config, at_step: int, by: str = "SIGKILL", hook: str = "training_step") -> int:
-    """Run the config in a process that gets a signal when it enters a hook after a number of steps."""
-    command = [sys.executable, "-c", KILLED, json.dumps(config.plain()), by, str(at_step), hook]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ, timeout=300)
-    assert done.returncode != 0 or by != "SIGKILL", done.stdout + done.stderr
-    return done.returncode
-
-
-@pytest.mark.parametrize(
-    ("step", "hook"),
-    [
-        (3, "training_step"),  # after one, before the next
-        (5, "configure_gradient_clipping"),  # in the middle of a step, in the second epoch
-    ],
-)
-def test_a_killed_run_resumes_bitwise(tiny, tmp_path, step: int, hook: str) -> None:
-    # 4 sequences a step of a train split of 17 blocks or so: step 5 is in the second epoch
-    options = ("data.train=" + str(tmp_path / "short.txt"), "model.dropout=0.1")
-    (tmp_path / "short.txt").write_text(short_text())
-    unbroken, broken = tiny(*options), tiny(*options, f"output_dir={tmp_path}/broken")
-    train(unbroken)
-    assert killed(broken, step, hook=hook) == -signal.SIGKILL
-    train(broken)
-    assert same(weights(unbroken), weights(broken))
-    assert same(weights(unbroken, "best"), weights(broken, "best"))
-    assert numbers(unbroken) == numbers(broken)
-
-
-def short_text() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics.values())[:9000]
-
-
-@pytest.mark.parametrize(
-    ("by", "step", "hook", "saved"),
-    [
-        ("SIGINT", 2, "training_step", 3),
-        ("SIGTERM", 4, "validation_step", 4),
-        ("SIGHUP", 3, "training_step", 4),
-    ],
-)
-def test_a_signal_saves_and_prints_how_to_resume(tiny, tmp_path, by: str, step: int, hook: str, saved: int) -> None:
-    unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
-    train(unbroken)
-    assert killed(broken, step, by=by, hook=hook) == 130
-    status = json.loads((folder(broken) / "status.json").read_text())
-    assert (status["status"], status["step"]) == ("interrupted", saved)
-    train(broken.model_copy(update={"resume": str(folder(broken))}))
-    assert same(weights(unbroken), weights(broken))
-    assert numbers(unbroken) == numbers(broken)
-
-
-@pytest.mark.parametrize("file", ["last.ckpt", "best.ckpt", "metrics.jsonl"])
-def test_a_full_disk_is_one_line_and_the_run_resumes(tiny, tmp_path, monkeypatch, file: str) -> None:
-    unbroken, broken = tiny(), tiny(f"output_dir={tmp_path}/broken")
-    train(unbroken)
-    with monkeypatch.context() as patch:
-        fill_disk(patch, file, room=100)
-        with pytest.raises(UserError, match=f"{file}: No space left on device; rerun the command to resume") as refused:
-            train(broken)
-    assert "\n" not in str(refused.value)
-    status = json.loads((folder(broken) / "status.json").read_text())
-    assert (status["status"], status["error"]) == ("failed", f"DiskError: {refused.value}")
-    assert not list(folder(broken).rglob("*.partial"))
-    train(broken)
-    assert same(weights(unbroken), weights(broken))
-    assert numbers(unbroken) == numbers(broken)
-
-
-def test_a_second_process_is_refused(tiny, tmp_path) -> None:
-    config = tiny("trainer.steps=400")
-    command = [sys.executable, "-c", KILLED, json.dumps(config.plain()), "SIGKILL", "399", "training_step"]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not (folder(config) / "metrics.jsonl").exists() and first.poll() is None:
-            time.sleep(0.1)
-        with pytest.raises(UserError, match=f"in use by process {first.pid}"):
-            train(config)
-    finally:
-        first.kill()
-        first.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
@@ -490,15 +255,6 @@ def test_dropout_depends_on_the_seed(tiny) -> None:
         LanguageModule.on_train_batch_start(module, (), 0)
         losses.append(torch.rand(4))
     assert not torch.equal(*losses)
-
-
-def test_resume_with_another_precision_is_refused(tiny) -> None:
-    config = tiny()
-    killed(config, at_step=3)
-    path = folder(config) / "environment.json"
-    path.write_text(path.read_text().replace("bf16-mixed", "other").replace("32-true", "other"))
-    with pytest.raises(UserError, match="precision has changed since this run began"):
-        train(config)
 
 
 def test_train_temperature_changes_only_temperatures(tiny) -> None:

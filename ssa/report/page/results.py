@@ -14,7 +14,8 @@ from pathlib import Path
 from ssa.config import SCALES
 from ssa.report.tables import Table
 
-MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}  # color alone must not carry the verdict
+# By the first words of a verdict; color alone must not carry it
+MARKS = {"holds": "✓", "does not hold": "✗", "practically equal": "≈", "undecided": "?"}
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SVG_SIZE = re.compile(rb'<svg[^>]*?viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ([\d.]+)"')
 
@@ -84,15 +85,16 @@ def _read(experiment: Path) -> ExperimentResults:
 
 
 def _verdicts(path: Path) -> list[dict[str, str]]:
-    """With a character that stands for the verdict, and numbers rounded for display."""
+    """With the kind of verdict and a character that stands for it, and numbers rounded for display."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     texts, numbers = ("claim", "verdict", "quantity", "seeds", "expected"), ("mean", "low", "high")
     return [
         {name: row[name] for name in texts}
         | {name: f"{float(row[name]):.4g}" for name in numbers}
-        | {"mark": MARKS.get(row["verdict"], "?")}
+        | {"kind": kind, "mark": MARKS[kind]}
         for row in rows
+        for kind in [next((kind for kind in MARKS if row["verdict"].startswith(kind)), "undecided")]
     ]
 
 

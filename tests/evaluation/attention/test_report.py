@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pretrained_folders import BOTH, SSA, VOCAB, ids, small, write_model
+from tiny_runs import TINY
 
 from ssa.config import Config
 from ssa.errors import UserError
@@ -228,16 +229,12 @@ def test_single_token() -> None:
     assert "attention_dilution" not in summary
 
 
-TINY = ["trainer.steps=8", "trainer.eval_every=4", "optim.warmup_steps=2", "optim.lr=3e-3"]
-TINY += ["trainer.batch_size=4", "trainer.micro_batch_size=2", "trainer.probe_sequences=3"]
-
-
 @pytest.fixture
 def run(smoke: Callable[..., Config]) -> Callable[..., Path]:
     """A function that trains a run and returns its folder."""
 
     def make(*overrides: str) -> Path:
-        config = smoke(*TINY, *overrides)
+        config = smoke(*TINY, "trainer.probe_sequences=3", *overrides)
         train(config)
         return run_folder(config)
 
