@@ -79,7 +79,7 @@ class GridRecords:
         for cell in planned:
             blocks.setdefault((cell.group, "" if cell.is_reported else cell.row, cell.seed), []).append(cell)
         found: Taken = {}
-        for cells in blocks.values():  # a search comes before the runs that use its rates
+        for cells in sorted(blocks.values(), key=lambda cells: cells[0].is_reported):  # searches, which give rates, first
             found |= self._of_block(cells, planned, found)
         return found
 
@@ -122,14 +122,16 @@ class GridRecords:
             return whole or {}
         if self.settings.render:
             return {cell: record for option in reversed(options.values()) for cell, record in option.items()}
-        here = self._here(planned[cell] for cell in cells)
+        group = self._groups.get(cells[0].group)
+        base = planned.get(start_cell(group)) if group else None
+        here = self._here([*(planned[cell] for cell in cells), base])
         known = {cell: run for cell in cells if (run := planned[cell]) and not run.refusal}
         starts = {cell: start_of(run.config.plain()) for cell, run in known.items()}
         return {
             cell: record
             for (machine, start), option in options.items()
             for cell, record in option.items()
-            if here is not None and (machine, start) == (here, starts.get(cell))
+            if here is not None and machine == here and start == starts.get(cell, start)  # not known: not trained here
         }
 
     def _candidates(self, cell: GridCell, planned: Planned, before: Taken) -> Iterator[Record]:

@@ -69,7 +69,7 @@ WRONG_ARGUMENTS = {
     "model/size=124": ["model/size=124:", "did you mean 124m?", "355m", "nano"],
     "model/temperature=sa": ["model/temperature=sa:", "did you mean ssa?", "none, position", "ssa_mlp, ssmax, token"],
     "data=a/b": ["data=a/b:", "valid:", "pydocs"],
-    "scale=lptop": ["scale=lptop:", "did you mean laptop?", "gpu, laptop, paper, smoke"],
+    "scale=lptop": ["scale=lptop:", "did you mean laptop?", "gpu, laptop, overnight, paper, smoke"],
     "data=_bas": ["data=_bas:", "valid: hub, openwebtext"],
     "modl=gpt2": ["modl:", "did you mean model?", SECTIONS],
     "modle/size=nano": ["modle/size:", "did you mean model/size?", "model/temperature"],

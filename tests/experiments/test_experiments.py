@@ -97,7 +97,7 @@ def test_every_scale_has_valid_settings(experiment: Experiment, scale: str) -> N
 def test_mistake_is_refused_before_torch_is_imported(experiment: Experiment, tmp_path: Path) -> None:
     code, out, err, heavy = launch("-m", "experiments", experiment.name, "scale=huge", cwd=tmp_path)
     assert (code, out, "torch" in heavy) == (2, "", False)
-    assert err.startswith("error: scale=huge: not one of the choices; valid: smoke, laptop, gpu, paper")
+    assert err.startswith("error: scale=huge: not one of the choices; valid: smoke, laptop, overnight, gpu, paper")
 
 
 @every_experiment

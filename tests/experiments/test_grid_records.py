@@ -310,7 +310,7 @@ def test_runs_of_different_machines_are_not_paired(folders: Prepared) -> None:
     first, second = made["SSA", 1], made["vanilla", 1]
     assert difference["note"] == (
         f"At 1 of 2 seeds; seed 1 is not paired: SSA was trained on {other}, vanilla on {place}. To fill it: "
-        f"rm -r {first} {second} && python -m experiments tiny scale=smoke"
+        f"rm -r {first} {second} && python -m experiments tiny scale=smoke to=again"
     )
     assert constant[2]["note"] == vanilla[2]["note"] == ""
     (conclusion,) = rows("conclusions")
