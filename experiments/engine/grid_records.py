@@ -79,7 +79,7 @@ class GridRecords:
         for cell in planned:
             blocks.setdefault((cell.group, "" if cell.is_reported else cell.row, cell.seed), []).append(cell)
         found: Taken = {}
-        for cells in sorted(blocks.values(), key=lambda cells: cells[0].is_reported):  # searches, which give rates, first
+        for cells in sorted(blocks.values(), key=lambda cells: cells[0].is_reported):  # searches first
             found |= self._of_block(cells, planned, found)
         return found
 

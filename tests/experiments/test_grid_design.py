@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def reach(config: Config) -> list[float]:
     """The largest position term at 1,024 keys, and the largest token term, that the steps allow."""
     optim, steps = config.optim, config.trainer.steps
     shift = optim.lr * optim.temperature_lr_multiplier * sum(lr_factor(step, optim, steps) for step in range(steps))
-    model = Transformer(config.model.model_copy(update={"n_layer": 1}), 64, 0)
+    model = Transformer(replace(config.model, n_layer=1), 64, 0)
     found = []
     for temperature in model.first_temperatures().values():
         position = temperature.largest_position_term(shift, KEYS)
