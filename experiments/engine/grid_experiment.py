@@ -43,9 +43,11 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
         if taken:
             context.console.print(f"{len(taken)} of {len(planned)} runs have a record, which counts as finished")
         trained: list[Run] = []
-        while new := [run for run in records.missing(planned, taken) if run not in trained]:  # a stage
-            failed |= _train(new, settings, context)
-            trained += new
+        while new := [run for run in records.missing(planned, taken) if run not in trained]:
+            # A group ends before the next one begins, and a seed before the next: what is interrupted has whole pairs.
+            stage = sorted((run for run in new if run.group == new[0].group), key=lambda run: run.seed or 0)
+            failed |= _train(stage, settings, context)
+            trained += stage
             planned, taken = records.plan()
         of_table = [run for cell, run in reported(planned).items() if run and cell not in taken]
         unevaluated |= _evaluate(of_table, settings, context)
