@@ -65,7 +65,10 @@ class PasskeyConfig(Section):
 
 
 class DataConfig(Section):
-    """Text source, tokenizer and blocks of ``block_size`` tokens; ``passkey``: for the passkey source only."""
+    """Text source, tokenizer and blocks of ``block_size`` tokens.
+
+    ``noise``: share of the input tokens that are replaced at random.  ``passkey``: for the passkey source only.
+    """
 
     name: Name
     source: Literal["pydocs", "pysource", "hub", "text", "passkey"]
@@ -84,6 +87,7 @@ class DataConfig(Section):
     max_eval_tokens: PositiveInt
     cache_dir: str | None
     workers: PositiveInt
+    noise: Fraction = 0.0
     passkey: PasskeyConfig | None = None
 
     @model_validator(mode="after")
@@ -236,6 +240,8 @@ class Config(Section):
             del plain["model"]["temperature"][setting]
         if self.data.passkey is None:
             del plain["data"]["passkey"]
+        if not self.data.noise:  # ids from before there was noise
+            del plain["data"]["noise"]
         return dict(redacted(plain))
 
     @property

@@ -267,6 +267,7 @@ OTHER_RUN = [
     "data.tokenizer=other",
     "data.max_documents=7",
     "data.max_eval_tokens=7000",
+    "data.noise=0.1",
     "optim.lr=1e-3",
     "optim.temperature_lr_multiplier=1",
     "trainer.steps=900",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,45 @@ from torch import Tensor
 from ssa.perplexity import windows
 from ssa.text.token_cache import TokenSplit
 
+_NOISE = 1  # distinguishes the seeds of noise from those of the order of blocks
+
+
+class TokenNoise:
+    """Replaces a share of input tokens by uniformly random ones, so that a model must read through noise.
+
+    End-of-text stays and is never drawn, as attention may restart there.
+    """
+
+    def __init__(self, split: TokenSplit, share: float, seed: int) -> None:
+        self._split, self._share, self._seed = split, share, seed
+
+    def __call__(self, inputs: Tensor, keys: Sequence[int]) -> Tensor:
+        """(B, T) -> (B, T); a row's noise depends on the seed and on its key, not on its batch."""
+        if self._share:
+            tokenizer = self._split.tokenizer
+            end, entries = tokenizer.end_of_text, tokenizer.vocab_size
+            for row, key in zip(inputs.numpy(), keys, strict=True):
+                random = np.random.default_rng((self._seed, key, _NOISE))
+                chosen = (random.random(len(row)) < self._share) & (row != end)
+                others = random.integers(entries - 1, size=len(row))
+                row[chosen] = (others + (others >= end))[chosen]
+        return inputs
+
 
 class TrainingBatches:
     """Random batches of blocks; each epoch visits every block once, in its own order.
 
     Block i is ``tokens[i T : i T + T + 1]``.  Sample s, counted from the start of training, is block
-    ``permutation(seed, s // n_blocks)[s % n_blocks]``.  It depends on the seed alone: runs with other batch sizes,
-    models or logging see the same samples in the same order.
+    ``permutation(seed, s // n_blocks)[s % n_blocks]``.  It depends on the seed alone, as does its noise: runs with
+    other batch sizes, models or logging see the same samples in the same order.
 
     Raises:
         UserError: the split is shorter than a block.
     """
 
-    def __init__(self, split: TokenSplit, block_size: int, batch_size: int, seed: int) -> None:
+    def __init__(self, split: TokenSplit, block_size: int, batch_size: int, seed: int, noise: float = 0.0) -> None:
         split.require(block_size + 1)
+        self._noise = TokenNoise(split, noise, seed)
         self.tokens = split.tokens
         self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
         self.n_blocks = (split.n_tokens - 1) // block_size
@@ -35,8 +60,10 @@ class TrainingBatches:
 
     def micro_batch(self, m: int, size: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of samples ``m size`` to ``(m + 1) size - 1``, each (size, block_size), int64."""
-        blocks = [self.block_of(sample) for sample in range(m * size, (m + 1) * size)]
-        return _blocks(self.tokens, [block * self.block_size for block in blocks], self.block_size)
+        samples = range(m * size, (m + 1) * size)
+        starts = [self.block_of(sample) * self.block_size for sample in samples]
+        inputs, targets = _blocks(self.tokens, starts, self.block_size)
+        return self._noise(inputs, samples), targets
 
     def block_of(self, sample: int) -> int:
         """Index of the block of a sample, counted from the start of training."""
@@ -51,11 +78,12 @@ class EvaluationBatches:
     """Consecutive windows of a split without overlap; every token but the first is a target exactly once.
 
     Iterates over inputs and targets, each (batch_size or fewer, block_size), int64.  Leftover tokens form a last,
-    shorter window, (1, rest).
+    shorter window, (1, rest).  Their noise is the same in all runs.
     """
 
-    def __init__(self, split: TokenSplit, block_size: int, batch_size: int) -> None:
+    def __init__(self, split: TokenSplit, block_size: int, batch_size: int, noise: float = 0.0) -> None:
         self.tokens = split.tokens
+        self._noise = TokenNoise(split, noise, 0)
         found = list(windows(split.n_tokens, block_size + 1, block_size))
         full = [window for window in found if window.end - window.begin > block_size]
         self._batches = [full[first : first + batch_size] for first in range(0, len(full), batch_size)]
@@ -67,7 +95,9 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self._batches:
             length = batch[0].end - batch[0].begin - 1
-            yield _blocks(self.tokens, [window.begin for window in batch], length)
+            starts = [window.begin for window in batch]
+            inputs, targets = _blocks(self.tokens, starts, length)
+            yield self._noise(inputs, starts), targets
 
 
 def probe_windows(tokens: npt.NDArray[Any], block_size: int, sequences: int) -> Tensor:

@@ -167,7 +167,8 @@ def _build(
             shutil.rmtree(folder)
         manifest = {"format": FORMAT, "key": key, "corpus": corpus.fingerprint, "dtype": str(token_dtype(tokenizer))}
         # The data config is for human readers.
-        config = data.model_dump(mode="json", exclude={"cache_dir", "workers", "block_size", "max_eval_tokens"})
+        of_runs = {"cache_dir", "workers", "block_size", "max_eval_tokens", "noise"}
+        config = data.model_dump(mode="json", exclude=of_runs)
         manifest |= redacted({"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": config})
         manifest |= {"loss_of_text": tokenizer.loss_of_text(corpus.documents("train"))}
         print(f"tokenizing into {folder}, once for this text and tokenizer; can be interrupted", flush=True)

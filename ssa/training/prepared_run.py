@@ -69,4 +69,5 @@ class PreparedRun:
 
     def evaluation_batches(self, split: str) -> EvaluationBatches:
         """Consecutive windows of a split, in micro-batches."""
-        return EvaluationBatches(self.splits[split], self.config.data.block_size, self.config.trainer.micro_batch_size)
+        data, size = self.config.data, self.config.trainer.micro_batch_size
+        return EvaluationBatches(self.splits[split], data.block_size, size, data.noise)

@@ -76,6 +76,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
     accumulate = f", {config.trainer.accumulate} micro-batches" if config.trainer.accumulate > 1 else ""
     epochs = steps * per_step / run.corpus.split("train").n_tokens
     corpus = "  ".join(f"{name} {run.corpus.split(name).n_tokens:,}" for name in ("train", "validation", "test"))
+    noise = f", {config.data.noise:.3g} of the input tokens replaced at random" if config.data.noise else ""
     limit = config.data.max_documents
     subset = f", at most the first {counted(limit, 'documents')} (data.max_documents)" if limit else ""
     reference = ", ".join(f"{name} {value:.1f}" for name, value in run.references.items())
@@ -87,12 +88,13 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
         f"without embeddings, {count['temperature']:,} in temperatures ({share:.3%})",
         "data": f"{config.data.name}{subset}, tokenizer {run.corpus.tokenizer.name}; tokens: {corpus}",
         "steps": f"{steps:,} of {per_step:,} tokens ({config.trainer.batch_size} x {config.data.block_size}"
-        f"{accumulate}) = {steps * per_step:,} tokens, {epochs:.2f} epochs",
+        f"{accumulate}) = {steps * per_step:,} tokens, {epochs:.2f} epochs{noise}",
         "device": f"{device_name(run.device)}, {run.precision}, attention backend {run.attention_backend}"
         + (", compiled" if run.compiled else ""),
         **({"from": f"{config.init_from}"} if config.init_from else {}),
         "trains": f"{trained:,} parameters (optim.train={config.optim.train})",
-        "baseline": f"{reference} (validation perplexity of n-gram models on the same tokens)",
+        "baseline": f"{reference} (validation perplexity of n-gram models on the same tokens"
+        + (", without noise)" if noise else ")"),
     }
     if run.resume is not None:
         lines["resumed"] = f"at step {run.resume.step:,}"

@@ -119,7 +119,7 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     corpus.check_block_size(config.data.block_size)
     splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in ("validation", "test")}
     train_split = corpus.split("train")
-    batches = TrainingBatches(train_split, config.data.block_size, config.trainer.batch_size, config.seed)
+    batches = TrainingBatches(train_split, length, config.trainer.batch_size, config.seed, config.data.noise)
     vocab_size = corpus.tokenizer.vocab_size
     model = _model(config, corpus, resuming)
     flops = 6 * model.count_parameters()["total"] * config.trainer.steps * config.trainer.batch_size * length

@@ -111,6 +111,7 @@ def test_conventions_and_lengths(run: Path, launch: Launch) -> None:
     full = torch.tensor(stream[: (len(stream) - 1) // 16 * 16])
     with torch.inference_mode():
         losses = model(full.view(-1, 16), torch.tensor(stream[1 : len(full) + 1]).view(-1, 16))
+    assert math.exp(by_length["tail_loss/1x"]) == pytest.approx(by_length["tail_perplexity/64"], rel=1e-12)
     assert by_length["tail_perplexity/16"] == pytest.approx(losses[:, 12:].mean().exp().item(), rel=1e-5)
     for result in results.values():
         assert 1 < next(value for name, value in values(result).items() if "perplexity" in name) < 512

@@ -99,7 +99,8 @@ def test_pretrained_model_on_text_files(pretrained: Path, text: Path, launch: La
         "perplexity_hf_strided": -(-tokens // 64) * -1,
         "length": 1,
     }
-    assert set(found["length"]["metrics"]) == {f"{k}perplexity/{n}" for k in ("", "tail_") for n in (16, 32, 64)}
+    by_length = {f"{k}perplexity/{n}" for k in ("", "tail_") for n in (16, 32, 64)}
+    assert set(found["length"]["metrics"]) == {*by_length, "tail_loss/1x"}
     assert {result["model"]["precision"] for result in found.values()} == {"32-true"}
     assert {result["counts"]["bytes"] for result in found.values()} == {len(text.read_bytes())}
 

@@ -57,6 +57,46 @@ def test_a_batch_does_not_depend_on_earlier_reads() -> None:
     assert not again[0].equal(used.micro_batch(41, 4)[0])
 
 
+def test_noise_replaces_the_stated_share_of_inputs_and_no_target() -> None:
+    split = split_of(280)
+    seen, changed = set(), 0
+    for seed in range(200):
+        inputs, targets = TrainingBatches(split, 90, 3, seed, noise=0.25).micro_batch(0, 3)
+        clean, clean_targets = TrainingBatches(split, 90, 3, seed).micro_batch(0, 3)
+        assert targets.equal(clean_targets)
+        others = inputs[inputs != clean]
+        changed += len(others)
+        seen |= set(others.tolist())
+    end, entries = TOKENIZER.end_of_text, TOKENIZER.vocab_size
+    assert changed / (200 * 3 * 90) == pytest.approx(0.25, abs=0.01)
+    assert seen == set(range(entries)) - {end}, "uniform over all tokens but end-of-text"
+
+
+def test_noise_leaves_end_of_text() -> None:
+    tokens = np.full(101, TOKENIZER.end_of_text, dtype=np.uint16)
+    split = TokenSplit("train", tokens, 1, 1, 1, TOKENIZER)
+    inputs, _ = TrainingBatches(split, 10, 4, 0, noise=0.9).micro_batch(0, 4)
+    assert inputs.unique().tolist() == [TOKENIZER.end_of_text]
+
+
+def test_noise_depends_on_seed_and_sample_alone() -> None:
+    split = split_of(203)
+    read = [samples(TrainingBatches(split, 10, size, 5, noise=0.5), 60) for size in (1, 4, 7, 30)]
+    assert all(rows == read[0] for rows in read)
+    assert samples(TrainingBatches(split, 10, 4, 6, noise=0.5), 60) != read[0]
+    blocks = [row[0] for row in samples(TrainingBatches(split, 10, 4, 5), 40)]
+    again = {block: 20 + blocks[20:].index(block) for block in blocks[:20]}
+    assert all(read[0][number] != read[0][again[block]] for number, block in enumerate(blocks[:20])), "epochs differ"
+
+
+def test_noise_of_evaluation_is_the_same_in_all_runs() -> None:
+    split = split_of(203)
+    one, other = ([row for inputs, _ in EvaluationBatches(split, 10, size, 0.5) for row in inputs] for size in (1, 7))
+    assert all(map(torch.equal, one, other))
+    clean = [row for inputs, _ in EvaluationBatches(split, 10, 1) for row in inputs]
+    assert not any(map(torch.equal, one[:-1], clean))
+
+
 def test_micro_batches_make_up_the_batch() -> None:
     batches = TrainingBatches(split_of(203), block_size=10, batch_size=6, seed=2)
     for part in (0, 1):

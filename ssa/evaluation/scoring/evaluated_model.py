@@ -166,6 +166,11 @@ class EvaluatedModel:
         """Training length: the block size of a run, the number of positions of a pretrained model."""
         return self.config.data.block_size if self.config else self.model_config.max_positions
 
+    def multiple_of_training(self, length: int) -> str | None:
+        """``2x`` for twice the training length; None if it is no multiple."""
+        multiple, rest = divmod(length, self.trained_at)
+        return f"{multiple}x" if multiple and not rest else None
+
     @property
     def described(self) -> str:
         """One line for the console: name, weights, settings."""

@@ -22,7 +22,8 @@ class Length:
     """One text in consecutive windows of several lengths.
 
     ``perplexity/N`` covers all tokens in windows of N; ``tail_perplexity/N`` the last quarter of full windows, where
-    tokens see at least 3 N / 4 others (fewer if attention restarts at each document).
+    tokens see at least 3 N / 4 others (fewer if attention restarts at each document); ``tail_loss/2x`` is its logarithm
+    at twice the training length, nats per token.
     """
 
     name = "length"
@@ -54,6 +55,8 @@ class Length:
             metrics[f"perplexity/{length}"] = Metric(exp_or_inf(loss), higher_is_better=False)
             if tails:
                 metrics[f"tail_perplexity/{length}"] = Metric(exp_or_inf(tail), higher_is_better=False)
+                if multiple := evaluated.multiple_of_training(length):
+                    metrics[f"tail_loss/{multiple}"] = Metric(tail, higher_is_better=False)
             rows.append({"length": length, "loss": loss, "tail_loss": tail, "windows": len(windows)})
         return Outcome(
             metrics,

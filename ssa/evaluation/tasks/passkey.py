@@ -24,8 +24,8 @@ class Passkey:
     """A grid of lengths and depths with ``trials`` keys per cell.
 
     A trial succeeds if the greedy continuation, ignoring white space, begins with the key and no sixth digit.  Accuracy
-    is reported overall, by length (``accuracy/LENGTH``), by depth and by cell, with 95% Wilson intervals, as trials
-    are independent draws.
+    is reported overall, by length (``accuracy/LENGTH``; ``accuracy/2x``: at twice the training length), by depth and by
+    cell, with 95% Wilson intervals, as trials are independent draws.
     """
 
     name = "passkey"
@@ -59,7 +59,10 @@ class Passkey:
         successes = [first_number(answer) == text.key for answer, text in zip(answers, texts, strict=True)]
         grid = np.array(successes).reshape(len(chosen["lengths"]), len(chosen["depths"]), chosen["trials"])
         metrics = {"accuracy": _accuracy(grid)}
-        metrics |= {f"accuracy/{length}": _accuracy(hits) for length, hits in zip(chosen["lengths"], grid, strict=True)}
+        for length, hits in zip(chosen["lengths"], grid, strict=True):
+            metrics[f"accuracy/{length}"] = _accuracy(hits)
+            if multiple := context.evaluated.multiple_of_training(length):
+                metrics[f"accuracy/{multiple}"] = _accuracy(hits)
         by_depth = [{"depth": depth, **_row(grid[:, column])} for column, depth in enumerate(chosen["depths"])]
         by_cell = [
             {"length": length, "depth": depth, **_row(hits)}

@@ -252,6 +252,7 @@ def test_run_matches_its_validation_log(run, overrides: list[str]) -> None:
     best = read_summary(folder)["best_step"]
     row = next(row for row in read_rows(folder) if row["step"] == best and "val/loss" in row)
     logged = {name: value for name, value in row.items() if name.startswith(("val/attention", "val/temperature"))}
+    del logged["val/temperature_position"], logged["val/temperature_token"]  # how far the temperatures have moved
     assert found["details"]["statistics"] == logged
     assert found["metrics"]["attention_entropy"]["value"] == row["val/attention_entropy"]
     assert (found["n"], found["counts"], found["settings"]["text"]) == (3, {"tokens": 192, "window": 64}, "validation")
