@@ -10,41 +10,61 @@ from functools import partial
 from experiments.engine.experiment import Experiment, ExperimentSettings, all_experiments, find_experiment
 from experiments.engine.grid import GridSettings
 from experiments.engine.grid_check import check
+from experiments.engine.own_grid import COMPARE, PURPOSE, CompareSettings, comparison, experiment_of_file, is_file
 from ssa.command_line.output import keep_writable
 from ssa.command_line.settings import complain, program
 from ssa.config import SCALES
 from ssa.errors import UserError
 
 INSTALL = "pip install -e '.[experiments]'"
+FILES = {
+    "experiments/engine/": "runs experiments: grids of runs, cached jobs, conclusions, tables",
+    "ssa/launch/": "training runs as processes, several at once",
+}
 USAGE = f"usage: python -m experiments NAME scale={'|'.join(SCALES)} KEY=VALUE ...; NAME --help lists the keys"
 
 
 def main(arguments: list[str]) -> int:
     keep_writable()
     if not arguments or arguments[0] in ("--help", "-h"):
-        width = max(len(experiment.name) for experiment in all_experiments())
-        lines = [f"  {experiment.name:<{width}}  {experiment.purpose}" for experiment in all_experiments()]
+        listed = {experiment.name: experiment.purpose for experiment in all_experiments()}
+        listed |= {"FILE.yaml": "a grid of your own, with at least rows; experiments/README.md has an example"}
+        listed |= {COMPARE: PURPOSE}
+        width = max(map(len, listed))
+        lines = [f"  {name:<{width}}  {purpose}" for name, purpose in listed.items()]
         print("\n".join([USAGE, "", *lines, "", "experiments/NAME/ has the settings, results and README of each"]))
         return 0
     try:
-        experiment = find_experiment(arguments[0])
+        if arguments[0] == COMPARE:
+            return compare(arguments[1:])
+        experiment = experiment_of_file(arguments[0]) if is_file(arguments[0]) else find_experiment(arguments[0])
         scale = next((text.removeprefix("scale=") for text in arguments if text.startswith("scale=")), "laptop")
         return program(
             experiment.settings,
             partial(run, experiment),
-            name=f"-m experiments {experiment.name}",
+            name=f"-m experiments {arguments[0]}",
             purpose=experiment.purpose,
             examples=("scale=smoke", "scale=laptop", "scale=laptop rerun=true to=/tmp/again"),
-            files={
-                f"experiments/{experiment.name}/": "config.yaml: settings at each scale; README.md; results/",
-                "experiments/engine/": "runs experiments: grids of runs, cached jobs, conclusions, tables",
-                "ssa/launch/": "training runs as processes, several at once",
-            },
+            files={experiment.where: "the settings, at each scale", **FILES},
             arguments=arguments[1:],
             defaults=experiment.values(scale if scale in SCALES else "laptop"),
         )
     except UserError as error:
         return complain(error)
+
+
+def compare(arguments: list[str]) -> int:
+    """The command ``compare``, whose grid follows from its settings."""
+    return program(
+        CompareSettings,
+        lambda settings: run(comparison(settings.models, settings.sizes), settings),
+        name=f"-m experiments {COMPARE}",
+        purpose=PURPOSE,
+        examples=("models=gpt2,ssa_gpt2 scale=smoke", "models=llama,ssa_llama sizes=nano,micro seeds=5"),
+        files=FILES,
+        arguments=arguments,
+        defaults={"seeds": 3},
+    )
 
 
 def run(experiment: Experiment, settings: ExperimentSettings) -> None:

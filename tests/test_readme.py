@@ -15,7 +15,7 @@ from ssa.config import Config
 
 def ablations() -> list[str]:
     """The overrides in the table of ablations: those between backticks that set something of the model."""
-    section = (ROOT / "README.md").read_text().split("## Compare variants over seeds")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "temperature.md").read_text().split("## Overrides")[1].split("\n## ")[0]
     table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
     typed = re.findall(r"`([^`]+)`", table)
     named = [f"model/temperature={text}" if text in options()["model/temperature"] else text for text in typed]

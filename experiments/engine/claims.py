@@ -100,4 +100,4 @@ def _value(source: Experiment, paper: PaperSize, method: str, experiment: Experi
 
 
 def _error(experiment: Experiment, problem: str) -> UserError:
-    return UserError(f"{experiment.folder / 'config.yaml'}: grid: claims: paper: {problem}")
+    return UserError(f"{experiment.where}: grid: claims: paper: {problem}")

@@ -60,7 +60,7 @@ class ExperimentContext:
         if settings.to:
             self.folder = Path(settings.to)
         elif experiment.has_default_settings(settings):
-            self.folder = experiment.folder / "results"
+            self.folder = experiment.results(settings.output_dir)
         else:
             digest = hash_of(settings.model_dump(exclude=BOOKKEEPING))[:8]
             self.folder = Path(settings.output_dir) / "experiments" / experiment.name / digest
@@ -121,7 +121,8 @@ class ExperimentContext:
 
     def show(self, table: tables.Table) -> None:
         """Writes a table as ``<scale>_summary`` in all its forms, and prints it."""
-        if all(cell["value"] == "-" for cell in self.experiment.references()):
+        references = self.experiment.references()
+        if references and all(cell["value"] == "-" for cell in references):
             table = replace(table, caption=f"{table.caption} {UNKNOWN}")
         self.text("summary.json", to_json(asdict(table)))
         for ending, text in renderings.by_suffix(table).items():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -28,6 +28,7 @@ from ssa.yaml_files import read_yaml
 
 EXPERIMENTS = Path(__file__).parents[1]
 SHARED = Path(__file__).parent  # defaults shared by several experiments
+Seeds = Annotated[int, Field(ge=2)]
 
 
 class ExperimentSettings(Section):
@@ -37,7 +38,7 @@ class ExperimentSettings(Section):
         "laptop",
         description="smoke: seconds; laptop: minutes, overnight: hours on two cores; gpu; paper: as large as sensible",
     )
-    seeds: Annotated[int, Field(ge=2)] = Field(description="number of seeds, counted from 0")
+    seeds: Seeds = Field(description="number of seeds, counted from 0")
     jobs: PositiveInt = Field(2, description="parallel processes, one thread each; does not change any number")
     to: Annotated[str, Field(min_length=1)] | None = Field(
         None,
@@ -89,7 +90,7 @@ class TrainingSettings(ExperimentSettings):
         return self
 
 
-class _Declaration(Section):
+class Declaration(Section):
     """The contents of ``config.yaml``."""
 
     purpose: Annotated[str, Field(min_length=1)]
@@ -105,35 +106,54 @@ class Experiment:
 
     name: str
 
+    is_own: ClassVar[bool] = False  # a user's, see `experiments.engine.own_grid`
+
     @property
     def folder(self) -> Path:
         return EXPERIMENTS / self.name
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Of ``python -m experiments``."""
+        return (self.name,)
+
+    @property
+    def where(self) -> str:
+        """The file of the declaration, for messages."""
+        return str(self.folder / "config.yaml")
+
+    def results(self, output_dir: str) -> Path:
+        """The folder for the results of the declared settings."""
+        return self.folder / "results"
+
+    @property
+    def declaration(self) -> Declaration:
+        """The contents of ``config.yaml``, with the defaults that it extends."""
+        return self._declaration
+
     @cached_property
-    def _config(self) -> _Declaration:
-        path = self.folder / "config.yaml"
-        own = _with_defaults(path)
+    def _declaration(self) -> Declaration:
         try:
-            return _Declaration.model_validate(own)
+            return Declaration.model_validate(_with_defaults(Path(self.where)))
         except ValidationError as error:
-            raise UserError(f"{path}: {one_line(error, _Declaration)}") from None
+            raise UserError(f"{self.where}: {one_line(error, Declaration)}") from None
 
     @property
     def purpose(self) -> str:
-        return self._config.purpose
+        return self.declaration.purpose
 
     def values(self, scale: str) -> dict[str, Any]:
         """The settings at a scale: ``runs.yaml`` or ``grids.yaml``, then ``all``, then the scale's own."""
         shared = {}
         if issubclass(self.settings, TrainingSettings):
             shared["train"] = _load(SHARED / ("grids.yaml" if self.grid else "runs.yaml")).get(scale)
-        own = next((own for name, own in self._config.scales.items() if name == scale), None)
-        return {**shared, **(self._config.all or {}), **(own or {})}
+        own = next((own for name, own in self.declaration.scales.items() if name == scale), None)
+        return {**shared, **(self.declaration.all or {}), **(own or {})}
 
     @property
     def grid(self) -> dict[str, Any] | None:
         """The declaration of a grid, if this is one; see `experiments.engine.grid.Grid`."""
-        return self._config.grid
+        return self.declaration.grid
 
     @property
     def settings(self) -> type[ExperimentSettings]:
@@ -168,7 +188,7 @@ class Experiment:
         scaled = self._scaled(settings.scale).model_dump()
         plain = settings.model_dump(exclude=_OCCASIONAL)
         own = [f"{key}={typed(value)}" for key, value in plain.items() if value != scaled[key]]
-        return shlex.join(["python", "-m", "experiments", self.name, f"scale={settings.scale}", *own])
+        return shlex.join(["python", "-m", "experiments", *self.arguments, f"scale={settings.scale}", *own])
 
 
 def all_experiments() -> list[Experiment]:

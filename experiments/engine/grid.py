@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -14,7 +15,7 @@ from experiments.engine.design import FineTuning, Pretrained, RateSearch
 from experiments.engine.experiment import Experiment, TrainingSettings
 from ssa.command_line.settings import parse, typed
 from ssa.config import SCALES, PositiveFloat, PositiveInt, Scale, Section
-from ssa.config_errors import one_line
+from ssa.config_errors import closest, one_line
 from ssa.errors import UserError
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.launch.cluster import PROCESSES
@@ -63,7 +64,7 @@ class Grid(Section):
     groups: list[GridGroup] = Field(min_length=1)
     rows: list[GridRow] = Field(min_length=2, description="the first is the baseline")
     metrics: list[Metric] = Field(min_length=1)
-    claims: list[Claim] = Field(min_length=1)
+    claims: list[Claim] = Field([], description="statements on which a verdict is made")
     notes: str = Field("", description="part of the caption")
     fine_tuning: FineTuning = FineTuning()
 
@@ -94,6 +95,25 @@ class Grid(Section):
                     raise ValueError(f"group {group.name}: start={model.name} is nowhere at {lacking[0]}")
         return self
 
+    def only(self, groups: Sequence[str], rows: Sequence[str]) -> Grid:
+        """The part with these groups and rows, all if none are named, and the claims on them.
+
+        Raises:
+            UserError: a name is not in the grid, or a single row is left.
+        """
+        all_groups, all_rows = [group.name for group in self.groups], [row.name for row in self.rows]
+        for key, asked, valid in (("groups", groups, all_groups), ("rows", rows, all_rows)):
+            if wrong := [name for name in asked if name not in valid]:
+                listed = ", ".join(f'"{name}"' if "," in name else name for name in valid)
+                raise UserError(f"{key}={wrong[0]}: not in the grid{closest(wrong[0], valid)}; valid: {listed}")
+        if len(set(rows)) == 1:
+            raise UserError(f"rows={rows[0]}: nothing to compare it with; valid: at least two rows")
+        kept_groups = [group for group in self.groups if not groups or group.name in groups]
+        kept_rows = [row for row in self.rows if not rows or row.name in rows]
+        names = {group.name for group in kept_groups} | {row.name for row in kept_rows}
+        claims = [claim for claim in self.claims if {claim.group, claim.row, claim.against} <= names]
+        return self.model_copy(update={"groups": kept_groups, "rows": kept_rows, "claims": claims})
+
     def metric(self, name: str) -> Metric:
         return next(metric for metric in self.metrics if metric.name == name)
 
@@ -123,16 +143,17 @@ class Grid(Section):
         return group.search.get(scale) or of_all.get(scale)
 
 
-def declared(experiment: Experiment) -> Grid:
-    """The grid of an experiment.
+def declared(experiment: Experiment, settings: GridSettings | None = None) -> Grid:
+    """The grid of an experiment, or the part of it that settings name.
 
     Raises:
         UserError: its ``config.yaml`` declares no valid one.
     """
     try:
-        return Grid.model_validate(experiment.grid)
+        grid = Grid.model_validate(experiment.grid)
     except ValidationError as error:
-        raise UserError(f"{experiment.folder / 'config.yaml'}: grid: {one_line(error, Grid)}") from None
+        raise UserError(f"{experiment.where}: grid: {one_line(error, Grid)}") from None
+    return grid if settings is None else grid.only(settings.groups, settings.rows)
 
 
 class GridSettings(TrainingSettings):
@@ -141,6 +162,8 @@ class GridSettings(TrainingSettings):
     evaluate: list[str] = Field(
         [], description="comma-separated arguments of evaluate.py for each finished run: tasks=passkey,trials=5"
     )
+    groups: list[Name] = Field([], description="only these groups of the grid; empty: all")
+    rows: list[Name] = Field([], description="only these rows; empty: all")
     plan: bool = Field(False, description="only print the runs, tokens, time and disk space needed")
     fail_fast: bool = Field(False, description="stop at the first failed run; the others save a checkpoint")
     launcher: Name = Field(PROCESSES, description="processes: of this machine; or an option of hydra/launcher")

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from experiments.engine.design import LR, MULTIPLIER, keys
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import Grid, GridSettings, declared
+from experiments.engine.grid import Grid, GridSettings, Metric, declared
 from experiments.engine.grid_runs import runs
-from ssa.command_line.preflight import check_evaluated_inputs
+from ssa.command_line.preflight import check_evaluated_inputs, check_job
+from ssa.config import Config, Scale
+from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.cluster import PROCESSES, check_launcher
+
+_OF_TEXT = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
+_OF_TEMPERATURES = ("temperature_position", "temperature_token")
+_OF_ATTENTION = ("attention_entropy", "attention_entropy_normalized", "attention_spikiness", *_OF_TEMPERATURES)
+COLUMNS = [  # of `ssa.record.runs.load` that every run has; those of attention also by layer and head
+    *(f"best/val/{name}" for name in (*_OF_TEXT, *_OF_ATTENTION)),
+    *(f"best/test/{name}" for name in _OF_TEXT),
+    *(f"parameters.{name}" for name in ("total", "non_embedding", "temperature")),
+    *("tokens", "best_step", "train_seconds", "tokens_per_second", "peak_memory_bytes"),
+]
 
 
 def check(experiment: Experiment, settings: GridSettings) -> None:
@@ -17,10 +32,16 @@ def check(experiment: Experiment, settings: GridSettings) -> None:
     Raises:
         UserError: the declaration of the grid is invalid, or settings are refused.
     """
-    grid = declared(experiment)
+    grid = declared(experiment, settings)
     for claim in grid.claims:
         grid.effect_sizes(claim, experiment)
     check_train(experiment, grid, settings)
+    if settings.render and settings.rerun:
+        raise UserError("render=true, rerun=true: valid: one of them; render=true trains nothing")
+    if settings.source is not None and (found := _depends_on_runs(grid, settings.scale)):
+        raise UserError(f"source={settings.source}: {found}; valid: with grids and scales without; try render=true")
+    if experiment.is_own:
+        _check_own(grid, settings)
     if settings.source is not None:
         from ssa.record.wandb_runs import project_of  # imports pandas
 
@@ -36,6 +57,17 @@ def check(experiment: Experiment, settings: GridSettings) -> None:
             catalog.check(settings.evaluation, [run.config for run in first if not run.refusal])
         except UserError as error:
             raise UserError(f"evaluate={error}") from None
+
+
+def _depends_on_runs(grid: Grid, scale: Scale) -> str:
+    """Why the runs of a grid are known only from finished ones; empty if they are not."""
+    for group in (group for group in grid.groups if scale in group.at):
+        model = grid.start_of(group)
+        if model and scale in model.at:
+            return f"{group.name} fine-tunes a model that the grid trains, whose weights are not on W&B"
+        if grid.search_of(group, scale):
+            return f"{group.name} has a search of learning rates, which is not read from W&B"
+    return ""
 
 
 def check_train(experiment: Experiment, grid: Grid, settings: GridSettings) -> None:
@@ -60,6 +92,43 @@ def check_train(experiment: Experiment, grid: Grid, settings: GridSettings) -> N
         for what, overrides in setting.items():
             if override not in usual and key in keys(overrides):
                 where = f"{what} set {key}" if what != "experiment" else f"{key}= is a setting of the experiment"
-                raise UserError(
-                    f"train={override}: the {where}; valid: another key, or edit {experiment.folder}/config.yaml"
-                )
+                raise UserError(f"train={override}: the {where}; valid: another key, or edit {experiment.where}")
+
+
+def _check_own(grid: Grid, settings: GridSettings) -> None:
+    """Checks every run and every column of a user's grid, where nothing may be missing.
+
+    Raises:
+        UserError: a run would be refused, or a column is measured by none.
+    """
+    planned = {cell: run for cell, run in runs(grid, settings).items() if run}
+    for cell, run in planned.items():
+        try:
+            if run.refusal:
+                raise UserError(run.refusal)
+            if cell.seed == 0:
+                check_job(run.config)
+        except UserError as error:
+            raise UserError(f"{run.label}: {error}") from None
+    some = next(iter(planned.values())).config
+    for metric in grid.metrics:
+        _check_metric(metric, some, settings)
+
+
+def _check_metric(metric: Metric, config: Config, settings: GridSettings) -> None:
+    key, where = metric.key, f"metrics: {metric.name}: key={metric.key}"
+    if metric.task is not None:
+        if metric.task not in settings.tasks():
+            asked = f"evaluate=tasks={','.join([*settings.tasks(), metric.task])}"
+            raise UserError(f"metrics: {metric.name}: task={metric.task}: not evaluated; valid: with {asked}")
+        if not key.startswith(f"eval/{metric.task}/"):
+            raise UserError(f"{where}: valid: eval/{metric.task}/METRIC")
+    elif key.startswith("config."):
+        if not _has(config.plain(), key.split(".")[1:]):
+            raise UserError(f"{where}: no such setting; valid: config.KEY, with a key of train.py")
+    elif key.partition("/layer_")[0] not in COLUMNS:
+        raise UserError(f"{where}: no such column{closest(key, COLUMNS)}; valid: {', '.join(COLUMNS)}; config.KEY")
+
+
+def _has(values: Any, path: Sequence[str]) -> bool:
+    return not path or (isinstance(values, Mapping) and path[0] in values and _has(values[path[0]], path[1:]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.engine.context import ExperimentContext
+from experiments.engine.design import RESERVED_SEED
 from experiments.engine.evaluations import evaluate
 from experiments.engine.grid import Grid, GridSettings, declared
 from experiments.engine.grid_runs import reported
@@ -30,7 +31,7 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     from experiments.engine.grid_tables import write
     from ssa.record.runs import load
 
-    grid = declared(context.experiment)
+    grid = declared(context.experiment, settings)
     records = GridRecords.of(context.experiment, grid, settings)
     failed: dict[Run, str] = {}
     unevaluated: dict[Run, str] = {}
@@ -45,7 +46,7 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
         trained: list[Run] = []
         while new := [run for run in records.missing(planned, taken) if run not in trained]:
             # A group ends before the next one begins, and a seed before the next: what is interrupted has whole pairs.
-            stage = sorted((run for run in new if run.group == new[0].group), key=lambda run: run.seed or 0)
+            stage = sorted((run for run in new if run.group == new[0].group), key=_searches_first)
             failed |= _train(stage, settings, context)
             trained += stage
             planned, taken = records.plan()
@@ -61,6 +62,10 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     if settings.source is None:
         records.write(context.path(FILE), planned, taken)
     write(Results(context.experiment, grid, settings, planned, failed, unevaluated, frame, taken), context)
+
+
+def _searches_first(run: Run) -> tuple[bool, int]:
+    return run.seed != RESERVED_SEED, run.seed or 0
 
 
 def _train(wanted: Sequence[Run], settings: GridSettings, context: ExperimentContext) -> dict[Run, str]:

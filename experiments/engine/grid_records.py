@@ -1,8 +1,8 @@
 """Committed records of a grid: a run that has one counts as finished.
 
-Runs of one seed in a group are compared with each other, so they must come from one machine and, where they are
-fine-tuned, from one start.  Records count if all runs of the group and seed have them so; if some are missing, which
-are then trained here, only the records that this kind of machine made count, and the other runs are trained again.
+Runs of one seed in a group are compared with each other, so they must come from one machine, from one text and, where
+they are fine-tuned, from one start.  Records count if all runs of the group and seed have them so; if some are missing,
+which are then trained here, only the records that this kind of machine made count; the other runs are trained again.
 The runs of a row's search of learning rates belong together in the same way.
 """
 
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from experiments.engine.experiment import Experiment, all_experiments
 from experiments.engine.grid import Grid, GridGroup, GridSettings
@@ -23,12 +23,16 @@ from experiments.engine.grid_runs import (
     Planned,
     candidates,
     chosen,
+    has_diverged,
     overrides_of,
     runs,
     start_cell,
 )
 from ssa.command_line.settings import parse
+from ssa.config import Config
+from ssa.config import parse as parse_config
 from ssa.errors import UserError
+from ssa.evaluation.catalog import names
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.launch.cluster import PROCESSES
 from ssa.launch.run import Run
@@ -60,10 +64,10 @@ class GridRecords:
         Raises:
             UserError: a file is damaged.
         """
-        path = committed(experiment, settings.scale)
-        if settings.rerun or settings.source is not None:
+        path = committed(experiment, settings)
+        if (settings.rerun and not settings.recompute) or settings.source is not None:
             return cls(grid, settings, path, ())
-        paths = (committed(other, settings.scale) for other in all_experiments() if other.name != experiment.name)
+        paths = (committed(other, settings) for other in all_experiments() if other.name != experiment.name)
         others = [record for other in paths for record in records.read(other)]
         return cls(grid, settings, path, records.read(path), others)
 
@@ -97,8 +101,11 @@ class GridRecords:
         made = list(taken.values())
         for cell, run in planned.items():
             with suppress(UserError):  # damaged: the table names it
-                if run and cell not in taken and (run.is_finished() or (cell.rates and run.error)):
-                    made.append(self.record(run, self.settings.evaluate if cell.is_reported else ()))
+                if run and (run.is_finished() or (cell.rates and has_diverged(run.error))):
+                    if cell not in taken:
+                        made.append(self.record(run, self.settings.evaluate if cell.is_reported else ()))
+                    elif cell.group == PRETRAINING and self.record(run, ()) != taken[cell]:  # the start of runs here
+                        made.append(self.record(run, ()))
         if made:
             records.write(path, made, self.path)
 
@@ -109,19 +116,28 @@ class GridRecords:
             UserError: it is damaged.
         """
         known = next((record for record in self.own if record.run.run_id == run.config.run_id), None)
-        return records.record_of(run.folder, self._portable(run.overrides), evaluate, known)
+        tasks = names(_evaluation(evaluate).tasks) if evaluate else ()
+        return records.record_of(run.folder, self._portable(run.overrides), evaluate, tasks, known)
 
     def _of_block(self, cells: Sequence[GridCell], planned: Planned, before: Taken) -> Taken:
         """The records that count, of the runs of one group and seed."""
-        options: dict[tuple[Machine | None, str], Taken] = {}
+        options: dict[Origin, Taken] = {}
         for cell in cells:
             for record in self._candidates(cell, planned, before):
-                options.setdefault((record.machine, start_of(record.run.config)), {}).setdefault(cell, record)
+                options.setdefault(Origin.of_record(record), {}).setdefault(cell, record)
         whole = next((option for option in options.values() if len(option) == len(cells)), None)
         if whole is not None or not options:
             return whole or {}
-        if self.settings.render:
-            return {cell: record for option in reversed(options.values()) for cell, record in option.items()}
+        counted = self._of_this_machine(cells, planned, options)
+        if self.settings.render:  # and all others of runs that have not finished here
+            for cell in cells:
+                run = planned[cell]
+                if cell not in counted and not (run and run.is_finished()):
+                    counted |= next(({cell: option[cell]} for option in options.values() if cell in option), {})
+        return counted
+
+    def _of_this_machine(self, cells: Sequence[GridCell], planned: Planned, options: Mapping[Origin, Taken]) -> Taken:
+        """The records that runs of this machine can be compared with."""
         group = self._groups.get(cells[0].group)
         base = planned.get(start_cell(group)) if group else None
         here = self._here([*(planned[cell] for cell in cells), base])
@@ -129,9 +145,10 @@ class GridRecords:
         starts = {cell: start_of(run.config.plain()) for cell, run in known.items()}
         return {
             cell: record
-            for (machine, start), option in options.items()
+            for origin, option in options.items()
             for cell, record in option.items()
-            if here is not None and machine == here and start == starts.get(cell, start)  # not known: not trained here
+            if here is not None and origin.machine == here
+            if origin.start == starts.get(cell, origin.start)  # not known: not trained here
         }
 
     def _candidates(self, cell: GridCell, planned: Planned, before: Taken) -> Iterator[Record]:
@@ -146,6 +163,8 @@ class GridRecords:
             start = f"{base.config.run_id}-" if base and not base.refusal else ""
             same = self._by_overrides.get(declared, ())
             found = (record for record in same if Path(_init_from(record)).name.startswith(start))
+            if run is not None and not run.refusal:
+                found = (record for record in found if _is_declared_so(record, run))
         else:
             found = ()
         yield from (record for record in found if not cell.is_reported or _is_evaluated(record, self.settings))
@@ -187,9 +206,38 @@ class GridRecords:
         return [text.replace(f"={self.settings.output_dir}/", "=outputs/") for text in kept]
 
 
-def committed(experiment: Experiment, scale: str) -> Path:
+def committed(experiment: Experiment, settings: GridSettings) -> Path:
     """The file of the records behind an experiment's table."""
-    return experiment.folder / "results" / f"{scale}_{FILE}"
+    return experiment.results(settings.output_dir) / f"{settings.scale}_{FILE}"
+
+
+class Origin(NamedTuple):
+    """What runs have in common that can be compared: where they were trained, from what, on which text."""
+
+    machine: Machine | None
+    start: str
+    data_hash: str
+
+    @classmethod
+    def of_record(cls, record: Record) -> Origin:
+        return cls(record.machine, start_of(record.run.config), record.run.data_hash)
+
+
+def _but_start(config: Config) -> dict[str, Any]:
+    """What determines a run's numbers, without the model that it fine-tunes and that one's tokenizer."""
+    identity = config.identity()
+    start, data = identity.pop("init_from"), dict(identity["data"])
+    if data["tokenizer"] == start:
+        del data["tokenizer"]
+    return {**identity, "data": data}
+
+
+def _is_declared_so(record: Record, run: Run) -> bool:
+    """Whether a record is of a run, but for what it fine-tunes: the options in ``conf/`` may have changed since."""
+    try:
+        return _but_start(parse_config(record.run.config)) == _but_start(run.config)
+    except UserError:  # of another version
+        return False
 
 
 def start_of(config: Mapping[str, Any]) -> str:
@@ -212,12 +260,16 @@ def _grouped(pairs: Iterable[tuple[K, Record]]) -> dict[K, list[Record]]:
     return found
 
 
+def _evaluation(arguments: Sequence[str]) -> EvaluateSettings:
+    return parse(EvaluateSettings, ["run=RUN", *arguments])
+
+
 def _is_evaluated(record: Record, settings: GridSettings) -> bool:
     """Whether it has the outcomes of the tasks that are asked for, with the same settings."""
     if not settings.evaluate:
         return True
     try:
-        recorded = parse(EvaluateSettings, ["run=RUN", *record.evaluate])
+        recorded = _evaluation(record.evaluate)
     except UserError:  # of another version
         return False
     same = recorded.model_dump(exclude=_WITHOUT_EFFECT) == settings.evaluation.model_dump(exclude=_WITHOUT_EFFECT)

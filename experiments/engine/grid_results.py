@@ -14,7 +14,7 @@ from experiments.engine.claims import Claim
 from experiments.engine.design import Rates, turns_on_rate
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Grid, GridSettings, Metric
-from experiments.engine.grid_runs import GridCell, Recorded, chosen, losses, reported
+from experiments.engine.grid_runs import SEARCHED, GridCell, Recorded, chosen, losses, reported
 from experiments.engine.verdict import Comparison, Decision, decide
 from ssa.launch.run import Run
 from ssa.perplexity import OF_TEXT
@@ -86,6 +86,12 @@ class Results:
     def groups(self) -> list[str]:
         return list(dict.fromkeys(cell.group for cell in self.runs))
 
+    @cached_property
+    def is_on_other_text(self) -> bool:
+        """Whether ``train=`` replaces the overrides of a grid of the paper, whose values then say nothing here."""
+        declared = self.experiment.values(self.settings.scale).get("train")
+        return not self.experiment.is_own and self.settings.train != declared
+
     def is_measured(self, metric: Metric) -> bool:
         """Whether training or the requested tasks measure it."""
         return metric.task is None or metric.task in self._tasks
@@ -147,22 +153,29 @@ class Results:
             if (cell.group, cell.row) == (group, row) and self.gap(cell, metric) is None
         }
 
-    def machine(self, cell: GridCell) -> Machine | None:
-        """What a run was trained on; None where it is not recorded."""
-        return Machine.of(self.frame.loc[self.run_id(cell)])
+    def finished(self, group: str) -> list[GridCell]:
+        """The cells of a group whose runs are in the frame."""
+        return [cell for cell in self.runs if cell.group == group and self.run_id(cell) in self.frame.index]
 
-    def mixed(self, group: str, row: str, against: str, metric: Metric) -> dict[int, tuple[Machine, Machine]]:
-        """Seeds at which the two rows were trained on different kinds of machine, which are named."""
+    def origin(self, cell: GridCell) -> dict[str, str]:
+        """The machine, the start and the text of a run, without those that are not recorded."""
+        run = self.frame.loc[self.run_id(cell)]
+        facts = {"on": Machine.of(run), "from": run.get("config.init_hash"), "with text": run["data_hash"]}
+        return {name: str(fact) for name, fact in facts.items() if fact and fact == fact}
+
+    def mixed(self, group: str, row: str, against: str, metric: Metric) -> dict[int, tuple[str, str]]:
+        """Seeds at which the machine, start or text of the two rows differ, with both of them in words."""
         common = self.numbers(group, row, metric).keys() & self.numbers(group, against, metric).keys()
         found = {}
         for seed in sorted(common):
-            one, other = (self.machine(GridCell(group, name, seed)) for name in (row, against))
-            if one and other and one != other:
-                found[seed] = (one, other)
+            one, other = (self.origin(GridCell(group, name, seed)) for name in (row, against))
+            for name in one.keys() & other.keys():
+                if one[name] != other[name]:
+                    found[seed] = (f"{name} {one[name]}", f"{name} {other[name]}")
         return found
 
     def pairs(self, group: str, row: str, against: str, metric: Metric) -> tuple[list[float], list[float]]:
-        """The metric of two rows at the common seeds at which they were trained on one kind of machine."""
+        """The metric of two rows at the common seeds at which machine, start and text are the same."""
         first, second = self.numbers(group, row, metric), self.numbers(group, against, metric)
         seeds = sorted((first.keys() & second.keys()) - self.mixed(group, row, against, metric).keys())
         return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
@@ -193,7 +206,9 @@ class Results:
             metric,
             mean_interval(list(numbers.values())) if numbers else ABSENT,
             self.difference(group, row, base, metric) if pairs[0] else ABSENT,
-            paired_p_value(*pairs) if pairs[0] else math.nan,
+            paired_p_value(*pairs)
+            if len(pairs[0]) == self.n_seeds(group)
+            else math.nan,  # not before all have finished
             math.nan,
             tuple(str(self.run_id(GridCell(group, row, seed))) for seed in numbers),
             tuple(str(self.run_id(GridCell(group, base, seed))) for seed in sorted(shared)),
@@ -207,6 +222,7 @@ class Results:
                     self.difference(claim.group, claim.row, claim.against, self.grid.metric(claim.metric)),
                     claim.expected,
                     self.grid.effect_sizes(claim, self.experiment),
+                    self.n_seeds(claim.group),
                 )
                 for claim in self.grid.claims_at(self.settings.scale)
             ]
@@ -253,15 +269,16 @@ class Results:
         return rows
 
     def claims_that_turn(self) -> list[Claim]:
-        """The claims whose sign, at the search's seed, depends on the learning rate that both rows share."""
+        """The claims on validation loss whose sign, at the search's seed, depends on the rate that both rows share."""
 
         def of(group: str, row: str) -> dict[Rates, float]:
             return self._searches.get((group, row), ({}, None))[0]
 
+        searched = [metric.name for metric in self.grid.metrics if metric.key == SEARCHED]
         return [
             claim
             for claim in self.grid.claims
-            if turns_on_rate(of(claim.group, claim.row), of(claim.group, claim.against))
+            if claim.metric in searched and turns_on_rate(of(claim.group, claim.row), of(claim.group, claim.against))
         ]
 
     def statistic_table(self) -> list[dict[str, Any]]:

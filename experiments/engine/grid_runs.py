@@ -14,7 +14,7 @@ from experiments.engine.design import RESERVED_SEED, Rates
 from experiments.engine.grid import Grid, GridGroup, GridRow, GridSettings
 from experiments.engine.shared_runs import start_of
 from experiments.engine.tuning import best_setting
-from ssa.errors import UserError
+from ssa.errors import NotFinite, TrainingDiverged, UserError
 from ssa.launch.run import Run
 from ssa.record.run_files import read_summary
 
@@ -104,7 +104,7 @@ def candidates(grid: Grid, group: GridGroup, row: GridRow, settings: GridSetting
 
 
 def losses(planned: Planned, group: str, row: str, recorded: Recorded = _NOTHING) -> dict[Rates, float]:
-    """The validation loss of each finished run of a row's search; infinite where it failed, as it does if it diverges.
+    """The validation loss of each finished run of a row's search; infinite where it diverged.
 
     Nats per token, with the weights of the lowest loss.
     """
@@ -124,6 +124,11 @@ def chosen(planned: Planned, group: str, row: str, recorded: Recorded = _NOTHING
     if len(found) < len(tried) or not any(map(math.isfinite, found.values())):
         return None
     return best_setting({rates: [loss] for rates, loss in found.items()})
+
+
+def has_diverged(error: str) -> bool:
+    """Whether a run failed since its loss was no longer finite, which would come out the same again."""
+    return error.startswith((f"{TrainingDiverged.__name__}: ", f"{NotFinite.__name__}: "))
 
 
 def _of_row(
@@ -165,14 +170,18 @@ def _start(grid: Grid, group: GridGroup, settings: GridSettings, known: Planned)
     if settings.scale in model.published:
         return (f"init_from={model.published[settings.scale]}",)
     base = known[start_cell(group)]
-    with suppress(UserError):  # its overrides are refused, or its weights are damaged
-        if base and base.is_finished():
-            return start_of(base.folder, settings.output_dir, write=not settings.plan)
-    return None
+    if base is None or base.refusal or not base.is_finished():
+        return None
+    try:
+        return start_of(base.folder, settings.output_dir, write=not settings.plan)
+    except UserError:  # its weights are damaged or were removed
+        if settings.plan or settings.render:
+            return None
+        raise
 
 
 def _loss(run: Run | None, record: Record | None) -> float | None:
-    """The loss of a run that has ended; infinite if it failed."""
+    """The loss of a run that has ended; infinite if it diverged."""
     if record is not None:
         return float(record.run.summary[SEARCHED]) if record.run.status == "finished" else math.inf
     if run is None:
@@ -180,5 +189,5 @@ def _loss(run: Run | None, record: Record | None) -> float | None:
     with suppress(UserError, KeyError):
         if run.is_finished():
             return float(read_summary(run.folder)[SEARCHED])
-        return math.inf if run.error else None
+        return math.inf if has_diverged(run.error) else None
     return None

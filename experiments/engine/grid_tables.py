@@ -33,7 +33,7 @@ def write(results: Results, context: ExperimentContext) -> None:
     context.table("statistics", results.statistic_table())
     if search := results.search_table():
         context.table("search", search)
-    context.show(table(results, results.experiment.references()))
+    context.show(table(results, [] if results.is_on_other_text else results.experiment.references()))
     compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
     for metric in compared[:1]:
         _draw(results, metric, context)
@@ -50,13 +50,16 @@ def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Tabl
     papers = {(cell["quantity"], cell["method"]): cell for cell in references}
     known = [cell["quantity"] for cell in references if cell["value"] != "-"]
     with_paper = {metric.name for metric in grid.metrics if any(key.endswith(f": {metric.name}") for key in known)}
-    columns = ["model", "temperature"] if several else ["temperature"]
+    first = ["group", "variant"] if results.experiment.is_own else ["model", "temperature"]
+    columns = first if several else first[1:]
     for metric in grid.metrics:
         columns += [metric.name, *(["difference", "p (Holm)"] if metric.compared else [])]
         columns += ["paper"] if metric.name in with_paper else []
     found = {(one.group, one.row, one.metric.name): one for one in results.statistics}
     rows = []
     for group in grid.groups:
+        if results.is_on_other_text and group.name not in results.groups:
+            continue
         for row in grid.rows:
             cells = [tables.TableCell(name) for name in ((group.name, row.name) if several else (row.name,))]
             for metric in grid.metrics:
@@ -96,7 +99,7 @@ def _unpaired(results: Results, one: Statistic, seeds: int) -> str:
     if pairs + len(mixed) < seeds:
         note += f": {'some' if mixed else 'the other'} seeds lack a run of one of the two rows"
     for seed, (first, second) in mixed.items():
-        note += f"; seed {seed} is not paired: {one.row} was trained on {first}, {base} on {second}"
+        note += f"; seed {seed} is not paired: {one.row} was trained {first}, {base} {second}"
     if not mixed:
         return f"{note}."
     cells = [GridCell(one.group, row, seed) for seed in mixed for row in (one.row, base)]
@@ -168,7 +171,7 @@ def _caption(results: Results) -> str:
             f"Difference: to {grid.rows[0].name} at equal seed, paired; p: paired t-test, Holm-corrected over the "
             "differences of the column."
         )
-    parts += [*_search(results), *_time(results)]
+    parts += [*_search(results), *_starts(results), *_time(results)]
     parts += [grid.notes] if grid.notes else []
     parts.append(f"scale={settings.scale}; commit {', '.join(commits) or '-'}; data {', '.join(data) or '-'}.")
     return " ".join(parts)
@@ -180,6 +183,16 @@ def _seeds(results: Results) -> str:
     own = {group: number for group, number in numbers.items() if number != results.settings.seeds}
     exceptions = "".join(f" ({number} in {group})" for group, number in own.items())
     return f"{results.settings.seeds} seeds{exceptions}"
+
+
+def _starts(results: Results) -> list[str]:
+    """Sentences on groups whose seeds do not all have the same start, as where another machine went on."""
+    said = []
+    for group in results.groups:
+        hashes = {results.origin(cell).get("from") for cell in results.finished(group)} - {None}
+        if len(hashes) > 1:
+            said.append(f"In {group} the seeds have {len(hashes)} starts, trained on different machines.")
+    return said
 
 
 def _search(results: Results) -> list[str]:

@@ -34,7 +34,7 @@ _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.
 
 
 def show(experiment: Experiment, settings: GridSettings, console: Console) -> None:
-    grid = declared(experiment)
+    grid = declared(experiment, settings)
     records = GridRecords.of(experiment, grid, settings)
     planned, taken = records.plan()
     missing = records.missing(planned, taken)

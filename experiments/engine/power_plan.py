@@ -109,7 +109,7 @@ def claim_powers(
     found, without = [], []
     claims = grid.claims_at(settings.scale)
     own = Results(experiment, grid, settings, planned, {}, {}, frame, recorded)
-    committed = {scale: rows for scale in _scales(settings.scale) if (rows := _committed(experiment, scale))}
+    committed = {scale: rows for scale in _scales(settings.scale) if (rows := _committed(experiment, settings, scale))}
     for claim in claims:
         seen = [one for one in _seen(claim, grid, own, committed) if math.isfinite(one.difference.sd)]
         if not seen:
@@ -176,8 +176,8 @@ def _scales(scale: Scale) -> list[Scale]:
     return [one for one in reversed(SCALES[: SCALES.index(scale) + 1]) if one != "smoke" or scale == "smoke"]
 
 
-def _committed(experiment: Experiment, scale: Scale) -> list[dict[str, str]]:
-    path = experiment.folder / "results" / f"{scale}_runs.csv"
+def _committed(experiment: Experiment, settings: GridSettings, scale: Scale) -> list[dict[str, str]]:
+    path = experiment.results(settings.output_dir) / f"{scale}_runs.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from experiments.engine.evaluations import evaluate
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, declared
 from experiments.engine.grid_records import GridRecords, start_of
-from experiments.engine.grid_runs import GridCell, Planned, start_cell
+from experiments.engine.grid_runs import GridCell, Planned, has_diverged, start_cell
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.pool import run_all
@@ -54,7 +55,7 @@ def recompute(experiment: Experiment, settings: GridSettings, console: Console) 
     Raises:
         UserError: there is no such record, the run failed, or it differs.
     """
-    grid = declared(experiment)
+    grid = declared(experiment, settings)
     recorded = GridRecords.of(experiment, grid, settings)
     record = next((one for one in recorded.own if one.run.run_id == settings.recompute), None)
     if record is None:
@@ -64,6 +65,8 @@ def recompute(experiment: Experiment, settings: GridSettings, console: Console) 
     own = tuple(text for text in run.overrides if not text.startswith("output_dir="))
     again = Run((*own, f"output_dir={settings.output_dir}/recomputed"), run.group, run.setting, run.seed)
     failed = run_all([again], jobs=1, console=console, rerun=True)
+    if record.run.status == "failed" and has_diverged(again.error):  # as recorded
+        failed = {}
     if record.evaluate and not failed:
         failed = evaluate([again], record.evaluate, jobs=1, console=console)
     if failed:
@@ -115,7 +118,8 @@ def _planned(record: Record, recorded: GridRecords, settings: GridSettings, cons
         UserError: the grid has no such run, or its start cannot be trained or is another.
     """
     name, grid = record.run.run_id, recorded.grid
-    planned, taken = recorded.plan()
+    wherever = replace(recorded, settings=settings.model_copy(update={"render": True}))  # of whatever machine it is
+    planned, taken = wherever.plan()
     cell = next((cell for cell in planned if _run_id(cell, planned, taken) == name), None)
     if cell is None:
         raise UserError(f"recompute={name}: not a run of this grid with these settings")
@@ -128,9 +132,12 @@ def _planned(record: Record, recorded: GridRecords, settings: GridSettings, cons
         failed = run_all([base], jobs=1, console=console)
         if failed:
             raise UserError(f"recompute={name}: {failed[base]}")
-        run = recorded.plan()[0][cell]
-    if run is None or start_of(run.config.plain()) != start_of(record.run.config):
-        raise UserError(f"recompute={name}: the model that it starts from came out with other weights here")
+        run = wherever.plan()[0][cell]
+    assert run is not None
+    if start_of(run.config.plain()) != start_of(record.run.config):
+        if record.machine == Machine.here(run.config.trainer, threads=1):
+            raise UserError(f"recompute={name}: the model that it starts from came out with other weights here")
+        console.print("the model that it starts from came out with other weights on this kind of machine")
     return run
 
 

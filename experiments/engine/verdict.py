@@ -28,6 +28,11 @@ class Comparison(NamedTuple):
     difference: Estimate
     expected: Literal["lower", "higher"]
     sizes: EffectSizes
+    seeds: int = 0  # that are planned; with fewer pairs nothing is tested
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.difference.n < self.seeds
 
     @property
     def effect(self) -> Estimate:
@@ -69,6 +74,8 @@ class Decision:
     @property
     def kind(self) -> str:
         """The verdict without a number of seeds."""
+        if self.comparison.is_unfinished:
+            return "unfinished"
         size = self.comparison.sizes.name
         below = self.p.below_expected_size <= SHOWN
         smaller = f"smaller than {size}".removesuffix(" size")
@@ -85,6 +92,8 @@ class Decision:
     @property
     def verdict(self) -> str:
         """The verdict; if it is undecided, with the number of further seeds that would likely decide it."""
+        if self.comparison.is_unfinished:
+            return f"unfinished, {self.comparison.difference.n} of {self.comparison.seeds} seeds"
         if self.more_seeds is None:
             return self.kind
         return f"{self.kind}, {self.more_seeds.number:,} more seed{'s' if self.more_seeds.number > 1 else ''}"
@@ -118,8 +127,8 @@ def decide(comparisons: Sequence[Comparison]) -> list[Decision]:
     """The verdict on each claim of an experiment, from all of them."""
 
     def family(p_value: Callable[[Estimate, EffectSizes], float]) -> list[float]:
-        """Without seeds the p-value is 1: the number of claims is fixed before the runs."""
-        p = [p_value(comparison.effect, comparison.sizes) for comparison in comparisons]
+        """Without all seeds the p-value is 1: the number of claims is fixed before the runs."""
+        p = [1.0 if one.is_unfinished else p_value(one.effect, one.sizes) for one in comparisons]
         return holm([1.0 if math.isnan(one) else one for one in p])
 
     families = zip(

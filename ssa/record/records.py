@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,13 +79,18 @@ class Record:
 
 
 def record_of(
-    folder: Path, overrides: Sequence[str], evaluate: Sequence[str] = (), known: Record | None = None
+    folder: Path,
+    overrides: Sequence[str],
+    evaluate: Sequence[str] = (),
+    tasks: Collection[str] = (),
+    known: Record | None = None,
 ) -> Record:
     """The record of a run folder, finished or failed.
 
     Args:
         overrides: of train.py.
         evaluate: arguments of evaluate.py.
+        tasks: those whose outcomes are kept.
         known: returned if it is of this run and nothing has changed.
 
     Raises:
@@ -95,15 +100,18 @@ def record_of(
     if run.status not in ("finished", "failed") or run.damage:
         raise UserError(f"{folder}: {'; '.join(run.damage) or run.status}: no record of it")
     made = tuple(overrides), tuple(evaluate)
-    unchanged = known is not None and replace(known.run, folder=run.folder) == _portable(run)
+    outcomes = [_outcome(path) for path in sorted((folder / "evaluation").glob("*.json"))]
+    outcomes = [outcome for outcome in outcomes if outcome["task"] in tasks]
+    run = replace(_portable(run), evaluations=_metrics(outcomes))
+    unchanged = known is not None and replace(known.run, folder=run.folder) == run
     if known is not None and unchanged and (known.overrides, known.evaluate) == made:
         return known
     return Record(
-        run=_portable(run),
+        run=run,
         overrides=made[0],
         evaluate=made[1],
         environment=_relative(_public(read_environment(folder))),
-        evaluations=[_outcome(path) for path in sorted((folder / "evaluation").glob("*.json"))],
+        evaluations=outcomes,
         curve=[_point(row) for row in read_rows(folder)],
         weights=_weights(folder),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssa.perplexity import windows
 from ssa.text.token_cache import TokenSplit
 
-_NOISE = 1  # distinguishes the seeds of noise from those of the order of blocks
+_TRAINING, _EVALUATION = 1, 2  # distinguish the seeds of noise from each other and from those of the order
 
 
 class TokenNoise:
@@ -23,8 +23,8 @@ class TokenNoise:
     End-of-text stays and is never drawn, as attention may restart there.
     """
 
-    def __init__(self, split: TokenSplit, share: float, seed: int) -> None:
-        self._split, self._share, self._seed = split, share, seed
+    def __init__(self, split: TokenSplit, share: float, seed: int, purpose: int) -> None:
+        self._split, self._share, self._seed, self._purpose = split, share, seed, purpose
 
     def __call__(self, inputs: Tensor, keys: Sequence[int]) -> Tensor:
         """(B, T) -> (B, T); a row's noise depends on the seed and on its key, not on its batch."""
@@ -32,7 +32,7 @@ class TokenNoise:
             tokenizer = self._split.tokenizer
             end, entries = tokenizer.end_of_text, tokenizer.vocab_size
             for row, key in zip(inputs.numpy(), keys, strict=True):
-                random = np.random.default_rng((self._seed, key, _NOISE))
+                random = np.random.default_rng((self._seed, key, self._purpose))
                 chosen = (random.random(len(row)) < self._share) & (row != end)
                 others = random.integers(entries - 1, size=len(row))
                 row[chosen] = (others + (others >= end))[chosen]
@@ -52,7 +52,7 @@ class TrainingBatches:
 
     def __init__(self, split: TokenSplit, block_size: int, batch_size: int, seed: int, noise: float = 0.0) -> None:
         split.require(block_size + 1)
-        self._noise = TokenNoise(split, noise, seed)
+        self._noise = TokenNoise(split, noise, seed, _TRAINING)
         self.tokens = split.tokens
         self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
         self.n_blocks = (split.n_tokens - 1) // block_size
@@ -83,7 +83,7 @@ class EvaluationBatches:
 
     def __init__(self, split: TokenSplit, block_size: int, batch_size: int, noise: float = 0.0) -> None:
         self.tokens = split.tokens
-        self._noise = TokenNoise(split, noise, 0)
+        self._noise = TokenNoise(split, noise, 0, _EVALUATION)
         found = list(windows(split.n_tokens, block_size + 1, block_size))
         full = [window for window in found if window.end - window.begin > block_size]
         self._batches = [full[first : first + batch_size] for first in range(0, len(full), batch_size)]
@@ -124,4 +124,4 @@ def _blocks(tokens: npt.NDArray[Any], starts: list[int], length: int) -> tuple[T
     """``length`` inputs from each start, and the token after each of them as its target."""
     stacked = np.stack([tokens[start : start + length + 1] for start in starts])
     blocks = torch.from_numpy(stacked.astype(np.int64))
-    return blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous()
+    return blocks[:, :-1].clone(), blocks[:, 1:].clone()  # apart, as noise changes the inputs

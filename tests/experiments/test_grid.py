@@ -108,7 +108,6 @@ def paper(**changes: Any) -> dict[str, Any]:
             {"groups": [{**SCRATCH, "search": {"smoke": {"lr": [1e-3] * 4, "multiplier": [1]}}}]},
             "groups.0.search.smoke.lr=",
         ),
-        ({"claims": []}, "claims=[]: "),
         ({"claims": [{**CLAIM, "metric": "parameters"}]}, "metric parameters: a claim needs smallest=, the smallest "),
         ({"metrics": [{**LOSS, "smallest": 0}]}, "metrics.0.smallest=0: out of range; valid: > 0"),
         ({"claims": [paper(row="SSAA")]}, "claims: paper: GPT-2: loss, SSAA: no value in "),
@@ -334,7 +333,8 @@ def test_run_without_checksums_is_valid(made: Made) -> None:
 
 
 def test_unmeasured_cell_names_the_command_that_fills_it(made: Made) -> None:
-    results = made(settings={"evaluate": ["tasks=perplexity", "trials=3"]})
+    train = find_experiment("ablation_strategies").values("smoke")["train"]
+    results = made(settings={"evaluate": ["tasks=perplexity", "trials=3"], "train": train})
     cell = cells(results, "SSA")["accuracy"]
     assert (cell.shown, cell.state) == ("unmeasured", "unmeasured")
     assert cell.note.startswith("Not evaluated at scale=smoke. To fill it: python -m experiments ablation_strategies ")
@@ -348,6 +348,12 @@ def test_unmeasured_cell_names_the_command_that_fills_it(made: Made) -> None:
     assert large["loss"].note == (
         "Not part of scale=smoke. To fill it: python -m experiments ablation_strategies scale=gpu"
     )
+
+
+def test_table_of_other_text_is_without_the_paper_and_groups_of_other_scales(made: Made) -> None:
+    results = made(settings={"train": ["scale=smoke", "data=pysource"]})
+    assert results.is_on_other_text
+    assert {row[0].text for row in table(results, []).rows} == set(results.groups)
 
 
 def test_table_without_any_run(made: Made) -> None:
@@ -546,7 +552,7 @@ def test_result_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsy
     assert {**files(tmp_path / "to"), provenance: b""} == {**found, provenance: b""}, "byte by byte"
 
 
-def test_claim_without_runs_is_undecided_and_stays_first(
+def test_claim_without_runs_is_unfinished_and_stays_first(
     begin: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = prepare(tmp_path)
@@ -554,7 +560,7 @@ def test_claim_without_runs_is_undecided_and_stays_first(
         (folders["SSA", seed] / "summary.json").unlink()
     assert begin() == 0
     (conclusion,) = lines(tmp_path / "to" / "smoke_conclusions.csv")
-    assert (conclusion["verdict"], conclusion["seeds"], conclusion["mean"]) == ("undecided", "0", "-")
+    assert (conclusion["verdict"], conclusion["seeds"], conclusion["mean"]) == ("unfinished, 0 of 2 seeds", "0", "-")
 
 
 def test_misspelled_source_is_one_line_and_nothing_is_run(

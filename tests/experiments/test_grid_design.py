@@ -29,7 +29,15 @@ from ssa.model.transformer import Transformer
 from ssa.record.run_files import read_summary
 from ssa.training.optim import lr_factor
 
-TUNED = ["ablation_token_position", "ablation_strategies", "ablation_qkv", "ablation_parameters", "table3_main"]
+TUNED = [
+    "ablation_parameters",
+    "ablation_qkv",
+    "ablation_strategies",
+    "ablation_token_position",
+    "long_context",
+    "noisy_text",
+    "table3_main",
+]
 ROWS = [
     {"name": "vanilla", "overrides": ["model/temperature=none"]},
     {"name": "SSA", "overrides": ["model/temperature=ssa"]},

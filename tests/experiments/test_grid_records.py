@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import run_folders
 from grid_experiments import GRID, TINY, make_experiment, use
@@ -22,13 +23,14 @@ from experiments.engine.design import Rates
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Grid, GridSettings, declared
 from experiments.engine.grid_records import GridRecords
-from experiments.engine.grid_runs import runs
+from experiments.engine.grid_runs import chosen, losses, runs
 from ssa.errors import UserError
 from ssa.evaluation.evaluate import evaluate
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.record import records
 from ssa.record.checksums import add_evaluations
 from ssa.record.records import Record
+from ssa.record.runs import load
 
 TUNED = {"name": "GPT-2", "overrides": ["model=gpt2"], "at": {"smoke": []}, "start": "small"}
 SEARCH = {"lr": [1e-3, 3e-3], "multiplier": [10]}
@@ -163,8 +165,10 @@ def test_runs_of_one_seed_come_from_one_machine(clone: list[Record], capsys: pyt
     records.write(FILE, [record for record in elsewhere if record is not lost])
     assert begin() == 0
     assert trained() == sorted(record.run.run_id for record in (start(clone), base, lost))
-    kept = {record.run.run_id: record.run.summary["cpu"] for record in records.read(Path("again") / FILE.name)}
-    assert {name for name, cpu in kept.items() if cpu != OTHER["cpu"]} == {base.run.run_id, lost.run.run_id}
+    kept = [(record.run.run_id, record.run.summary["cpu"]) for record in records.read(Path("again") / FILE.name)]
+    ids = {record.run.run_id for record in (start(clone), base, lost)}
+    assert {name for name, cpu in kept if cpu != OTHER["cpu"]} == ids
+    assert (start(clone).run.run_id, OTHER["cpu"]) in kept, "the start of the other machine's seed"
     assert {row["difference n"] for row in rows("statistics") if (row["row"], row["metric"]) == ("SSA", "loss")} == {
         "2"
     }
@@ -188,7 +192,7 @@ def test_evaluations_are_recomputed(clone: list[Record], capsys: pytest.CaptureF
     assert begin(again) == 0
     (folder,) = (path.parent for path in Path("outputs/recomputed").rglob("summary.json"))
     evaluate(EvaluateSettings(run=str(folder), tasks=["perplexity"]))
-    records.write(FILE, [records.record_of(folder, record.overrides, ("tasks=perplexity",))])
+    records.write(FILE, [records.record_of(folder, record.overrides, ("tasks=perplexity",), ("perplexity",))])
     (evaluated,) = records.read(FILE)
     assert evaluated.run.evaluations["eval/perplexity/loss"] > 1
     capsys.readouterr()
@@ -315,6 +319,94 @@ def test_runs_of_different_machines_are_not_paired(folders: Prepared) -> None:
     assert constant[2]["note"] == vanilla[2]["note"] == ""
     (conclusion,) = rows("conclusions")
     assert conclusion["seeds"] == "1"
+
+
+@pytest.mark.parametrize("rows_of_the_other", [("vanilla", "constant"), ("SSA",)])
+def test_rendering_prefers_the_runs_that_finished_here(folders: Prepared, rows_of_the_other: tuple[str, ...]) -> None:
+    """Where another machine has records of some rows only, as after an interruption there."""
+    made = folders()
+    assert main(["tiny", "scale=smoke"]) == 0
+    kept = {made[row, 0].name for row in rows_of_the_other}
+    others = [made_by(record, **OTHER) for record in records.read(FILE) if record.run.run_id in kept]
+    records.write(FILE, others)
+    assert begin("render=true") == 0
+    found = records.read(Path("again") / FILE.name)
+    assert {record.run.summary["cpu"] for record in found} == {"a CPU"}
+    assert len(found) == 6
+    assert [row["difference n"] for row in rows("statistics") if (row["row"], row["metric"]) == ("SSA", "loss")] == [
+        "2"
+    ]
+
+
+@pytest.mark.parametrize("fact", ["data_hash", "config.init_hash"])
+def test_runs_of_different_texts_or_starts_are_not_paired(
+    folders: Prepared, fact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = folders()["SSA", 1].name
+
+    def changed_load(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        frame = load(*arguments, **settings)
+        frame[fact] = ["another" if name == other else "one" for name in frame.index]
+        return frame
+
+    monkeypatch.setattr("ssa.record.runs.load", changed_load)
+    assert begin() == 0
+    summary = json.loads(Path("again/smoke_summary.json").read_text())
+    said = ("with text another", "with text one") if fact == "data_hash" else ("from another", "from one")
+    assert f"seed 1 is not paired: SSA was trained {said[0]}, vanilla {said[1]}." in summary["rows"][2][2]["note"]
+    assert ("the seeds have 2 starts" in summary["caption"]) == (fact == "config.init_hash")
+
+
+def test_record_made_with_other_options_does_not_count(clone: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The overrides of a fine-tuned run may be equal while a file of ``conf/`` has changed."""
+    assert begin("recompute=" + start(clone).run.run_id) == 0
+    shutil.move("outputs/recomputed/main", "outputs/experiments/main")
+    grid, settings = declaration()
+    before = GridRecords.of(Experiment("tiny"), grid, settings)
+    assert len(before.plan()[1]) == 9
+    optim = {**of(clone, "SSA", 0).run.config["optim"], "weight_decay": 7.0}
+    other = [
+        replace(one, run=replace(one.run, config={**one.run.config, "optim": optim}))
+        if "ssa" in one.run.run_id
+        else one
+        for one in clone
+    ]
+    records.write(FILE, other)
+    taken = GridRecords.of(Experiment("tiny"), grid, settings).plan()[1]
+    assert {cell.row for cell in taken if cell.group == "GPT-2" and cell.is_reported} <= {"vanilla"}
+
+
+def test_rendering_cannot_start_over(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+    before = FILE.read_bytes()
+    assert main(["tiny", "scale=smoke", "render=true", "rerun=true"]) == 2
+    assert capsys.readouterr().err.startswith("error: render=true, rerun=true: valid: one of them")
+    assert FILE.read_bytes() == before
+
+
+def test_nothing_is_decided_before_all_seeds_have_finished(folders: Prepared) -> None:
+    made = folders()
+    shutil.rmtree(made["SSA", 1])
+    assert begin("render=true") == 0
+    (conclusion,) = rows("conclusions")
+    assert conclusion["verdict"] == "unfinished, 1 of 2 seeds"
+    of_row = {row["row"]: row["p"] for row in rows("statistics") if row["metric"] == "loss"}
+    assert (of_row["SSA"], of_row["constant"] != "-") == ("-", True)
+
+
+def test_only_divergence_is_a_result_of_a_search(folders: Prepared) -> None:
+    shutil.rmtree("grids")
+    group = {"name": "GPT-2", "overrides": ["model=gpt2"], "search": {"smoke": SEARCH}}
+    make_experiment(Path("grids"), Path("text.txt"), groups=[group], rows=ROWS)
+    grid, settings = declaration()
+    searched = {cell: run for cell, run in runs(grid, settings).items() if run and cell.rates}
+    for number, (cell, run) in enumerate(searched.items()):
+        run_folders.write(run.folder, run.config, random.Random(number), run_folders.FAILED * (cell.row == "SSA"))
+    assert chosen(runs(grid, settings), "GPT-2", "vanilla") is not None
+    for run in (run for cell, run in searched.items() if cell.row == "SSA"):
+        assert run.error.startswith("TrainingDiverged")
+        status = run.folder / "status.json"
+        status.write_text(status.read_text().replace("TrainingDiverged", "OSError"))
+    assert losses(runs(grid, settings), "GPT-2", "SSA") == {}
 
 
 def test_runs_of_earlier_versions_are_paired(folders: Prepared) -> None:

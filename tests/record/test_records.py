@@ -43,7 +43,7 @@ def written(made: list[Path], tmp_path: Path) -> Path:
 
 def test_record_gives_what_its_run_folder_gives(made: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "records.parquet"
-    records.write(path, [records.record_of(folder, OVERRIDES, ["tasks=perplexity"]) for folder in made])
+    records.write(path, [records.record_of(folder, OVERRIDES, ["tasks=perplexity"], ["perplexity"]) for folder in made])
     again = {record.run.run_id: record for record in records.read(path)}
     assert again.keys() == {folder.name for folder in made}
     for folder in made:

@@ -72,6 +72,17 @@ def test_noise_replaces_the_stated_share_of_inputs_and_no_target() -> None:
     assert seen == set(range(entries)) - {end}, "uniform over all tokens but end-of-text"
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_noise_leaves_targets_of_any_batch(size: int) -> None:
+    split = split_of(100)
+    noisy, clean = (TrainingBatches(split, 90, size, 0, noise) for noise in (0.5, 0.0))
+    assert noisy.micro_batch(0, size)[1].equal(clean.micro_batch(0, size)[1])
+    noisy_windows, clean_windows = ([*EvaluationBatches(split, 30, size, noise)] for noise in (0.5, 0.0))
+    for (inputs, targets), (clean_inputs, clean_targets) in zip(noisy_windows, clean_windows, strict=True):
+        assert targets.equal(clean_targets)
+        assert not inputs.equal(clean_inputs)
+
+
 def test_noise_leaves_end_of_text() -> None:
     tokens = np.full(101, TOKENIZER.end_of_text, dtype=np.uint16)
     split = TokenSplit("train", tokens, 1, 1, 1, TOKENIZER)
