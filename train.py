@@ -18,6 +18,23 @@ def train(config: Config, command: list[str]) -> float:
     return float(job.train(config, command)["best/val/loss"])
 
 
+def summarize(jobs: list[Config]) -> None:
+    """Print the runs of a multirun that differ in their seed alone as one row each."""
+    if len({config.seed for config in jobs}) > 1:
+        from rich.console import Console
+
+        from ssa.record.run_record import run_folder
+        from ssa.record.run_table import table
+        from ssa.record.runs import read_run
+        from ssa.report import variants
+        from ssa.report.console import show
+
+        folders = dict.fromkeys(map(run_folder, jobs))
+        if found := variants.table(table(read_run(folder) for folder in folders if folder.is_dir())):
+            print(f"\n{found.heading}")
+            show(found, Console(highlight=False, soft_wrap=True))
+
+
 def main(composed: DictConfig) -> float:
     """Train on a config composed by Hydra."""
     return cli.run(composed, train)
@@ -28,6 +45,7 @@ if __name__ == "__main__":
         cli.command_line(
             main,
             preflight.check_job,
+            summarize,
             program="train.py",
             purpose="Train a GPT-style language model, with or without SSA.",
         )

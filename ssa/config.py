@@ -34,6 +34,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 T = TypeVar("T")
 _RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
 
+BOOKKEEPING = (  # settings that change no number of a run, apart from the names of its options
+    *("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"),
+    *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every"),
+)
 _NOT_IDENTITY: dict[str, Any] = {
     **dict.fromkeys(("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale", "init_hash"), True),
     "model": {"name": True, "size": True, "temperature": {"name"}},

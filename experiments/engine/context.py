@@ -16,11 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Column, Table
-from rich.text import Text
 
 from experiments.engine.conclusion import Conclusion
 from experiments.engine.experiment import BOOKKEEPING, Experiment, ExperimentSettings
@@ -34,6 +30,7 @@ from ssa.record.machine import Machine
 from ssa.record.run_files import read_summary
 from ssa.redaction import redact, redacted
 from ssa.report import renderings, tables
+from ssa.report.console import show
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
@@ -127,17 +124,7 @@ class ExperimentContext:
         self.text("summary.json", to_json(asdict(table)))
         for ending, text in renderings.by_suffix(table).items():
             self.text(f"summary.{ending}", text)
-        marks = table.marks()
-        printed = Table(*(Column(name, no_wrap=True) for name in table.columns), box=box.SIMPLE_HEAD)
-        for row in table.rows:
-            texts = [f"{cell.shown} [{marks[cell.note]}]" if cell.note else cell.shown for cell in row]
-            printed.add_row(*map(Text, texts))  # brackets are not Rich markup
-        width = Measurement.get(self.console, self.console.options.update(max_width=1000), printed).maximum
-        # on a narrow terminal lines wrap, but no number is cut
-        Console(width=max(width, self.console.width)).print(printed)
-        for note, mark in marks.items():
-            self.console.print(f"[{mark}] {note}", markup=False)
-        self.console.print(table.caption, markup=False)
+        show(table, self.console)
 
     def text(self, name: str, text: str) -> None:
         """Writes ``<scale>_<name>``, where the name includes its suffix, without secrets."""

@@ -48,13 +48,18 @@ _sweep_dir: Path | None = None  # folder of the sweep that this process launches
 
 
 def command_line(
-    main: Callable[[DictConfig], float], check: Callable[[Config], None], program: str, purpose: str
+    main: Callable[[DictConfig], float],
+    check: Callable[[Config], None],
+    summarize: Callable[[list[Config]], None],
+    program: str,
+    purpose: str,
 ) -> int:
     """Compose ``conf/`` with the arguments of this process and run `main`; returns the exit code.
 
     Args:
         main: called with each composed config; it calls `run`.
         check: called with the config of each job of a multirun before the first one runs on this machine.
+        summarize: called with the config of each job of a multirun, but for sweepers that choose jobs as they go.
         program: the name of its file.
         purpose: one line for the help page.
     """
@@ -71,8 +76,10 @@ def command_line(
                 _sweep_dir = _prepare_sweep(arguments.overrides)
                 (_sweep_dir / _FAILED).unlink(missing_ok=True)
             with interruptible(), disk_errors():
-                _check_jobs_first(check)
+                jobs = _check_jobs_first(check)
                 _compose_and_run(main, arguments)
+                if jobs:
+                    summarize(jobs)
         sys.stdout.flush()
     except UserError as error:
         return _say(str(error))
@@ -100,8 +107,12 @@ def _compose_and_run(main: Callable[[DictConfig], float], arguments: argparse.Na
         raise UserError(f"hydra/launcher={launcher}: {what}; its files: {_sweep_dir}") from None
 
 
-def _check_jobs_first(check: Callable[[Config], None]) -> None:
-    """Check all jobs of a multirun where Hydra's own sweeper composes them, before it launches the first."""
+def _check_jobs_first(check: Callable[[Config], None]) -> list[Config]:
+    """Check all jobs of a multirun where Hydra's own sweeper composes them, before it launches the first.
+
+    Returns their configs, once they have been composed.
+    """
+    jobs: list[Config] = []
 
     def validate(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
         assert sweeper.hydra_context is not None
@@ -115,6 +126,7 @@ def _check_jobs_first(check: Callable[[Config], None]) -> None:
                 del composed["hydra"]
             try:
                 config = configure(composed)
+                jobs.append(config)
                 if runs_here:
                     check(config)
             except UserError as error:
@@ -125,6 +137,7 @@ def _check_jobs_first(check: Callable[[Config], None]) -> None:
     for sweeper in Plugins.instance().discover(Sweeper):
         if sweeper.__name__ == "BasicSweeper":
             sweeper.validate_batch_is_legal = validate  # type: ignore[attr-defined]
+    return jobs
 
 
 def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> float:

@@ -237,5 +237,5 @@ def test_an_interrupt_before_training_is_quiet(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", [TRAIN])
-    assert cli.command_line(interrupted, lambda _: None, program="train.py", purpose="") == 130
+    assert cli.command_line(interrupted, lambda _: None, lambda _: None, program="train.py", purpose="") == 130
     assert capfd.readouterr() == ("", "")

@@ -223,6 +223,22 @@ def test_compiled_equals_eager(tiny, overrides: list[str]) -> None:
     assert weights(eager).keys() == weights(compiled).keys()
 
 
+@pytest.mark.slow
+def test_a_sweep_ends_with_a_row_for_all_seeds_of_a_variant(small_text, tmp_path) -> None:
+    text = ["scale=smoke", "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512", "trainer.steps=4"]
+    short = ["optim.warmup_steps=1", "trainer.eval_every=2", "logger=none", f"output_dir={tmp_path}/outputs"]
+    job = [sys.executable, str(ROOT / "train.py"), "-m", "model=gpt2,ssa_gpt2", "seed=0,1", *text, *short]
+    done = subprocess.run(job, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
+    _, _, last = done.stdout.partition("Runs that differ in their seed alone.")
+    rows = {line.split()[0]: line.split() for line in last.splitlines() if " 2 " in line}
+    assert rows.keys() == {"gpt2", "ssa_gpt2"}
+    losses = [
+        json.loads(path.read_text())["best/val/loss"]
+        for path in sorted((tmp_path / "outputs" / "main").glob("gpt2-*/summary.json"))
+    ]
+    assert rows["gpt2"][3] == f"{sum(losses) / 2:.4f}"
+
+
 @pytest.mark.wandb_server
 def test_a_sweep_of_two_jobs_is_two_complete_wandb_runs(small_text, tmp_path) -> None:
     server = os.environ.get("SSA_WANDB_SERVER")

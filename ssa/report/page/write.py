@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ssa.errors import UserError
 from ssa.files import check_writable, write_atomic, writing
 from ssa.record import runs as run_store
+from ssa.report import variants
 from ssa.report.page.results import ExperimentResults, read_results
 from ssa.report.page.run_data import POINTS, environments, page_data
 from ssa.report.page.settings import ReportSettings
@@ -82,6 +83,7 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
             "status": sorted(Counter(map(str, runs["status"])).items()) if len(runs) else [],
             "damaged": sum(bool(run["damage"]) for run in data["runs"]),
         },
+        variants=variants.table(runs) if len(runs) else None,
         source=source,
         experiments=experiments,
         points=POINTS,
