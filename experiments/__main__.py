@@ -7,6 +7,9 @@ import sys
 import time
 from functools import partial
 
+from experiments.engine.all import ALL, AllSettings
+from experiments.engine.all import PURPOSE as PURPOSE_OF_ALL
+from experiments.engine.all import run as run_all
 from experiments.engine.experiment import Experiment, ExperimentSettings, all_experiments, find_experiment
 from experiments.engine.grid import GridSettings
 from experiments.engine.grid_check import check
@@ -29,7 +32,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h"):
         listed = {experiment.name: experiment.purpose for experiment in all_experiments()}
         listed |= {"FILE.yaml": "a grid of your own, with at least rows; experiments/README.md has an example"}
-        listed |= {COMPARE: PURPOSE}
+        listed |= {COMPARE: PURPOSE, ALL: PURPOSE_OF_ALL}
         width = max(map(len, listed))
         lines = [f"  {name:<{width}}  {purpose}" for name, purpose in listed.items()]
         print("\n".join([USAGE, "", *lines, "", "experiments/NAME/ has the settings, results and README of each"]))
@@ -37,6 +40,16 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments[0] == COMPARE:
             return compare(arguments[1:])
+        if arguments[0] == ALL:
+            return program(
+                AllSettings,
+                partial(run_all, compute=run),
+                name=f"-m experiments {ALL}",
+                purpose=PURPOSE_OF_ALL,
+                examples=("scale=overnight plan=true", "scale=smoke"),
+                files=FILES,
+                arguments=arguments[1:],
+            )
         experiment = experiment_of_file(arguments[0]) if is_file(arguments[0]) else find_experiment(arguments[0])
         scale = next((text.removeprefix("scale=") for text in arguments if text.startswith("scale=")), "laptop")
         return program(

@@ -6,7 +6,10 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from rich import box
@@ -15,15 +18,14 @@ from rich.table import Table
 
 from experiments.engine import power_plan
 from experiments.engine.experiment import Experiment
-from experiments.engine.grid import GridSettings, declared
-from experiments.engine.grid_records import FILE, GridRecords
-from experiments.engine.grid_runs import overrides_of
+from experiments.engine.grid import Grid, GridSettings, declared
+from experiments.engine.grid_records import FILE, GridRecords, Taken
+from experiments.engine.grid_runs import GridCell, Planned, overrides_of
 from ssa.config import Config
 from ssa.launch.pool import refused
 from ssa.launch.run import Run
 from ssa.model.config import ModelConfig
 from ssa.progress import duration
-from ssa.record.run_table import FoundRun
 from ssa.record.runs import load
 from ssa.text.tokenization import trained_entries
 
@@ -33,55 +35,99 @@ _START = 4.0  # seconds of a run before and after training, on two cores
 _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.block_size"]  # decide the speed
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a grid has to do, from `Plan.of`."""
+
+    grid: Grid
+    settings: GridSettings
+    planned: Planned
+    taken: Taken
+    missing: list[Run]
+
+    @classmethod
+    def of(cls, experiment: Experiment, settings: GridSettings) -> Plan:
+        grid = declared(experiment, settings)
+        records = GridRecords.of(experiment, grid, settings)
+        planned, taken = records.plan()
+        return cls(grid, settings, planned, taken, records.missing(planned, taken))
+
+    @cached_property
+    def known(self) -> list[Run]:
+        """Runs that do not depend on unfinished ones, each once."""
+        return list({run.folder: run for run in self.planned.values() if run and not run.refusal}.values())
+
+    @cached_property
+    def waiting(self) -> list[Run]:
+        """Those that are to be trained."""
+        return [run for run in self.known if run in self.missing and (self.settings.rerun or not run.is_finished())]
+
+    @cached_property
+    def unknown(self) -> list[GridCell]:
+        """Runs that start from a pretrained model or wait for a search of learning rates."""
+        return [cell for cell, run in self.planned.items() if run is None]
+
+    @cached_property
+    def later(self) -> list[Run]:
+        """Those without a record: in their stead runs from scratch, of the same size and number of tokens."""
+        cells = [cell for cell in self.unknown if cell not in self.taken]
+        return [Run(overrides_of(self.grid, self.settings, cell), cell.group) for cell in cells]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """All runs so far."""
+        folder, recorded = Path(self.settings.output_dir) / "experiments", [one.run for one in self.taken.values()]
+        if folder.is_dir() or recorded:
+            return load(folder, checked=False, recorded=recorded)
+        return pd.DataFrame(columns=["folder", "status", "damage"], dtype=str)
+
+    @cached_property
+    def cost(self) -> Cost:
+        runs = [*self.waiting, *self.later]
+        seconds, how = _seconds(runs, self.settings, self.frame)
+        tokens = sum(_tokens_left(run, self.settings.rerun) for run in runs)
+        return Cost(len(runs), tokens, seconds, how, sum(_parameters(run.config) * _BYTES for run in runs))
+
+
+class Cost(NamedTuple):
+    """What is left to do: runs, tokens, seconds with the settings' ``jobs`` and their source, bytes of disk."""
+
+    runs: int
+    tokens: int
+    seconds: float
+    how: str
+    disk: int
+
+
 def show(experiment: Experiment, settings: GridSettings, console: Console) -> None:
-    grid = declared(experiment, settings)
-    records = GridRecords.of(experiment, grid, settings)
-    planned, taken = records.plan()
-    missing = records.missing(planned, taken)
-    mistakes = refused(missing)
-    for reason, number in Counter(mistakes.values()).items():
+    plan = Plan.of(experiment, settings)
+    for reason, number in Counter(refused(plan.missing).values()).items():
         console.print(f"{number} runs are refused: {reason}", markup=False)
-    if taken:
-        console.print(f"{len(taken)} of {len(planned)} runs have a record, which counts as finished")
-    unique = list({run.folder: run for run in planned.values() if run and not run.refusal}.values())
-    waiting = [run for run in unique if run in missing and (settings.rerun or not run.is_finished())]
+    if plan.taken:
+        console.print(f"{len(plan.taken)} of {len(plan.planned)} runs have a record, which counts as finished")
     table = Table("runs", "finished", "interrupted", "not started", "tokens to train", box=box.SIMPLE_HEAD)
     counts: dict[str, Counter[str]] = {}
-    for run in unique:
-        state = "finished" if run not in waiting else "interrupted" if run.tokens_done() else "new"
+    for run in plan.known:
+        state = "finished" if run not in plan.waiting else "interrupted" if run.tokens_done() else "new"
         count = counts.setdefault(run.group_label, Counter())
         count[state] += 1
-        count["tokens"] += _tokens_left(run, settings.rerun) if run in waiting else 0
+        count["tokens"] += _tokens_left(run, settings.rerun) if run in plan.waiting else 0
     for label, count in counts.items():
         states = [str(count[state]) for state in ("finished", "interrupted", "new")]
         table.add_row(label, *states, f"{count['tokens']:,}")
     console.print(table)
-    # Runs that depend on others, in their stead from scratch: of the same size and number of tokens.
-    unknown = [cell for cell, run in planned.items() if run is None]
-    later = [Run(overrides_of(grid, settings, cell), cell.group) for cell in unknown if cell not in taken]
-    if later:
+    if plan.later:
         console.print(
-            f"and {len(later)} runs that start from a pretrained model or wait for a search of learning rates, "
-            f"{sum(run.tokens for run in later):,} tokens"
+            f"and {len(plan.later)} runs that start from a pretrained model or wait for a search of learning rates, "
+            f"{sum(run.tokens for run in plan.later):,} tokens"
         )
-    waiting += later
-    tokens = sum(_tokens_left(run, settings.rerun) for run in waiting)
-    frame = _known(settings, [record.run for record in taken.values()])
-    seconds, how = _seconds(waiting, settings, frame)
-    disk = sum(_parameters(run.config) * _BYTES for run in waiting)
+    cost = plan.cost
     console.print(
-        f"{len(waiting)} of {len(unique) + len(unknown)} runs to do, {tokens:,} tokens, about {duration(seconds)} with "
-        f"jobs={settings.jobs} ({how}), {disk / 1e9:,.1f} GB of disk"
+        f"{cost.runs} of {len(plan.known) + len(plan.unknown)} runs to do, {cost.tokens:,} tokens, about "
+        f"{duration(cost.seconds)} with jobs={settings.jobs} ({cost.how}), {cost.disk / 1e9:,.1f} GB of disk"
     )
-    power_plan.show(*power_plan.claim_powers(experiment, grid, settings, planned, frame, taken), console)
-
-
-def _known(settings: GridSettings, recorded: Sequence[FoundRun]) -> pd.DataFrame:
-    """All runs so far."""
-    folder = Path(settings.output_dir) / "experiments"
-    if folder.is_dir() or recorded:
-        return load(folder, checked=False, recorded=recorded)
-    return pd.DataFrame(columns=["folder", "status", "damage"], dtype=str)
+    powers = power_plan.claim_powers(experiment, plan.grid, settings, plan.planned, plan.frame, plan.taken)
+    power_plan.show(*powers, console)
 
 
 def _tokens_left(run: Run, rerun: bool) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
-from grid_experiments import TINY
+from grid_experiments import GRID, TINY, make_experiment, use
 
 from experiments.__main__ import main
-from experiments.engine.experiment import find_experiment
+from experiments.engine.experiment import Experiment, find_experiment
 from experiments.engine.grid import GridSettings, declared
 from experiments.engine.grid_check import COLUMNS
 from ssa.command_line.settings import parse
@@ -161,3 +161,27 @@ def test_file_in_the_readme_is_valid(monkeypatch: pytest.MonkeyPatch, capsys: py
     Path("books/one.txt").write_text("A book.\n")
     assert main(["my_grid.yaml", "scale=laptop", "plan=true"]) == 0
     assert "9 of 9 runs to do" in " ".join(capsys.readouterr().out.split())
+
+
+def test_all_experiments_in_turn(
+    small_text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that fails does not stop the others, and the command resumes."""
+    rows, broken = GRID["rows"][::2], [{**GRID["groups"][0], "overrides": ["model=gpt2", "data.train=gone.txt"]}]
+    for name in ("first", "second", "third"):
+        changes = {"groups": broken} if name == "second" else {}
+        make_experiment(Path("grids"), small_text, ["trainer.steps=2"], name=name, rows=rows, **changes)
+    use(Path("grids"), monkeypatch)
+    monkeypatch.setattr(Experiment, "results", lambda self, output_dir: Path("results") / self.name)
+    assert main(["all", "scale=smoke", "plan=true"]) == 0
+    planned = capsys.readouterr().out
+    assert [line.split()[:2] for line in planned.splitlines() if "grid" not in line and " 4 " in line] == [
+        [name, "4"] for name in ("first", "second", "third")
+    ]
+    assert not Path("results").exists()
+    assert main(["all", "scale=smoke"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "error: 1 of 3 experiments failed: second; rerun to resume\n"
+    assert sorted(path.name for path in Path("results").glob("*/smoke_summary.csv")) == 3 * ["smoke_summary.csv"]
+    assert main(["all", "scale=smoke"]) == 2
+    assert capsys.readouterr().out.count("4 of 4 runs have a record, which counts as finished") == 2
