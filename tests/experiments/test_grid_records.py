@@ -186,6 +186,7 @@ def test_recomputed_run_is_equal_to_its_record(clone: list[Record], capsys: pyte
     assert not Path("again").exists()
 
 
+@pytest.mark.slow
 def test_evaluations_are_recomputed(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     record = start(clone)
     again = f"recompute={record.run.run_id}"
@@ -357,6 +358,7 @@ def test_runs_of_different_texts_or_starts_are_not_paired(
     assert ("the seeds have 2 starts" in summary["caption"]) == (fact == "config.init_hash")
 
 
+@pytest.mark.slow
 def test_record_made_with_other_options_does_not_count(clone: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
     """The overrides of a fine-tuned run may be equal while a file of ``conf/`` has changed."""
     assert begin("recompute=" + start(clone).run.run_id) == 0

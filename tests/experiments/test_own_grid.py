@@ -67,6 +67,7 @@ def test_file_becomes_a_table(train: list[str], capsys: pytest.CaptureFixture[st
     assert "4 of 4 runs have a record, which counts as finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_models_are_compared_by_size(train: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["models=gpt2,ssa_gpt2", "sizes=nano", "seeds=2", f"train={','.join(train)}", "scale=smoke", "to=table"]
     assert main(["compare", *asked]) == 0
@@ -163,6 +164,7 @@ def test_file_in_the_readme_is_valid(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "9 of 9 runs to do" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_all_experiments_in_turn(
     small_text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
