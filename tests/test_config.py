@@ -106,6 +106,13 @@ def test_a_scale_gives_way_to_the_command_line() -> None:
     assert config.data.block_size == 1024
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (4, 3), (100, 99), (101, 100), (1000, 100)])
+def test_the_default_warmup_ends_before_training(steps: int, warmup: int) -> None:
+    assert configured("scale=laptop", f"trainer.steps={steps}").optim.warmup_steps == warmup
+    with pytest.raises(UserError, match=f"optim.warmup_steps={steps}: warm-up would not end in training"):
+        configured("scale=laptop", f"trainer.steps={steps}", f"optim.warmup_steps={steps}")
+
+
 def test_a_scale_of_ones_own_sets_the_size_and_gives_way_to_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "scale" / "mine.yaml"
     file.parent.mkdir()

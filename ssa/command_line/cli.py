@@ -290,6 +290,13 @@ def _by_scale(smoke: Any, laptop: Any, larger: Any, *, _root_: DictConfig) -> An
     return {"smoke": smoke, "laptop": laptop, "overnight": laptop}.get(_root_.get("scale"), larger)
 
 
+def _below_steps(steps: int, *, _root_: DictConfig) -> int:
+    """``${below_steps:N}``: N, or one step less than ``trainer.steps`` if that is less."""
+    most = OmegaConf.select(_root_, "trainer.steps")
+    return min(steps, max(most - 1, 0)) if isinstance(most, int) else steps
+
+
 OmegaConf.register_new_resolver("scratch_dir", _scratch_dir, replace=True)
 OmegaConf.register_new_resolver("if_pretrained", _if_pretrained, replace=True)
 OmegaConf.register_new_resolver("by_scale", _by_scale, replace=True)
+OmegaConf.register_new_resolver("below_steps", _below_steps, replace=True)

@@ -20,7 +20,7 @@ from ssa.record.run_record import RunRecord
 REFUSED = {
     "train.py data=text data.train=missing/*.txt": "data.train=missing/*.txt: matches no file",
     "train.py data=text data.train=text.txt data.test=nowhere.txt": "data.test=nowhere.txt: matches no file",
-    "train.py data=text data.train=.": "data.train=.: a folder",
+    "train.py data=text data.train=.": "data.train=.: empty.txt is empty",
     "train.py data=text data.train=empty.txt": "data.train=empty.txt: empty.txt is empty",
     "train.py data=text data.train=text.pdf": "text.pdf: unknown suffix",
     "train.py data.tokenizer=nowhere/tokenizer.json": "data.tokenizer=nowhere/tokenizer.json: cannot be read",

@@ -20,6 +20,7 @@ from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.text.corpus import open_corpus
 from ssa.text.sources import readers
+from ssa.text.sources.local import find_files
 
 TEXTS = ["Ein Text über Wälder.\n\nZweiter Absatz.", "A second one: 日本語, 🎉.", "Third."]
 
@@ -163,8 +164,20 @@ def test_damage_inside_a_parquet_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["none/*.txt", "gone.txt", "folder"])
 def test_globs_that_match_nothing(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=f"data.validation=.*{pattern.replace('*', '.')}: (matches no file|a folder)"):
+    with pytest.raises(
+        UserError, match=f"data.validation=.*{pattern.replace('*', '.')}: (matches no file|no text in this folder)"
+    ):
         open_corpus(data_config("text", train=write(tmp_path / "t.txt", ["t"]), validation=f"{tmp_path}/{pattern}"))
+
+
+def test_a_folder_is_all_its_texts(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    for name in ("b.txt", "a/c.jsonl", ".hidden.txt", ".git/d.txt", "a/e.md", "f.txt.bak"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, [f"text of {name}"]) if name.endswith((".txt", ".jsonl")) else (folder / name).touch()
+    found = find_files("data.train", str(folder))
+    assert [str(path.relative_to(folder)) for path in found] == ["a/c.jsonl", "b.txt"]
+    assert read(data_config("text", train=folder))
 
 
 def test_a_file_in_two_splits(tmp_path: Path) -> None:

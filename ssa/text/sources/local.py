@@ -55,10 +55,11 @@ def split_files(data: DataConfig) -> dict[str, list[Path]]:
 
 
 def find_files(field: str, pattern: str, names: Sequence[str] = ()) -> list[Path]:
-    """The text files that a pattern, a file or a glob, matches, sorted; they are not read.
+    """The text files that a pattern, a file, a folder or a glob, matches, sorted; they are not read.
 
-    A file or a folder that exists is meant literally, even with ``*`` or ``[`` in its name.  The error message calls
-    the pattern ``field``, and lists ``names`` as valid too.
+    Of a folder, all files with the suffix of a text, at any depth, but for hidden ones.  A file or a folder that exists
+    is meant literally, even with ``*`` or ``[`` in its name.  The error message calls the pattern ``field``, and lists
+    ``names`` as valid too.
 
     Raises:
         UserError: the glob matches no file, or one that is empty or of an unknown kind.
@@ -71,10 +72,12 @@ def find_files(field: str, pattern: str, names: Sequence[str] = ()) -> list[Path
         if literal == wanted
         else [literal / name for name in sorted(glob.glob(rest, root_dir=literal, recursive=True))]
     )
+    if literal == wanted and literal.is_dir():
+        found = [path for path in sorted(literal.rglob("*")) if readers.is_text(path) and not _is_hidden(path, literal)]
     files = [path for path in found if path.is_file()]
     if not files:
-        hint = "a folder" if found else "matches no file"
-        valid = ", ".join([*names, f"a file or a glob, {field}='texts/*.txt'"])
+        hint = "matches no file" if literal != wanted else "no text in this folder"
+        valid = ", ".join([*names, f"a file, a folder or a glob, {field}='texts/*.txt'"])
         raise UserError(f"{field}={pattern}: {hint} (from {Path.cwd()}); valid: {valid}")
     for path in files:
         readers.kind_of(path)
@@ -82,3 +85,7 @@ def find_files(field: str, pattern: str, names: Sequence[str] = ()) -> list[Path
         if path.stat().st_size == 0:
             raise UserError(f"{field}={pattern}: {path} is empty; remove it or leave it out of the glob")
     return files
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

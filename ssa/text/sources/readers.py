@@ -20,6 +20,7 @@ from typing import IO
 from ssa.config_errors import closest
 from ssa.errors import UserError
 
+_KINDS = (".txt", ".jsonl", ".parquet")
 LONGEST_TEXT = 4_000_000  # characters; a longer .txt file is split into several documents at blank lines
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _READ = 1 << 20  # bytes read at once
@@ -74,9 +75,16 @@ def kind_of(path: Path) -> str:
     if suffixes and suffixes[-1] in _COMPRESSIONS:
         suffixes.pop()
     kind = suffixes[-1] if suffixes else ""
-    if kind not in (".txt", ".jsonl", ".parquet"):
-        raise UserError(f"{path}: unknown suffix; valid: .txt, .jsonl, .parquet, each optionally with .gz or .zst")
+    if kind not in _KINDS:
+        raise UserError(f"{path}: unknown suffix; valid: {', '.join(_KINDS)}, each optionally with .gz or .zst")
     return kind
+
+
+def is_text(path: Path) -> bool:
+    """Whether the suffix is that of a text, and it is a file."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kinds = [suffix for suffix in suffixes if suffix not in _COMPRESSIONS]
+    return bool(kinds) and kinds[-1] in _KINDS and path.is_file()
 
 
 def cut(pieces: Iterable[str], size: int) -> Iterator[str]:
