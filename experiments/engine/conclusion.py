@@ -50,6 +50,8 @@ class Conclusion:
         return f"{self.verdict.capitalize()}: {self.claim} ({self._numbers('95% interval')})."
 
     def _numbers(self, interval: str) -> str:
+        if not self.estimate.n:
+            return f"{self.quantity}: no seed yet"
         mean, low, high = map(self._digits, (self.estimate.mean, self.estimate.low, self.estimate.high))
         return f"{self.quantity}: {mean}, {interval} {low} to {high}, {self.estimate.n} seeds"
 
