@@ -109,7 +109,7 @@ def _unpaired(results: Results, one: Statistic, seeds: int) -> str:
 
 def _text(estimate: Estimate, digits: int) -> str:
     """The mean, and the interval unless n = 1 or all values are equal."""
-    if estimate.sd == 0 or estimate.n == 1:
+    if estimate.n == 1 or estimate.sd <= 1e-12 * abs(estimate.mean):  # equal but for rounding
         mean = round(estimate.mean, digits) + 0.0  # no "-0"
         return f"{mean:,.0f}" if digits == 0 else f"{mean:.{digits}f}"
     return shown(estimate, digits)
