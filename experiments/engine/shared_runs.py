@@ -11,6 +11,7 @@ from typing import Any
 from experiments.engine.experiment import TrainingSettings
 from ssa.errors import UserError
 from ssa.launch.run import Run
+from ssa.record.run_files import load_config
 from ssa.record.run_model import hash_of_weights
 
 
@@ -43,15 +44,18 @@ def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
 
     Args:
         run: the run folder.
-        output_dir: the folder for its export, whose name ends in a hash of the weights.
+        output_dir: the folder for its export, whose name ends in a hash of its tensors.
         write: false: write nothing, only return where it is.
 
     Raises:
         UserError: the run has no weights; or ``write`` is false and its export does not exist.
     """
     from ssa.pretrained.export import export
+    from ssa.record.checkpoint import read_best
+    from ssa.record.run_model import best_weights
 
-    model = Path(output_dir) / "experiments" / "pretrained" / f"{run.name}-{weights_of(run)}"
+    digest = read_best(best_weights(run), load_config(run)).sha256()  # of the tensors: the same if trained again
+    model = Path(output_dir) / "experiments" / "pretrained" / f"{run.name}-{digest[:10]}"
     if not (model / "config.json").is_file():
         if not write:
             raise UserError(f"{model}: does not exist yet")
