@@ -238,8 +238,13 @@ class Results:
             }
             numbers = {name: int(value) if value.is_integer() else value for name, value in numbers.items()}
             place = {"group": cell.group, "row": cell.row, "seed": cell.seed}
-            rows.append({**place, **numbers, "run": self.run_id(cell) or "-"})
+            rows.append({**place, **numbers, "run": self._run_that_is_there(cell)})
         return rows
+
+    def _run_that_is_there(self, cell: GridCell) -> str:
+        """Its id, or a dash: the id of a run that is not there may depend on what else is."""
+        run_id = self.run_id(cell)
+        return run_id if run_id is not None and run_id in self.frame.index else "-"
 
     @cached_property
     def _searches(self) -> dict[tuple[str, str], tuple[dict[Rates, float], Rates | None]]:
@@ -263,7 +268,7 @@ class Results:
                         "multiplier": math.nan if cell.rates.multiplier is None else cell.rates.multiplier,
                         "validation loss": found.get(cell.rates, math.nan),
                         "chosen": cell.rates == best,
-                        "run": self.run_id(cell) or "-",
+                        "run": self._run_that_is_there(cell),
                     }
                 )
         return rows
