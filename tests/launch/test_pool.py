@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 from grid_experiments import GRID, make_experiment, use
-from rich.console import Console
 
 from experiments.__main__ import main
-from experiments.engine.experiment import Experiment
-from experiments.engine.grid import GridSettings, declared
-from experiments.engine.grid_runs import runs as grid_runs
-from ssa.launch.pool import train
 from ssa.record.run_files import load_status
 
 pytestmark = pytest.mark.slow
@@ -159,35 +154,3 @@ def test_damaged_files_are_found_and_the_advice_of_the_table_repairs_them(
         shutil.rmtree(folder)
     assert begin(tmp_path / "grids", tmp_path, monkeypatch, EVALUATE) == 0
     assert tables(tmp_path) == whole
-
-
-def test_fine_tuning_runs_come_after_those_that_they_start_from(
-    small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A plan writes nothing, not even what they would start from; the command runs both, and each once."""
-    short = ["trainer.steps=2", "optim.warmup_steps=0", "data.max_documents=10", "trainer.micro_batch_size=8"]
-    tuned = {"name": "tuned", "overrides": ["model=gpt2"], "at": {"smoke": short}, "start": {"smoke": "GPT-2"}}
-    rows = GRID["rows"][::2]
-    make_experiment(tmp_path / "grids", small_text, groups=[*GRID["groups"], tuned], rows=rows)
-    use(tmp_path / "grids", monkeypatch)
-    experiment = Experiment("tiny")
-    settings = GridSettings.model_validate(
-        {**experiment.values("smoke"), "scale": "smoke", "output_dir": f"{tmp_path}/out"}
-    )
-    first = [run for run in grid_runs(declared(experiment), settings).values() if run]
-    assert len(first) == 4
-    train(first, jobs=2, console=Console())
-    before = sorted(tmp_path.rglob("*"))
-    assert begin(tmp_path / "grids", tmp_path, monkeypatch, "plan=true") == 0
-    printed = capsys.readouterr().out
-    assert "and 4 runs that fine-tune some of these, once they have finished" in printed
-    assert "0 of 4 runs to do" in printed
-    assert sorted(tmp_path.rglob("*")) == before
-    assert begin(tmp_path / "grids", tmp_path, monkeypatch) == 0
-    plain = json.loads((tmp_path / "to" / "smoke_summary.json").read_text())
-    states = [(row[0]["text"], row[2]["state"], len(row[2]["runs"])) for row in plain["rows"]]
-    assert states == [(group, "value", 2) for group in ("GPT-2", "GPT-2", "tuned", "tuned")]
-    assert [load_status(run).attempt for run in runs(tmp_path / "out")] == 8 * [1]
-    capsys.readouterr()
-    assert begin(tmp_path / "grids", tmp_path, monkeypatch, "plan=true") == 0
-    assert "0 of 8 runs to do" in capsys.readouterr().out
