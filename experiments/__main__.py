@@ -7,9 +7,7 @@ import sys
 import time
 from functools import partial
 
-from experiments.engine.all import ALL, AllSettings
-from experiments.engine.all import PURPOSE as PURPOSE_OF_ALL
-from experiments.engine.all import run as run_all
+from experiments.engine import all as all_of_them
 from experiments.engine.experiment import Experiment, ExperimentSettings, all_experiments, find_experiment
 from experiments.engine.grid import GridSettings
 from experiments.engine.grid_check import check
@@ -32,7 +30,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h"):
         listed = {experiment.name: experiment.purpose for experiment in all_experiments()}
         listed |= {"FILE.yaml": "a grid of your own, with at least rows; experiments/README.md has an example"}
-        listed |= {COMPARE: PURPOSE, ALL: PURPOSE_OF_ALL}
+        listed |= {COMPARE: PURPOSE, all_of_them.NAME: all_of_them.PURPOSE}
         width = max(map(len, listed))
         lines = [f"  {name:<{width}}  {purpose}" for name, purpose in listed.items()]
         print("\n".join([USAGE, "", *lines, "", "experiments/NAME/ has the settings, results and README of each"]))
@@ -40,12 +38,12 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments[0] == COMPARE:
             return compare(arguments[1:])
-        if arguments[0] == ALL:
+        if arguments[0] == all_of_them.NAME:
             return program(
-                AllSettings,
-                partial(run_all, compute=run),
-                name=f"-m experiments {ALL}",
-                purpose=PURPOSE_OF_ALL,
+                all_of_them.AllSettings,
+                partial(all_of_them.run, compute=run),
+                name=f"-m experiments {all_of_them.NAME}",
+                purpose=all_of_them.PURPOSE,
                 examples=("scale=overnight plan=true", "scale=smoke"),
                 files=FILES,
                 arguments=arguments[1:],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -34,16 +34,23 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 T = TypeVar("T")
 _RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
 
-BOOKKEEPING = (  # settings that change no number of a run, apart from the names of its options
+BOOKKEEPING = (  # settings that change no number of a run
     *("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"),
     *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every"),
 )
-_NOT_IDENTITY: dict[str, Any] = {
-    **dict.fromkeys(("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale", "init_hash"), True),
-    "model": {"name": True, "size": True, "temperature": {"name"}},
-    "data": {"name", "cache_dir", "workers"},
-    "trainer": {"log_every", "checkpoint_every"},
-}
+NAMES = ("model.name", "model.size", "model.temperature.name", "data.name")  # of options, whose values count
+
+
+def _nested(names: Iterable[str]) -> dict[str, Any]:
+    """Dotted names as nested dictionaries, with True for each, as pydantic excludes fields."""
+    found: dict[str, Any] = {}
+    for name in names:
+        *sections, last = name.split(".")
+        functools.reduce(lambda inner, section: inner.setdefault(section, {}), sections, found)[last] = True
+    return found
+
+
+_NOT_IDENTITY = _nested((*BOOKKEEPING, *NAMES, "init_hash"))  # the hash stands in for init_from
 
 
 class Section(BaseModel):

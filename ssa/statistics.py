@@ -31,6 +31,14 @@ class Estimate(NamedTuple):
         return self._replace(low=self.mean - half, high=self.mean + half)
 
 
+def shown(estimate: Estimate, digits: int = 3) -> str:
+    """``1.23 [1.10, 1.36]``: the mean and its interval; the mean alone without one, a dash without values."""
+    if math.isnan(estimate.mean):
+        return "-"
+    mean, low, high = (f"{value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
+    return mean if math.isnan(estimate.low) else f"{mean} [{low}, {high}]"
+
+
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion (JASA 22, 1927) of n trials, also valid near 0 and 1 and for small n.
 

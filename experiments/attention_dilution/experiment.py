@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext
 from experiments.engine.drawing import band
 from experiments.engine.experiment import Rules, TrainingSettings
 from experiments.engine.shared_runs import attention_of, run_of, weights_of
 from ssa.record.run_files import read_summary
-from ssa.statistics import mean_interval, paired_interval
+from ssa.statistics import mean_interval, paired_interval, shown
 from ssa.viz import plot_style
 
 NAMES = {"none": "vanilla", "position": "position-aware", "token": "token-aware", "ssa": "both (SSA)"}

@@ -17,7 +17,7 @@ from ssa.errors import UserError
 from ssa.files import parse_json
 from ssa.progress import duration
 
-ALL = "all"
+NAME = "all"
 PURPOSE = "all experiments in turn; plan=true prints what is left to do"
 
 
@@ -49,7 +49,9 @@ def run(settings: AllSettings, compute: Callable[[Experiment, ExperimentSettings
             failed[experiment.name] = str(error)
             print(f"{experiment.name}: {error}", flush=True)
     if failed:
-        raise UserError(f"{len(failed)} of {len(asked)} experiments failed: {', '.join(failed)}; rerun to resume")
+        raise UserError(
+            f"{len(failed)} of {len(asked)} experiments failed: {', '.join(failed)}; rerun the command to resume"
+        )
 
 
 def _plan(asked: dict[Experiment, ExperimentSettings], settings: AllSettings) -> None:

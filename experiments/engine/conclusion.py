@@ -11,14 +11,6 @@ from experiments.engine.verdict import Decision
 from ssa.statistics import Estimate
 
 
-def shown(estimate: Estimate, digits: int = 3) -> str:
-    """``1.23 [1.10, 1.36]``: the mean and its interval; a dash if there is none."""
-    if math.isnan(estimate.mean):
-        return "-"
-    mean, low, high = (f"{value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} [{low}, {high}]"
-
-
 @dataclass(frozen=True)
 class Conclusion:
     """A claim and the estimate that decides it.

@@ -56,6 +56,7 @@ class Metric(Section):
     )
     minus_first: bool = Field(False, description="subtract the value of the first row at equal seed")
     fine_tuned: bool = Field(False, description="only groups that fine-tune have it")
+    meaning: str = Field("", description="what it is, for the caption")
 
 
 class Grid(Section):
@@ -67,6 +68,14 @@ class Grid(Section):
     claims: list[Claim] = Field([], description="statements on which a verdict is made")
     notes: str = Field("", description="part of the caption")
     fine_tuning: FineTuning = FineTuning()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_metrics(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """``last_metrics``, which several grids share, follow the grid's own ``metrics``."""
+        last = values.get("last_metrics", [])
+        rest = {key: value for key, value in values.items() if key != "last_metrics"}
+        return {**rest, "metrics": [*rest.get("metrics", []), *last]} if last else rest
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Grid:

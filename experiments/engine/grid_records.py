@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from experiments.engine.experiment import Experiment, all_experiments
 from experiments.engine.grid import Grid, GridGroup, GridSettings
@@ -28,6 +28,7 @@ from experiments.engine.grid_runs import (
     runs,
     start_cell,
 )
+from experiments.engine.origin import Origin, start_in
 from ssa.command_line.settings import parse
 from ssa.config import Config
 from ssa.config import parse as parse_config
@@ -142,7 +143,7 @@ class GridRecords:
         base = planned.get(start_cell(group)) if group else None
         here = self._here([*(planned[cell] for cell in cells), base])
         known = {cell: run for cell in cells if (run := planned[cell]) and not run.refusal}
-        starts = {cell: start_of(run.config.plain()) for cell, run in known.items()}
+        starts = {cell: start_in(run.config.plain()) for cell, run in known.items()}
         return {
             cell: record
             for origin, option in options.items()
@@ -211,18 +212,6 @@ def committed(experiment: Experiment, settings: GridSettings) -> Path:
     return experiment.results(settings.output_dir) / f"{settings.scale}_{FILE}"
 
 
-class Origin(NamedTuple):
-    """What runs have in common that can be compared: where they were trained, from what, on which text."""
-
-    machine: Machine | None
-    start: str
-    data_hash: str
-
-    @classmethod
-    def of_record(cls, record: Record) -> Origin:
-        return cls(record.machine, start_of(record.run.config), record.run.data_hash)
-
-
 def _but_start(config: Config) -> dict[str, Any]:
     """What determines a run's numbers, without the model that it fine-tunes and that one's tokenizer."""
     identity = config.identity()
@@ -238,11 +227,6 @@ def _is_declared_so(record: Record, run: Run) -> bool:
         return _but_start(parse_config(record.run.config)) == _but_start(run.config)
     except UserError:  # of another version
         return False
-
-
-def start_of(config: Mapping[str, Any]) -> str:
-    """What a run fine-tunes: a hash of its content, or an id of the Hub; empty if it is trained from scratch."""
-    return str(config.get("init_hash") or config.get("init_from") or "")
 
 
 def _init_from(record: Record) -> str:

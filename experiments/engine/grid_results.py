@@ -15,11 +15,11 @@ from experiments.engine.design import Rates, turns_on_rate
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Grid, GridSettings, Metric
 from experiments.engine.grid_runs import SEARCHED, GridCell, Recorded, chosen, losses, reported
+from experiments.engine.origin import Origin
 from experiments.engine.verdict import Comparison, Decision, decide
 from ssa.launch.run import Run
 from ssa.perplexity import OF_TEXT
 from ssa.record.checksums import NO_CHECKSUMS
-from ssa.record.machine import Machine
 from ssa.report.tables import State
 from ssa.statistics import Estimate, holm, mean_interval, paired_interval, paired_p_value
 
@@ -157,25 +157,21 @@ class Results:
         """The cells of a group whose runs are in the frame."""
         return [cell for cell in self.runs if cell.group == group and self.run_id(cell) in self.frame.index]
 
-    def origin(self, cell: GridCell) -> dict[str, str]:
-        """The machine, the start and the text of a run, without those that are not recorded."""
-        run = self.frame.loc[self.run_id(cell)]
-        facts = {"on": Machine.of(run), "from": run.get("config.init_hash"), "with text": run["data_hash"]}
-        return {name: str(fact) for name, fact in facts.items() if fact and fact == fact}
+    def origin(self, cell: GridCell) -> Origin:
+        return Origin.of_row(self.frame.loc[self.run_id(cell)])
 
     def mixed(self, group: str, row: str, against: str, metric: Metric) -> dict[int, tuple[str, str]]:
-        """Seeds at which the machine, start or text of the two rows differ, with both of them in words."""
+        """Seeds at which the origins of the two rows differ, with both of them in words."""
         common = self.numbers(group, row, metric).keys() & self.numbers(group, against, metric).keys()
         found = {}
         for seed in sorted(common):
             one, other = (self.origin(GridCell(group, name, seed)) for name in (row, against))
-            for name in one.keys() & other.keys():
-                if one[name] != other[name]:
-                    found[seed] = (f"{name} {one[name]}", f"{name} {other[name]}")
+            if different := one.difference(other):
+                found[seed] = different
         return found
 
     def pairs(self, group: str, row: str, against: str, metric: Metric) -> tuple[list[float], list[float]]:
-        """The metric of two rows at the common seeds at which machine, start and text are the same."""
+        """The metric of two rows at the common seeds at which their origins do not differ."""
         first, second = self.numbers(group, row, metric), self.numbers(group, against, metric)
         seeds = sorted((first.keys() & second.keys()) - self.mixed(group, row, against, metric).keys())
         return [first[seed] for seed in seeds], [second[seed] for seed in seeds]

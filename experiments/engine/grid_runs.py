@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.engine.design import RESERVED_SEED, Rates
 from experiments.engine.grid import Grid, GridGroup, GridRow, GridSettings
-from experiments.engine.shared_runs import start_of
+from experiments.engine.shared_runs import exported_start
 from experiments.engine.tuning import best_setting
 from ssa.errors import NotFinite, TrainingDiverged, UserError
 from ssa.launch.run import Run
@@ -173,7 +173,7 @@ def _start(grid: Grid, group: GridGroup, settings: GridSettings, known: Planned)
     if base is None or base.refusal or not base.is_finished():
         return None
     try:
-        return start_of(base.folder, settings.output_dir, write=not settings.plan)
+        return exported_start(base.folder, settings.output_dir, write=not settings.plan)
     except UserError:  # its weights are damaged or were removed
         if settings.plan or settings.render:
             return None

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.engine.conclusion import ClaimConclusion, shown
+from experiments.engine.conclusion import ClaimConclusion
 from experiments.engine.context import ExperimentContext
 from experiments.engine.design import RESERVED_SEED
 from experiments.engine.grid import Metric
@@ -18,7 +18,7 @@ from experiments.engine.grid_runs import GridCell
 from ssa.evaluation import catalog
 from ssa.report import tables
 from ssa.report.tables import State
-from ssa.statistics import Estimate, paired_interval
+from ssa.statistics import Estimate, paired_interval, shown
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
@@ -173,6 +173,9 @@ def _caption(results: Results) -> str:
         )
     parts += [*_search(results), *_starts(results), *_time(results)]
     parts += [grid.notes] if grid.notes else []
+    parts += [
+        f"{metric.name[0].upper()}{metric.name[1:]}: {metric.meaning}." for metric in grid.metrics if metric.meaning
+    ]
     parts.append(f"scale={settings.scale}; commit {', '.join(commits) or '-'}; data {', '.join(data) or '-'}.")
     return " ".join(parts)
 
@@ -189,9 +192,9 @@ def _starts(results: Results) -> list[str]:
     """Sentences on groups whose seeds do not all have the same start, as where another machine went on."""
     said = []
     for group in results.groups:
-        hashes = {results.origin(cell).get("from") for cell in results.finished(group)} - {None}
-        if len(hashes) > 1:
-            said.append(f"In {group} the seeds have {len(hashes)} starts, trained on different machines.")
+        starts = {results.origin(cell).start for cell in results.finished(group)}
+        if len(starts) > 1:
+            said.append(f"In {group} the seeds have {len(starts)} starts, trained on different machines.")
     return said
 
 

@@ -21,7 +21,7 @@ from ssa.errors import UserError
 from ssa.yaml_files import read_yaml
 
 COMPARE = "compare"
-ALL = "all runs"  # the group of a grid without groups
+ONE_GROUP = "all runs"  # the group of a grid without groups
 PURPOSE = "compare models on your own text: models=gpt2,ssa_gpt2 train='scale=laptop,data=text,data.train=books/*.txt'"
 _METRICS = [
     Metric(name="validation loss", key="best/val/loss", digits=4, compared=True, smallest=0.005),
@@ -46,7 +46,7 @@ class OwnGrid(Section):
     """The contents of a file."""
 
     rows: list[GridRow] = Field(min_length=2, description="what is compared; the first is the baseline")
-    groups: list[GridGroup] = Field([GridGroup(name=ALL)], min_length=1, description="each compares all rows")
+    groups: list[GridGroup] = Field([GridGroup(name=ONE_GROUP)], min_length=1, description="each compares all rows")
     train: list[str] = Field([], description="overrides of train.py for every run")
     seeds: Seeds = 3
     metrics: list[Metric] = Field(_METRICS, min_length=1, description="columns of the table")
@@ -148,7 +148,7 @@ def comparison(models: Sequence[str], sizes: Sequence[str]) -> Experiment:
     """The grid of ``compare``: models in rows, sizes in groups."""
     rows = [GridRow(name=model, overrides=[f"model={model}"]) for model in models]
     groups = [GridGroup(name=size, overrides=[f"model/size={size}"]) for size in sizes]
-    own = OwnGrid(rows=rows, groups=groups or [GridGroup(name=ALL)], purpose="comparison of models")
+    own = OwnGrid(rows=rows, groups=groups or [GridGroup(name=ONE_GROUP)], purpose="comparison of models")
     arguments = (COMPARE, f"models={','.join(models)}", *([f"sizes={','.join(sizes)}"] if sizes else []))
     more = {"models": list(models), "sizes": list(sizes)}
     return OwnExperiment("_".join((COMPARE, *models, *sizes)), arguments, _declaration(own, **more))

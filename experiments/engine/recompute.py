@@ -12,8 +12,9 @@ from rich.console import Console
 from experiments.engine.evaluations import evaluate
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import GridSettings, declared
-from experiments.engine.grid_records import GridRecords, start_of
+from experiments.engine.grid_records import GridRecords
 from experiments.engine.grid_runs import GridCell, Planned, has_diverged, start_cell
+from experiments.engine.origin import start_in
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.pool import run_all
@@ -134,7 +135,7 @@ def _planned(record: Record, recorded: GridRecords, settings: GridSettings, cons
             raise UserError(f"recompute={name}: {failed[base]}")
         run = wherever.plan()[0][cell]
     assert run is not None
-    if start_of(run.config.plain()) != start_of(record.run.config):
+    if start_in(run.config.plain()) != start_in(record.run.config):
         if record.machine == Machine.here(run.config.trainer, threads=1):
             raise UserError(f"recompute={name}: the model that it starts from came out with other weights here")
         console.print("the model that it starts from came out with other weights on this kind of machine")

@@ -39,7 +39,7 @@ def weights_of(run: Path) -> str:
     return hash_of_weights(run)[:10]
 
 
-def start_of(run: Path, output_dir: str, write: bool = True) -> list[str]:
+def exported_start(run: Path, output_dir: str, write: bool = True) -> list[str]:
     """Overrides that fine-tune a run's best weights.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import TrainingSettings
 from experiments.engine.shared_runs import run_of, weights_of
@@ -19,7 +19,7 @@ from ssa.config import Config
 from ssa.errors import UserError
 from ssa.model.config import Projection
 from ssa.record.run_model import load_run, load_run_config, with_own_tokenizer
-from ssa.statistics import jackknife_interval, mean_interval
+from ssa.statistics import jackknife_interval, mean_interval, shown
 from ssa.viz import plot_style
 from ssa.viz.temperature_map import TemperatureView, check_choice, over
 from ssa.viz.temperature_map import shown as glyphs

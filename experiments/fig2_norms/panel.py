@@ -9,11 +9,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import TableRow
 from experiments.engine.experiment import TheorySettings
 from ssa.config import PositiveFloat, PositiveInt
-from ssa.statistics import Estimate, mean_interval
+from ssa.statistics import Estimate, mean_interval, shown
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 SomeRates = Annotated[list[PositiveFloat], Field(min_length=1)]

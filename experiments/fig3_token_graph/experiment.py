@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import product
 
-from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext, TableRow
 from experiments.fig3_token_graph import figures
 from experiments.fig3_token_graph.cells import LABELS, TokenGraphCell, TokenGraphGridSettings, all_cells, compute
-from ssa.statistics import mean_interval, paired_interval
+from ssa.statistics import mean_interval, paired_interval, shown
 
 
 def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:

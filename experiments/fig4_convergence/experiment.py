@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import Rules, TrainingSettings
-from experiments.engine.shared_runs import run_of, start_of
+from experiments.engine.shared_runs import exported_start, run_of
 from ssa.config import PositiveFloat
 from ssa.launch.run import Run
 from ssa.record.run_files import read_rows
 from ssa.report.convergence import Curve, speed_up
-from ssa.statistics import bootstrap_interval, mean_interval, paired_interval
+from ssa.statistics import bootstrap_interval, mean_interval, paired_interval, shown
 from ssa.viz import plot_style
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _regimes(settings: ConvergenceSettings, context: ExperimentContext) -> list[
     folders = context.train([run for runs in scratch.values() for run in runs])
     if settings.pretrained is None:
         baselines = folders[: settings.seeds]
-        starts = [[*start_of(folder, settings.output_dir), "data=pysource"] for folder in baselines]
+        starts = [[*exported_start(folder, settings.output_dir), "data=pysource"] for folder in baselines]
     else:
         starts = [[f"init_from={settings.pretrained}"]] * settings.seeds
     tuned = finetuning_runs(settings, starts)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext, TableRow
 from experiments.engine.drawing import points
 from experiments.fig3_token_graph.cells import DEGREES, TokenGraphCell, TokenGraphSettings, compute
-from ssa.statistics import mean_interval
+from ssa.statistics import mean_interval, shown
 from ssa.viz import plot_style
 
 Runs = list[dict[str, Any]]  # one per seed

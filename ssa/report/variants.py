@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ssa.config import BOOKKEEPING
+from ssa.config import BOOKKEEPING, NAMES
+from ssa.model.config import PROJECTIONS
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report.tables import Table, TableCell
-from ssa.statistics import Estimate, mean_interval, paired_interval
+from ssa.statistics import Estimate, mean_interval, paired_interval, shown
 
 LOSS = "best/val/loss"
 _COLUMNS = {  # title, column, digits
@@ -20,9 +21,9 @@ _COLUMNS = {  # title, column, digits
     "test perplexity": ("best/test/perplexity", 2),
     "attention entropy": ("best/val/attention_entropy", 3),
 }
-_NAMES = ("config.model.name", "config.model.size", "config.model.temperature.name", "config.data.name")
+_NAMES = tuple(f"config.{name}" for name in NAMES)
 _RULE = ("config.model.temperature.", "config.optim.temperature_lr_multiplier")
-_SCALED = tuple(f"config.model.temperature.{name}" for name in ("query", "key", "value", "output"))
+_SCALED = tuple(f"config.model.temperature.{name}" for name in PROJECTIONS)
 Setting = tuple[str, ...]
 
 
@@ -116,7 +117,7 @@ def _row(frame: pd.DataFrame, one: Variant, base: Variant | None, label: str) ->
 
     def mean(key: str, digits: int) -> TableCell:
         values = [float(value) for value in frame.loc[list(ids), key] if not pd.isna(value)]
-        return TableCell(_text(_mean(values), digits), "value", ids) if values else TableCell("", "none")
+        return TableCell(shown(_mean(values), digits), "value", ids) if values else TableCell("", "none")
 
     cells = [TableCell(label), TableCell(str(len(ids)), "value", ids), mean(LOSS, 4)]
     shared = [] if base is None else sorted(one.runs.keys() & base.runs.keys())
@@ -127,7 +128,7 @@ def _row(frame: pd.DataFrame, one: Variant, base: Variant | None, label: str) ->
     else:
         values, bases = ([float(frame.at[which.runs[seed], LOSS]) for seed in shared] for which in (one, base))
         note = "" if len(shared) == len(ids) else f"At the {len(shared)} seeds that both have."
-        cells.append(TableCell(_text(_paired(values, bases), 4), "value", ids, note))
+        cells.append(TableCell(shown(_paired(values, bases), 4), "value", ids, note))
     cells += [mean(key, digits) for key, digits in _COLUMNS.values() if key in frame.columns]
     return tuple(cells)
 
@@ -146,8 +147,3 @@ def _paired(values: Sequence[float], bases: Sequence[float]) -> Estimate:
     if _has_intervals():
         return paired_interval(values, bases)
     return _mean([value - base for value, base in zip(values, bases, strict=True)])
-
-
-def _text(estimate: Estimate, digits: int) -> str:
-    mean, low, high = (f"{value:.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
-    return mean if math.isnan(estimate.low) else f"{mean} [{low}, {high}]"

@@ -19,7 +19,7 @@ from experiments.__main__ import main
 from experiments.engine import job_cache
 from experiments.engine import source_hash as source_hash_module
 from experiments.engine.claims import EffectSizes
-from experiments.engine.conclusion import Conclusion, shown
+from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext
 from experiments.engine.experiment import (
     SHARED,
@@ -36,7 +36,7 @@ from ssa.config import SCALES
 from ssa.errors import UserError
 from ssa.report import renderings
 from ssa.report.tables import Table
-from ssa.statistics import Estimate, mean_interval
+from ssa.statistics import Estimate, mean_interval, shown
 
 ALL = all_experiments()
 NAMES = [experiment.name for experiment in ALL]

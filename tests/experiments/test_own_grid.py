@@ -183,7 +183,7 @@ def test_all_experiments_in_turn(
     assert not Path("results").exists()
     assert main(["all", "scale=smoke"]) == 2
     printed = capsys.readouterr()
-    assert printed.err == "error: 1 of 3 experiments failed: second; rerun to resume\n"
+    assert printed.err == "error: 1 of 3 experiments failed: second; rerun the command to resume\n"
     assert sorted(path.name for path in Path("results").glob("*/smoke_summary.csv")) == 3 * ["smoke_summary.csv"]
     assert main(["all", "scale=smoke"]) == 2
     assert capsys.readouterr().out.count("4 of 4 runs have a record, which counts as finished") == 2

@@ -71,20 +71,23 @@ def kind_of(path: Path) -> str:
     Raises:
         UserError: unknown suffix.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSIONS:
-        suffixes.pop()
-    kind = suffixes[-1] if suffixes else ""
+    kind = _suffix(path)
     if kind not in _KINDS:
         raise UserError(f"{path}: unknown suffix; valid: {', '.join(_KINDS)}, each optionally with .gz or .zst")
     return kind
 
 
 def is_text(path: Path) -> bool:
-    """Whether the suffix is that of a text, and it is a file."""
+    """Whether it is a file with the suffix of a text."""
+    return _suffix(path) in _KINDS and path.is_file()
+
+
+def _suffix(path: Path) -> str:
+    """The last suffix in lower case, before that of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    kinds = [suffix for suffix in suffixes if suffix not in _COMPRESSIONS]
-    return bool(kinds) and kinds[-1] in _KINDS and path.is_file()
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
 
 
 def cut(pieces: Iterable[str], size: int) -> Iterator[str]:
