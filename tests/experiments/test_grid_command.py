@@ -18,7 +18,7 @@ from run_folders import INTERRUPTED, write
 
 from experiments.__main__ import main
 from experiments.engine import plan
-from experiments.engine.experiment import Experiment, all_experiments, find_experiment
+from experiments.engine.experiment import Experiment, find_experiment
 from experiments.engine.grid import GridSettings, Metric, declared
 from experiments.engine.grid_experiment import check_keys
 from experiments.engine.grid_runs import runs
@@ -28,8 +28,6 @@ from ssa.errors import UserError
 from ssa.evaluation.tasks import harness
 from ssa.files import partial_path
 
-GRIDS = [experiment for experiment in all_experiments() if experiment.grid]
-every_grid = pytest.mark.parametrize("experiment", GRIDS, ids=[experiment.name for experiment in GRIDS])
 SEEDS = range(3)
 
 
