@@ -127,7 +127,7 @@ class Grid(Section):
         return next(metric for metric in self.metrics if metric.name == name)
 
     def claims_at(self, scale: str) -> list[Claim]:
-        """The claims on groups that are run at a scale, whatever became of their runs."""
+        """The claims on groups that are run at a scale, with or without finished runs."""
         groups = {group.name for group in self.groups if scale in group.at}
         return [claim for claim in self.claims if claim.group in groups]
 

@@ -189,7 +189,7 @@ def _seeds(results: Results) -> str:
 
 
 def _starts(results: Results) -> list[str]:
-    """Sentences on groups whose seeds do not all have the same start, as where another machine went on."""
+    """Sentences on groups whose seeds have several starts, as after training on several machines."""
     said = []
     for group in results.groups:
         starts = {results.origin(cell).start for cell in results.finished(group)}

@@ -1,6 +1,6 @@
-"""Grids of one's own: a YAML file, or the command ``compare``.
+"""Grids that a user declares: a YAML file, or the command ``compare``.
 
-Both are the declaration of a grid without the paper: rows, which are compared, and groups, within which they are.
+Both declare rows, which are compared, and groups, within which they are compared; there are no reference values.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class OwnGrid(Section):
 
 
 class OwnSettings(GridSettings):
-    """Command-line settings of a grid of one's own."""
+    """Command-line settings of a user's grid."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,7 +88,7 @@ class CompareSettings(OwnSettings):
 
 @dataclass(frozen=True)
 class OwnExperiment(Experiment):
-    """A declared grid that is no folder of this package.
+    """A user's grid, which has no folder in this package.
 
     Attributes:
         words: the arguments of ``python -m experiments`` that declare it.

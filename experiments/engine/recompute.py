@@ -119,7 +119,7 @@ def _planned(record: Record, recorded: GridRecords, settings: GridSettings, cons
         UserError: the grid has no such run, or its start cannot be trained or is another.
     """
     name, grid = record.run.run_id, recorded.grid
-    wherever = replace(recorded, settings=settings.model_copy(update={"render": True}))  # of whatever machine it is
+    wherever = replace(recorded, settings=settings.model_copy(update={"render": True}))  # from any machine
     planned, taken = wherever.plan()
     cell = next((cell for cell in planned if _run_id(cell, planned, taken) == name), None)
     if cell is None:
