@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ import torch
 from programs import LIBRARIES, PATIENCE, Process, Starter
 
 from ssa.errors import EXIT_BAD_INPUT, UserError
-from ssa.record import checkpoint
+from ssa.record import checkpoint, records
 
 MODULES = (*LIBRARIES, "sweeps.search", "experiments.engine.context")
 TIMES = ("seconds", "tokens_per_second", "memory", "time", "commit", "files", "sha256", "versions", "began", "pid")
 UNCOMPARED = ("environment*", "uncommitted*", "*.log", "*.db", "*provenance.json", "status.json")
+_STEP_TIMES = re.compile(rb"(?<=on the machine: )[^;]*?\d\.\d\d(?=\.)")  # of a grid's caption
 UNCOMPARED += ("*.lock", "*.seal", "*.journal")  # the next program that needs one takes it over
 
 
@@ -136,13 +139,16 @@ def _comparable(path: Path, folder: str) -> Any:
             return _timeless(checkpoint.read(path), folder)
         except UserError as error:
             return str(error)
+    if path.name.endswith("records.parquet"):
+        with suppress(UserError):  # damaged
+            return [_timeless({**asdict(record), "environment": {}}, folder) for record in records.read(path)]
     content = path.read_bytes()
     with suppress(ValueError):  # damaged
         if path.name == "metrics.jsonl":
             return [_timeless(json.loads(line), folder) for line in content.splitlines()]
         if path.suffix == ".json":
             return _timeless(json.loads(content), folder)
-    return hashlib.sha256(content.replace(folder.encode(), b"FOLDER")).hexdigest()
+    return hashlib.sha256(_STEP_TIMES.sub(b"", content.replace(folder.encode(), b"FOLDER"))).hexdigest()
 
 
 def _timeless(value: Any, folder: str) -> Any:
@@ -154,4 +160,6 @@ def _timeless(value: Any, folder: str) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_timeless(item, folder) for item in value]
-    return value.replace(folder, "FOLDER") if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return _STEP_TIMES.sub(b"", value.replace(folder, "FOLDER").encode())
