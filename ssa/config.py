@@ -11,17 +11,16 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ssa.config_errors import REMOVED, RENAMED, closest, one_line
+from ssa.config_errors import REMOVED, RENAMED, one_line
 from ssa.errors import UserError
 from ssa.files import hash_of
-from ssa.model.config import PROJECTIONS, SLOTS, TOO_LARGE, ModelConfig, TemperatureConfig, check_divides
+from ssa.model.config import TOO_LARGE, ModelConfig, check_divides
 from ssa.redaction import redacted
+from ssa.rules import check_terms, variant
 
 PositiveInt = Annotated[int, Field(gt=0, lt=TOO_LARGE)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
@@ -32,7 +31,6 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 T = TypeVar("T")
-_RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
 
 BOOKKEEPING = (  # settings that change no number of a run
     *("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"),
@@ -78,7 +76,8 @@ class PasskeyConfig(Section):
 class DataConfig(Section):
     """Text source, tokenizer and blocks of ``block_size`` tokens.
 
-    ``noise``: share of the input tokens that are replaced at random.  ``passkey``: for the passkey source only.
+    ``noise``: share of the input tokens that are replaced at random.  ``text_version``: 1 reads and divides text as
+    before version 0.3, for runs made then.  ``passkey``: for the passkey source only.
     """
 
     name: Name
@@ -99,6 +98,7 @@ class DataConfig(Section):
     cache_dir: str | None
     workers: PositiveInt
     noise: Fraction = 0.0
+    text_version: Literal[1, 2] = 1  # older config.yaml files lack it
     passkey: PasskeyConfig | None = None
 
     @model_validator(mode="after")
@@ -253,13 +253,30 @@ class Config(Section):
             del plain["data"]["passkey"]
         if not self.data.noise:  # ids from before there was noise
             del plain["data"]["noise"]
+        if self.data.source not in ("text", "hub") or self.data.text_version == 1:  # no text that it changes; likewise
+            del plain["data"]["text_version"]
         return dict(redacted(plain))
 
     @property
+    def variant(self) -> str:
+        """What the temperatures scale, such as ``vanilla``, ``ssa`` or ``ssa-query``; see `ssa.rules.variant`."""
+        return variant(self.model.temperature)
+
+    @property
+    def short_id(self) -> str:
+        """A hash of `identity`: the last part of `run_id`."""
+        return hash_of(self.identity())[:10]
+
+    @property
     def run_id(self) -> str:
-        """Names of model, size, temperature and data, the seed, and a hash of `identity`."""
-        names = (self.model.name, self.model.size, self.model.temperature.name, self.data.name)
-        return "-".join((*names, f"s{self.seed}", hash_of(self.identity())[:10]))
+        """Backbone, size, variant and data, the seed, and `short_id`."""
+        names = (self.model.name.removeprefix("ssa_"), self.model.size, self.variant, self.data.name)
+        return "-".join((*names, f"s{self.seed}", self.short_id))
+
+
+def short_id(run_id: str) -> str:
+    """The part of a run id that tells the run from all others; ids had other names before version 0.3."""
+    return run_id.rpartition("-")[2]
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -275,26 +292,6 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 def _jsonable(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
-
-
-def check_terms(temperature: TemperatureConfig) -> None:
-    """Raises ValueError, with the valid names, for a term that does not exist or belongs to another slot."""
-    for projection, terms in temperature.scaled.items():
-        for slot, name in terms.chosen.items():
-            if name not in (valid := term_names()[slot]):
-                guess, field = closest(name, valid), f"model.temperature.{projection}.{slot}"
-                raise ValueError(f"{field}={name}: not one of the choices{guess}; valid: none, {', '.join(valid)}")
-
-
-@functools.cache
-def term_names() -> dict[str, list[str]]:
-    """The terms of each slot, from the files of the rules: `ssa.model.temperature_rules` would import torch."""
-    names: dict[str, set[str]] = {slot: set() for slot in SLOTS}
-    for file in _RULES.glob("*.yaml"):
-        rule = yaml.safe_load(file.read_text(encoding="utf-8"))
-        for slot, name in (item for key in PROJECTIONS for item in (rule.get(key) or {}).items()):
-            names[slot].add(name)
-    return {slot: sorted(found - {"none"}) for slot, found in names.items()}
 
 
 def upgraded(values: Any, path: str = "") -> Any:

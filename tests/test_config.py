@@ -290,9 +290,29 @@ def test_other_runs_are_told_apart(default: Config) -> None:
     assert len(set(run_ids)) == len(run_ids)
 
 
-def test_the_run_id_says_what_it_is() -> None:
-    run_id = configured("model=gpt2", "scale=gpu", "seed=3").run_id
-    assert run_id.startswith("gpt2-124m-none-pydocs-s3-")
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["model=gpt2", "scale=gpu", "seed=3"], "gpt2-124m-vanilla-pydocs-s3"),
+        (["model=ssa_llama"], "llama-nano-ssa-pydocs-s0"),
+        (["model.temperature.value=null"], "gpt2-nano-ssa-query-pydocs-s0"),
+        (["model/temperature=ssa_mlp", "model.temperature.query=null"], "gpt2-nano-ssa_mlp-value-pydocs-s0"),
+        (
+            ["+model.temperature.key={token: shared}"],
+            "gpt2-nano-query-shared-log-key-shared-value-shared-log-pydocs-s0",
+        ),
+        ([f"model.temperature.{one}.position=none" for one in ("query", "value")], "gpt2-nano-token-pydocs-s0"),
+        (["model.temperature.per=layer"], "gpt2-nano-ssa-per-layer-pydocs-s0"),
+        (["model/temperature=released"], "gpt2-nano-released-pydocs-s0"),
+        (["model.n_layer=2", "model.d_model=320"], "gpt2-L2-d320-ssa-pydocs-s0"),
+        (["model.d_model=128", "model.n_head=4"], "gpt2-L3-d128-h4-ssa-pydocs-s0"),
+        (["model.d_ff=100"], "gpt2-L3-d160-ff100-ssa-pydocs-s0"),
+        (["model.n_layer=3"], "gpt2-nano-ssa-pydocs-s0"),
+    ],
+)
+def test_the_run_id_says_what_it_is(overrides: list[str], names: str) -> None:
+    config = configured(*overrides)
+    assert config.run_id == f"{names}-{config.short_id}"
 
 
 # resume=RUN_FOLDER
@@ -363,4 +383,4 @@ def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"):
         cli.run(composed(), job)
     assert "Traceback" in (told := capsys.readouterr().err)
-    assert told.splitlines()[-1].startswith("ZeroDivisionError: ssa_gpt2-nano")
+    assert told.splitlines()[-1].startswith("ZeroDivisionError: gpt2-nano-ssa")

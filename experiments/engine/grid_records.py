@@ -30,7 +30,7 @@ from experiments.engine.grid_runs import (
 )
 from experiments.engine.origin import Origin, start_in
 from ssa.command_line.settings import parse
-from ssa.config import Config
+from ssa.config import Config, short_id
 from ssa.config import parse as parse_config
 from ssa.errors import UserError
 from ssa.evaluation.catalog import names
@@ -116,7 +116,7 @@ class GridRecords:
         Raises:
             UserError: it is damaged.
         """
-        known = next((record for record in self.own if record.run.run_id == run.config.run_id), None)
+        known = next((one for one in self.own if short_id(one.run.run_id) == run.config.short_id), None)
         tasks = names(_evaluation(evaluate).tasks) if evaluate else ()
         return records.record_of(run.folder, self._portable(run.overrides), evaluate, tasks, known)
 
@@ -158,12 +158,12 @@ class GridRecords:
         model = self.grid.start_of(group) if group else None
         trains_start = model is not None and self.settings.scale in model.at
         if run is not None and not run.refusal and not trains_start:
-            found: Iterable[Record] = self._by_id.get(run.config.run_id, ())
+            found: Iterable[Record] = self._by_id.get(run.config.short_id, ())
         elif group is not None and (declared := self._declared(group, cell, planned, before)):
             base = planned[start_cell(group)] if trains_start else None
-            start = f"{base.config.run_id}-" if base and not base.refusal else ""
+            start = f"-{base.config.short_id}-" if base and not base.refusal else ""
             same = self._by_overrides.get(declared, ())
-            found = (record for record in same if Path(_init_from(record)).name.startswith(start))
+            found = (record for record in same if start in Path(_init_from(record)).name)
             if run is not None and not run.refusal:
                 found = (record for record in found if _is_declared_so(record, run))
         else:
@@ -186,7 +186,7 @@ class GridRecords:
 
     @cached_property
     def _by_id(self) -> dict[str, list[Record]]:
-        return _grouped((record.run.run_id, record) for record in (*self.own, *self.others))
+        return _grouped((short_id(record.run.run_id), record) for record in (*self.own, *self.others))
 
     @cached_property
     def _by_overrides(self) -> dict[tuple[str, ...], list[Record]]:

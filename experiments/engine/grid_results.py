@@ -17,6 +17,7 @@ from experiments.engine.grid import Grid, GridSettings, Metric
 from experiments.engine.grid_runs import SEARCHED, GridCell, Recorded, chosen, losses, reported
 from experiments.engine.origin import Origin
 from experiments.engine.verdict import Comparison, Decision, decide
+from ssa.config import short_id
 from ssa.launch.run import Run
 from ssa.perplexity import OF_TEXT
 from ssa.record.checksums import NO_CHECKSUMS
@@ -101,7 +102,11 @@ class Results:
         if cell in self.recorded:
             return self.recorded[cell].run.run_id
         run = self.planned[cell]
-        return run.config.run_id if run is not None and not run.refusal else None
+        return self._ids.get(run.config.short_id, run.config.run_id) if run is not None and not run.refusal else None
+
+    @cached_property
+    def _ids(self) -> dict[str, str]:
+        return {short_id(run_id): run_id for run_id in self.frame.index}
 
     @cached_property
     def _tasks(self) -> list[str]:

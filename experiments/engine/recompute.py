@@ -15,6 +15,7 @@ from experiments.engine.grid import GridSettings, declared
 from experiments.engine.grid_records import GridRecords
 from experiments.engine.grid_runs import GridCell, Planned, has_diverged, start_cell
 from experiments.engine.origin import start_in
+from ssa.config import short_id
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.pool import run_all
@@ -24,7 +25,7 @@ from ssa.record.records import Record
 
 TOLERANCE = 0.02  # nats: of validation and test losses, on another kind of machine
 _OF_ONE_OCCASION = {"tokens_per_second", "train_seconds", "wall_seconds", "peak_memory_bytes", "commit"}
-_NAMES = {"run_id", "init_from"}  # of the run and of its start, whose content is compared instead
+_NAMES = {"run_id", "size", "variant", "init_from"}  # of the run and of its start, whose content is compared
 _SHOWN = 5  # differences
 
 
@@ -121,7 +122,7 @@ def _planned(record: Record, recorded: GridRecords, settings: GridSettings, cons
     name, grid = record.run.run_id, recorded.grid
     wherever = replace(recorded, settings=settings.model_copy(update={"render": True}))  # from any machine
     planned, taken = wherever.plan()
-    cell = next((cell for cell in planned if _run_id(cell, planned, taken) == name), None)
+    cell = next((cell for cell in planned if _short_id(cell, planned, taken) == short_id(name)), None)
     if cell is None:
         raise UserError(f"recompute={name}: not a run of this grid with these settings")
     run = planned[cell]
@@ -142,8 +143,8 @@ def _planned(record: Record, recorded: GridRecords, settings: GridSettings, cons
     return run
 
 
-def _run_id(cell: GridCell, planned: Planned, taken: Mapping[GridCell, Record]) -> str | None:
+def _short_id(cell: GridCell, planned: Planned, taken: Mapping[GridCell, Record]) -> str | None:
     if cell in taken:
-        return taken[cell].run.run_id
+        return short_id(taken[cell].run.run_id)
     run = planned[cell]
-    return run.config.run_id if run is not None and not run.refusal else None
+    return run.config.short_id if run is not None and not run.refusal else None

@@ -1,4 +1,4 @@
-"""The config groups in ``conf/``, read from the folder, and the help page of train.py."""
+"""The config groups in ``conf/``, read from the folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ssa.command_line.settings import closing_sections
+from ssa.config import validated
 from ssa.errors import UserError
+from ssa.model.config import ModelConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-FLAGS = {
-    "--help, -h": "this page",
-    "--multirun, -m": "run every combination of comma-separated values: -m model=gpt2,ssa_gpt2 seed=0,1,2",
-    "--cfg job --resolve": "print the composed config, with all keys, and exit",
-}
+_SIZES = {"n_layer": "L", "d_model": "d", "n_head": "h", "n_kv_head": "kv", "head_dim": "hd", "d_ff": "ff"}
 
 
 def options() -> dict[str, dict[str, str]]:
@@ -57,48 +54,37 @@ def check_size(model: Mapping[str, Any], size: str) -> None:
             raise UserError(f"model/size={size}: only with {only}; valid with model={model['name']}: {valid}")
 
 
+def size_name(model: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
+    """The option of ``model/size=``, or the sizes themselves, such as ``L2-d128``, where they are others."""
+    option = str(choices["model/size"])
+    declared = dict(_entries(str(choices["model"]))) | _content(CONF / "model" / "size" / f"{option}.yaml")
+    try:
+        own = validated(ModelConfig, model)
+        named = validated(ModelConfig, {**model, **{field: declared.get(field) for field in _SIZES}})
+    except UserError:
+        return option  # `parse` refuses it
+    if all(getattr(own, field) == getattr(named, field) for field in _SIZES):
+        return option
+    shown = [field for field in _SIZES if _SIZES[field] in "Ld" or model.get(field) != declared.get(field)]
+    return "-".join(f"{_SIZES[field]}{getattr(own, field)}" for field in shown)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+
+
 def _entries(option: str) -> Iterator[tuple[str, Any]]:
     """The settings of ``model=OPTION``, after those it inherits."""
-    content = yaml.safe_load((CONF / "model" / f"{option}.yaml").read_text(encoding="utf-8"))
+    content = _content(CONF / "model" / f"{option}.yaml")
     for parent in content.pop("defaults", []):
         if isinstance(parent, str) and parent != "_self_":
             yield from _entries(parent)
     yield from content.items()
 
 
-def help_text(program: str, purpose: str) -> str:
-    """The page printed by ``--help``."""
-    defaults = _defaults()
-    lines = [purpose, "", f"usage: python {program} [GROUP=OPTION ...] [KEY=VALUE ...] [FLAG ...]", ""]
-    for group, choices in options().items():
-        lines.append(f"{group}=  (default: {defaults.get(group, 'set by model= or scale=')})")
-        lines += [f"  {name:<22} {text}" for name, text in choices.items()]
-    lines += ["", "flags", *(f"  {flag:<22} {text}" for flag, text in FLAGS.items())]
-    examples = (
-        "model=ssa_gpt2 data=wikitext",
-        "model=gpt2 scale=smoke logger=none",
-        "scale=gpu model/size=micro trainer.steps=500",
-        "model/temperature=ssa model.temperature.value=null",
-        "-m model=gpt2,ssa_gpt2 seed=0,1,2",
-        "model=ssa_llama init_from=HuggingFaceTB/SmolLM2-135M optim.train=temperature",
-        "resume=outputs/main/RUN_ID",
-    )
-    files = {
-        "conf/config.yaml": "the default run",
-        "conf/": "GROUP/OPTION.yaml: the options above",
-        "ssa/config.py": "all keys with their types and valid values",
-        "ssa/model/": "the transformer, attention and its temperatures",
-        "ssa/text/": "corpora, tokenizers, the token cache, batches",
-        "ssa/training/": "the training loop, optimizer and learning-rate schedule",
-        "ssa/pretrained/": "init_from=: weights from the Hugging Face Hub",
-        "ssa/record/": "run folders, checkpoints, metrics, Weights & Biases",
-        "ssa/launch/": "hydra/launcher=: runs on a cluster",
-    }
-    return "\n".join([*lines, *closing_sections(program, examples, files)])
-
-
-def _defaults() -> dict[str, Any]:
-    entries = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+def defaults() -> dict[str, Any]:
+    """The default option of each group."""
+    entries = _content(CONF / "config.yaml")["defaults"]
     return {
         group: "none" if option is None else option
         for entry in entries

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssa.config import check_terms, upgraded, validated
+from ssa.config import upgraded, validated
 from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.files import cache_root, expanded, hash_of, hash_of_file, parse_json, refuse_lfs_pointer
@@ -22,6 +22,7 @@ from ssa.pretrained.families import ARCHITECTURE, FAMILIES, CheckpointFormat, Fa
 from ssa.pretrained.remote_code import ARCHITECTURE as SSA_ARCHITECTURE
 from ssa.pretrained.remote_code import MODEL_TYPE
 from ssa.pretrained.tensor_headers import tensor_headers
+from ssa.rules import check_terms
 
 SSA = CheckpointFormat(model_type=MODEL_TYPE, architecture=SSA_ARCHITECTURE, head="model.head.weight")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

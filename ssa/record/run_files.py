@@ -29,8 +29,8 @@ State = Literal["running", "finished", "interrupted", "failed"]
 Row = dict[str, Any]
 _LARGEST = 2**63
 
-_TEXTS = {"run_id", "status", "experiment", "scale", "model", "size", "temperature", "init_from", "train", "data"}
-_TEXTS |= {"data_hash", "commit", "device", "precision", "attention_backend", "sha256", "error"}
+_TEXTS = {"run_id", "status", "experiment", "scale", "model", "size", "temperature", "variant", "init_from", "train"}
+_TEXTS |= {"data", "data_hash", "commit", "device", "precision", "attention_backend", "sha256", "error"}
 _TEXTS |= {"cpu", "cpu_capability", "torch"}
 _NUMBERS = {"seed", "steps", "block_size", "tokens", "best_step", "peak_memory_bytes", "tokens_per_second"}
 _NUMBERS |= {"train_seconds", "wall_seconds", "threads"}

@@ -291,8 +291,13 @@ class RunRecord:
 
 
 def run_folder(config: Config) -> Path:
-    """The run folder of a config."""
-    return Path(config.output_dir) / config.experiment / config.run_id
+    """The run folder of a config: the one that exists, as its name may be of an earlier version, else the new one."""
+    parent = Path(config.output_dir) / config.experiment
+    folder = parent / config.run_id
+    if folder.exists() or not parent.exists():
+        return folder
+    older = (path for path in parent.iterdir() if path.name.endswith(f"-{config.short_id}") and path.is_dir())
+    return next(older, folder)
 
 
 def read_status(folder: str | Path) -> Status:

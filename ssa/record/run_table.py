@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from ssa.config import upgraded, validated
+from ssa.errors import UserError
+from ssa.model.config import TemperatureConfig
 from ssa.record.run_files import State
+from ssa.rules import variant
 
-FIXED = ("folder", "experiment", "status", "error", "damage", "commit", "data_hash")
+FIXED = ("folder", "experiment", "status", "variant", "error", "damage", "commit", "data_hash")
 SECTIONS = {"model", "data", "optim", "trainer", "experiment", "seed"}  # that every config has
 _NO_RESULTS = {"run_id"}  # the index
 _LARGEST_EXACT = 2**53  # integers up to here are exact as floats
@@ -35,6 +40,12 @@ class FoundRun:
     commit: str = ""
     data_hash: str = ""
     time: str = field(default="", compare=False)  # of the newest status, ISO 8601
+
+    @property
+    def variant(self) -> str:
+        """What the temperatures scale, such as ``ssa-query``; see `ssa.rules.variant`.  Older runs have it, too."""
+        model = self.config.get("model")
+        return _variant(json.dumps(model.get("temperature"))) if isinstance(model, dict) else ""
 
 
 def table(found: Iterable[FoundRun]) -> pd.DataFrame:
@@ -60,6 +71,14 @@ def table(found: Iterable[FoundRun]) -> pd.DataFrame:
     made = pd.DataFrame(columns)
     made.index = pd.Index([run.run_id for run in runs], name="run_id", dtype=object)
     return made
+
+
+@functools.cache
+def _variant(temperature: str) -> str:
+    try:
+        return variant(validated(TemperatureConfig, upgraded(json.loads(temperature), "model.temperature.")))
+    except UserError:  # damaged
+        return ""
 
 
 def _fixed(run: FoundRun, name: str) -> str:

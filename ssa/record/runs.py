@@ -4,7 +4,7 @@
 
     runs = load()                                            # all of outputs/
     done = runs[(runs.status == "finished") & (runs.damage == "")]
-    done.groupby(["config.model.temperature.name"])["best/test/perplexity"].mean()
+    done.groupby(["variant"])["best/test/perplexity"].mean()
 
 Needs no torch, and W&B only for ``source=``.
 """

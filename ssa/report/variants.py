@@ -21,9 +21,9 @@ _COLUMNS = {  # title, column, digits
     "test perplexity": ("best/test/perplexity", 2),
     "attention entropy": ("best/val/attention_entropy", 3),
 }
-_NAMES = tuple(f"config.{name}" for name in NAMES)
+_NAMES = tuple("variant" if "temperature" in name else f"config.{name}" for name in NAMES)
+_NAMED = tuple(f"config.model.temperature.{name}" for name in (*PROJECTIONS, "per"))  # by the variant
 _RULE = ("config.model.temperature.", "config.optim.temperature_lr_multiplier")
-_SCALED = tuple(f"config.model.temperature.{name}" for name in PROJECTIONS)
 Setting = tuple[str, ...]
 
 
@@ -34,7 +34,7 @@ class Variant:
     Attributes:
         runs: run ids by seed.
         settings: its columns ``config.*``, without seed, names and bookkeeping, as text.
-        names: of model, size, temperature and data.
+        names: of backbone, size, variant and data.
     """
 
     runs: dict[int, str]
@@ -42,13 +42,13 @@ class Variant:
     names: Setting
 
     @property
-    def rule(self) -> str:
-        """The terms of each projection's temperature, such as ``query(shared log)``; empty for vanilla."""
-        terms: dict[str, list[str]] = {}
-        for name, value in self.settings.items():
-            if name.startswith(_SCALED) and value not in ("", "none"):
-                terms.setdefault(name.split(".")[3], []).append(value)
-        return " ".join(f"{projection}({' '.join(chosen)})" for projection, chosen in terms.items())
+    def without_variant(self) -> Setting:
+        """The names of backbone, size and data."""
+        return tuple(name for kind, name in zip(_NAMES, self.names, strict=True) if kind != "variant")
+
+    @property
+    def is_vanilla(self) -> bool:
+        return self.names[_NAMES.index("variant")] == "vanilla"
 
     @property
     def without_rule(self) -> Setting:
@@ -57,15 +57,15 @@ class Variant:
 
 
 def variants(frame: pd.DataFrame) -> list[Variant]:
-    """The variants of a table of runs (`ssa.record.runs.load`), in the order of their first runs.
+    """The variants of a table of runs (`ssa.record.runs.load`): vanilla, then others, in the order of their first runs.
 
     Unfinished and damaged runs are left out.
     """
     if LOSS not in frame.columns:
         return []
     good = frame[(frame["status"] == "finished") & frame["damage"].isin(["", NO_CHECKSUMS]) & frame[LOSS].notna()]
-    ignored = {f"config.{name}" for name in ("seed", "init_from", *BOOKKEEPING)}
-    kept = [name for name in good.columns if name.startswith("config.") and name not in {*ignored, *_NAMES}]
+    ignored = {f"config.{name}" for name in ("seed", "init_from", *BOOKKEEPING, *NAMES)}
+    kept = [name for name in good.columns if name.startswith("config.") and name not in ignored]
     kept = [name for name in kept if not name.startswith("config.logger.")]
     texts = good[kept].map(lambda value: "" if value is None or value != value else str(value))
     found: dict[Setting, dict[int, str]] = {}
@@ -74,9 +74,10 @@ def variants(frame: pd.DataFrame) -> list[Variant]:
     made = []
     for row, runs in found.items():
         settings, first = dict(zip(kept, row, strict=True)), next(iter(runs.values()))
-        names = tuple(str(good.at[first, name]) for name in _NAMES if name in good.columns)
+        model, *others = (str(good.at[first, name]) for name in _NAMES)
+        names = (model.removeprefix("ssa_"), *others)
         made.append(Variant(dict(sorted(runs.items())), settings, names))
-    return made
+    return sorted(made, key=lambda one: not one.is_vanilla)
 
 
 def table(frame: pd.DataFrame) -> Table | None:
@@ -84,7 +85,7 @@ def table(frame: pd.DataFrame) -> Table | None:
     found = [one for one in variants(frame) if len(one.runs) > 1]
     if not found:
         return None
-    bases = {one.without_rule: one for one in sorted(found, key=lambda one: len(one.runs)) if not one.rule}
+    bases = {one.without_rule: one for one in sorted(found, key=lambda one: len(one.runs)) if one.is_vanilla}
     rows = [
         _row(frame, one, bases.get(one.without_rule), label) for one, label in zip(found, labels(found), strict=True)
     ]
@@ -99,15 +100,15 @@ def table(frame: pd.DataFrame) -> Table | None:
 
 
 def labels(found: Sequence[Variant]) -> list[str]:
-    """A name for each variant: its names as far as they differ, then the settings that tell equal names apart."""
+    """A name for each variant: its names as far as they differ, then the other settings in which those beside it do."""
     differ = [len({one.names[place] for one in found}) > 1 for place in range(len(found[0].names))]
     named = [" ".join(name for name, shown in zip(one.names, differ, strict=True) if shown) for one in found]
     made = []
     for one, name in zip(found, named, strict=True):
-        same = [other for other, its in zip(found, named, strict=True) if its == name]
-        keys = [key for key in one.settings if len({other.settings[key] for other in same}) > 1]
-        own = [f"{key.removeprefix('config.')}={one.settings[key]}" for key in keys if not key.startswith(_SCALED)]
-        own = [*([one.rule or "vanilla"] if len({other.rule for other in same}) > 1 else []), *own]
+        beside = [other for other in found if other.without_variant == one.without_variant]
+        keys = [key for key in one.settings if len({other.settings[key] for other in beside}) > 1]
+        keys = [key for key in keys if not key.startswith(_NAMED)]
+        own = [f"{key.removeprefix('config.')}={one.settings[key]}" for key in keys]
         made.append(", ".join([*([name] if name else []), *own]) or " ".join(one.names))
     return made
 

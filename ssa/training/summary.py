@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssa.config import SCALES
+from ssa.config import SCALES, short_id
 from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.model.temperature_rules import TOLERANCE
@@ -21,6 +21,7 @@ from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor
 from ssa.training.prepared_run import PreparedRun
 
+_FEW_DOCUMENTS, _FEW_TOKENS = 5, 10_000  # of a split for evaluation
 _SHOWN = 10  # other runs in the final table
 
 
@@ -42,6 +43,7 @@ def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best
         "model": config.model.name,
         "size": config.model.size,
         "temperature": config.model.temperature.name,
+        "variant": config.variant,
         "init_from": config.init_from,
         "train": config.optim.train,
         "data": config.data.name,
@@ -111,6 +113,14 @@ def _notes(run: PreparedRun) -> list[str]:
     config, notes = run.config, []
     if run.corpus.loss_of_text:
         notes.append(run.corpus.loss_of_text)
+    notes += run.corpus.notes
+    for name in ("validation", "test"):
+        split = run.corpus.split(name)
+        if split.n_documents < _FEW_DOCUMENTS or split.n_tokens < _FEW_TOKENS:
+            notes.append(
+                f"{name} has {counted(split.n_documents, 'documents')} and {counted(split.n_tokens, 'tokens')}: "
+                f"too few to compare runs; more text, a larger data.validation_fraction or data.{name}=FILE helps"
+            )
     if config.data.source == "hub" and config.data.tokenizer.startswith("bpe-"):
         notes.append(
             f"tokenizer {config.data.tokenizer} is trained on the training split: at this size of model GPT-2's 50,257 "
@@ -144,10 +154,9 @@ def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:
     table.add_row("validation", *_cells(summary, "best/val"))
     table.add_row("test", *_cells(summary, "best/test"))
     for other in _comparable(console, summary, folder):
-        table.add_row(
-            f"{other['model']} {other['temperature']} s{other['seed']} {other['run_id'][-4:]}",
-            *_cells(other, "best/val"),
-        )
+        variant = other.get("variant", other["temperature"])
+        name = f"{other['model']} {variant} s{other['seed']} {short_id(other['run_id'])}"
+        table.add_row(name, *_cells(other, "best/val"))
     console.print(table)
     counts = (f"{summary[f'data.validation.{unit}']:,} {unit}" for unit in ("tokens", "words", "bytes"))
     memory = f"peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB"

@@ -91,6 +91,8 @@ def test_every_value_of_every_run(made: list[Path]) -> None:
             metrics = json.loads((folder / "evaluation" / "perplexity.json").read_text())["metrics"]
             wanted |= {f"eval/perplexity/{name}": metric["value"] for name, metric in metrics.items()}
         wanted |= {"folder": str(folder), "experiment": config["experiment"], "damage": "", "error": ""}
+        rule = config["model"]["temperature"]["name"]
+        wanted |= {"variant": "vanilla" if rule == "none" else rule}
         wanted |= {"commit": run_folders.COMMIT, "data_hash": run_folders.DATA_HASH}
         wanted["status"] = "interrupted" if state == "running" else state
         if state == "failed":

@@ -55,14 +55,14 @@ def test_seeds_are_one_row_with_the_paired_difference_to_vanilla(frame: pd.DataF
     assert [values[0] for values in shown.values()] == ["3", "3", "2"]
     names = list(shown)
     assert names == [
-        "none",
-        "ssa, query(log shared) value(log shared), optim.lr=0.002",
-        "ssa, query(log shared), optim.lr=0.01",
+        "vanilla, optim.lr=0.002",
+        "ssa, optim.lr=0.002",
+        "ssa-query, optim.lr=0.01",
     ]
     mean, difference = mean_interval(ssa), paired_interval(ssa[:2], vanilla[:2])
     assert shown[names[1]][1] == f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
     assert shown[names[1]][2] == f"{difference.mean:.4f} [{difference.low:.4f}, {difference.high:.4f}]"
-    assert shown["none"][2] == "baseline"
+    assert shown[names[0]][2] == "baseline"
     assert shown[names[2]][2] == "–", "no vanilla at this learning rate"
     assert found is not None
     assert found.rows[1][3].note == "At the 2 seeds that both have."
