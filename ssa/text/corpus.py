@@ -7,7 +7,7 @@ split to ``max_documents`` and holds out missing splits from it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, groupby, islice
 from typing import Protocol
 
@@ -20,12 +20,18 @@ from ssa.text.sources.passkey import PassKeys
 from ssa.text.sources.pydocs import PyDocs, PySource
 
 SPLITS = ("train", "validation", "test")
+HELD_OUT = 10  # documents or passages of a held-out split, at least
+SHORTEST = 1_000  # characters of a passage
 
 
 class Source(Protocol):
     """Documents by split; ``splits`` contains ``train`` and may contain ``validation`` and ``test``."""
 
     splits: frozenset[str]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know of the text, a line each."""
 
     @property
     def fingerprint(self) -> str:
@@ -39,21 +45,35 @@ class Corpus:
     """Documents of train, validation and test, streamed in constant memory.
 
     Splits that the source lacks are held out of its train set by position: of every 1/``validation_fraction``
-    documents one is validation and one is test.  With fewer documents than that, they are first cut into passages at
-    blank lines (about four per 1/``validation_fraction``); neighboring passages of one split stay one document.
+    documents one is validation and one is test.  Where that would hold out fewer than `HELD_OUT` documents a split,
+    they are first cut into passages at blank lines, of a size that gives each split so many; passages are no shorter
+    than `SHORTEST` unless a split would get fewer than four.  Neighboring passages of one split stay one document.
     """
 
-    def __init__(self, source: Source, validation_fraction: float, max_documents: int | None) -> None:
+    def __init__(
+        self, source: Source, validation_fraction: float, max_documents: int | None, text_version: int = 2
+    ) -> None:
         self._source = source
         self._max_documents = max_documents
         self._missing = frozenset(SPLITS) - source.splits
         self._period = round(1 / validation_fraction)
+        self._version = text_version
 
     @property
     def fingerprint(self) -> str:
         """A hash of the text and of its division into splits."""
         period = self._period if self._missing else None
-        return hash_of([self._source.fingerprint, sorted(self._missing), period, self._max_documents])
+        passages = [HELD_OUT] if self._version > 1 and self._missing and self._passage_size else []
+        return hash_of([self._source.fingerprint, sorted(self._missing), period, self._max_documents, *passages])
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the text and its splits, a line each."""
+        notes = [*self._source.notes]
+        if self._missing and (size := self._passage_size):
+            what = " and ".join(split for split in SPLITS if split in self._missing)
+            notes.append(f"{what}: passages of about {size:,} characters, held out of few training documents")
+        return notes
 
     def documents(self, split: str) -> Iterator[str]:
         """The documents of ``train``, ``validation`` or ``test`` that are not blank."""
@@ -82,8 +102,11 @@ class Corpus:
     @functools.cached_property
     def _passage_size(self) -> int | None:
         """In characters; None if there are enough documents to hold out whole ones."""
-        lengths = [len(text) for text in islice(self._train_source(), self._period)]
-        return max(sum(lengths) // (4 * self._period), 1) if len(lengths) < self._period else None
+        wanted = (HELD_OUT if self._version > 1 else 1) * self._period
+        lengths = [len(text) for text in islice(self._train_source(), wanted)]
+        largest = sum(lengths) // (4 * self._period)
+        size = min(max(sum(lengths) // wanted, SHORTEST), largest) if self._version > 1 else largest
+        return max(size, 1) if len(lengths) < wanted else None
 
     def _passages(self, split: str, size: int) -> Iterator[str]:
         index = count()
@@ -107,4 +130,4 @@ def open_corpus(data: DataConfig) -> Corpus:
         "text": LocalFiles,
         "passkey": PassKeys,
     }
-    return Corpus(sources[data.source](data), data.validation_fraction, data.max_documents)
+    return Corpus(sources[data.source](data), data.validation_fraction, data.max_documents, data.text_version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class TokenizedCorpus:
     tokenizer: Tokenizer
     splits: dict[str, TokenSplit]
     loss_of_text: str | None = None  # see `Tokenizer.loss_of_text`
+    notes: Sequence[str] = ()  # see `Corpus.notes`
 
     def split(self, name: str) -> TokenSplit:
         """``train``, ``validation`` or ``test``."""
@@ -132,7 +133,7 @@ def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpu
         splits[name] = TokenSplit(
             name, tokens, counts["documents"], counts["words"], counts["bytes"], tokenizer, not loss_of_text
         )
-    return TokenizedCorpus(key, tokenizer, splits, loss_of_text)
+    return TokenizedCorpus(key, tokenizer, splits, loss_of_text, manifest.get("notes", ()))
 
 
 def _read_manifest(folder: Path, key: str, root: Path) -> dict[str, Any] | str:
@@ -170,7 +171,7 @@ def _build(
         of_runs = {"cache_dir", "workers", "block_size", "max_eval_tokens", "noise"}
         config = data.model_dump(mode="json", exclude=of_runs)
         manifest |= redacted({"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": config})
-        manifest |= {"loss_of_text": tokenizer.loss_of_text(corpus.documents("train"))}
+        manifest |= {"loss_of_text": tokenizer.loss_of_text(corpus.documents("train")), "notes": corpus.notes}
         print(f"tokenizing into {folder}, once for this text and tokenizer; can be interrupted", flush=True)
         manifest["splits"] = {}
         for split in SPLITS:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Listed:
         self.by_split = {"train": train, **others}
         self.splits = frozenset(self.by_split)
         self.fingerprint = "listed"
+        self.notes: list[str] = []
 
     def documents(self, split: str) -> Iterator[str]:
         return iter(self.by_split[split])
@@ -127,7 +129,7 @@ def test_pydocs_without_documentation(tmp_path: Path) -> None:
 # Held-out splits
 
 
-@pytest.mark.parametrize("n", [50, 51, 500])
+@pytest.mark.parametrize("n", [500, 501, 2000])
 def test_whole_documents_are_held_out_of_many(n: int) -> None:
     texts = [f"document {i}" for i in range(n)]
     corpus = Corpus(Listed(texts), validation_fraction=0.02, max_documents=None)
@@ -135,6 +137,20 @@ def test_whole_documents_are_held_out_of_many(n: int) -> None:
     assert sorted(text for split in splits.values() for text in split) == sorted(texts)
     assert len(splits["test"]) == len(splits["validation"]) == n // 50
     assert splits == {split: list(corpus.documents(split)) for split in SPLITS}
+    assert corpus.notes == []
+
+
+def test_a_few_dozen_books_give_a_split_from_many_of_them() -> None:
+    books = ["".join(f"Sentence {i} of book {n}.\n\n" for i in range(2_000)) for n in range(57)]
+    corpus = Corpus(Listed(books), validation_fraction=0.02, max_documents=None)
+    for split in ("validation", "test"):
+        passages = list(corpus.documents(split))
+        assert 10 <= len(passages) <= 20
+        assert len({text.partition("of book ")[2].partition(".")[0] for text in passages}) > 5
+        assert 0.01 < sum(map(len, passages)) / sum(map(len, books)) < 0.03
+    assert re.fullmatch(r"validation and test: passages of about [\d,]+ characters, .*", *corpus.notes)
+    given = Listed(books, validation=["v"], test=["t"])
+    assert Corpus(given, validation_fraction=0.02, max_documents=None).notes == []
 
 
 def test_passages_are_held_out_of_few() -> None:

@@ -276,6 +276,22 @@ def test_any_text_is_read_as_it_is(tmp_path: Path, text: str, encoding: str) -> 
     assert read_all(rows) == [text, "b"]
     plain.write_bytes(("_" + text).encode(encoding))
     assert read_all(plain) == ["_" + text]
+    assert readers.has_crlf(plain) == ("\r\n" in text)
+
+
+def test_crlf_is_a_line_end_wherever_a_block_ends(tmp_path: Path) -> None:
+    (tmp_path / "dos.txt").write_bytes(b"one line\r\n\r\n" * 200_000)  # 2.4 MB
+    (tmp_path / "unix.txt").write_bytes(b"one line\n\n")
+    (tmp_path / "old.txt").write_bytes(b"a lone \r stays")
+    given = {"validation": tmp_path / "unix.txt", "test": tmp_path / "old.txt"}
+    new, old = (data_config("text", train=tmp_path / "dos.txt", **given, text_version=version) for version in (2, 1))
+    assert "".join(read(new)) == "one line\n\n" * 200_000
+    assert "".join(read(old)) == "one line\r\n\r\n" * 200_000
+    assert read(new, "test") == ["a lone \r stays"]
+    assert open_corpus(new).fingerprint != open_corpus(old).fingerprint
+    mixed = open_corpus(data_config("text", train=tmp_path))
+    assert mixed.notes[0] == "1 of 3 files: line ends CRLF are read as LF"
+    assert not any("CRLF" in note for note in open_corpus(data_config("text", train=tmp_path / "unix.txt")).notes)
 
 
 @any_bytes

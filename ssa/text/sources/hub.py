@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -35,6 +35,7 @@ class HubDataset:
         resolved = ask_or_cached(record, data.path, functools.partial(_resolve, data))
         self._commit, self._files = resolved["commit"], resolved["files"]
         self.splits = frozenset(self._files)
+        self.notes: Sequence[str] = ()
 
     @property
     def fingerprint(self) -> str:

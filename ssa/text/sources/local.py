@@ -10,6 +10,7 @@ from pathlib import Path
 from ssa.config import DataConfig
 from ssa.errors import UserError
 from ssa.files import cache_root, expanded, hash_of, hash_of_file, refuse_lfs_pointer
+from ssa.progress import counted
 from ssa.text.sources import readers
 
 
@@ -24,6 +25,7 @@ class LocalFiles:
         self.files = split_files(data)
         self.splits = frozenset(self.files)
         self._column = data.text_column
+        self._keeps_crlf = data.text_version == 1
         root = cache_root(data.cache_dir)
         self._hashes: dict[Path, str] = {}
         owners: dict[str, tuple[str, Path]] = {}
@@ -35,17 +37,29 @@ class LocalFiles:
                     raise UserError(f"data.{split}: {path} is also in data.{owner} ({other}); a text has one split")
 
     @property
+    def notes(self) -> list[str]:
+        files = [path for paths in self.files.values() for path in paths]
+        found = sum(map(self._has_crlf, files))
+        return [f"{found} of {counted(len(files), 'files')}: line ends CRLF are read as LF"] if found else []
+
+    @property
     def fingerprint(self) -> str:
         """Depends on contents only, so that files may move."""
         contents = {
-            split: [(readers.kind_of(path), self._hashes[path]) for path in paths]
+            split: [
+                (readers.kind_of(path), self._hashes[path], *(["crlf"] if self._has_crlf(path) else []))
+                for path in paths
+            ]
             for split, paths in self.files.items()
         }
         return hash_of(["text", self._column, readers.LONGEST_TEXT, contents])
 
     def documents(self, split: str) -> Iterator[str]:
         for path in self.files[split]:
-            yield from readers.documents(path, self._column)
+            yield from readers.documents(path, self._column, lf=self._has_crlf(path))
+
+    def _has_crlf(self, path: Path) -> bool:
+        return not self._keeps_crlf and readers.has_crlf(path)
 
 
 def split_files(data: DataConfig) -> dict[str, list[Path]]:

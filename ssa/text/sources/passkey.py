@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ssa.config import DataConfig
@@ -70,6 +70,7 @@ class PassKeys:
     """
 
     splits = frozenset({"train", "validation", "test"})
+    notes: Sequence[str] = ()
 
     def __init__(self, data: DataConfig) -> None:
         assert data.passkey is not None, "ensured by DataConfig"

@@ -15,7 +15,7 @@ import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,6 +33,7 @@ class PyDocs:
     """Modules are assigned to splits by a hash of their names; topics, which quote each other, are all in train."""
 
     splits = frozenset({"train", "validation", "test"})
+    notes: Sequence[str] = ()
     name = "pydocs"
 
     def __init__(self, validation_fraction: float, stdlib: Path | None = None) -> None:

@@ -41,8 +41,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROWS = 64  # Parquet rows read at once
 
 
-def documents(path: Path, column: str) -> Iterator[str]:
+def documents(path: Path, column: str, lf: bool = False) -> Iterator[str]:
     """The documents of a file, in order, including empty ones; the format follows from the suffix.
+
+    ``lf``: read CRLF and CR in a .txt file as LF.
 
     Raises:
         UserError: unknown suffix, damaged file, text that is not Unicode, line that is not JSON, or no such column.
@@ -52,7 +54,7 @@ def documents(path: Path, column: str) -> Iterator[str]:
     kind = kind_of(path)
     try:
         if kind == ".txt":
-            yield from cut(_text(path), LONGEST_TEXT)
+            yield from cut(_text(path, lf), LONGEST_TEXT)
         elif kind == ".jsonl":
             yield from _json_lines(path, column)
         else:
@@ -80,6 +82,18 @@ def kind_of(path: Path) -> str:
 def is_text(path: Path) -> bool:
     """Whether it is a file with the suffix of a text."""
     return _suffix(path) in _KINDS and path.is_file()
+
+
+def has_crlf(path: Path) -> bool:
+    """Whether lines of a .txt file end in CRLF, by its first megabyte."""
+    import pyarrow as pa
+
+    block = b""
+    with contextlib.suppress(OSError, pa.ArrowException):  # `documents` names the damage
+        if _suffix(path) == ".txt":
+            with _bytes(path) as stream:
+                block = stream.read(_READ)
+    return "\r\n" in block.decode(_encoding(block), "ignore")
 
 
 def _suffix(path: Path) -> str:
@@ -113,14 +127,16 @@ def _bytes(path: Path) -> IO[bytes]:
     return io.BufferedReader(pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower())), _READ)
 
 
-def _text(path: Path) -> Iterator[str]:
+def _text(path: Path, lf: bool = False) -> Iterator[str]:
     with _bytes(path) as stream:
         block = stream.read(_READ)
-        encoding = next((name for mark, name in _MARKS.items() if block.startswith(mark)), "utf-8-sig")
+        encoding = _encoding(block)
         zeros = tuple(2 * every.count(0) > len(every) for every in (block[i::4] for i in range(4)))
         if encoding == "utf-8-sig" and (unmarked := _UNMARKED.get(zeros)):
             raise UserError(f"{path}: {unmarked} without a byte order mark; {_conversion(path, unmarked)}")
-        decoder = codecs.getincrementaldecoder(encoding)()
+        decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder(encoding)()
+        if lf:
+            decoder = io.IncrementalNewlineDecoder(decoder, translate=True)  # type: ignore[assignment]
         offset = 0  # of the first byte not yet decoded
         while True:
             pending = len(decoder.getstate()[0])
@@ -137,6 +153,10 @@ def _text(path: Path) -> Iterator[str]:
                 return
             offset += len(block)
             block = stream.read(_READ)
+
+
+def _encoding(block: bytes) -> str:
+    return next((name for mark, name in _MARKS.items() if block.startswith(mark)), "utf-8-sig")
 
 
 def _conversion(path: Path, encoding: str) -> str:
