@@ -1,12 +1,16 @@
 """Train a model: ``python train.py model=ssa_gpt2 data=wikitext``; see ``--help``."""
 
-import sys
+from __future__ import annotations
 
-from omegaconf import DictConfig
+import sys
+from typing import TYPE_CHECKING
 
 from ssa.command_line import cli, preflight
 from ssa.config import Config
 from ssa.imports import preload
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def train(config: Config, command: list[str]) -> float:

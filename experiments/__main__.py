@@ -106,14 +106,11 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
         seconds = time.perf_counter() - began
         context.finish(seconds)
     except KeyboardInterrupt:
-        console.print("Interrupted; finished work is kept; rerun the command to resume.")
-        raise
+        raise KeyboardInterrupt("finished work is kept; rerun the command to resume") from None
     finally:
         context.discard()
-    if settings.scale == "smoke":
-        console.print("scale=smoke only tests the code; its conclusions are meaningless:")
     for conclusion in context.conclusions:
-        console.print(conclusion.sentence, markup=False)
+        console.print(conclusion.row(settings.scale)["sentence"], markup=False)
     console.print(f"{seconds:.0f} s; results: {context.folder}/{settings.scale}_*")
     if context.failed:
         raise UserError(failures(context.failed))

@@ -24,6 +24,7 @@ _EXPECTED = {
     "list_type": "a list, [a,b]",
     "finite_number": "a finite number",
 }
+_MEANT = {"data.vocab_size": "data.tokenizer=bpe-8192"}  # a tokenizer of that size, trained on the text
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 RENAMED = {  # keys of version 0.1
     "model.width": "model.d_model",
@@ -62,16 +63,17 @@ def unknown_key(key: str, root: type[Any], also: Sequence[str] = ()) -> str:
     prefix = "".join(f"{part}." for part in known)
     valid = [prefix + name for name in field_types(section)]
     wrong = prefix + rest[0]
-    if known:
-        return f"{wrong}: unknown key{closest(wrong, valid)}; valid: {', '.join(field_types(section))}"
-    namesakes = [leaf for leaf in (*leaves(root), *also) if re.split("[./]", leaf)[-1] == wrong]
-    guess = f", did you mean {namesakes[0]}?" if namesakes else closest(wrong, [*valid, *also])
-    return f"{wrong}: unknown key{guess}; valid: {', '.join(valid)}"
+    namesakes = [leaf for leaf in (*leaves(root), *also) if re.split("[./]", leaf)[-1] == rest[0]]
+    meant = _MEANT.get(wrong) or next(iter(namesakes), None)
+    guess = f", did you mean {meant}?" if meant else closest(wrong, valid if known else [*valid, *also])
+    return f"{wrong}: unknown key{guess}; valid: {', '.join(field_types(section))}"
 
 
 def closest(word: str, valid: Iterable[str]) -> str:
     """``, did you mean X?``, or an empty string."""
-    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.7)
+    names = list(valid)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    near = near or [name for name in names if word in re.split("[_.-]", name)]  # ssa: ssa_gpt2
     return f", did you mean {near[0]}?" if near else ""
 
 

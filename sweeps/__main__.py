@@ -124,7 +124,7 @@ def _search(
             f"{len(search.stopped)} trials stopped: {', '.join(search.stopped)}; rerun the command to resume"
         )
     if search.interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("rerun the command to resume")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,10 @@ class Conclusion:
 
     @property
     def sentence(self) -> str:
-        return f"{self.verdict.capitalize()}: {self.claim} ({self._numbers('95% interval')})."
+        return self._stated(self.verdict)
+
+    def _stated(self, verdict: str) -> str:
+        return f"{verdict.capitalize()}: {self.claim} ({self._numbers('95% interval')})."
 
     def _numbers(self, interval: str) -> str:
         if not self.estimate.n:
@@ -55,17 +58,20 @@ class Conclusion:
                 break
         return text
 
-    def row(self) -> dict[str, Any]:
+    def row(self, scale: str) -> dict[str, Any]:
+        """A row of conclusions.csv; ``scale=smoke`` decides nothing."""
+        is_decided = scale != "smoke" or self.verdict.startswith("unfinished")
+        verdict = self.verdict if is_decided else "no verdict at scale=smoke"
         return {
             "claim": self.claim,
-            "verdict": self.verdict,
+            "verdict": verdict,
             "quantity": self.quantity,
             "mean": self.estimate.mean,
             "low": self.estimate.low,
             "high": self.estimate.high,
             "seeds": self.estimate.n,
             "expected": f"{self.expected} than {self.threshold:g}",
-            "sentence": self.sentence,
+            "sentence": self._stated(verdict),
         }
 
 
@@ -83,17 +89,16 @@ class ClaimConclusion(Conclusion):
     def verdict(self) -> str:
         return self.decision.verdict
 
-    @property
-    def sentence(self) -> str:
+    def _stated(self, verdict: str) -> str:
         sizes, more = self.decision.comparison.sizes, self.decision.more_seeds
         numbers = self._numbers(f"{'simultaneous ' if self.decision.n_claims > 1 else ''}95% interval")
         numbers += f"; {sizes.name}: {sizes.expected:.3g}"
         if self.verdict == "practically equal":
             numbers += f"; within {sizes.margin:.3g}: p = {self.decision.p.equal:.2g}"
         numbers += f"; more seeds: for {more.difference:.3g}" if more and more.difference != sizes.expected else ""
-        return f"{self.verdict.capitalize()}: {self.claim} ({numbers})."
+        return f"{verdict.capitalize()}: {self.claim} ({numbers})."
 
-    def row(self) -> dict[str, Any]:
+    def row(self, scale: str) -> dict[str, Any]:
         sizes, more = self.decision.comparison.sizes, self.decision.more_seeds
         added = {
             "sd": self.estimate.sd,
@@ -103,5 +108,5 @@ class ClaimConclusion(Conclusion):
             "more seeds": more.number if more else math.nan,
             "more seeds for": more.difference if more else math.nan,
         }
-        row = super().row()
+        row = super().row(scale)
         return {name: row[name] for name in row if name != "sentence"} | added | {"sentence": self.sentence}

@@ -153,7 +153,7 @@ class ExperimentContext:
     def finish(self, seconds: float) -> None:
         """Writes conclusions and provenance, with this process's wall time, and moves all results into place."""
         if self.conclusions:
-            self.table("conclusions", [conclusion.row() for conclusion in self.conclusions])
+            self.table("conclusions", [conclusion.row(self.settings.scale) for conclusion in self.conclusions])
         summaries = [run.summary for run in self._recorded]
         for folder in self._runs:
             with suppress(UserError):  # a damaged run, which the table names

@@ -1,1 +1,15 @@
 """The command line: from arguments to typed settings, with one line for every mistake."""
+
+import sys
+from types import TracebackType
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a program still imports ends in one line, too."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _report

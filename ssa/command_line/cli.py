@@ -29,9 +29,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ssa.command_line import compose_errors, conf_groups
+from ssa.command_line.help_page import FLAGS, help_page
 from ssa.command_line.init_from import adopted
 from ssa.command_line.output import keep_writable
 from ssa.command_line.resume import label, resumed
+from ssa.command_line.settings import interrupted
 from ssa.command_line.values import read_overrides, with_literal_paths
 from ssa.config import Config, parse
 from ssa.config_errors import closest
@@ -70,7 +72,8 @@ def command_line(
     try:
         arguments = _checked_arguments()
         if arguments.help:
-            print(conf_groups.help_text(program, purpose))
+            chosen = next((text for text in arguments.overrides if "=" not in text.rstrip("=")), "")
+            print(help_page(program, purpose, chosen))
         else:
             if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
                 _sweep_dir = _prepare_sweep(arguments.overrides)
@@ -83,8 +86,8 @@ def command_line(
         sys.stdout.flush()
     except UserError as error:
         return _say(str(error))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        return interrupted(error)
     return _sweep_result()
 
 
@@ -180,11 +183,13 @@ def configure(composed: DictConfig) -> Config:
     Raises:
         UserError: the first mistake in it.
     """
+    choices = HydraConfig.get().runtime.choices
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except compose_errors.COMPOSITION_ERRORS as error:
+        unresolved: Any = OmegaConf.to_container(composed)
+        _check_choices(unresolved, choices)  # a wrong option is the reason
         raise UserError(compose_errors.explain(error, _overrides())) from None
-    choices = HydraConfig.get().runtime.choices
     _check_choices(values, choices)
     if values.get("resume"):
         return resumed(values, _overrides(), set(choices))
@@ -192,6 +197,7 @@ def configure(composed: DictConfig) -> Config:
         values = adopted(values, _overrides(), choices)
     elif isinstance(values.get("model"), dict):
         conf_groups.check_size(values["model"], str(choices["model/size"]))
+        values["model"]["size"] = conf_groups.size_name(values["model"], choices)
     return parse(values)
 
 
@@ -232,10 +238,10 @@ def _refuse_flag(message: str) -> NoReturn:
         raise UserError(f"{flag}: after a flag in the middle; write flags first: -m model=gpt2,ssa_gpt2 seed=0,1,2")
     if not flag.startswith("-"):
         raise UserError(f"{message}; see --help")
-    known = re.findall(r"--\w+", " ".join(conf_groups.FLAGS))
+    known = re.findall(r"--\w+", " ".join(FLAGS))
     raise UserError(
         f"{flag}: unknown flag{closest(flag, known)}; values are set as KEY=VALUE without dashes; "
-        f"valid: {', '.join(conf_groups.FLAGS)}"
+        f"valid: {', '.join(FLAGS)}"
     )
 
 

@@ -21,6 +21,7 @@ from ssa.command_line.values import is_path, read_list, read_text, read_value
 from ssa.config_errors import one_line, shown, unknown_key
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
 from ssa.files import disk_errors
+from ssa.model.config import TOO_LARGE
 from ssa.processes import interruptible
 
 S = TypeVar("S", bound=BaseModel)
@@ -66,8 +67,8 @@ def program(
         sys.stdout.flush()
     except UserError as error:
         return complain(error)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        return interrupted(error)
     except Exception:
         traceback.print_exc()
         return EXIT_BUG
@@ -78,6 +79,12 @@ def complain(error: UserError) -> int:
     """Print one line on stderr; returns the exit code."""
     print("error:", error, file=sys.stderr)
     return EXIT_BAD_INPUT
+
+
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Print one line on stderr, with what is said of the work so far; returns the exit code."""
+    print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def parse(settings: type[S], arguments: Sequence[str], defaults: Mapping[str, Any] | None = None) -> S:
@@ -121,15 +128,17 @@ def help_text(
         field = settings.model_fields[key]
         value = (defaults or {}).get(key, field.get_default(call_default_factory=True))
         default = "required" if key not in (defaults or {}) and field.is_required() else f"default: {typed(value)}"
-        limits = [f"{symbol} {schema[bound]:.10g}" for bound, symbol in _BOUNDS.items() if bound in schema]
-        notes = "; ".join([*([" and ".join(limits)] if limits else []), default])
-        text = textwrap.wrap(f"{field.description or ''} ({notes})".strip(), _WIDTH - _COLUMN)
-        left = f"  {key}={_kind(schema)}"
-        if len(left) >= _COLUMN:
-            lines.append(left)
-            left = ""
-        lines += [f"{start:<{_COLUMN}}{line}" for start, line in zip([left, *[""] * len(text)], text, strict=False)]
+        notes = "; ".join([*limits_of(schema), default])
+        lines += entry(f"{key}={kind_of(schema)}", f"{field.description or ''} ({notes})".strip())
     return "\n".join([*lines, *closing_sections(name, examples, files)])
+
+
+def entry(left: str, text: str) -> list[str]:
+    """Lines of a help page: ``left``, and beside or below it the text, wrapped."""
+    wrapped, left = textwrap.wrap(text, _WIDTH - _COLUMN), f"  {left}"
+    above = [left] if len(left) >= _COLUMN or not wrapped else []
+    starts = ["" if above else left, *[""] * len(wrapped)]
+    return [*above, *(f"{start:<{_COLUMN}}{line}" for start, line in zip(starts, wrapped, strict=False))]
 
 
 def closing_sections(name: str, examples: Sequence[str], files: Mapping[str, str] | None) -> list[str]:
@@ -173,9 +182,17 @@ def _number(value: Any, schema: Mapping[str, Any]) -> Any:
     return int(value) if is_number and re.fullmatch(r"[+-]?0\d+", value, re.ASCII) else value
 
 
-def _kind(schema: Mapping[str, Any]) -> str:
+def kind_of(schema: Mapping[str, Any]) -> str:
+    """The type of a field, or its choices."""
     choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [_WORDS[schema["type"]]])
-    return "|".join([*choices, *(["null"] if schema["optional"] else [])])
+    return "|".join([*map(typed, choices), *(["null"] if schema["optional"] else [])])
+
+
+def limits_of(schema: Mapping[str, Any]) -> list[str]:
+    """The range of a number, in one text, if it has one."""
+    bounds = {bound: schema[bound] for bound in _BOUNDS if schema.get(bound, TOO_LARGE) != TOO_LARGE}
+    limits = [f"{_BOUNDS[bound]} {value:.10g}" for bound, value in bounds.items()]
+    return [" and ".join(limits)] if limits else []
 
 
 def typed(value: Any) -> str:

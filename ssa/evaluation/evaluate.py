@@ -87,8 +87,7 @@ class _Evaluation:
             traceback.print_exc()
             message = f"tasks={name}: {type(error).__name__}: {first_line(error)}"
         except KeyboardInterrupt:
-            self.console.print(f"{name}: interrupted; rerun the command to resume")
-            raise
+            raise KeyboardInterrupt(f"rerun the command to resume {name}") from None
         self.failures[name] = message
         if not alone:
             self.console.print(f"error: {message}", style="red")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from conftest import ROOT
 from omegaconf import DictConfig
 
 from ssa.command_line import cli
+from ssa.config import Config
+from ssa.config_errors import leaves
 
 TRAIN = str(ROOT / "train.py")
 
@@ -65,6 +68,9 @@ SECTIONS = "valid: model, data, optim, trainer, logger, scale, experiment, seed"
 WRONG_ARGUMENTS = {
     # groups and options
     "data=wikitex": ["data=wikitex:", "did you mean wikitext?", "pydocs"],
+    "model=ssa": ["model=ssa:", "did you mean ssa_gpt2?"],
+    "data.vocab_size=300": ["data.vocab_size: unknown key, did you mean data.tokenizer=bpe-8192?"],
+    "trainer.lr=1": ["trainer.lr: unknown key, did you mean optim.lr?", "valid: steps"],
     "model=gpt3": ["model=gpt3:", "did you mean gpt2?", "valid: gpt2, llama"],
     "model/size=124": ["model/size=124:", "did you mean 124m?", "355m", "nano"],
     "model/temperature=sa": ["model/temperature=sa:", "did you mean ssa?", "none, position", "ssa_mlp, ssmax, token"],
@@ -215,6 +221,28 @@ def test_help_lists_and_describes_every_option(tmp_path: Path) -> None:
         start = next(number for number, line in enumerate(lines) if line.startswith(f"{group}="))
         described = next(line for line in lines[start:] if line.split()[:1] == [file.stem])
         assert len(described.split()) > 1, described
+    keys = [key for key in leaves(Config) if key.rpartition(".")[2] not in {"name", "size", "scale", "init_hash"}]
+    shown = [line for line in lines if re.match(r"  [\w.]+=", line)]
+    assert sorted(line.split("=")[0].strip() for line in shown) == sorted(keys)
+    assert max(map(len, lines)) <= 100
+
+
+def test_help_on_one_group_section_or_key(tmp_path: Path) -> None:
+    def page(*arguments: str) -> list[str]:
+        return programs.launch("train.py", *arguments, cwd=tmp_path).out.splitlines()
+
+    optim = page("--help", "optim")
+    assert optim[0] == "optim=  (default: adamw)"
+    assert "  optim.weight_decay=NUMBER matrices and embeddings only (>= 0; default: 0.1)" in optim
+    assert not any(line.startswith("  trainer.") for line in optim)
+    assert page("--help", "model/temperature") == page("--help", "model.temperature")
+    (key,) = [line for line in page("--help", "trainer.compile") if "=" in line]
+    assert key == "  trainer.compile=true|false|auto"
+    refused = programs.launch("train.py", "--help", "trainer.step", cwd=tmp_path)
+    assert refused.code == 2
+    assert refused.err.startswith(
+        "error: --help trainer.step: no such group or key, did you mean trainer.steps?; valid: model,"
+    )
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--cfg job"])
@@ -230,7 +258,7 @@ def test_cfg_prints_the_composed_config(launch: Callable[..., Outcome]) -> None:
     assert yaml.safe_load(outcome.out)["trainer"]["micro_batch_size"] == 6
 
 
-def test_an_interrupt_before_training_is_quiet(
+def test_an_interrupt_before_training_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(_: DictConfig) -> float:
@@ -238,4 +266,4 @@ def test_an_interrupt_before_training_is_quiet(
 
     monkeypatch.setattr(sys, "argv", [TRAIN])
     assert cli.command_line(interrupted, lambda _: None, lambda _: None, program="train.py", purpose="") == 130
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "interrupted\n")

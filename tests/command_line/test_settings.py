@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from conftest import ROOT
 from pydantic import Field, model_validator
 
 from ssa.command_line.settings import help_text, parse, program
@@ -134,7 +136,7 @@ def test_help_shows_kind_limits_default_and_description() -> None:
         assert any(line.startswith(f"  {field}=") for line in lines)
     words = " ".join(page.split())
     assert "run=TEXT a folder (required)" in words
-    assert "wrapped on the help page (> 0 and < 2147483648; default: 64)" in words
+    assert "wrapped on the help page (> 0; default: 64)" in words
     assert "rate=NUMBER (> 0 and <= 2; default: 0.5)" in words
     assert "layer=INTEGER|null (>= 0; default: null)" in words
     assert "kind=query|value (default: query)" in words
@@ -180,8 +182,9 @@ def test_bad_input_is_one_line_and_2(run: Run) -> None:
     assert run(raising(UserError("run=x: no\n such folder")), "run=x") == (2, "", "error: run=x: no such folder\n")
 
 
-def test_an_interrupt_is_quiet_and_130(run: Run) -> None:
-    assert run(raising(KeyboardInterrupt()), "run=x") == (130, "", "")
+def test_an_interrupt_is_one_line_and_130(run: Run) -> None:
+    assert run(raising(KeyboardInterrupt()), "run=x") == (130, "", "interrupted\n")
+    assert run(raising(KeyboardInterrupt("all is kept")), "run=x") == (130, "", "interrupted; all is kept\n")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES])
@@ -231,3 +234,10 @@ def test_a_folder_without_its_key_is_taken_for_a_run(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^a-run: not KEY=VALUE, did you mean run=a-run\?; "):
         parse(Example, ["a-run"])
+
+
+@pytest.mark.parametrize("package", ["ssa.command_line", "experiments", "sweeps"])
+def test_ctrl_c_during_imports_is_one_line(package: str) -> None:
+    code = f"import {package}\nraise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
