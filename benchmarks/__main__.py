@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import time
 from dataclasses import asdict
@@ -51,6 +52,8 @@ def run(names: list[str], missed: list[str], settings: Settings) -> None:
     for name in names:
         if name not in NAMES:
             raise UserError(f"{name}: no such benchmark; valid: {', '.join(NAMES)}")
+    if importlib.util.find_spec("scipy") is None:
+        raise UserError("python -m benchmarks needs scipy for its intervals: pip install -e '.[experiments]'")
     if settings.to:
         check_writable(Path(settings.to).absolute().parent, "to")
     from benchmarks.measure import Figure, machine, markdown  # imports torch
