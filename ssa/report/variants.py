@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from ssa.config import BOOKKEEPING, NAMES
 from ssa.model.config import PROJECTIONS
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report.tables import Table, TableCell
-from ssa.statistics import Estimate, mean_interval, paired_interval, shown
+from ssa.statistics import Estimate, has_intervals, mean_interval, paired_interval, shown
+from ssa.viz.rule_style import style_of
 
 LOSS = "best/val/loss"
 _COLUMNS = {  # title, column, digits
@@ -74,9 +74,14 @@ def variants(frame: pd.DataFrame) -> list[Variant]:
     made = []
     for row, runs in found.items():
         settings, first = dict(zip(kept, row, strict=True)), next(iter(runs.values()))
-        names = tuple(str(good.at[first, name]) for name in _NAMES if name in good.columns)
+        names = tuple(_shown_name(name, str(good.at[first, name])) for name in _NAMES if name in good.columns)
         made.append(Variant(dict(sorted(runs.items())), settings, names))
     return made
+
+
+def _shown_name(column: str, value: str) -> str:
+    """That of the temperature rule is the one in figures."""
+    return style_of(value).name if column == "config.model.temperature.name" else value
 
 
 def table(frame: pd.DataFrame) -> Table | None:
@@ -84,12 +89,9 @@ def table(frame: pd.DataFrame) -> Table | None:
     found = [one for one in variants(frame) if len(one.runs) > 1]
     if not found:
         return None
-    bases = {one.without_rule: one for one in sorted(found, key=lambda one: len(one.runs)) if not one.rule}
-    rows = [
-        _row(frame, one, bases.get(one.without_rule), label) for one, label in zip(found, labels(found), strict=True)
-    ]
+    rows = [_row(frame, *each) for each in zip(found, bases(found), labels(found), strict=True)]
     measured = [title for title, (key, _) in _COLUMNS.items() if key in frame.columns]
-    if _has_intervals():
+    if has_intervals():
         caption = "Means and 95% intervals (Student's t) over seeds; differences are paired at equal seed. "
     else:
         caption = "Means over seeds; intervals need pip install -e '.[experiments]'. "
@@ -98,9 +100,15 @@ def table(frame: pd.DataFrame) -> Table | None:
     return Table("Runs that differ in their seed alone", caption, columns, tuple(rows))
 
 
+def bases(found: Sequence[Variant]) -> list[Variant | None]:
+    """The vanilla variant at the settings of each, the one with the most seeds; a vanilla one may be its own."""
+    vanilla = {one.without_rule: one for one in sorted(found, key=lambda one: len(one.runs)) if not one.rule}
+    return [vanilla.get(one.without_rule) for one in found]
+
+
 def labels(found: Sequence[Variant]) -> list[str]:
     """A name for each variant: its names as far as they differ, then the settings that tell equal names apart."""
-    differ = [len({one.names[place] for one in found}) > 1 for place in range(len(found[0].names))]
+    differ = [len(set(names)) > 1 for names in zip(*(one.names for one in found), strict=True)]
     named = [" ".join(name for name, shown in zip(one.names, differ, strict=True) if shown) for one in found]
     made = []
     for one, name in zip(found, named, strict=True):
@@ -133,17 +141,13 @@ def _row(frame: pd.DataFrame, one: Variant, base: Variant | None, label: str) ->
     return tuple(cells)
 
 
-def _has_intervals() -> bool:
-    return importlib.util.find_spec("scipy") is not None
-
-
 def _mean(values: Sequence[float]) -> Estimate:
-    if _has_intervals():
+    if has_intervals():
         return mean_interval(values)
     return Estimate(math.fsum(values) / len(values), math.nan, math.nan, math.nan, len(values))
 
 
 def _paired(values: Sequence[float], bases: Sequence[float]) -> Estimate:
-    if _has_intervals():
+    if has_intervals():
         return paired_interval(values, bases)
     return _mean([value - base for value, base in zip(values, bases, strict=True)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -22,13 +24,17 @@ from run_folders import FAILED, INTERRUPTED, make
 
 from ssa.errors import UserError
 from ssa.record.runs import load
+from ssa.report.page.claims import Claim, read_claims
+from ssa.report.page.forest import forest
 from ssa.report.page.results import read_results
 from ssa.report.page.run_data import POINTS
 from ssa.report.page.settings import ReportSettings
+from ssa.report.page.write import PAPER, SCRIPTS, write
 from ssa.report.page.write import page as build_page
-from ssa.report.page.write import write
 from ssa.report.tables import Table, TableCell
 from ssa.viz.plot_style import figure, save
+
+stats = pytest.importorskip("scipy.stats")
 
 EVIL = """</script><img src=x onerror="alert(1)"><!--<script>&amp;'\x00\ud800"""
 CLAIM = {
@@ -155,9 +161,7 @@ def test_every_run_is_listed_with_its_problems(folder: Path) -> None:
     failed = next(run for run in runs.values() if run["shown"][1] == "failed")
     assert "not finite" in failed["error"]
     assert failed["curves"]
-    assert "1 experiment, 20 runs: 1 failed, 18 finished, 1 interrupted; 1 damaged." in " ".join(
-        Tags(text).text.split()
-    )
+    assert "1 item, 20 runs: 1 failed, 18 finished, 1 interrupted; 1 damaged." in " ".join(Tags(text).text.split())
 
 
 @pytest.mark.parametrize(
@@ -225,14 +229,17 @@ def test_results_are_those_of_the_largest_scale(folder: Path) -> None:
     text = " ".join(tags.text.split())
     assert "✓ holds" in text
     assert "✗" not in text
-    assert "-0.5 [-0.6123, -0.4] a difference; claimed: lower than 0; 3 seeds, scale=laptop" in text
+    assert "−0.5 [−0.612, −0.4]" in text
+    assert "a difference; claimed: lower than 0" in text
+    assert "scale=laptop. python -m experiments demo scale=laptop" in text
     assert "Table 9: a demonstration" in text
     assert [cell for cell in tags.all("td") if "gpt2-nano" in (cell.get("title") or "")]
-    add_results(folder, "demo", "gpu", verdict="undecided", claim="of the GPU")
+    add_results(folder, "demo", "gpu", verdict="undecided", claim="on the GPU, SSA is better")
     text = Tags(page(folder)).text
-    assert "of the GPU" in text
-    assert "SSA is better" not in text
-    assert "scale=laptop" not in text
+    assert "On the GPU, SSA is better" in text
+    assert text.count("SSA is better") == 2, "as the main claim, and in the list of claims"
+    assert "scale=laptop." not in text
+    assert "python -m experiments demo scale=gpu" in text
 
 
 def test_the_smaller_picture_is_taken(folder: Path) -> None:
@@ -279,6 +286,7 @@ def test_text_from_data_stays_text(folder: Path) -> None:
     (run / "environment.json").write_text(json.dumps(environment))
     text = page(folder)
     tags = Tags(text)
+    assert "cannot be read" not in tags.text
     assert len(tags.all("script")) == 2
     assert all((picture["src"] or "").startswith("data:image/") for picture in tags.all("img"))
     assert not [name for _, attributes in tags.found for name in attributes if name.startswith("on")]
@@ -287,23 +295,143 @@ def test_text_from_data_stays_text(folder: Path) -> None:
     assert shown[0] == EVIL.replace("\ud800", "")
 
 
+def test_items_are_in_the_papers_order(folder: Path) -> None:
+    for name in ("aaa", "bbb", "zzz"):
+        add_results(folder, name, "laptop")
+    (folder / "experiments" / "README.md").write_text("[Z](zzz/README.md), [D](demo/README.md), [Z](zzz/README.md)\n")
+    results = read_results(folder / "experiments")
+    assert [one.name for one in results] == ["zzz", "demo", "aaa", "bbb"]
+
+
+def test_the_page_begins_with_answer_tally_and_scale(folder: Path) -> None:
+    sized = {"paper": 0.9, "p as claimed": 0.001, "seeds": 7, "verdict": "holds, smaller than the paper's"}
+    add_results(folder, "grid", "overnight", **sized, claim="of the most seeds")
+    add_results(folder, "other", "laptop", **{**sized, "seeds": 3}, claim="of few seeds")
+    add_results(folder, "quick", "smoke", verdict="does not hold")
+    (folder / "experiments" / "later").mkdir()
+    (folder / "experiments" / "later" / "config.yaml").write_text("purpose: 'table 9: what is to come'\n")
+    head = Tags(page(folder).partition("<main>")[0]).text
+    head = " ".join(head.split())
+    assert "None of the 2 comparisons for which the paper gives a size reaches it here." in head
+    assert "Holds, smaller than the paper's: 2." in head
+    assert "with the most seeds: Of the most seeds. ✓ holds, smaller than the paper's −0.5 [−0.612, −0.4], 7" in head
+    assert "the paper’s size: −0.9" in head
+    assert "✓ 3 holds" in head
+    assert "✗" not in head, "smoke tests the code alone"
+    assert "2 items at scale=laptop (small models, minutes on two cores); 1 item at scale=overnight" in head
+    assert "No result at scale=gpu" in head
+    assert "Not run: later, quick." in head
+    assert "what is to come" in Tags(page(folder)).text
+
+
+def test_a_verdict_is_corrected_for_the_claims_of_its_experiment(folder: Path) -> None:
+    """Of the interval [-0.9, -0.1] over 5 seeds p is 0.027: it survives alone, but not beside a second claim."""
+    path = Path(f"{add_results(folder, 'one', 'laptop', mean=-0.5, low=-0.9, high=-0.1, seeds=5)}conclusions.csv")
+    (alone,) = read_claims(path)
+    assert (alone.verdict, alone.alone) == ("holds", "")
+    t, df = 0.5 / (0.4 / stats.t.ppf(0.975, 4)), 4
+    assert alone.p == pytest.approx(2 * stats.t.sf(t, df))
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    claims = read_claims(path)
+    assert [(one.verdict, one.alone) for one in claims] == [("undecided", "holds")] * 2
+    assert claims[0].p == pytest.approx(4 * stats.t.sf(t, df))
+    text = Tags(page(folder)).text
+    assert "holds by its own interval" in text
+
+
+def test_the_interval_of_a_ratio_is_one_of_logarithms(folder: Path) -> None:
+    low, high = math.exp(-0.9), math.exp(-0.1)
+    values = {"mean": math.exp(-0.5), "low": low, "high": high, "seeds": 5, "expected": "lower than 1"}
+    (claim,) = read_claims(Path(f"{add_results(folder, 'ratio', 'laptop', **values)}conclusions.csv"))
+    assert claim.p == pytest.approx(2 * stats.t.sf(0.5 / (0.4 / stats.t.ppf(0.975, 4)), 4))
+
+
+def test_grids_are_corrected_where_they_are_made(folder: Path) -> None:
+    start = add_results(folder, "grid", "laptop", **{"p as claimed": 0.41, "verdict": "undecided, 3 more seeds"})
+    (claim,) = read_claims(Path(f"{start}conclusions.csv"))
+    assert (claim.verdict, claim.p) == ("undecided, 3 more seeds", 0.41)
+
+
+def test_the_forest_plot_has_one_unit_and_all_its_claims() -> None:
+    def claim(group: str, metric: str, mean: float, paper: float | None) -> Claim:
+        return Claim(
+            f"in {group}, SSA has a lower {metric} than vanilla", "undecided", f"difference in {metric}, SSA - vanilla",
+            mean, mean - 0.1, mean + 0.1, "3", "lower than 0", paper, None,
+        )  # fmt: skip
+
+    found = forest(
+        [
+            ("Table 3", claim("GPT-2, fine-tuning", "validation loss", -0.2, 0.3)),
+            ("Table 3", claim("Pythia", "validation loss", math.nan, 0.1)),
+            ("Table 3", claim("Llama", "validation loss", 0.1, None)),
+            ("Table 4", claim("Pythia", "accuracy", 0.1, 0.2)),
+        ]
+    )
+    assert found is not None
+    assert [line.group for line in found.lines] == ["GPT-2, fine-tuning", "Pythia"]
+    first, second = found.lines
+    assert first.low is not None
+    assert first.mean is not None
+    assert first.paper is not None
+    assert 0 <= first.low < first.mean < 50 < 100
+    assert first.paper < first.mean, "the paper's size has the sign of the claim"
+    assert (second.mean, second.low) == (None, None)
+    assert (50.0, "0") in found.ticks
+    assert forest([("Table 3", claim("Llama", "validation loss", 0.1, None))]) is None
+
+
+def test_runs_have_variants_with_vanilla_and_maps(folder: Path) -> None:
+    data = data_of(page(folder))
+    variants = data["variants"]
+    for one in variants:
+        members = [data["runs"][number] for number in one["runs"].values()]
+        assert {run["rule"] for run in members} == {one["rule"]}
+        if one["base"] is not None:
+            assert one["rule"] != "none"
+            assert variants[one["base"]]["rule"] == "none"
+    assert any(one["base"] is not None for one in variants)
+    run = next(run for run in data["runs"] if run["rule"] == "ssa" and run["maps"])
+    summary = json.loads(next((folder / "outputs").rglob(f"{run['id']}/summary.json")).read_text())
+    entropy, temperature = run["maps"]["entropy"], run["maps"]["temperature"]
+    assert entropy[1][2] == float(f"{summary['best/val/attention_entropy/layer_01/head_02']:.5g}")
+    query = data["projections"].index("query")
+    assert temperature[1][query] == float(f"{summary['best/val/temperature/query/layer_01/mean']:.5g}")
+
+
+def test_captions_and_files_of_figures(folder: Path) -> None:
+    start = folder / "experiments" / "demo" / "results"
+    (start / "laptop_curve.txt").write_text("What <b>is</b> drawn.\n")
+    (start / "laptop_curve.pdf").write_bytes(b"%PDF")
+    text = page(folder)
+    assert "What &lt;b&gt;is&lt;/b&gt; drawn." in text
+    assert {"laptop_curve.pdf", "laptop_curve.svg", "laptop_curve.png"} <= {
+        Path(link["href"] or "").name for link in Tags(text).all("a")
+    }
+
+
 def test_the_page_needs_no_network(folder: Path) -> None:
     text = page(folder)
     for _, attributes in Tags(text).found:
         for name in {"src", "href", "srcset", "action", "poster"} & attributes.keys():
-            assert (attributes[name] or "").startswith(("data:", "#"))
+            is_link = name == "href" and "rel" not in attributes  # followed by the reader alone
+            assert is_link or (attributes[name] or "").startswith("data:")
     own = re.sub(r"base64,[\w+/=]+", "", text).replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+    own = own.replace(f'<a href="{PAPER}">', "")
     assert not re.search(r"https?:|url\(|@import|\bfetch\b|XMLHttpRequest|\bimport\b\s*\(|sendBeacon|WebSocket", own)
-    assert (ROOT / "ssa/report/page/page.js").stat().st_size + (ROOT / "ssa/report/page/page.css").stat().st_size < 40e3
+    assert sum((ROOT / "ssa/report/page" / name).stat().st_size for name in (*SCRIPTS, "page.css")) < 40e3
 
 
 def test_links_have_targets(folder: Path) -> None:
     tags = Tags(page(folder))
     ids = [attributes["id"] for _, attributes in tags.found if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {link["href"] for link in tags.all("a")} <= {f"#{name}" for name in ids}
+    links = {link["href"] or "" for link in tags.all("a")} - {PAPER}
+    assert {link for link in links if link.startswith("#")} <= {f"#{name}" for name in ids}
+    files = [folder / "report" / unquote(link) for link in links if not link.startswith("#")]
+    assert {path.name for path in files} >= {"README.md", "laptop_conclusions.csv", "laptop_summary.json"}
+    assert all(path.is_file() for path in files)
     labeled = {
-        attributes[name] for _, attributes in tags.found for name in ("for", "aria-labeledby") if name in attributes
+        attributes[name] for _, attributes in tags.found for name in ("for", "aria-labelledby") if name in attributes
     }
     assert labeled <= set(ids)
 

@@ -55,14 +55,14 @@ def test_seeds_are_one_row_with_the_paired_difference_to_vanilla(frame: pd.DataF
     assert [values[0] for values in shown.values()] == ["3", "3", "2"]
     names = list(shown)
     assert names == [
-        "none",
-        "ssa, query(log shared) value(log shared), optim.lr=0.002",
-        "ssa, query(log shared), optim.lr=0.01",
+        "vanilla",
+        "SSA, query(log shared) value(log shared), optim.lr=0.002",
+        "SSA, query(log shared), optim.lr=0.01",
     ]
     mean, difference = mean_interval(ssa), paired_interval(ssa[:2], vanilla[:2])
     assert shown[names[1]][1] == f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
     assert shown[names[1]][2] == f"{difference.mean:.4f} [{difference.low:.4f}, {difference.high:.4f}]"
-    assert shown["none"][2] == "baseline"
+    assert shown["vanilla"][2] == "baseline"
     assert shown[names[2]][2] == "–", "no vanilla at this learning rate"
     assert found is not None
     assert found.rows[1][3].note == "At the 2 seeds that both have."
@@ -81,7 +81,7 @@ def test_without_several_seeds_there_is_no_table(frame: pd.DataFrame) -> None:
 
 
 def test_without_scipy_there_are_means_alone(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "_has_intervals", lambda: False)
+    monkeypatch.setattr(variants, "has_intervals", lambda: False)
     found = variants.table(frame)
     assert found is not None
     assert "pip install -e '.[experiments]'" in found.caption
