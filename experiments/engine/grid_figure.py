@@ -24,8 +24,9 @@ _UNEQUAL = 8  # ratio of the panels' reaches above which their common axis is lo
 def draw_differences(
     context: ExperimentContext, grid: Grid, metric: Metric, differences: Differences, seeds: str
 ) -> None:
-    """One panel for each group, on common axes: a circle per seed, and the mean with its 95% interval."""
+    """One panel for each group with runs, on common axes: a circle per seed, and the mean with its 95% interval."""
     base, rows = grid.rows[0].name, grid.rows[1:]
+    differences = {group: found for group, found in differences.items() if any(found.values())} or differences
     caption = (
         f"Difference in {metric.name} to {base} at equal seed. Circles: seeds. Filled marks: means with 95% intervals "
         f"(Student's t, {seeds}). Left of the line: lower."
@@ -74,7 +75,7 @@ def _scale(axes: Axes, differences: Differences) -> None:
         axes.set_xticks([-far, 0, far], [f"{-far:g}", "0", f"{far:g}"])
         axes.set_xticks([sign * near * digit for sign in (-1, 1) for digit in range(1, round(far / near))], minor=True)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
 
 
 def _style(row: GridRow) -> RuleStyle:
