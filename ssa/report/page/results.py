@@ -35,6 +35,11 @@ class Picture:
     caption: str
     files: dict[str, str]
 
+    @property
+    def is_column(self) -> bool:
+        """Whether it is drawn for a column of a paper, and shown larger here."""
+        return self.width <= 330
+
 
 @dataclass
 class ExperimentResults:
