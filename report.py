@@ -29,7 +29,7 @@ if __name__ == "__main__":
                 "source=wandb:ENTITY/PROJECT",
             ),
             files={
-                "ssa/report/page/": "the page: write.py collects, claims.py corrects verdicts, *.html.j2 are the templates",
+                "ssa/report/page/": "the page: write.py collects, claims.py corrects verdicts, *.j2 are templates",
                 "ssa/report/": "tables as Markdown, LaTeX, CSV and HTML",
                 "ssa/record/runs.py": "loads runs as a table, from disk or Weights & Biases",
             },

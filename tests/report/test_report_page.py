@@ -22,6 +22,7 @@ import yaml
 from conftest import ROOT
 from run_folders import FAILED, INTERRUPTED, make
 
+from ssa import statistics
 from ssa.errors import UserError
 from ssa.record.runs import load
 from ssa.report.page.claims import Claim, read_claims
@@ -344,6 +345,17 @@ def test_the_interval_of_a_ratio_is_one_of_logarithms(folder: Path) -> None:
     values = {"mean": math.exp(-0.5), "low": low, "high": high, "seeds": 5, "expected": "lower than 1"}
     (claim,) = read_claims(Path(f"{add_results(folder, 'ratio', 'laptop', **values)}conclusions.csv"))
     assert claim.p == pytest.approx(2 * stats.t.sf(0.5 / (0.4 / stats.t.ppf(0.975, 4)), 4))
+
+
+def test_without_scipy_the_page_says_that_nothing_is_corrected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrected = "after Holm’s correction"
+    assert corrected in page(folder)
+    monkeypatch.setattr(statistics, "has_intervals", lambda: False)
+    text = page(folder, runs=str(folder / "experiments"))
+    assert corrected not in text
+    assert "not corrected for the number of claims" in text
+    (claim,) = read_claims(folder / "experiments" / "demo" / "results" / "laptop_conclusions.csv")
+    assert (claim.verdict, claim.p) == ("holds", None)
 
 
 def test_grids_are_corrected_where_they_are_made(folder: Path) -> None:

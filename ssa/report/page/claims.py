@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssa.statistics import Estimate, has_intervals, holm, p_greater, p_less
+from ssa import statistics
+from ssa.statistics import Estimate, holm, p_greater, p_less
 
 # By the first words of a verdict; color alone must not carry it
 MARKS = {"holds": "✓", "does not hold": "✗", "practically equal": "≈", "undecided": "?", "unfinished": "…"}
@@ -98,7 +99,7 @@ def read_claims(path: Path) -> list[Claim]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     found = [_claim(row) for row in rows]
-    if not rows or "p as claimed" in rows[0] or not has_intervals():
+    if not rows or "p as claimed" in rows[0] or not statistics.has_intervals():
         return found
     corrected = holm([_p_value(claim) for claim in found])
     return [_corrected(claim, p) for claim, p in zip(found, corrected, strict=True)]

@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ssa import statistics
 from ssa.errors import UserError
 from ssa.files import check_writable, write_atomic, writing
 from ssa.record import runs as run_store
@@ -90,6 +91,7 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
         tally=tally(claim for _, claim in claims),
         scale=scale_of(results),
         forest=plot,
+        corrected=statistics.has_intervals(),
         sections=[(name, title) for name, title, present in parts if present],
         counts={
             "experiment": len(results),
