@@ -22,14 +22,14 @@ if __name__ == "__main__":
             ReportSettings,
             run,
             name="report.py",
-            purpose="Write a web page of all runs and results: verdicts, tables, figures, curves, differences.",
+            purpose="Write a web page of all runs and results: the answer first, then tables, figures, curves.",
             examples=(
                 "runs=outputs experiments=experiments",
                 "runs=outputs/ablations to=outputs/ablations-report",
                 "source=wandb:ENTITY/PROJECT",
             ),
             files={
-                "ssa/report/page/": "the page: write.py collects, page.html.j2 is the template",
+                "ssa/report/page/": "the page: write.py collects, claims.py corrects verdicts, *.j2 are templates",
                 "ssa/report/": "tables as Markdown, LaTeX, CSV and HTML",
                 "ssa/record/runs.py": "loads runs as a table, from disk or Weights & Biases",
             },

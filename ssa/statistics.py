@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -29,6 +30,11 @@ class Estimate(NamedTuple):
 
         half = float(stdtrit(self.n - 1, (1 + confidence) / 2)) * self.sd / math.sqrt(self.n)
         return self._replace(low=self.mean - half, high=self.mean + half)
+
+
+def has_intervals() -> bool:
+    """Whether scipy is installed, which intervals and tests need."""
+    return importlib.util.find_spec("scipy") is not None
 
 
 def shown(estimate: Estimate, digits: int = 3) -> str:

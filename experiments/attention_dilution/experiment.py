@@ -15,6 +15,7 @@ from experiments.engine.shared_runs import attention_of, run_of, weights_of
 from ssa.record.run_files import read_summary
 from ssa.statistics import mean_interval, paired_interval, shown
 from ssa.viz import plot_style
+from ssa.viz.rule_style import style_of
 
 NAMES = {"none": "vanilla", "position": "position-aware", "token": "token-aware", "ssa": "both (SSA)"}
 METRICS = {  # of the attention report, with their names in tables
@@ -26,7 +27,6 @@ METRICS = {  # of the attention report, with their names in tables
     "val_loss": "validation loss",
 }
 COMPARED = ("attention_dilution", "query_key_tau_norm", "val_loss")
-STYLES, MARKERS = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1))), ("o", "s", "^", "D")  # distinct in grayscale
 
 
 class DilutionSettings(TrainingSettings):
@@ -100,21 +100,21 @@ def _draw(context: ExperimentContext, positions: list[dict[str, Any]], settings:
     }  # (seeds, bins)
     caption = (
         "Attention entropy in nats against the number n of visible tokens, mean over layers, heads and tokens. "
-        f"Left: by temperature rule. Right: difference to {NAMES.get(base, base)} at equal seed. "
+        f"Top: by temperature rule. Bottom: difference to {NAMES.get(base, base)} at equal seed. "
         f"Bands: 95% intervals (Student's t, {settings.seeds} seeds)."
     )
-    with context.figure("dilution", 7, 3.6, caption) as figure:
-        left, right = figure.subplots(1, 2)
-        left.plot(n, np.log(n), color=plot_style.GRAY, linestyle=":", label="log n: uniform")
-        shades = plot_style.shades(len(settings.rules))
-        for number, rule in enumerate(settings.rules):
-            look = {"color": shades[number], "linestyle": STYLES[number % len(STYLES)], "marker": MARKERS[number % 4]}
-            look |= {"label": NAMES.get(rule, rule), "markersize": 3.5}
-            band(left, n, entropy[rule].T.tolist(), alpha=0.15, **look)
+    with context.figure("dilution", plot_style.COLUMN, 3.8, caption) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        upper.plot(n, np.log(n), color=plot_style.GRAY, linestyle=":", label=r"$\log n$: uniform")
+        for rule in settings.rules:
+            style = style_of(rule)
+            look = style.line(label=NAMES.get(rule, rule), marker=style.marker, markersize=3.5)
+            band(upper, n, entropy[rule].T.tolist(), alpha=0.15, **look)
             if rule != base:
-                band(right, n, (entropy[rule] - entropy[base]).T.tolist(), alpha=0.15, **look)
-        right.axhline(0, color=plot_style.GRAY, linewidth=0.8)
-        for axes, label in ((left, "entropy (nats)"), (right, f"difference to {NAMES.get(base, base)} (nats)")):
+                band(lower, n, (entropy[rule] - entropy[base]).T.tolist(), alpha=0.15, **look)
+        lower.axhline(0, color=plot_style.GRAY, linewidth=0.8)
+        for axes, label in ((upper, "entropy (nats)"), (lower, f"difference to {NAMES.get(base, base)} (nats)")):
             axes.set_xscale("log", base=2)
-            axes.set(xlabel="visible tokens, n", ylabel=label)
-            axes.legend(fontsize=7.5)
+            axes.set_ylabel(label)
+            axes.legend()
+        lower.set_xlabel("visible tokens, $n$")

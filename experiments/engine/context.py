@@ -1,7 +1,7 @@
 """Context of a running experiment: cached jobs, training runs, results and conclusions.
 
-Results are ``<scale>_<name>.csv``, ``.png``, ``.svg`` and so on.  They replace the earlier results of the same scale
-all at once, when the experiment finishes.
+Results are ``<scale>_<name>.csv``, ``.png``, ``.svg``, ``.pdf`` and so on.  They replace the earlier results of the
+same scale all at once, when the experiment finishes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -132,15 +131,14 @@ class ExperimentContext:
 
     @contextmanager
     def figure(self, name: str, width: float, height: float, caption: str) -> Iterator[Figure]:
-        """A figure to draw into, in inches, written as ``<scale>_<name>.png`` and ``.svg`` when the block ends.
+        """A figure to draw into, in inches, written as ``<scale>_<name>.png``, ``.svg`` and ``.pdf`` at the end.
 
-        The caption (quantities, units, seeds) is drawn below the axes, with the scale.
+        The caption (quantities, units, seeds) goes to ``<scale>_<name>.txt``, with the scale.
         """
         with plot_style.figure(width, height) as drawing:
             yield drawing
-            text = textwrap.fill(f"{caption} scale={self.settings.scale}.", round(width * 17))
-            drawing.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=plot_style.INK)
             plot_style.save(drawing, self.path(name))
+        self.text(f"{name}.txt", f"{caption} scale={self.settings.scale}.\n")
 
     def conclude(self, *conclusions: Conclusion) -> None:
         """Adds conclusions; the first of all is the main one."""

@@ -1,4 +1,4 @@
-"""The table, figure and conclusions of a grid."""
+"""The table and conclusions of a grid."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import shlex
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from experiments.engine.conclusion import ClaimConclusion
 from experiments.engine.context import ExperimentContext
 from experiments.engine.design import RESERVED_SEED
 from experiments.engine.grid import Metric
+from experiments.engine.grid_figure import draw_differences
 from experiments.engine.grid_results import Results, Statistic
 from experiments.engine.grid_runs import GridCell
 from ssa.evaluation import catalog
 from ssa.report import tables
 from ssa.report.tables import State
-from ssa.statistics import Estimate, paired_interval, shown
-from ssa.viz import plot_style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from ssa.statistics import Estimate, shown
 
 _NONE = tables.TableCell("", "none")
 _GRAVEST: tuple[State, ...] = ("failed", "damaged", "missing")
@@ -36,9 +32,19 @@ def write(results: Results, context: ExperimentContext) -> None:
     context.show(table(results, [] if results.is_on_other_text else results.experiment.references()))
     compared = [metric for metric in results.grid.metrics if metric.compared and results.is_measured(metric)]
     for metric in compared[:1]:
-        _draw(results, metric, context)
+        differences = {
+            group: {row.name: _differences(results, metric, group, row.name) for row in results.grid.rows[1:]}
+            for group in results.groups
+        }
+        draw_differences(context, results.grid, metric, differences, _seeds(results))
     claims = results.grid.claims_at(results.settings.scale)
     context.conclude(*map(ClaimConclusion.of, claims, results.decisions()))
+
+
+def _differences(results: Results, metric: Metric, group: str, row: str) -> list[float]:
+    """Differences of a row to the first at equal seed."""
+    values, bases = results.pairs(group, row, results.grid.rows[0].name, metric)
+    return [value - other for value, other in zip(values, bases, strict=True)]
 
 
 def table(results: Results, references: Sequence[dict[str, str]]) -> tables.Table:
@@ -228,42 +234,3 @@ def _time(results: Results) -> list[str]:
         return []
     said = "Every row sees the same number of tokens. Training time over that of"
     return [f"{said} {first}, median over pairs, with other runs on the machine: {', '.join(ratios)}."]
-
-
-def _draw(results: Results, metric: Metric, context: ExperimentContext) -> None:
-    """Differences to the first row: one circle per seed, a square with a line for the mean and its interval."""
-    rows = [row.name for row in results.grid.rows[1:]]
-    caption = (
-        f"Difference in {metric.name} to {results.grid.rows[0].name} at equal seed. Circles: seeds. Squares: means "
-        f"with 95% intervals (Student's t, {_seeds(results)}). Left of the line: lower."
-    )
-    groups = results.groups
-    columns = min(3, len(groups))
-    lines = math.ceil(len(groups) / columns)
-    width, height = max(4.5, 2.2 + 2.6 * columns), 0.6 + (1.0 + 0.3 * len(rows)) * lines
-    with context.figure("differences", width, height, caption) as figure:
-        panels = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for axes, group in zip(panels.flat, groups, strict=False):
-            _panel(axes, results, metric, group)
-            axes.set(title=group, xlabel=f"difference in {metric.name}")
-        for axes in panels.flat[len(groups) :]:
-            axes.set_visible(False)
-        panels[0, 0].set_yticks(range(len(rows)), rows)
-        panels[0, 0].invert_yaxis()
-
-
-def _panel(axes: Axes, results: Results, metric: Metric, group: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    base = results.grid.rows[0].name
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.axvline(0, color=plot_style.GRAY, linewidth=0.8)
-    for place, row in enumerate(results.grid.rows[1:]):
-        values, bases = results.pairs(group, row.name, base, metric)
-        if not values:
-            continue
-        estimate = paired_interval(values, bases)
-        differences = [value - other for value, other in zip(values, bases, strict=True)]
-        axes.plot(differences, [place] * len(differences), "o", color=plot_style.INK, markersize=3, fillstyle="none")
-        axes.plot([estimate.low, estimate.high], [place, place], color=plot_style.INK, linewidth=1.2)
-        axes.plot([estimate.mean], [place], "s", color=plot_style.INK, markersize=4.5)

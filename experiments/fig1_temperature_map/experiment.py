@@ -119,7 +119,7 @@ def _token(number: int, piece: str, temperatures: Array) -> dict[str, Any]:
 def _shade(
     context: ExperimentContext, settings: TemperatureMapSettings, config: Config, pieces: list[str], values: Array
 ) -> None:
-    """The text as HTML, PNG and SVG; the page also has every layer and head on the same color scale."""
+    """The text as HTML and as pictures; the page also has every layer and head, those on one color scale."""
 
     def view(layer: int | None, head: int | None) -> TemperatureView:
         chosen = values[slice(None) if layer is None else [layer]][:, slice(None) if head is None else [head]]
@@ -130,10 +130,11 @@ def _shade(
     each = [view(layer, None) for layer in range(layers)]
     each += [view(layer, head) for layer in range(layers) for head in range(heads)]
     reach = max(one.reach for one in each)
-    main = replace(view(settings.layer, settings.head), min_reach=reach)
+    main = view(settings.layer, settings.head)
     write_html(main, context.path("map.html"), [replace(one, min_reach=reach) for one in each])
-    for kind in ("png", "svg"):
-        write_picture(main, context.path(f"map.{kind}"))
+    for kind in plot_style.FORMATS:
+        write_picture(main, context.path(f"map.{kind}"), explained=False)
+    context.text("map.txt", "{}: {}. {}\n".format(*main.legend))
 
 
 def _draw_heads(
@@ -142,14 +143,15 @@ def _draw_heads(
     layers, heads, length = values.shape
     caption = (
         f"Inverse {settings.of} temperature of each token (columns) in each layer and head (rows), {config.run_id}. "
-        f"1: vanilla attention. Lighter: larger{', a spikier attention map' if settings.of == 'query' else ''}."
+        "White: 1, as in vanilla attention. Blue: smaller. Red: larger"
+        f"{', a spikier attention map' if settings.of == 'query' else ''}."
     )
     names = [f"layer {layer}, head {head}" for layer in range(layers) for head in range(heads)]
     columns = [glyphs(piece).strip() for piece in pieces[:_COLUMNS]]
-    with context.figure("heads", 7, 1.9 + 0.14 * len(names), caption) as figure:
+    with context.figure("heads", plot_style.PAGE, 1.3 + 0.13 * len(names), caption) as figure:
         axes = figure.add_subplot()
         rows = values.reshape(-1, length)[:, :_COLUMNS]
-        plot_style.heat_map(axes, rows, rows=names, columns=columns, label="inverse temperature")
+        plot_style.heat_map(axes, rows, rows=names, columns=columns, label=r"temperature $\tau$", neutral=1)
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
         axes.tick_params(axis="y", labelsize=6)
 

@@ -14,6 +14,7 @@ from experiments.engine.job_cache import CachedJob
 from experiments.engine.tuning import best_setting
 from experiments.fig2_norms.panel import LABELS, NormSettings, Panel, run_row, short, smaller, summary_row
 from ssa.viz import plot_style
+from ssa.viz.rule_style import style_of
 
 METHODS = ("vanilla", "ssa")
 PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
@@ -157,14 +158,16 @@ def _draw(settings: NormSettings, context: ExperimentContext, found: Found) -> N
         "spikiness of the heads' maps, lower is spikier; ideal: of the maps asked for. Vertical lines: means."
     )
     lines: list[dict[str, Any]] = [{"linestyle": ":", "linewidth": 1.8}, {"linestyle": "-"}]
-    with context.figure("figure", 7, 3.6, caption) as figure:
-        labels = {"norm": "norm of tau_i W", "spikiness": "spikiness: share of keys attended to"}
+    with context.figure("figure", plot_style.PAGE, 2.6, caption) as figure:
+        labels = {"norm": r"$\|\tau_i W\|$", "spikiness": "spikiness: share of keys attended to"}
         for axes, (name, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
-            for method, line, color in zip(METHODS, lines, plot_style.shades(len(METHODS)), strict=True):
+            for method, line in zip(METHODS, lines, strict=True):
+                color = style_of("none" if method == "vanilla" else method).color
                 values = np.sort(np.concatenate([np.ravel(run["tokens"][name]) for run in runs[method]]))
                 axes.ecdf(values, label=LABELS[method], color=color, **line)
                 axes.axvline(values.mean(), color=color, linewidth=0.8, linestyle=line["linestyle"])
             axes.set(xscale="log", xlabel=label)
+            axes.xaxis.set_minor_formatter("")
         ideal = [2**level / settings.items for level in levels_of(levels)]
         figure.axes[1].ecdf(ideal, label="ideal", color=plot_style.GRAY, linestyle="-.", linewidth=1)
         figure.axes[0].set_ylabel("share of tokens")

@@ -13,11 +13,13 @@ from experiments.engine.job_cache import CachedJob
 from experiments.fig2_norms.panel import LABELS, NormSettings, Panel, ratio, run_row, smaller, summary_row
 from ssa.statistics import mean_interval
 from ssa.viz import plot_style
+from ssa.viz.rule_style import style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FAMILIES = {"scaled": "rows s_i x_i^T M x_j", "groups": "rows uniform over groups"}
+TITLES = {"scaled": r"rows $s_i\, x_i^\top M x_j$", "groups": FAMILIES["groups"]}
 QUANTITIES = ("norm_mean", "norm_max", "norm_geometric", "norm", "frobenius", "l1", "spikiness", "spikiness_error")
 LOOKS: dict[str, dict[str, Any]] = {
     "vanilla": {"linestyle": ":", "marker": "o"},
@@ -164,17 +166,18 @@ def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> N
         f"open: {FAMILIES['groups']}. Points: means over {settings.seeds} seeds (ratios: geometric, paired); bars: 95% "
         "intervals (Student's t). free: one learned temperature per query."
     )
-    with context.figure("fit", 7, 3.6, caption) as figure:
+    with context.figure("fit", plot_style.PAGE, 2.6, caption) as figure:
         *curves, ratios = figure.subplots(1, 3)
-        shades = dict(zip(LABELS, plot_style.shades(len(LABELS)), strict=True))
+        colors = {method: style_of("none" if method == "vanilla" else method).color for method in LABELS}
         for axes, family in zip(curves, FAMILIES, strict=True):
             for method in LABELS:
                 seeds = paths[FitCell(family, width, "effective", settings.spread, method)]
-                _curve(axes, seeds, label=LABELS[method], color=shades[method], **LOOKS[method])
-            axes.set_title(FAMILIES[family])
-            axes.set(xlabel="mean norm of tau_i W")
-            axes.set_xlim(left=0)
-            axes.set_ylim(bottom=0)
+                _curve(axes, seeds, label=LABELS[method], color=colors[method], **LOOKS[method])
+            axes.set(title=TITLES[family], xlabel=r"mean of $\|\tau_i W\|$")
+        for which in ("x", "y"):  # compared with each other
+            high = max(getattr(axes, f"get_{which}lim")()[1] for axes in curves)
+            for axes in curves:
+                axes.set(**{f"{which}lim": (0, high)})
         curves[0].set_ylabel("KL to the target (nats)")
         curves[0].legend()
         for family, fill in zip(FAMILIES, ("full", "none"), strict=True):
@@ -182,7 +185,7 @@ def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> N
             found = [at_equal_fit(paths, cell, share, "norm_mean") for cell in cells]
             for method, shift in (("ssa", 0.97), ("free", 1.03)):  # so that bars do not overlap
                 estimates = [ratio(each[method], each["vanilla"]) for each in found]
-                look = {**LOOKS[method], "color": shades[method], "fillstyle": fill}
+                look = {**LOOKS[method], "color": colors[method], "fillstyle": fill}
                 points(ratios, [shift * spread for spread in settings.spreads], estimates, **look, elinewidth=0.8)
         ratios.axhline(1, color=plot_style.GRAY, linewidth=0.8)
         ratios.set_xscale("log", base=2)

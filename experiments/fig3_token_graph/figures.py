@@ -11,16 +11,17 @@ from experiments.engine.drawing import points
 from experiments.fig3_token_graph.cells import DEGREES, LABELS, TokenGraphCell, TokenGraphGridSettings
 from ssa.statistics import Estimate, mean_interval
 from ssa.viz import plot_style
+from ssa.viz.rule_style import style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKS = {"vanilla": ("s", "--"), "ssa": ("o", "-"), "wider": ("^", "-."), "constant": ("D", ":")}
-
-
-def colors() -> dict[str, object]:
-    """The methods' colors, from dark to light."""
-    return dict(zip(("ssa", "wider", "vanilla", "constant"), plot_style.shades(4), strict=True))
+STYLES = {
+    "vanilla": style_of("none"),
+    "ssa": style_of("ssa"),
+    "wider": style_of("wider"),
+    "constant": style_of("constant"),
+}
 
 
 def matrices(context: ExperimentContext, settings: TokenGraphGridSettings, cell: TokenGraphCell) -> None:
@@ -31,24 +32,24 @@ def matrices(context: ExperimentContext, settings: TokenGraphGridSettings, cell:
 
     graph = TokenGraph.draw(settings.vocabulary, DEGREES[settings.spread], 0)
     order = graph.degrees.argsort(stable=True).numpy()
-    shown = {"P*": graph.transitions.numpy()}
+    shown = {"$P^*$": graph.transitions.numpy()}
     for method in ("ssa", "vanilla"):
         lr = cell.best(method)
         excess, l1 = (cell.values(method, lr, quantity)[0] for quantity in ("excess", "l1"))
-        title = f"{LABELS[method]}, lr {lr:g}\n+{excess:.3f} nats, L1 {l1:.3f}"
+        title = f"{LABELS[method]}, lr {lr:g}\n+{excess:.3f} nats, $L_1$ {l1:.3f}"
         shown[title] = np.asarray(cell.found[method, lr]["matrix"])
     caption = (
         f"Transition matrices for seed 0, {settings.vocabulary} nodes sorted by out-degree (lines mark changes), width "
         f"{settings.width}, each method at its best learning rate. Titles: cross-entropy less the graph's entropy of "
         f"{graph.floor:.3f} nats per token, and L1 distance from P* under pi."
     )
-    with context.figure("figure", 7, 3.3, caption) as drawing:
+    with context.figure("figure", plot_style.PAGE, 2.6, caption) as drawing:
         panels = drawing.subplots(1, 3, sharey=True)
         top = 1 / min(DEGREES[settings.spread])
         for axes, (title, matrix) in zip(panels, shown.items(), strict=True):
             image = axes.imshow(matrix[np.ix_(order, order)], norm=PowerNorm(0.5, 0, top))
             axes.grid(False)
-            axes.set_title(title, fontsize=8.5)
+            axes.set_title(title)
             axes.set_xlabel("next token")
             for line in np.flatnonzero(np.diff(graph.degrees[order].numpy())):
                 axes.axhline(line + 0.5, color="white", linewidth=0.5, linestyle="--")
@@ -71,13 +72,15 @@ def grid(context: ExperimentContext, settings: TokenGraphGridSettings, found: li
         ("vanilla", True, "SSA - vanilla, each at its own best rate", None),
         ("wider", True, "SSA - wider, each at its own best rate", None),
     )
-    with context.figure("figure_grid", 7, 2 + 0.27 * len(found), caption) as drawing:
+    with context.figure("figure_grid", plot_style.PAGE, 1.6 + 0.25 * len(found), caption) as drawing:
         left, right = drawing.subplots(1, 2, sharey=True)
         rows = range(len(found))
 
         def dots(axes: Axes, place: int, means: list[Estimate], method: str, **look: Any) -> None:
             places = [row + 0.2 * (place - 1) for row in rows]
-            points(axes, places, means, horizontal=True, marker=MARKS[method][0], color=colors()[method], **look)
+            points(
+                axes, places, means, horizontal=True, marker=STYLES[method].marker, color=STYLES[method].color, **look
+            )
 
         for place, method in enumerate(("vanilla", "ssa", "wider")):
             means = [mean_interval(cell.values(method, cell.best(method), "excess")) for cell in found]
@@ -92,18 +95,17 @@ def grid(context: ExperimentContext, settings: TokenGraphGridSettings, found: li
         left.set_xlabel("excess cross-entropy, nats per token")
         right.set_xlabel("difference, nats per token")
         for axes in (left, right):
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=7.5)
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def rates(context: ExperimentContext, settings: TokenGraphGridSettings, cell: TokenGraphCell) -> None:
     caption = f"The default cell by learning rate: mean and 95% interval over {settings.seeds} seeds."
-    with context.figure("figure_learning_rates", 4.5, 3.3, caption) as drawing:
+    with context.figure("figure_learning_rates", plot_style.COLUMN, 2.4, caption) as drawing:
         axes = drawing.add_subplot()
         for method in cell.methods:
             means = [mean_interval(cell.values(method, lr, "excess")) for lr in cell.rates]
-            marker, line = MARKS[method]
-            look: dict[str, Any] = {"marker": marker, "linestyle": line, "color": colors()[method]}
-            points(axes, cell.rates, means, capsize=2, label=LABELS[method], **look)
+            look = STYLES[method].line(label=LABELS[method], marker=STYLES[method].marker)
+            points(axes, cell.rates, means, capsize=2, **look)
         axes.set_xscale("log")
         axes.set_xticks(cell.rates, [f"{lr:g}" for lr in cell.rates])
         axes.minorticks_off()

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from experiments.engine.conclusion import Conclusion
 from experiments.engine.context import ExperimentContext
+from experiments.engine.drawing import band
 from experiments.engine.experiment import Rules, TrainingSettings
 from experiments.engine.shared_runs import exported_start, run_of
 from ssa.config import PositiveFloat
@@ -19,12 +20,10 @@ from ssa.record.run_files import read_rows
 from ssa.report.convergence import Curve, speed_up
 from ssa.statistics import bootstrap_interval, mean_interval, paired_interval, shown
 from ssa.viz import plot_style
+from ssa.viz.rule_style import style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-NAMES = {"none": "vanilla", "ssa": "SSA"}
-STYLES = {"none": "-", "ssa": "--"}
 
 
 class ConvergenceSettings(TrainingSettings):
@@ -63,7 +62,7 @@ def run(settings: ConvergenceSettings, context: ExperimentContext) -> None:
     runs, rows = [], []
     for regime in regimes:
         ratios = regime.speed_ups(settings.rules)
-        final = {NAMES.get(rule, rule): regime.final(rule) for rule in settings.rules}
+        final = {style_of(rule).name: regime.final(rule) for rule in settings.rules}
         for seed, ratio in enumerate(ratios):
             losses = {f"loss {name}": values[seed] for name, values in final.items()}
             runs.append({"regime": regime.name, "lr": regime.lr, "seed": seed, **losses, "speed-up": ratio})
@@ -153,30 +152,49 @@ def _points(regime: Regime) -> list[dict[str, Any]]:
 
 def _draw(context: ExperimentContext, settings: ConvergenceSettings, regimes: list[Regime]) -> None:
     shown_regimes = [regimes[1], regimes[0]]  # the conclusion's fine-tuning, and from scratch
+    base, other = (style_of(rule).name for rule in settings.rules)
     caption = (
-        "Validation perplexity (log scale) against training tokens, vanilla and SSA on the same batches. Thin lines: "
-        f"seeds; thick: geometric mean over {settings.seeds} seeds. Left: fine-tuning at learning rate "
-        f"{regimes[1].lr:g}. Right: from scratch, without the first tenth of the tokens."
+        f"Top: validation perplexity (log scale) against training tokens, {base} and {other} on the same batches; "
+        f"thin: seeds; thick: geometric mean over {settings.seeds} seeds. Bottom: difference in validation loss, "
+        f"{other} - {base}, at equal seed and tokens, nats per token: mean with its 95% interval (Student's t). Left: "
+        f"fine-tuning at learning rate {regimes[1].lr:g}. Right: from scratch, without the first tenth of the tokens."
     )
-    with context.figure("convergence", 7, 3.8, caption) as figure:
-        for axes, regime in zip(figure.subplots(1, 2), shown_regimes, strict=True):
-            _panel(axes, regime)
+    with context.figure("convergence", plot_style.COLUMN, 3.2, caption) as figure:
+        panels = figure.subplots(2, 2, sharex="col", height_ratios=(3, 2))
+        for (upper, lower), regime in zip(panels.T, shown_regimes, strict=True):
+            _perplexities(upper, regime)
+            _differences(lower, regime, settings.rules)
+        panels[0, 0].set_ylabel("validation perplexity")
+        panels[1, 0].set_ylabel(f"loss, {other} − {base}\n(nats per token)")
+        figure.supxlabel("training tokens (millions)", fontsize="medium")
 
 
-def _panel(axes: Axes, regime: Regime) -> None:
+def _late(regime: Regime, rule: str) -> tuple[Any, Any]:
+    """Millions of tokens, and losses of each seed (seeds, validations); from scratch without the first tenth."""
+    tokens = np.array(regime.curves[rule][0].tokens) / 1e6
+    losses = np.array([curve.losses for curve in regime.curves[rule]])
+    late = tokens >= (0 if regime.name == "fine-tuning" else 0.1 * tokens[-1])
+    return tokens[late], losses[:, late]
+
+
+def _perplexities(axes: Axes, regime: Regime) -> None:
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-    for rule, color in zip(regime.curves, plot_style.shades(2), strict=True):
-        tokens = np.array(regime.curves[rule][0].tokens) / 1e6
-        losses = np.array([curve.losses for curve in regime.curves[rule]])  # (seeds, validations)
-        late = tokens >= 0.1 * tokens[-1] if regime.name != "fine-tuning" else tokens >= 0
-        style = STYLES.get(rule, ":")
-        axes.plot(tokens[late], np.exp(losses.T[late]), color=color, linestyle=style, linewidth=0.5, alpha=0.6)
-        mean = np.exp(losses.mean(0))
-        axes.plot(tokens[late], mean[late], color=color, linestyle=style, linewidth=2, label=NAMES.get(rule, rule))
+    for rule in regime.curves:
+        tokens, losses = _late(regime, rule)
+        look = style_of(rule).line()
+        axes.plot(tokens, np.exp(losses.T), **{**look, "label": None, "linewidth": 0.5, "alpha": 0.6})
+        axes.plot(tokens, np.exp(losses.mean(0)), **look, linewidth=2)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.minorticks_off()
-    axes.set(xlabel="training tokens (millions)", ylabel="validation perplexity", title=regime.name)
+    axes.set_title(regime.name.removeprefix("training "))
     axes.legend()
+
+
+def _differences(axes: Axes, regime: Regime, rules: list[str]) -> None:
+    (tokens, bases), (_, others) = (_late(regime, rule) for rule in rules)
+    axes.axhline(0, color=plot_style.GRAY, linewidth=0.8)
+    band(axes, tokens.tolist(), (others - bases).T.tolist(), alpha=0.25, **style_of(rules[1]).line(label=None))

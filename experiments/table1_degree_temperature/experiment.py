@@ -15,6 +15,7 @@ from experiments.engine.drawing import points
 from experiments.fig3_token_graph.cells import DEGREES, TokenGraphCell, TokenGraphSettings, compute
 from ssa.statistics import mean_interval, shown
 from ssa.viz import plot_style
+from ssa.viz.rule_style import style_of
 
 Runs = list[dict[str, Any]]  # one per seed
 
@@ -122,17 +123,18 @@ def _draw(settings: TokenGraphSettings, context: ExperimentContext, runs: Runs, 
         f"Temperature of each node (points, jittered sideways), {settings.vocabulary} nodes, {settings.seeds} seeds; "
         f"mean over nodes with its 95% interval over seeds. SSA at its best learning rate, {lr:g}."
     )
-    with context.figure("figure", 4.5, 3.5, caption) as drawing:
+    with context.figure("figure", plot_style.COLUMN, 2.5, caption) as drawing:
         axes, jitter = drawing.add_subplot(), np.random.default_rng(0)
         for place, degree in enumerate(degrees):
             values = np.concatenate([of_degree(run, "temperature", degree) for run in runs])
             places = place + jitter.uniform(-0.3, 0.3, len(values))
             axes.plot(places, values, ".", color=plot_style.GRAY, markersize=2.5, alpha=0.5, zorder=1)
         means = [mean_interval(_means(runs, "temperature", degree)) for degree in degrees]
-        points(axes, range(len(degrees)), means, color=plot_style.INK, marker="o", linestyle="-", capsize=4)
+        points(axes, range(len(degrees)), means, color=style_of("ssa").color, marker="o", linestyle="-", capsize=4)
+        axes.axhline(1, color=plot_style.GRAY, linewidth=0.8)  # as without a temperature
         axes.set_xticks(range(len(degrees)), [str(degree) for degree in degrees])
         axes.grid(False, axis="x")
-        axes.set(xlabel="out-neighbors of the node", ylabel="temperature")
+        axes.set(xlabel="out-neighbors of the node", ylabel=r"temperature $\tau$")
 
 
 def _conclusions(measured: list[tuple[float, float]]) -> Iterator[Conclusion]:

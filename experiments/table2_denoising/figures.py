@@ -9,15 +9,16 @@ from experiments.engine.context import ExperimentContext
 from experiments.engine.drawing import band
 from experiments.table2_denoising.cells import LEARNED, UNIFORM, DenoisingCell, DenoisingResults, DenoisingSettings
 from ssa.viz import plot_style
+from ssa.viz.rule_style import style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STYLES = {  # label, marker and its size, line; markers that overlap differ in size
-    "vanilla": ("vanilla, learned map", "s", 8, "-"),
-    "value-selective": ("value-selective, learned map", "o", 4.5, "-"),
-    "uniform vanilla": ("vanilla, uniform map", "D", 5, "--"),
-    "uniform value-selective": ("value-selective, uniform map", "^", 5, "--"),
+STYLES = {  # label, color, marker and its size, line; markers that overlap differ in size
+    "vanilla": ("vanilla, learned map", style_of("none").color, "s", 7, "-"),
+    "value-selective": ("value-selective, learned map", style_of("ssa").color, "o", 4, "-"),
+    "uniform vanilla": ("vanilla, uniform map", style_of("none").color, "D", 4.5, "--"),
+    "uniform value-selective": ("value-selective, uniform map", style_of("ssa").color, "^", 4.5, "--"),
 }
 
 
@@ -32,9 +33,9 @@ def draw(context: ExperimentContext, settings: DenoisingSettings, found: Denoisi
     )
     sweeps = (
         ("noise rate", 0, [cell for cell in found.cells if cell[1:] == found.default[1:]]),
-        ("context length L, tokens", 1, [cell for cell in found.cells if cell[::2] == found.default[::2]]),
+        ("context length $L$ (tokens)", 1, [cell for cell in found.cells if cell[::2] == found.default[::2]]),
     )
-    with context.figure("figure", 7, 5.2, caption) as drawing:
+    with context.figure("figure", plot_style.PAGE, 4.6, caption) as drawing:
         panels = drawing.subplots(2, 2, sharex="col", sharey="row")
         for (upper, lower), (name, place, swept) in zip(panels.T, sweeps, strict=True):
             cells = sorted(swept)
@@ -47,8 +48,8 @@ def draw(context: ExperimentContext, settings: DenoisingSettings, found: Denoisi
             lower.minorticks_off()
             lower.set_xlabel(name)
         panels[0, 0].set_ylabel("MSE per dimension")
-        panels[1, 0].set_ylabel("excess over Bayes, %")
-        drawing.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+        panels[1, 0].set_ylabel("excess over Bayes (%)")
+        drawing.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 
 
 def _risks(axes: Axes, found: DenoisingResults, cells: list[DenoisingCell], places: list[float]) -> None:
@@ -73,13 +74,13 @@ def _excess(axes: Axes, found: DenoisingResults, cells: list[DenoisingCell], pla
             limit = 100 * (found.learned[cell, method]["limit"] / optimal["closed"] - 1)
             limits.append(limit if limit > 1e-6 else math.nan)
         _band(axes, places, measured, method)
-        axes.plot(places, limits, ":", color=_colors()[method], linewidth=1)
+        axes.plot(places, limits, ":", color=STYLES[method][1], linewidth=1)
     _logarithmic(axes, (1,))
 
 
 def _band(axes: Axes, places: list[float], values: list[list[float]], method: str) -> None:
-    label, marker, size, line = STYLES[method]
-    look = {"color": _colors()[method], "label": label, "linestyle": line, "marker": marker, "markersize": size}
+    label, color, marker, size, line = STYLES[method]
+    look = {"color": color, "label": label, "linestyle": line, "marker": marker, "markersize": size}
     band(axes, places, values, alpha=0.3, markerfacecolor="none", **look)
 
 
@@ -90,7 +91,3 @@ def _logarithmic(axes: Axes, digits: tuple[int, ...]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=digits))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-
-
-def _colors() -> dict[str, object]:
-    return dict(zip(STYLES, plot_style.shades(len(STYLES)), strict=True))

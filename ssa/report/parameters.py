@@ -32,8 +32,8 @@ def model_of(size: str, rule: str) -> Transformer:
 
 
 def share_table() -> str:
-    """SSA with and without weight sharing, at each of `BACKBONES`."""
-    rows = [["model", "parameters", "SSA, weight-shared (`ssa`)", "", "SSA, own first layer (`ssa_mlp`)", ""]]
+    """SSA and SSA (own MLP), at each of `BACKBONES`."""
+    rows = [["model", "parameters", "SSA (`ssa`)", "", "SSA (own MLP) (`ssa_mlp`)", ""]]
     for size, (backbone, _) in BACKBONES.items():
         counts = [model_of(size, rule).count_parameters() for rule in ("ssa", "ssa_mlp")]
         vanilla = counts[0]["total"] - counts[0]["temperature"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import pandas as pd
 
@@ -13,7 +13,8 @@ from ssa.config import BOOKKEEPING, NAMES
 from ssa.model.config import PROJECTIONS
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report.tables import Table, TableCell
-from ssa.statistics import Estimate, mean_interval, paired_interval, shown
+from ssa.statistics import Estimate, has_intervals, mean_interval, paired_interval, shown
+from ssa.viz.rule_style import STYLES
 
 LOSS = "best/val/loss"
 _COLUMNS = {  # title, column, digits
@@ -74,10 +75,16 @@ def variants(frame: pd.DataFrame) -> list[Variant]:
     made = []
     for row, runs in found.items():
         settings, first = dict(zip(kept, row, strict=True)), next(iter(runs.values()))
-        model, *others = (str(good.at[first, name]) for name in _NAMES)
-        names = (model.removeprefix("ssa_"), *others)
+        model, size, variant, data = (str(good.at[first, name]) for name in _NAMES)
+        names = (model.removeprefix("ssa_"), size, variant, data)
         made.append(Variant(dict(sorted(runs.items())), settings, names))
     return sorted(made, key=lambda one: not one.is_vanilla)
+
+
+def shown_name(name: str) -> str:
+    """A variant as in figures: ``SSA``, ``SSA, query``."""
+    rule, _, part = name.partition("-")
+    return ", ".join(filter(None, (STYLES[rule].name, part.replace("-", " ")))) if rule in STYLES else name
 
 
 def table(frame: pd.DataFrame) -> Table | None:
@@ -85,12 +92,9 @@ def table(frame: pd.DataFrame) -> Table | None:
     found = [one for one in variants(frame) if len(one.runs) > 1]
     if not found:
         return None
-    bases = {one.without_rule: one for one in sorted(found, key=lambda one: len(one.runs)) if one.is_vanilla}
-    rows = [
-        _row(frame, one, bases.get(one.without_rule), label) for one, label in zip(found, labels(found), strict=True)
-    ]
+    rows = [_row(frame, *each) for each in zip(found, bases(found), labels(found), strict=True)]
     measured = [title for title, (key, _) in _COLUMNS.items() if key in frame.columns]
-    if _has_intervals():
+    if has_intervals():
         caption = "Means and 95% intervals (Student's t) over seeds; differences are paired at equal seed. "
     else:
         caption = "Means over seeds; intervals need pip install -e '.[experiments]'. "
@@ -99,10 +103,16 @@ def table(frame: pd.DataFrame) -> Table | None:
     return Table("Runs that differ in their seed alone", caption, columns, tuple(rows))
 
 
+def bases(found: Sequence[Variant]) -> list[Variant | None]:
+    """The vanilla variant at the settings of each, the one with the most seeds; a vanilla one may be its own."""
+    vanilla = {one.without_rule: one for one in sorted(found, key=lambda one: len(one.runs)) if one.is_vanilla}
+    return [vanilla.get(one.without_rule) for one in found]
+
+
 def labels(found: Sequence[Variant]) -> list[str]:
     """A name for each variant: its names as far as they differ, then the other settings in which those beside it do."""
-    differ = [len({one.names[place] for one in found}) > 1 for place in range(len(found[0].names))]
-    named = [" ".join(name for name, shown in zip(one.names, differ, strict=True) if shown) for one in found]
+    differ = [len(set(names)) > 1 for names in zip(*(one.names for one in found), strict=True)]
+    named = [" ".join(map(shown_name, compress(one.names, differ))) for one in found]
     made = []
     for one, name in zip(found, named, strict=True):
         beside = [other for other in found if other.without_variant == one.without_variant]
@@ -134,17 +144,13 @@ def _row(frame: pd.DataFrame, one: Variant, base: Variant | None, label: str) ->
     return tuple(cells)
 
 
-def _has_intervals() -> bool:
-    return importlib.util.find_spec("scipy") is not None
-
-
 def _mean(values: Sequence[float]) -> Estimate:
-    if _has_intervals():
+    if has_intervals():
         return mean_interval(values)
     return Estimate(math.fsum(values) / len(values), math.nan, math.nan, math.nan, len(values))
 
 
 def _paired(values: Sequence[float], bases: Sequence[float]) -> Estimate:
-    if _has_intervals():
+    if has_intervals():
         return paired_interval(values, bases)
     return _mean([value - base for value, base in zip(values, bases, strict=True)])

@@ -66,8 +66,9 @@ class TemperatureView:
             yield shown(piece), value, background, ink(background)
 
     def scale(self, steps: int) -> list[float]:
-        """Evenly spaced temperatures, from the strongest blue to the strongest red."""
-        return [1 + self.reach * (2 * step / (steps - 1) - 1) for step in range(steps)]
+        """Evenly spaced temperatures, from the lowest to the highest that occurs."""
+        low, high = min(self.values), max(self.values)
+        return [low + (high - low) * step / (steps - 1) for step in range(steps)]
 
 
 def check_choice(model: ModelConfig, of: str, layer: int | None, head: int | None) -> None:
@@ -186,10 +187,10 @@ def print_view(console: Console, view: TemperatureView) -> None:
             text.append(piece, Style(color=front, bgcolor=back, underline=value < 1))
     what, numbers, meaning = view.legend
     if console.color_system is not None:
-        bar.append(f"   {1 - view.reach:.3f} ")
+        bar.append(f"   {min(view.values):.3f} ")
         for value in view.scale(33):
             bar.append(" ", Style(bgcolor=Color.from_rgb(*color(value, view.reach))))
-        bar.append(f" {1 + view.reach:.3f}")
+        bar.append(f" {max(view.values):.3f}")
     for line in (text, "", what, Text.assemble(numbers, bar), meaning):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -29,13 +29,14 @@ body {{ font-family: system-ui, sans-serif; max-width: 60em; margin: 2em auto; p
 pre {{ font: 1em/1.8 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }}
 span {{ padding: 0.15em 0; }}
 .u {{ text-decoration: underline; }}
-i {{ display: inline-block; width: 16em; height: 1em; vertical-align: middle; margin: 0 0.5em;
-     background: linear-gradient(to right, {stops}); }}
+i {{ display: inline-block; width: 16em; height: 1em; vertical-align: middle; margin: 0 0.5em; }}
 </style>
 {views}
 </html>
 """
-_VIEW = """<p>{what}: {numbers}.<br>{low:.3f}<i></i>{high:.3f}<br>{meaning} Point at a token to see its number.</p>
+_VIEW = """<p>{what}: {numbers}.<br>
+{low:.3f}<i style="background:linear-gradient(to right, {stops})"></i>{high:.3f}<br>
+{meaning} Point at a token to see its number.</p>
 <pre>{spans}</pre>"""
 _UNDERLINED = ' class="u"'
 _FOLDED = "<details><summary>{over}</summary>\n{view}\n</details>"
@@ -67,8 +68,7 @@ def write_html(view: TemperatureView, path: Path, folded: Sequence[TemperatureVi
         UserError: the file cannot be written.
     """
     more = [_FOLDED.format(over=html.escape(other.over), view=_html_of(other)) for other in folded]
-    what, stops = html.escape(view.legend[0]), ", ".join(_hex(color(value, view.reach)) for value in view.scale(3))
-    page = _PAGE.format(what=what, stops=stops, views="\n".join([_html_of(view), *more]))
+    page = _PAGE.format(what=html.escape(view.legend[0]), views="\n".join([_html_of(view), *more]))
     with writing(f"html={path}"):
         write_atomic(path, page)
 
@@ -80,12 +80,15 @@ def _html_of(view: TemperatureView) -> str:
         for piece, value, background, foreground in view.tokens()
     )
     what, numbers, meaning = (html.escape(line) for line in view.legend)
-    low, high = 1 - view.reach, 1 + view.reach
-    return _VIEW.format(what=what, numbers=numbers, meaning=meaning, spans=spans, low=low, high=high)
+    low, *_, high = scale = view.scale(17)
+    stops = ", ".join(_hex(color(value, view.reach)) for value in scale)
+    return _VIEW.format(what=what, numbers=numbers, meaning=meaning, spans=spans, low=low, high=high, stops=stops)
 
 
-def write_picture(view: TemperatureView, path: Path) -> None:
-    """Write an image of the text in a monospaced font with the legend below, as PNG or SVG by the suffix.
+def write_picture(view: TemperatureView, path: Path, *, explained: bool = True) -> None:
+    """Write an image of the text in a monospaced font over a color bar, as PNG, SVG or PDF by the suffix.
+
+    ``explained``: with the legend beside the bar and below it; without, the picture needs a caption.
 
     Raises:
         UserError: the file cannot be written.
@@ -93,8 +96,9 @@ def write_picture(view: TemperatureView, path: Path) -> None:
     from matplotlib.patches import Rectangle
 
     what, numbers, meaning = view.legend
-    above = textwrap.wrap(what, _COLUMNS)
-    legend = [*above, numbers, *textwrap.wrap(meaning, _COLUMNS)]
+    above = textwrap.wrap(what, _COLUMNS) if explained else []
+    numbers = numbers if explained else f"temperature ({view.of})"
+    legend = [*above, numbers, *(textwrap.wrap(meaning, _COLUMNS) if explained else [])]
     cells = list(_cells(view))
     first = max(row for row, *_ in cells) + 2  # of the legend
     rows = first + len(legend)
@@ -111,7 +115,7 @@ def write_picture(view: TemperatureView, path: Path) -> None:
                 axes.plot([column, column + cell_len(text)], [row + 0.86] * 2, color=_hex(foreground), linewidth=0.8)
         for row, line in enumerate(legend, first):
             axes.text(0, row + 0.5, line, color="black", **font)
-        low, high = f"{1 - view.reach:.3f} ", f" {1 + view.reach:.3f}"
+        low, high = f"{min(view.values):.3f} ", f" {max(view.values):.3f}"
         row, start = first + len(above), len(numbers) + 3 + len(low)  # the color bar stands beside the numbers
         for step, value in enumerate(view.scale(33)):
             place = (start + step / 2, row + 0.1)

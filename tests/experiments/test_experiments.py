@@ -218,6 +218,9 @@ def test_every_figure_exists_as_png_and_svg(experiment: Experiment, scale: str) 
     assert pictures["png"] == pictures["svg"] != set()
     readme = (experiment.folder / "README.md").read_text(encoding="utf-8")
     assert any(f"results/{stem}.png" in readme for stem in pictures["png"])
+    for path in results.glob(f"{scale}_*.pdf"):
+        caption = path.with_suffix(".txt").read_text(encoding="utf-8")
+        assert f"scale={scale}" in caption
 
 
 def test_without_arguments_all_experiments_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,6 +347,13 @@ def test_config_extends_shared_defaults() -> None:
     parameters = declared(find_experiment("ablation_parameters"))
     assert [group.name for group in parameters.groups] == ["GPT-2", "Pythia"]
     assert "parameters" in [metric.name for metric in parameters.metrics], "a list is replaced"
+
+
+def test_caption_of_a_figure_is_a_file(context: ExperimentContext) -> None:
+    with context.figure("curve", 2, 2, "What is drawn.") as drawing:
+        drawing.add_subplot().plot([1, 2])
+    assert context.path("curve.txt").read_text() == "What is drawn. scale=smoke.\n"
+    assert "What is drawn" not in context.path("curve.svg").read_text()
 
 
 def test_results_replace_earlier_ones_all_at_once(context: ExperimentContext) -> None:

@@ -203,7 +203,7 @@ def test_result_files_of_a_grid(begin: Callable[..., int], tmp_path: Path, capsy
         *(f"smoke_summary.{ending}" for ending in ("csv", "md", "tex", "html", "json")),
         *("smoke_runs.csv", "smoke_statistics.csv", "smoke_conclusions.csv", "smoke_provenance.json"),
         "smoke_records.parquet",
-        *("smoke_differences.png", "smoke_differences.svg"),
+        *(f"smoke_differences.{ending}" for ending in ("png", "svg", "pdf", "txt")),
     }
     assert other.exists()
     printed = capsys.readouterr().out

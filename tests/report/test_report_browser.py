@@ -61,6 +61,8 @@ def page(request: pytest.FixtureRequest, made: tuple[Path, list[Path]]) -> Itera
         opened.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith("http") else None)
         opened.goto(made[0].as_uri())
         assert opened.locator("#charts path").count() > 0  # something is drawn from the start
+        assert opened.locator("details[open]").count() == 0
+        opened.evaluate("document.querySelectorAll('#runs > details').forEach((part) => { part.open = true; })")
         opened.click("#clear")
         yield opened
         browser.close()
@@ -171,7 +173,7 @@ def test_the_table_is_filtered_sorted_and_paged(page: Any, made: tuple[Path, lis
     page.fill("#filter", "")
     column = page.locator("#run-table thead th", has_text="loss")
     column.locator("button").click()
-    losses = [float(text) for text in page.locator("#run-table tbody td:nth-child(9)").all_inner_texts()]
+    losses = [float(text) for text in page.locator("#run-table tbody td:nth-child(8)").all_inner_texts()]
     assert losses == sorted(losses)
     assert column.get_attribute("aria-sort") == "ascending"
     column.locator("button").click()
@@ -182,12 +184,114 @@ def test_the_table_is_filtered_sorted_and_paged(page: Any, made: tuple[Path, lis
 
 
 def test_a_cell_links_to_its_runs(page: Any, made: tuple[Path, list[Path]]) -> None:
-    page.click("#tables a:has-text('1.23')")
+    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = part.matches('.items *'); })")
+    page.click(".of-runs a:has-text('1.23')")
     assert page.locator("#legend li").all_inner_texts() == [run.name for run in made[1][4:6]]
-    assert page.evaluate("location.hash") == "#runs"
+    assert page.evaluate("location.hash") == "#curves"
+    assert page.locator("#curves").get_attribute("open") is not None
+
+
+def test_seeds_are_averaged_with_a_band(page: Any, made: tuple[Path, list[Path]]) -> None:
+    link = page.locator("#seeds tbody tr").first.locator("a").first
+    ids = link.get_attribute("title").removeprefix("runs: ").split(", ")
+    link.click()
+    (name,) = page.locator("#legend li").all_inner_texts()
+    assert name.endswith(f"mean of {len(ids)} seeds")
+    chart = page.locator(".chart", has_text="Validation loss")
+    assert chart.locator("path.band").count() == 1
+    folders = [run for run in made[1] if run.name in ids]
+    values = [rows_of(run, "val/loss")[-1][1] for run in folders]
+    chart.locator("[tabindex]").focus()
+    page.keyboard.press("End")
+    reading = chart.locator(".reading").inner_text()
+    shown, low, high = (
+        float(reading.split(" at ")[0].translate(str.maketrans("()", "  ")).split()[at]) for at in (0, 1, 3)
+    )
+    assert shown == pytest.approx(sum(values) / len(values), rel=1e-4)
+    assert (low, high) == (min(values), max(values))
+
+
+def test_the_difference_is_to_vanilla_at_the_same_seed(page: Any, made: tuple[Path, list[Path]]) -> None:
+    configs = {run: yaml.safe_load((run / "config.yaml").read_text()) for run in made[1]}
+
+    def place(run: Path) -> tuple[Any, ...]:
+        return configs[run]["optim"]["lr"], configs[run]["seed"], configs[run]["model"]["temperature"]["name"]
+
+    ssa = next(run for run in made[1][30:] if place(run)[2] == "ssa")
+    vanilla = next(run for run in made[1] if place(run) == (*place(ssa)[:2], "none"))
+    find(page, ssa).locator("input").check()
+    page.check("#minus")
+    chart = page.locator(".chart", has_text="Validation loss")
+    chart.locator("[tabindex]").focus()
+    page.keyboard.press("End")
+    expected = rows_of(ssa, "val/loss")[-1][1] - rows_of(vanilla, "val/loss")[-1][1]
+    assert float(chart.locator(".reading").inner_text().split()[0]) == pytest.approx(expected, abs=1e-4)
+    page.check("#log-tokens")
+    assert chart.locator("path").count() == 1
+
+
+def test_entropy_and_temperature_by_layer_and_head(page: Any, made: tuple[Path, list[Path]]) -> None:
+    run = next(run for run in made[1] if "-ssa-" in run.name and (run / "summary.json").exists())
+    find(page, run).locator("input").check()
+    summary = json.loads((run / "summary.json").read_text())
+    cells = page.locator("#maps table").first.locator("tbody tr").nth(1).locator("td")
+    assert float(cells.nth(1).inner_text()) == pytest.approx(
+        summary["best/val/attention_entropy/layer_01/head_01"], abs=6e-4
+    )
+    assert "query" in page.locator("#maps table").nth(1).inner_text()
+
+
+def test_the_page_is_short_until_it_is_unfolded(made: tuple[Path, list[Path]], page: Any) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = false; })")
+    if page.viewport_size["width"] >= 1400:
+        assert page.evaluate("document.documentElement.scrollHeight") < 4 * page.viewport_size["height"]
+    first = page.locator(".answer, .tally, .scale")
+    bottoms = [first.nth(at).bounding_box() for at in range(first.count())]
+    assert len(bottoms) == 3
+    assert all(box["y"] + box["height"] <= page.viewport_size["height"] for box in bottoms)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(page: Any, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    low = page.evaluate(CONTRAST)
+    assert low == []
 
 
 def test_the_page_fits_its_window(page: Any) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     width = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert not page.evaluate("[...document.images].some((image) => image.complete && !image.naturalWidth)")
+    page.wait_for_timeout(200)  # for the observer
+    cut = page.evaluate(CUT)
+    assert cut == []
+
+
+# Boxes that are wider than they show and say nothing of it, and text beyond the window outside of them
+CUT = """() => [...document.querySelectorAll("main *, header *")].flatMap((element) => {
+  const box = element.closest(".scroll, pre"), scrolls = box === element && box.scrollWidth > box.clientWidth + 1;
+  if (scrolls && box.matches(".scroll") && !element.matches(".wide")) return [`no hint: ${element.ariaLabel}`];
+  const { right, width } = element.getBoundingClientRect();
+  return !box && width > 1 && right > innerWidth + 1 ? [`${element.tagName} ${element.className}: ${right}`] : [];
+})"""
+# Elements whose own text has a contrast under 4.5 (WCAG 2) to the nearest opaque background
+CONTRAST = """() => {
+  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => parse(color).slice(0, 3).map((part) => part / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
+  const found = [];
+  for (const element of document.querySelectorAll("main *, header *")) {
+    if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+    if (element.closest("svg, .map, button:disabled")) continue;
+    let behind = element, back = "rgba(0, 0, 0, 0)";
+    for (; behind && (parse(back)[3] ?? 1) === 0; behind = behind.parentElement)
+      back = getComputedStyle(behind).backgroundColor;
+    const [one, two] = [light(getComputedStyle(element).color), light(back)].sort((a, b) => b - a);
+    const contrast = (one + 0.05) / (two + 0.05);
+    if (contrast < 4.5) found.push(`${element.tagName} ${element.className}: ${contrast.toFixed(2)}`);
+  }
+  return [...new Set(found)];
+}"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -11,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
 from conftest import ROOT
+from report_pages import Tags, add_results, data_of, page
 from run_folders import FAILED, INTERRUPTED, make
 
 from ssa.errors import UserError
@@ -25,75 +25,17 @@ from ssa.record.runs import load
 from ssa.report.page.results import read_results
 from ssa.report.page.run_data import POINTS
 from ssa.report.page.settings import ReportSettings
+from ssa.report.page.write import PAPER, SCRIPTS, write
 from ssa.report.page.write import page as build_page
-from ssa.report.page.write import write
 from ssa.report.tables import Table, TableCell
 from ssa.viz.plot_style import figure, save
 
 EVIL = """</script><img src=x onerror="alert(1)"><!--<script>&amp;'\x00\ud800"""
-CLAIM = {
-    "claim": "SSA is better",
-    "verdict": "holds",
-    "quantity": "a difference",
-    "mean": -0.5,
-    "low": -0.61234,
-    "high": -0.4,
-}
-
-
-class Tags(HTMLParser):
-    """Every element with its attributes, and all text outside of scripts and styles."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._inside = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_data(self, data: str) -> None:
-        if self._inside not in ("script", "style"):
-            self.text += data
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.found if name == tag]
-
-
-def page(folder: Path, **settings: str) -> str:
-    named = {"runs": str(folder / "outputs"), "experiments": str(folder / "experiments"), **settings}
-    return write(ReportSettings(to=str(folder / "report"), **named)).read_text(encoding="utf-8")
-
-
-def data_of(text: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert found
-    assert not set("<>&") & set(found[1])  # nothing that HTML could take for its own
-    data: dict[str, Any] = json.loads(found[1])
-    return data
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-
-
-def add_results(folder: Path, name: str, scale: str, **changes: object) -> Path:
-    """Adds an experiment with a conclusion; returns the path prefix of its results."""
-    results = folder / "experiments" / name / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    row = {**CLAIM, "seeds": 3, "expected": "lower than 0", "sentence": "", **changes}
-    with (results / f"{scale}_conclusions.csv").open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        writer.writeheader()
-        writer.writerow(row)
-    return results / f"{scale}_"
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +97,7 @@ def test_every_run_is_listed_with_its_problems(folder: Path) -> None:
     failed = next(run for run in runs.values() if run["shown"][1] == "failed")
     assert "not finite" in failed["error"]
     assert failed["curves"]
-    assert "1 experiment, 20 runs: 1 failed, 18 finished, 1 interrupted; 1 damaged." in " ".join(
-        Tags(text).text.split()
-    )
+    assert "1 item, 20 runs: 1 failed, 18 finished, 1 interrupted; 1 damaged." in " ".join(Tags(text).text.split())
 
 
 @pytest.mark.parametrize(
@@ -225,14 +165,17 @@ def test_results_are_those_of_the_largest_scale(folder: Path) -> None:
     text = " ".join(tags.text.split())
     assert "✓ holds" in text
     assert "✗" not in text
-    assert "-0.5 [-0.6123, -0.4] a difference; claimed: lower than 0; 3 seeds, scale=laptop" in text
+    assert "−0.5 [−0.612, −0.4]" in text
+    assert "a difference; claimed: lower than 0" in text
+    assert "scale=laptop. python -m experiments demo scale=laptop" in text
     assert "Table 9: a demonstration" in text
     assert [cell for cell in tags.all("td") if "gpt2-nano" in (cell.get("title") or "")]
-    add_results(folder, "demo", "gpu", verdict="undecided", claim="of the GPU")
+    add_results(folder, "demo", "gpu", verdict="undecided", claim="on the GPU, SSA is better")
     text = Tags(page(folder)).text
-    assert "of the GPU" in text
-    assert "SSA is better" not in text
-    assert "scale=laptop" not in text
+    assert "On the GPU, SSA is better" in text
+    assert text.count("SSA is better") == 2, "as the main claim, and in the list of claims"
+    assert "scale=laptop." not in text
+    assert "python -m experiments demo scale=gpu" in text
 
 
 def test_the_smaller_picture_is_taken(folder: Path) -> None:
@@ -279,6 +222,7 @@ def test_text_from_data_stays_text(folder: Path) -> None:
     (run / "environment.json").write_text(json.dumps(environment))
     text = page(folder)
     tags = Tags(text)
+    assert "cannot be read" not in tags.text
     assert len(tags.all("script")) == 2
     assert all((picture["src"] or "").startswith("data:image/") for picture in tags.all("img"))
     assert not [name for _, attributes in tags.found for name in attributes if name.startswith("on")]
@@ -287,23 +231,58 @@ def test_text_from_data_stays_text(folder: Path) -> None:
     assert shown[0] == EVIL.replace("\ud800", "")
 
 
+def test_runs_have_variants_with_vanilla_and_maps(folder: Path) -> None:
+    data = data_of(page(folder))
+    variants = data["variants"]
+    for one in variants:
+        members = [data["runs"][number] for number in one["runs"].values()]
+        assert {run["rule"] for run in members} == {one["rule"]}
+        if one["base"] is not None:
+            assert one["rule"] != "none"
+            assert variants[one["base"]]["rule"] == "none"
+    assert any(one["base"] is not None for one in variants)
+    run = next(run for run in data["runs"] if run["rule"] == "ssa" and run["maps"])
+    summary = json.loads(next((folder / "outputs").rglob(f"{run['id']}/summary.json")).read_text())
+    entropy, temperature = run["maps"]["entropy"], run["maps"]["temperature"]
+    assert entropy[1][2] == float(f"{summary['best/val/attention_entropy/layer_01/head_02']:.5g}")
+    query = data["projections"].index("query")
+    assert temperature[1][query] == float(f"{summary['best/val/temperature/query/layer_01/mean']:.5g}")
+
+
+def test_captions_and_files_of_figures(folder: Path) -> None:
+    start = folder / "experiments" / "demo" / "results"
+    (start / "laptop_curve.txt").write_text("What <b>is</b> drawn.\n")
+    (start / "laptop_curve.pdf").write_bytes(b"%PDF")
+    text = page(folder)
+    assert "What &lt;b&gt;is&lt;/b&gt; drawn." in text
+    assert {"laptop_curve.pdf", "laptop_curve.svg", "laptop_curve.png"} <= {
+        Path(link["href"] or "").name for link in Tags(text).all("a")
+    }
+
+
 def test_the_page_needs_no_network(folder: Path) -> None:
     text = page(folder)
     for _, attributes in Tags(text).found:
         for name in {"src", "href", "srcset", "action", "poster"} & attributes.keys():
-            assert (attributes[name] or "").startswith(("data:", "#"))
+            is_link = name == "href" and "rel" not in attributes  # followed by the reader alone
+            assert is_link or (attributes[name] or "").startswith("data:")
     own = re.sub(r"base64,[\w+/=]+", "", text).replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+    own = own.replace(f'<a href="{PAPER}">', "")
     assert not re.search(r"https?:|url\(|@import|\bfetch\b|XMLHttpRequest|\bimport\b\s*\(|sendBeacon|WebSocket", own)
-    assert (ROOT / "ssa/report/page/page.js").stat().st_size + (ROOT / "ssa/report/page/page.css").stat().st_size < 40e3
+    assert sum((ROOT / "ssa/report/page" / name).stat().st_size for name in (*SCRIPTS, "page.css")) < 40e3
 
 
 def test_links_have_targets(folder: Path) -> None:
     tags = Tags(page(folder))
     ids = [attributes["id"] for _, attributes in tags.found if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {link["href"] for link in tags.all("a")} <= {f"#{name}" for name in ids}
+    links = {link["href"] or "" for link in tags.all("a")} - {PAPER}
+    assert {link for link in links if link.startswith("#")} <= {f"#{name}" for name in ids}
+    files = [folder / "report" / unquote(link) for link in links if not link.startswith("#")]
+    assert {path.name for path in files} >= {"README.md", "laptop_conclusions.csv", "laptop_summary.json"}
+    assert all(path.is_file() for path in files)
     labeled = {
-        attributes[name] for _, attributes in tags.found for name in ("for", "aria-labeledby") if name in attributes
+        attributes[name] for _, attributes in tags.found for name in ("for", "aria-labelledby") if name in attributes
     }
     assert labeled <= set(ids)
 

@@ -56,8 +56,8 @@ def test_seeds_are_one_row_with_the_paired_difference_to_vanilla(frame: pd.DataF
     names = list(shown)
     assert names == [
         "vanilla, optim.lr=0.002",
-        "ssa, optim.lr=0.002",
-        "ssa-query, optim.lr=0.01",
+        "SSA, optim.lr=0.002",
+        "SSA, query, optim.lr=0.01",
     ]
     mean, difference = mean_interval(ssa), paired_interval(ssa[:2], vanilla[:2])
     assert shown[names[1]][1] == f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
@@ -81,7 +81,7 @@ def test_without_several_seeds_there_is_no_table(frame: pd.DataFrame) -> None:
 
 
 def test_without_scipy_there_are_means_alone(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "_has_intervals", lambda: False)
+    monkeypatch.setattr(variants, "has_intervals", lambda: False)
     found = variants.table(frame)
     assert found is not None
     assert "pip install -e '.[experiments]'" in found.caption

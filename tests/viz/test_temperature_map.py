@@ -205,7 +205,7 @@ def test_html_has_each_token_with_its_number(tmp_path: Path) -> None:
     assert page.titles == ["1.2000", "0.7000", "1.0000", "0.9000", "1.1000", "1.0500"]
     assert page.tags.isdisjoint({"b", "script", "link", "img"})
     assert "http" not in content
-    for part in ("min 0.700, mean 0.992, max 1.200", "0.700<i>", "</i>1.300", "spikier"):
+    for part in ("min 0.700, mean 0.992, max 1.200", "0.700<i ", "</i>1.200", "spikier"):
         assert part in content
     assert [path.name for path in tmp_path.iterdir()] == ["view.html"]
 
@@ -264,3 +264,20 @@ def test_an_svg_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write_picture(VIEW, tmp_path / "view.svg")
     assert "<svg" in (tmp_path / "view.svg").read_text()
+
+
+def test_the_scale_is_of_the_values_that_occur() -> None:
+    view = TemperatureView(["a", "b", "c"], [0.5, 0.75, 1.1], "query", "layer 0")
+    low, *_, high = (color(value, view.reach) for value in view.scale(9))
+    assert (view.scale(9)[0], view.scale(9)[-1]) == (0.5, 1.1)
+    assert low == color(0.5, 0.5), "the strongest blue"
+    assert high != color(1.5, 0.5), "no red that no token has"
+
+
+def test_an_unexplained_picture_has_the_color_bar_alone(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name, explained in (("with.svg", True), ("without.svg", False)):
+        write_picture(VIEW, tmp_path / name, explained=explained)
+    texts = [(tmp_path / name).read_text() for name in ("with.svg", "without.svg")]
+    assert ["spikier" in text for text in texts] == [True, False]
+    assert all("0.700" in text and "1.200" in text for text in texts)

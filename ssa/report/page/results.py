@@ -1,4 +1,4 @@
-"""Results of the experiments, from ``<experiment>/results``: conclusions, table and figures of one scale each."""
+"""Results of the experiments, from ``<experiment>/results``: claims, table, figures and files of one scale each."""
 
 from __future__ import annotations
 
@@ -10,24 +10,35 @@ import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ssa.config import SCALES
+from ssa.report.page.claims import Claim, number, read_claims
 from ssa.report.tables import Table
+from ssa.yaml_files import read_yaml
 
-# By the first words of a verdict; color alone must not carry it
-MARKS = {"holds": "✓", "does not hold": "✗", "practically equal": "≈", "undecided": "?"}
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SVG_SIZE = re.compile(rb'<svg[^>]*?viewBox="[-\d.]+ [-\d.]+ ([\d.]+) ([\d.]+)"')
+_LISTED = re.compile(r"\]\(([^/()]+)/README\.md\)")
+# Linked below an experiment's table, by ending of the file
+_LINKED = {"summary.csv": "CSV", "summary.tex": "TeX", "summary.json": "JSON", "conclusions.csv": "claims"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a data URI; width and height in CSS pixels."""
+    """A figure as a data URI; width and height in CSS pixels; ``files``: names of its files, by format."""
 
     name: str
     uri: str
     width: int
     height: int
+    caption: str
+    files: dict[str, str]
+
+    @property
+    def is_column(self) -> bool:
+        """Whether it is drawn for a column of a paper, and shown larger here."""
+        return self.width <= 330
 
 
 @dataclass
@@ -36,66 +47,115 @@ class ExperimentResults:
 
     folder: Path
     scale: str | None
-    verdicts: list[dict[str, str]] = field(default_factory=list)  # rows of <scale>_conclusions.csv, the main one first
+    claims: list[Claim] = field(default_factory=list)  # the main one first
     table: Table | None = None  # its summary
     pictures: list[Picture] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # results that cannot be read
+    files: dict[str, str] = field(default_factory=dict)  # names of files to link, by their word
 
     @property
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it has claims that mean something: ``scale=smoke`` only tests the code."""
+        return bool(self.claims) and self.scale != "smoke"
+
+    @property
+    def command(self) -> str:
+        return f"python -m experiments {self.name} scale={self.scale or 'laptop'}"
+
     @cached_property
     def title(self) -> str:
         """The first heading of the experiment's README, else its name."""
-        readme = self.folder / "README.md"
-        lines = readme.read_text(encoding="utf-8", errors="replace").splitlines() if readme.is_file() else []
+        lines = _lines(self.folder / "README.md")
         return next((line[2:].strip() for line in lines if line.startswith("# ")), self.name)
+
+    @cached_property
+    def purpose(self) -> str:
+        """Of its ``config.yaml``, without the name of the item."""
+        try:
+            text = str(read_yaml(self.folder / "config.yaml").get("purpose", ""))
+        except Exception as error:  # a user's file, shown as it is
+            return f"config.yaml cannot be read: {error}"
+        return text.partition(": ")[2] or text
+
+    @cached_property
+    def references(self) -> list[dict[str, str]]:
+        """The paper's known values, from ``reference.csv``."""
+        try:
+            rows = list(csv.DictReader(_lines(self.folder / "reference.csv")))
+            return [row for row in rows if row["value"] not in ("-", None)]
+        except (KeyError, csv.Error) as error:
+            self.problems.append(f"reference.csv cannot be read: {error}")
+            return []
+
+    @property
+    def paper(self) -> str:
+        """The paper's size for the main claim, or its known values if it has at most two; else empty."""
+        if self.claims and self.claims[0].paper is not None:
+            return number(self.claims[0].difference_in_paper)
+        if len(self.references) > 2:
+            return ""
+        return "; ".join(f"{row['value']} ({row['method']}, grade {row['grade']})" for row in self.references)
+
+    @property
+    def contents(self) -> str:
+        """What is folded below the item's row, in words."""
+        counts = {"claim": len(self.claims) if self.is_evidence else 0, "figure": len(self.pictures)}
+        parts = [f"{n} {word}{'s' if n > 1 else ''}" for word, n in counts.items() if n]
+        return ", ".join([*parts, *(["table"] if self.table else []), "command and files"])
+
+    @property
+    def minutes(self) -> str:
+        """Minutes of computing behind the results, over all processes; empty where it is not recorded."""
+        names = ("seconds_of_runs", "seconds_of_cached_jobs")
+        found = [self.provenance.get(name) for name in names]
+        seconds = sum(value for value in found if isinstance(value, int | float))
+        return f"{max(1, round(seconds / 60)):,}" if seconds else ""
+
+    @property
+    def machine(self) -> str:
+        cpu, cores = (self.provenance.get(name) for name in ("cpu", "cores"))
+        return f"{cpu}, {cores} cores" if cpu and cores else ""
 
 
 def read_results(folder: Path) -> list[ExperimentResults]:
-    """Results of each subfolder with a ``config.yaml`` or a ``results`` folder, by name."""
+    """Results of each subfolder with a ``config.yaml`` or a ``results`` folder.
+
+    Their order is that of the links in the folder's ``README.md``, the paper's; others follow by name.
+    """
     if not folder.is_dir():
         return []
-    return [
-        _read(path)
-        for path in sorted(folder.iterdir())
-        if (path / "results").is_dir() or (path / "config.yaml").exists()
-    ]
+    names = dict.fromkeys(_LISTED.findall("\n".join(_lines(folder / "README.md"))))
+    listed = {name: place for place, name in enumerate(names)}
+    found = [path for path in folder.iterdir() if (path / "results").is_dir() or (path / "config.yaml").exists()]
+    return [_read(path) for path in sorted(found, key=lambda path: (listed.get(path.name, len(listed)), path.name))]
 
 
 def _read(experiment: Path) -> ExperimentResults:
     main = ("conclusions.csv", "summary.json")
     scales = (s for s in reversed(SCALES) if any((experiment / "results" / f"{s}_{name}").exists() for name in main))
     found = ExperimentResults(experiment, next(scales, None))
-    files = {path.name: path for path in sorted((experiment / "results").glob(f"{found.scale}_*"))}
-    for name, path in files.items():
+    paths = {path.name: path for path in sorted((experiment / "results").glob(f"{found.scale}_*"))}
+    found.files = {word: f"{found.scale}_{end}" for end, word in _LINKED.items() if f"{found.scale}_{end}" in paths}
+    for name, path in paths.items():
         try:
             if name == f"{found.scale}_conclusions.csv":
-                found.verdicts = _verdicts(path)
+                found.claims = read_claims(path)
             elif name == f"{found.scale}_summary.json":
                 found.table = Table.of(json.loads(path.read_text(encoding="utf-8")))
+            elif name == f"{found.scale}_provenance.json":
+                found.provenance = dict(json.loads(path.read_text(encoding="utf-8")))
             elif path.suffix in _PICTURES:
                 other = path.with_suffix(".svg" if path.suffix == ".png" else ".png")
-                if other.name not in files or (path.stat().st_size, name) < (other.stat().st_size, other.name):
+                if other.name not in paths or (path.stat().st_size, name) < (other.stat().st_size, other.name):
                     found.pictures.append(_picture(path, path.stem.removeprefix(f"{found.scale}_")))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
             found.problems.append(f"{name} cannot be read: {error}")
     return found
-
-
-def _verdicts(path: Path) -> list[dict[str, str]]:
-    """With the kind of verdict and a character that stands for it, and numbers rounded for display."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    texts, numbers = ("claim", "verdict", "quantity", "seeds", "expected"), ("mean", "low", "high")
-    return [
-        {name: row[name] for name in texts}
-        | {name: f"{float(row[name]):.4g}" for name in numbers}
-        | {"kind": kind, "mark": MARKS[kind]}
-        for row in rows
-        for kind in [next((kind for kind in MARKS if row["verdict"].startswith(kind)), "undecided")]
-    ]
 
 
 def _picture(path: Path, name: str) -> Picture:
@@ -111,4 +171,11 @@ def _picture(path: Path, name: str) -> Picture:
             raise ValueError("an SVG without a viewBox")
         width, height = (float(points) * 96 / 72 for points in size.groups())
     uri = f"data:{_PICTURES[path.suffix]};base64,{base64.b64encode(data).decode()}"
-    return Picture(name.replace("_", " "), uri, round(width), round(height))
+    kinds = [kind for kind in ("pdf", "svg", "png") if path.with_suffix(f".{kind}").is_file()]
+    files = {kind.upper(): f"{path.stem}.{kind}" for kind in kinds}
+    caption = " ".join(_lines(path.with_suffix(".txt")))
+    return Picture(name.replace("_", " "), uri, round(width), round(height), caption, files)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []

@@ -13,9 +13,12 @@ from typing import Any
 import pandas as pd
 
 from ssa.errors import UserError
+from ssa.model.config import PROJECTIONS
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.record.run_files import Row, read_environment, read_rows
 from ssa.redaction import redact, redacted
+from ssa.report import variants
+from ssa.viz.rule_style import STYLES
 
 POINTS = 60  # per curve
 DIGITS = 5
@@ -34,13 +37,16 @@ SHOWN = (  # columns of the table of runs
     "status",
     "config.model.name",
     "config.model.size",
-    "config.model.temperature.name",
+    "variant",
     "config.seed",
     "best/val/loss",
     "best/val/perplexity",
     "best/val/attention_entropy",
 )
 BESIDE_CONFIG = ("commit", "data_hash")  # also shown as differences between runs
+_RULE = "config.model.temperature.name"
+_HEAD = re.compile(r"best/val/attention_entropy/layer_(\d+)/head_(\d+)")
+_LAYER = re.compile(r"best/val/temperature/(\w+)/layer_(\d+)/mean")
 _LAYER_MEAN = re.compile(r"(val/temperature/\w+)/layer_\d+/mean")
 
 
@@ -54,15 +60,18 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
         ``curves``: titles; ``keys``: config keys; ``common``: the most common value of each, as text or null; ``axes``:
         tokens; ``runs``, each with ``id``, ``shown``, ``folder``, ``damage``, ``error``, ``config``: values other than
         the common ones, by index of the key; ``curves``: axis and values by index of the title; ``unsealed``: whether
-        it has no checksums.
+        it has no checksums; ``rule``; ``maps``: attention entropy by layer and head, temperature by layer and
+        projection; ``projections``: their names; ``variants``: runs that differ in their seed alone, with the index of
+        the vanilla ones at the same settings (null for those themselves); ``colors``: of rules.
     """
     runs = runs.sort_index()
     keys = [key for key in sorted(runs.columns) if key.startswith("config.") or key in BESIDE_CONFIG]
     columns = [[_text(redacted(value, key)) for value in runs[key].tolist()] for key in keys]
     common = [_most_common(column) for column in columns]
     axes: dict[tuple[int, ...], int] = {}
-    shown = [_column(runs, key) for key in SHOWN]
+    shown, rules = [_column(runs, key) for key in SHOWN], _column(runs, _RULE)
     details = [_column(runs, key) for key in ("folder", "damage", "error")]
+    maps = {"entropy": _by_head(runs), "temperature": _by_layer(runs)}
     plain = []
     for number, run_id in enumerate(runs.index):
         folder, damage, error = (_text(column[number]) or "" for column in details)
@@ -78,9 +87,65 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
             "error": redact(error),
             "config": {key: column[number] for key, column in enumerate(columns) if column[number] != common[key]},
             "curves": curves,
+            "rule": str(rules[number]),
+            "maps": {name: of_run[number] for name, of_run in maps.items() if of_run[number]},
         })  # fmt: skip
-    names = [key.removeprefix("config.") for key in keys]
-    return {"curves": list(CURVES.values()), "keys": names, "common": common, "axes": list(axes), "runs": plain}
+    return {
+        "curves": list(CURVES.values()),
+        "keys": [key.removeprefix("config.") for key in keys],
+        "common": common,
+        "axes": list(axes),
+        "projections": list(PROJECTIONS),
+        "colors": {rule: style.color for rule, style in STYLES.items()},
+        "variants": _variants(runs),
+        "runs": plain,
+    }
+
+
+def _variants(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each with the indices of its runs by seed; those with several seeds have names."""
+    found, places = variants.variants(runs), {run_id: number for number, run_id in enumerate(runs.index)}
+    several = [one for one in found if len(one.runs) > 1]
+    names = dict(zip(map(id, several), variants.labels(several), strict=True))
+    indices = {id(one): number for number, one in enumerate(found)}
+    rules = [runs.at[next(iter(one.runs.values())), _RULE] for one in found]
+    return [
+        {
+            "name": names.get(id(one), ""),
+            "rule": str(rule),
+            "runs": {seed: places[run_id] for seed, run_id in one.runs.items()},
+            "base": None if base is None or base is one else indices[id(base)],
+        }
+        for one, rule, base in zip(found, rules, variants.bases(found), strict=True)
+    ]
+
+
+def _by_head(runs: pd.DataFrame) -> list[list[list[float | None]]]:
+    """Attention entropy of each run's best weights by layer and head; empty where it has none."""
+    places = {(int(found[1]), int(found[2])): key for key in runs.columns if (found := _HEAD.fullmatch(key))}
+    layers, heads = ({place[at] for place in places} for at in (0, 1))
+    rows = [[_values(runs, places.get((layer, head))) for head in sorted(heads)] for layer in sorted(layers)]
+    return [_matrix([[column[number] for column in row] for row in rows]) for number in range(len(runs))]
+
+
+def _by_layer(runs: pd.DataFrame) -> list[list[list[float | None]]]:
+    """Mean temperature of each run's best weights by layer and projection; empty where it has none."""
+    places = {(int(found[2]), found[1]): key for key in runs.columns if (found := _LAYER.fullmatch(key))}
+    layers = sorted({layer for layer, _ in places})
+    rows = [[_values(runs, places.get((layer, name))) for name in PROJECTIONS] for layer in layers]
+    return [_matrix([[column[number] for column in row] for row in rows]) for number in range(len(runs))]
+
+
+def _values(runs: pd.DataFrame, key: str | None) -> list[float]:
+    values = _column(runs, key or "")
+    return [float(value) if isinstance(value, int | float) else math.nan for value in values]
+
+
+def _matrix(rows: list[list[float]]) -> list[list[float | None]]:
+    """Without the layers and heads that a smaller model does not have."""
+    rounded = [[_rounded(value) for value in row] for row in rows if any(map(math.isfinite, row))]
+    width = max((place + 1 for row in rounded for place, value in enumerate(row) if value is not None), default=0)
+    return [row[:width] for row in rounded]
 
 
 def environments(runs: pd.DataFrame) -> list[tuple[dict[str, str], int]]:

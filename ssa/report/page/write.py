@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ssa import statistics
 from ssa.errors import UserError
 from ssa.files import check_writable, write_atomic, writing
 from ssa.record import runs as run_store
 from ssa.report import variants
+from ssa.report.page.answer import answer, scale_of
+from ssa.report.page.claims import best_evidence, number, tally
+from ssa.report.page.forest import forest
 from ssa.report.page.results import ExperimentResults, read_results
 from ssa.report.page.run_data import POINTS, environments, page_data
 from ssa.report.page.settings import ReportSettings
 from ssa.report.renderings import to_html
 from ssa.report.tables import lines_of
+
+PAPER = "https://arxiv.org/abs/2411.12892"
+SCRIPTS = ("series.js", "charts.js", "page.js")  # in one script element
 
 
 def write(settings: ReportSettings) -> Path:
@@ -34,7 +44,8 @@ def write(settings: ReportSettings) -> Path:
             raise UserError(f"{field}={getattr(settings, field)}: no such folder")
     check_writable(Path(settings.to), f"to={settings.to}")
     results = read_results(Path(settings.experiments))
-    text = page(_load(settings), results, source=settings.source or settings.runs, experiments=settings.experiments)
+    source = settings.source or settings.runs
+    text = page(_load(settings), results, source=source, experiments=settings.experiments, to=settings.to)
     path = Path(settings.to) / "index.html"
     with writing(f"to={settings.to}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,21 +53,21 @@ def write(settings: ReportSettings) -> Path:
     return path
 
 
-def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, experiments: str) -> str:
+def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, experiments: str, to: str = ".") -> str:
     """The page's HTML, from runs (`ssa.record.runs.load`) and results of all experiments.
 
-    ``source`` and ``experiments`` name for the reader where these come from.
+    ``source`` and ``experiments`` name for the reader where these come from; links to files start in the folder ``to``.
     """
     data = page_data(runs) if len(runs) else {"runs": []}
-    concluded = sorted((one for one in results if one.verdicts), key=lambda one: one.scale == "smoke")
-    tabled = [one for one in results if one.table]
-    pictured = [one for one in results if one.pictures]
+    claims = [(one.title, claim) for one in results if one.is_evidence for claim in one.claims]
+    plot, one_variant_each = forest(claims), variants.table(runs) if len(runs) else None
     parts = (
-        ("verdicts", "Verdicts", results),
-        ("tables", "Tables", tabled),
-        ("figures", "Figures", pictured),
+        ("items", "Tables and figures", results),
+        ("forest", "Against the paper's size", plot),
         ("runs", "Runs", len(runs)),
+        ("seeds", "Seeds averaged", one_variant_each),
         ("curves", "Curves", len(runs)),
+        ("all", "All runs", len(runs)),
         ("differences", "Differences between two runs", len(runs)),
         ("environments", "Environments", len(runs)),
     )
@@ -71,11 +82,16 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
     )
     return environment.get_template("page.html.j2").render(
         html=to_html,
+        shown=number,
+        link=partial(_link, to),
+        paper=PAPER,
         results=results,
-        concluded=concluded,
-        unfinished=[one for one in results if not one.verdicts],
-        tabled=tabled,
-        pictured=pictured,
+        answer=answer([claim for _, claim in claims]),
+        best=best_evidence([claim for _, claim in claims]),
+        tally=tally(claim for _, claim in claims),
+        scale=scale_of(results),
+        forest=plot,
+        corrected=statistics.has_intervals(),
         sections=[(name, title) for name, title, present in parts if present],
         counts={
             "experiment": len(results),
@@ -83,15 +99,20 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
             "status": sorted(Counter(map(str, runs["status"])).items()) if len(runs) else [],
             "damaged": sum(bool(run["damage"]) for run in data["runs"]),
         },
-        variants=variants.table(runs) if len(runs) else None,
+        variants=one_variant_each,
         source=source,
         experiments=experiments,
         points=POINTS,
         environments=environments(runs),
         data=_script_json(data),
         css=Markup(_text("page.css")),
-        js=Markup(_text("page.js")),
+        js=Markup("\n".join(map(_text, SCRIPTS))),
     )
+
+
+def _link(to: str, result: ExperimentResults, name: str) -> str:
+    """Address of a file of an experiment, from the page."""
+    return quote(Path(os.path.relpath(result.folder / name, to)).as_posix())
 
 
 def _load(settings: ReportSettings) -> pd.DataFrame:

@@ -273,7 +273,9 @@ def test_writes_tables_and_plots(run) -> None:
     names = {"entropy", "dilution", "spikiness", "norms"}
     names |= {f"temperature_{kind}" for kind in ("position", "frequency", "tokens")}
     tables = {"heads", "positions", "norms", "temperatures", "temperature_positions", "tokens"}
-    expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg")} | {f"{name}.parquet" for name in tables}
+    expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")} | {
+        f"{name}.parquet" for name in tables
+    }
     written = {path.name: path for path in (folder / "evaluation" / "attention").iterdir()}
     assert set(written) == expected
     assert {Path(file).name for file in found["details"]["files"]} == expected

@@ -393,7 +393,7 @@ def test_heat_map_needs_matplotlib(
 ) -> None:
     evaluated(folder, lengths=[64], trials=1)
     images = {path for path in folder.rglob("outputs/**/passkey.*") if path.suffix != ".json"}
-    assert {path.suffix for path in images} == {".png", ".svg"}
+    assert {path.suffix for path in images} == {".png", ".svg", ".pdf"}
     for path in images:
         path.unlink()
     monkeypatch.setattr(plot_style, "available", lambda: False)
