@@ -36,7 +36,7 @@ _RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
 
 BOOKKEEPING = (  # settings that change no number of a run
     *("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"),
-    *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every"),
+    *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last"),
 )
 NAMES = ("model.name", "model.size", "model.temperature.name", "data.name")  # of options, whose values count
 
@@ -139,7 +139,10 @@ class OptimConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Length of training, batch sizes, precision and intervals, which are in optimizer steps."""
+    """Length of training, batch sizes, precision and intervals, which are in optimizer steps.
+
+    ``keep_last``: whether a finished run keeps its last checkpoint, beside the best weights.
+    """
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -152,6 +155,7 @@ class TrainerConfig(Section):
     device: Literal["auto", "cuda", "mps", "cpu"]
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"]
     compile: Literal[True, False, "auto"]
+    keep_last: bool = False  # older config.yaml files lack it
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:

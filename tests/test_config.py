@@ -244,6 +244,7 @@ SAME_RUN = [
     ["data.workers=1"],
     ["trainer.log_every=3"],
     ["trainer.checkpoint_every=3"],
+    ["trainer.keep_last=true"],
 ]
 
 
