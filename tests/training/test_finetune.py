@@ -16,7 +16,7 @@ from pretrained_folders import VOCAB, overflowing, write_model
 from ssa.command_line.compose import configured
 from ssa.config import Config
 from ssa.errors import UserError
-from ssa.pretrained.export import export
+from ssa.export.folder import export
 from ssa.pretrained.load import from_pretrained
 from ssa.pretrained.source import weights_hash
 from ssa.record.run_files import read_environment, read_rows, read_summary
