@@ -38,8 +38,8 @@ def export(settings: _Folders) -> None:
     load_run_config(settings.run)
     check_new_folder(expanded(settings.to).resolve(), f"to={settings.to}")
     preload("ssa.export.folder")  # imports torch, which takes seconds
+    from ssa.export import folder as writer
     from ssa.export.model_card import loading
-    from ssa.pretrained import export as writer
 
     folder, own = writer.export(settings.run, settings.to, getattr(settings, "as"))
     size = sum(path.stat().st_size for path in folder.iterdir())
