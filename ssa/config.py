@@ -27,6 +27,7 @@ PositiveInt = Annotated[int, Field(gt=0, lt=TOO_LARGE)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
 Scale = Literal["smoke", "laptop", "overnight", "gpu", "paper"]  # the files in conf/scale, the smallest first
 SCALES: tuple[Scale, ...] = get_args(Scale)
+Detail = Literal["run", "layer", "head"]  # of metrics, the coarsest first
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -169,7 +170,10 @@ class TrainerConfig(Section):
 
 
 class LoggerConfig(Section):
-    """Logger of metrics besides metrics.jsonl."""
+    """Logger of metrics besides metrics.jsonl.
+
+    ``detail``: the finest metrics that are sent: of the run, of its layers, or of its heads.
+    """
 
     name: Literal["wandb", "none"]
     mode: Literal["auto", "online", "offline"]
@@ -177,6 +181,7 @@ class LoggerConfig(Section):
     entity: str | None
     tags: list[str]
     timeout_seconds: PositiveFloat
+    detail: Detail = "layer"  # older config.yaml files lack it
 
 
 class Config(Section):

@@ -237,7 +237,7 @@ def test_a_config_of_version_0_1_is_upgraded() -> None:
 
 SAME_RUN = [
     ["logger=none"],
-    ["logger.project=other", "logger.tags=[a,b]"],
+    ["logger.project=other", "logger.tags=[a,b]", "logger.detail=head"],
     ["output_dir=/elsewhere"],
     ["rerun=true"],
     ["data.cache_dir=/elsewhere"],

@@ -15,6 +15,7 @@ from ssa.config import upgraded
 from ssa.errors import UserError, first_line
 from ssa.record.run_files import State, checked_summary, upgraded_summary
 from ssa.record.run_table import SECTIONS, FoundRun
+from ssa.record.wandb_names import OF_ROWS
 
 _SOURCE = re.compile(r"wandb:([^/\s:]+)/([^/\s:]+)")
 _TIMEOUT_SECONDS = 15  # of a request; WANDB_HTTP_TIMEOUT overrides it
@@ -130,6 +131,6 @@ def _values(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The values of summary.json, without those that W&B adds and the last values of the rows."""
-    others = ("_", "train/", "val/", "eval/")
+    others = ("_", "eval/", *OF_ROWS)
     values = upgraded_summary(summary).items()
     return {name: value for name, value in values if name != "step" and not name.startswith(others)}
