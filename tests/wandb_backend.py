@@ -24,6 +24,18 @@ from ssa.record.wandb_names import at_wandb, of_run
 Configured = Callable[..., Config]
 KEY = "0123456789abcdef" * 2 + "01234567"
 SERVER = os.environ.get("SSA_WANDB_SERVER", "")
+_WITH_VIEWS = """
+import os, runpy
+program = runpy.run_path(os.environ["SSA_WANDB_SERVER"])
+Store, main, write_json = (program[name] for name in ("Store", "main", "write_json"))
+
+def on_upsertView(self, entityName, projectName, name, **view):
+    write_json(self.path(entityName, projectName, ".views", f"{name}.json"), {"name": name, **view})
+    return {"view": {"id": name, "name": name}, "inserted": True}
+
+Store.on_upsertView = on_upsertView
+main()
+"""  # the program, and what it lacks: saved views, in DIR/entity/PROJECT/.views/NAME.json
 
 
 def attempts(record: RunRecord) -> list[dict[str, Any]]:
@@ -36,7 +48,7 @@ def server(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A W&B backend, which this process's W&B then takes for its own."""
     if not SERVER:
         pytest.skip("SSA_WANDB_SERVER is not set")
-    command = [sys.executable, SERVER, "--dir", str(folder), *options]
+    command = [sys.executable, "-c", _WITH_VIEWS, "--dir", str(folder), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, pytest.MonkeyPatch.context() as patch:
         assert process.stdout
         patch.setenv("WANDB_BASE_URL", process.stdout.readline().strip())

@@ -10,7 +10,7 @@ from typing import Any
 from ssa.viz import plot_style
 
 _HEAD = re.compile(r"val/(attention_entropy|temperature/\w+)/layer_(\d+)/head_(\d+)")
-_KEYS = {"attention": "attention/entropy_map", "temperature": "temperature/map"}
+KEYS = {"attention": "attention/entropy_map", "temperature": "temperature/map"}
 _INCHES = 4.2  # of a map; a temperature has one for each projection
 
 
@@ -23,7 +23,7 @@ def pictures(row: Mapping[str, Any]) -> dict[str, Any]:
             maps.setdefault(kind, {}).setdefault(label, {})[int(found[2]), int(found[3])] = value
     if not maps or not plot_style.available():
         return {}
-    return {_KEYS[kind]: _image(kind, panels) for kind, panels in maps.items()}
+    return {KEYS[kind]: _image(kind, panels) for kind, panels in maps.items()}
 
 
 def _image(kind: str, panels: Mapping[str, Mapping[tuple[int, int], float]]) -> Any:
