@@ -37,9 +37,9 @@ def export(settings: _Folders) -> None:
     """Write the folder; print its size and the code that loads it."""
     load_run_config(settings.run)
     check_new_folder(expanded(settings.to).resolve(), f"to={settings.to}")
-    preload("ssa.pretrained.export")  # imports torch, which takes seconds
-    from ssa.pretrained import export as writer
-    from ssa.pretrained.model_card import loading
+    preload("ssa.export.folder")  # imports torch, which takes seconds
+    from ssa.export import folder as writer
+    from ssa.export.model_card import loading
 
     folder, own = writer.export(settings.run, settings.to, getattr(settings, "as"))
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -57,10 +57,10 @@ if __name__ == "__main__":
             purpose="Export a trained model in Hugging Face transformers format.",
             examples=("run=outputs/main/RUN_ID to=my-model", "run=outputs/main/RUN_ID to=my-model as=ssa"),
             files={
-                "ssa/pretrained/export.py": "writes the folder",
+                "ssa/export/folder.py": "writes the folder",
                 "ssa/pretrained/families.py": "parameter names of GPT-2, GPT-NeoX and Llama in transformers",
                 "ssa/pretrained/remote/": "the model code that goes into the folder",
-                "ssa/pretrained/model_card.py": "its README",
+                "ssa/export/model_card.py": "its README",
             },
         )
     )

@@ -26,6 +26,7 @@ PositiveInt = Annotated[int, Field(gt=0, lt=TOO_LARGE)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
 Scale = Literal["smoke", "laptop", "overnight", "gpu", "paper"]  # the files in conf/scale, the smallest first
 SCALES: tuple[Scale, ...] = get_args(Scale)
+Detail = Literal["run", "layer", "head"]  # of metrics, the coarsest first
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 BOOKKEEPING = (  # settings that change no number of a run
     *("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"),
-    *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every"),
+    *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last"),
 )
 NAMES = ("model.name", "model.size", "model.temperature.name", "data.name")  # of options, whose values count
 
@@ -139,7 +140,10 @@ class OptimConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Length of training, batch sizes, precision and intervals, which are in optimizer steps."""
+    """Length of training, batch sizes, precision and intervals, which are in optimizer steps.
+
+    ``keep_last``: whether a finished run keeps its last checkpoint, beside the best weights.
+    """
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -152,6 +156,7 @@ class TrainerConfig(Section):
     device: Literal["auto", "cuda", "mps", "cpu"]
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"]
     compile: Literal[True, False, "auto"]
+    keep_last: bool = False  # older config.yaml files lack it
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:
@@ -165,7 +170,10 @@ class TrainerConfig(Section):
 
 
 class LoggerConfig(Section):
-    """Logger of metrics besides metrics.jsonl."""
+    """Logger of metrics besides metrics.jsonl.
+
+    ``detail``: the finest metrics that are sent: of the run, of its layers, or of its heads.
+    """
 
     name: Literal["wandb", "none"]
     mode: Literal["auto", "online", "offline"]
@@ -173,6 +181,7 @@ class LoggerConfig(Section):
     entity: str | None
     tags: list[str]
     timeout_seconds: PositiveFloat
+    detail: Detail = "layer"  # older config.yaml files lack it
 
 
 class Config(Section):

@@ -27,6 +27,7 @@ from ssa.redaction import redacted_output
 _POLL_SECONDS = 0.5
 _MOST_LOST = 3  # starts of a task that failed while another program seemed to work on it; the next failure counts
 _UNKNOWN = 255  # exit code of a process whose fork server was killed
+_preloads: list[str] = []  # see `preload`
 
 
 class WorkerKilled(UserError):
@@ -238,6 +239,15 @@ def _die_with(parent: Connection) -> None:
         os._exit(1)
 
 
+def preload(module: str) -> None:
+    """Name a module that this program's processes will need, before the first of them starts.
+
+    The process that they come from imports it once, whatever module the first call names.  A module that is named too
+    late is imported by every process.
+    """
+    _preloads.append(module)
+
+
 @contextmanager
 def _fork_server() -> Iterator[None]:
     """Name the death of the fork server, of which a start says only that a connection was closed."""
@@ -255,12 +265,13 @@ def _context(preload: str) -> DefaultContext | ForkServerContext | SpawnContext:
     That one ignores the signals of a terminal, also while it imports: it reports how its processes end.
 
     Args:
-        preload: the module, whose import must not touch a device.  The first call of this process decides.
+        preload: the module, whose import must not touch a device.  The first call of this process decides, after what
+            `preload` named.
     """
     if sys.platform != "linux":
         return get_context("spawn")
     server = get_context("forkserver")
-    server.set_forkserver_preload([preload])
+    server.set_forkserver_preload([*_preloads, preload])
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         forkserver.ensure_running()

@@ -25,7 +25,7 @@ from conftest import ROOT
 HEAVY = {"torch", "lightning", "transformers", "datasets", "wandb", "lm_eval", "safetensors", "tokenizers", "numpy"}
 HEAVY |= {"pandas", "scipy", "matplotlib", "optuna", "huggingface_hub"}
 COMMAND_LINE = ("ssa.command_line.cli", "ssa.command_line.settings", "ssa.command_line.preflight")
-LIBRARIES = ("generate", "ssa.training.train", "ssa.evaluation.evaluate", "ssa.pretrained.export")
+LIBRARIES = ("generate", "ssa.training.train", "ssa.evaluation.evaluate", "ssa.export.folder")
 LIBRARIES += ("ssa.evaluation.tasks.perplexity", "ssa.report.page.write")
 PATIENCE = 300  # seconds
 _numbers = itertools.count()

@@ -237,13 +237,14 @@ def test_a_config_of_version_0_1_is_upgraded() -> None:
 
 SAME_RUN = [
     ["logger=none"],
-    ["logger.project=other", "logger.tags=[a,b]"],
+    ["logger.project=other", "logger.tags=[a,b]", "logger.detail=head"],
     ["output_dir=/elsewhere"],
     ["rerun=true"],
     ["data.cache_dir=/elsewhere"],
     ["data.workers=1"],
     ["trainer.log_every=3"],
     ["trainer.checkpoint_every=3"],
+    ["trainer.keep_last=true"],
 ]
 
 

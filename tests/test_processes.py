@@ -232,6 +232,29 @@ def test_a_started_process_can_be_interrupted(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in (tmp_path / "long.log").read_text()
 
 
+def loaded(module: str) -> bool:
+    return module in sys.modules
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are not forked")
+@pytest.mark.parametrize(("named", "expected"), [(True, "True True"), (False, "False False")])
+def test_a_module_named_first_is_imported_once_whatever_call_comes_first(named: bool, expected: str) -> None:
+    program = f"""
+import sys
+from ssa import processes
+from tests.test_processes import loaded
+if __name__ == "__main__":
+    if {named}:
+        processes.preload("colorsys")
+    for preload in ("json", "colorsys"):
+        print(*(is_there for _, is_there in processes.call_each(
+            loaded, [("colorsys",)], jobs=1, preload=preload, isolated=True)))
+"""
+    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, **path}, capture_output=True, text=True)
+    assert (" ".join(done.stdout.split()), done.stderr) == (expected, "")
+
+
 def test_a_finished_task_is_not_started(tmp_path: Path) -> None:
     (tmp_path / "done.done").touch()
     assert run(Pool(1), Wait(tmp_path, "done")) == [("done", 0)]

@@ -13,7 +13,7 @@ from ssa.config import Config
 MODEL = ["model.n_layer=2", "model.n_head=2", "model.d_model=32"]
 TINY = [*MODEL, "trainer.steps=8", "trainer.eval_every=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
 TINY += ["trainer.batch_size=4", "trainer.micro_batch_size=2", "optim.warmup_steps=2", "optim.lr=3e-3"]
-TINY += ["data.max_eval_tokens=4096"]
+TINY += ["data.max_eval_tokens=4096", "trainer.keep_last=true"]
 TIMINGS = ("tokens_per_second", "memory", "seconds")
 
 

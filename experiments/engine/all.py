@@ -15,6 +15,7 @@ from experiments.engine.grid import GridSettings
 from ssa.config import PositiveInt, Scale, Section
 from ssa.errors import UserError
 from ssa.files import parse_json
+from ssa.processes import preload
 from ssa.progress import duration
 
 NAME = "all"
@@ -40,6 +41,7 @@ def run(settings: AllSettings, compute: Callable[[Experiment, ExperimentSettings
     asked = {one: one.settings(**{**one.values(settings.scale), **given}) for one in all_experiments()}
     if settings.plan:
         return _plan(asked, settings)
+    preload("ssa.training.train")  # cached jobs, which need torch alone, may come before the first grid
     failed = {}
     for experiment, its in asked.items():
         print(f"\n== {experiment.name}", flush=True)

@@ -50,7 +50,7 @@ def exported_start(run: Path, output_dir: str, write: bool = True) -> list[str]:
     Raises:
         UserError: the run has no weights; or ``write`` is false and its export does not exist.
     """
-    from ssa.pretrained.export import export
+    from ssa.export.folder import export
     from ssa.record.checkpoint import read_best
     from ssa.record.run_model import best_weights
 

@@ -120,7 +120,8 @@ def attention_metrics(statistics: AttentionStatistics) -> dict[str, float]:
 
     ``attention_entropy`` is the mean over layers; ``.../layer_00``, a layer's mean over heads, sequences and positions;
     ``.../layer_00/head_00``, a head's.  ``temperature/query/layer_00/mean`` and so on: mean, std, min, max over a
-    layer's heads, sequences and positions.
+    layer's heads, sequences and positions; ``.../layer_00/head_00``, a head's mean (of keys and values, a key-value
+    head's).
     """
     heads = {name: means.tolist() for name, means in head_means(statistics).items()}
     layers = {name: [layer.nanmean().item() for layer in values] for name, values in _defined(statistics).items()}
@@ -136,6 +137,8 @@ def attention_metrics(statistics: AttentionStatistics) -> dict[str, float]:
             tau = taus[number]
             moments = {"mean": tau.mean(), "std": tau.std(correction=0), "min": tau.min(), "max": tau.max()}
             metrics |= {f"temperature/{scaled}/{layer}/{name}": value.item() for name, value in moments.items()}
+            for head, mean in enumerate(tau.mean((0, 2, 3)).tolist()):
+                metrics[f"temperature/{scaled}/{layer}/head_{head:02d}"] = mean
     return metrics | {f"attention_{name}": sum(values) / len(values) for name, values in layers.items()}
 
 

@@ -135,6 +135,11 @@ class Transformer(nn.Module):
         ours = {parameter for temperature in self.temperatures() for parameter in temperature.parameters()}
         return {name: parameter for name, parameter in self.named_parameters() if parameter in ours}
 
+    def temperature_state(self) -> dict[str, Tensor]:
+        """What temperatures add to the state dict: their parameters, and the token frequencies that some read."""
+        names = {*self.temperature_parameters(), "log_frequency"}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
+
     def temperatures(self) -> list[Temperature]:
         """All temperatures, from the first layer to the last; none in vanilla attention."""
         return [module for module in self.modules() if isinstance(module, Temperature)]

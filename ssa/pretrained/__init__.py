@@ -1,1 +1,1 @@
-"""Import and export of models in Hugging Face format."""
+"""Pretrained models in Hugging Face format."""

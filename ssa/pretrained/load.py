@@ -103,8 +103,7 @@ def _weight_mappings(transformer: Transformer, pretrained: Pretrained) -> list[W
     if transformer.config.tie_embeddings:
         names.remove("head.weight")
     if not pretrained.has_temperatures:
-        new = {*transformer.temperature_parameters(), "log_frequency"}
-        names = [name for name in names if name not in new]
+        names = [name for name in names if name not in transformer.temperature_state()]
     return [WeightMapping(name, (f"model.{name}",)) for name in names]
 
 

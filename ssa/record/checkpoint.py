@@ -1,6 +1,9 @@
 """Checkpoints: written atomically, checked whenever they are read.
 
 torch stores a CRC-32 of each tensor in the file, but does not compare it on loading; `read` does.
+
+Where only the temperatures of a pretrained model are trained, a checkpoint holds their tensors alone and, under
+``base``, the SHA-256 of the pretrained weights, which ``init_from`` in its config names.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ from ssa.errors import UserError, first_line
 from ssa.files import refuse_lfs_pointer, replacing
 from ssa.model.stored_sizes import EMBEDDING, wrong_size
 from ssa.model.transformer import Transformer
+from ssa.pretrained.load import load_pretrained
+from ssa.pretrained.source import weights_hash
+from ssa.record.inputs import Inputs
 from ssa.record.run_files import config_changes
 
 
@@ -90,6 +96,7 @@ class ResumePoint:
         damaged: what is wrong with the newest, or with the best weights, in one line; empty: nothing.
         has_best: whether the best weights, which are damaged, are those of this checkpoint.
         rows: rows in metrics.jsonl when it was saved; None: not known, in a checkpoint of version 0.2.
+        has_base: whether it holds all tensors, not those of the temperatures alone.
     """
 
     path: Path
@@ -97,6 +104,7 @@ class ResumePoint:
     damaged: str
     has_best: bool
     rows: int | None
+    has_base: bool
 
 
 def resume_point(checkpoints: Sequence[Path], best: Path, config: Config) -> ResumePoint | None:
@@ -133,7 +141,7 @@ def resume_point(checkpoints: Sequence[Path], best: Path, config: Config) -> Res
                 has_best = saved["best_step"] == step
                 if not has_best:
                     continue
-        return ResumePoint(path, step, "; ".join(problems), has_best, contents.get("rows"))
+        return ResumePoint(path, step, "; ".join(problems), has_best, contents.get("rows"), "base" not in contents)
     if problems:
         raise UserError("; ".join((*problems, "rerun=true starts over")))
     return None
@@ -143,7 +151,8 @@ def restore_best(point: ResumePoint, best: Path) -> None:
     """Write ``best`` again, from a checkpoint that has its weights."""
     contents = read(point.path)
     weights = {name.removeprefix("model."): tensor for name, tensor in contents["state_dict"].items()}
-    save({"model": weights, "config": contents["config"], "step": point.step}, best)
+    base = {key: contents[key] for key in ("base",) if key in contents}
+    save({"model": weights, **base, "config": contents["config"], "step": point.step}, best)
 
 
 @dataclass(frozen=True)
@@ -176,19 +185,48 @@ class BestWeights:
             raise UserError(f"{self.path}: not a checkpoint of this model ({last})") from None
 
 
-def read_best(path: Path, config: Config) -> BestWeights:
+def base_hash(config: Config, inputs: Inputs) -> str | None:
+    """The hash of the pretrained weights that checkpoints of a run refer to; None: they hold all tensors.
+
+    ``inputs``: hashes of what the run reads; without the pretrained weights, as after they were removed, None.
+    """
+    if config.optim.train == "all":
+        return None
+    return next(iter(inputs.get("init_from", {}).values()), None)
+
+
+def read_best(path: Path, config: Config, base: Mapping[str, Tensor] | None = None) -> BestWeights:
     """The best weights of a run.
 
+    Args:
+        base: tensors for those that the checkpoint refers to; None: they are loaded from ``init_from``.
+
     Raises:
-        UserError: the checkpoint is damaged, or of another config.
+        UserError: the checkpoint is damaged, or of another config, or the weights it refers to are not available.
     """
     contents = read(path)
     check_config(contents, config, path)
     try:
-        shapes = {name: tuple(tensor.shape) for name, tensor in contents["model"].items()}
+        tensors = contents["model"]
+        if "base" in contents:
+            tensors = {**(base or _pretrained(config, contents["base"], path)), **tensors}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if wrong := wrong_size(config.model.plain(), shapes):
             said = " x ".join(f"model.{field}={value}" for field, value in wrong.fields.items())
             raise UserError(f"{path}: its config says {said}, its tensors {wrong.stored}")
-        return BestWeights(path, contents["model"], int(contents["step"]), shapes[EMBEDDING][0])
+        return BestWeights(path, tensors, int(contents["step"]), shapes[EMBEDDING][0])
     except (KeyError, TypeError, AttributeError, IndexError, ValueError):
         raise UserError(f"{path}: not a checkpoint of this project's models") from None
+
+
+def _pretrained(config: Config, digest: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of the pretrained model that a checkpoint refers to, and new temperatures."""
+    alone = f"{path}: holds the temperatures alone"
+    try:
+        changed = weights_hash(str(config.init_from)) != digest
+        model = None if changed else load_pretrained(config.model, str(config.init_from), config.seed)
+    except UserError as error:
+        raise UserError(f"{alone}, and the weights that they were trained on are not available: {error}") from None
+    if model is None:
+        raise UserError(f"{alone}, and init_from={config.init_from} has changed since they were trained: restore it")
+    return model.state_dict()

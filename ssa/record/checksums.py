@@ -7,7 +7,7 @@ summary.json are not covered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,14 @@ _LARGE = 2**20  # bytes; a larger file is hashed again only if its size or time 
 _UNCOVERED = {SUMMARY, "wandb", "wandb.json"}
 
 
-def with_checksums(folder: Path, values: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The contents of summary.json with checksums of the folder's files and of ``texts``, by name, not yet written."""
-    files = {name: _checksum(folder / name) for name in _files(folder)}
+def with_checksums(
+    folder: Path, values: Mapping[str, Any], texts: Mapping[str, str], without: Collection[Path] = ()
+) -> dict[str, Any]:
+    """The contents of summary.json with checksums of the folder's files and of ``texts``, by name, not yet written.
+
+    ``without``: files that are about to be removed.
+    """
+    files = {name: _checksum(folder / name) for name in _files(folder) if folder / name not in without}
     files |= {name: _checksum_of(text.encode()) for name, text in texts.items()}
     return _with_own({**values, "files": files})
 

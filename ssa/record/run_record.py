@@ -9,7 +9,7 @@
       metrics.jsonl      one row per line: step, tokens, then metrics; the record of truth
       summary.json       the numbers for tables, with checksums of the other files
       status.json        running, finished, interrupted or failed; start time, step, error
-      checkpoints/       last.ckpt, best.ckpt; until the run finishes previous.ckpt, the one before last.ckpt
+      checkpoints/       best.ckpt; until the run finishes last.ckpt, to resume from, and previous.ckpt, before it
 
 ``rerun=true`` starts a run over and keeps its old folder as ``<run_id>.replaced-1``, ``-2``, ...
 """
@@ -211,12 +211,18 @@ class RunRecord:
         return read_rows(self.folder) if (self.folder / "metrics.jsonl").exists() else []
 
     def finish(self, values: Mapping[str, Any], *, step: int) -> None:
-        """Write summary.json, with checksums of all files, and mark the run as finished."""
-        self.previous_checkpoint.unlink(missing_ok=True)
+        """Write summary.json, with checksums of all files, mark the run as finished, and only then remove the
+        checkpoints to resume from, unless ``trainer.keep_last``.  A kill in between leaves them, without a checksum.
+        """
+        kept = {self.last_checkpoint} if self.config.trainer.keep_last else set()
+        removed = [path for path in (self.last_checkpoint, self.previous_checkpoint) if path not in kept]
         status = replace(load_status(self.folder), status="finished", time=_now(), step=step, error=None)
         text = to_json(asdict(status))
-        write_json(self.folder / "summary.json", with_checksums(self.folder, values, {"status.json": text}))
+        summary = with_checksums(self.folder, values, {"status.json": text}, without=removed)
+        write_json(self.folder / "summary.json", summary)
         write_atomic(self.folder / "status.json", text)
+        for path in removed:
+            path.unlink(missing_ok=True)
 
     def set_status(self, status: State, *, error: str | None = None) -> None:
         """Replace status.json; ``error`` becomes one line."""

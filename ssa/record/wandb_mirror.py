@@ -5,7 +5,8 @@ rows in metrics.jsonl: an offline W&B run cannot be resumed, and logging rows ag
 them.  The newest W&B run therefore holds the whole record.  wandb.json lists the ids.  In a W&B sweep the agent chooses
 id, project and entity.
 
-Rows contain ``step`` and ``tokens``; W&B's own ``step=`` is not used, since it drops rows that are out of order.
+Rows contain ``step`` and ``tokens``; W&B's own ``step=`` is not used, since it drops rows that are out of order.  Keys
+are those of `ssa.record.wandb_names`; those of the summary stay.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ssa.errors import EXIT_INTERRUPTED, UserError, first_line
 from ssa.files import read_json_or_none, write_json
 from ssa.record.run_files import read_rows
 from ssa.record.run_record import RunRecord, read_status
+from ssa.record.wandb_names import at_wandb, of_run
+from ssa.record.wandb_pictures import pictures
 from ssa.redaction import redacted
 
 Mode = Literal["disabled", "offline", "online"]  # in increasing order
@@ -36,6 +39,7 @@ class WandbMirror:
     def __init__(self, config: Config, folder: Path) -> None:
         self._config = config
         self._folder = folder
+        self._job_type: Literal["train", "evaluate"] = "train"
         self._run: Any = None
 
     @classmethod
@@ -62,10 +66,10 @@ class WandbMirror:
         self.finish(_exit_code(error))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Add a row of metrics.jsonl.  Takes microseconds: a process of W&B sends it."""
+        """Add a row of metrics.jsonl, with pictures if it is of an evaluation.  A process of W&B sends it."""
         if self._run:
             with self._or_without("stopped"):
-                self._run.log(dict(row))
+                self._run.log(at_wandb(row, self._config.logger.detail) | pictures(row))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values in W&B's run table; other metrics keep their last values there."""
@@ -111,10 +115,10 @@ class WandbMirror:
             id=known or f"{config.run_id}-{secrets.token_hex(3)}",
             resume="must" if known else None,
             name=config.run_id,
-            group=config.experiment,
+            job_type=self._job_type,
             project=logger.project,
             entity=redacted(logger.entity),
-            tags=redacted(logger.tags) or None,
+            **of_run(config),
             config=config.recorded(),
             dir=str(self._folder),
             mode=mode if mode != "disabled" else None,
@@ -157,6 +161,7 @@ def mirror_evaluation(config: Config, folder: Path, values: Mapping[str, float])
             mirror._run = mirror._init("online", newest[0]["id"])
             _say(f"online, {mirror._run.url}")
         else:
+            mirror._job_type = "evaluate"
             mirror._start(mode, reason)
             for row in read_rows(folder):
                 mirror.log(row)

@@ -15,6 +15,7 @@ from ssa.config import upgraded
 from ssa.errors import UserError, first_line
 from ssa.record.run_files import State, checked_summary, upgraded_summary
 from ssa.record.run_table import SECTIONS, FoundRun
+from ssa.record.wandb_names import OF_ROWS
 
 _SOURCE = re.compile(r"wandb:([^/\s:]+)/([^/\s:]+)")
 _TIMEOUT_SECONDS = 15  # of a request; WANDB_HTTP_TIMEOUT overrides it
@@ -57,8 +58,12 @@ def project_of(source: str) -> str:
     return "/".join(match.groups())
 
 
-def _attempts(project: str) -> dict[str, list[Any]]:
-    """The W&B runs of each run, in the order of creation."""
+def check_access() -> str:
+    """The address of W&B's server.
+
+    Raises:
+        UserError: there is no API key, or W&B is set to another mode than online.
+    """
     import wandb
 
     settings = wandb.setup(wandb.Settings(silent=True)).settings
@@ -66,6 +71,14 @@ def _attempts(project: str) -> dict[str, list[Any]]:
         raise UserError(f"W&B is set to {settings.mode}, as by WANDB_MODE={settings.mode}; WANDB_MODE=online reads it")
     if not wandb.login(prompt=False, verify=False):
         raise UserError("no API key is set; `wandb login` or WANDB_API_KEY sets one")
+    return str(settings.base_url)
+
+
+def _attempts(project: str) -> dict[str, list[Any]]:
+    """The W&B runs of each run, in the order of creation."""
+    import wandb
+
+    server = check_access()
     timeout = wandb.env.get_http_timeout(_TIMEOUT_SECONDS)
     attempts = defaultdict(list)
     try:
@@ -78,7 +91,7 @@ def _attempts(project: str) -> dict[str, list[Any]]:
     except Exception as error:
         _stop_service()
         if "did not respond in time" in str(error):  # from W&B's own process, which waits for the server
-            raise UserError(f"no answer from {settings.base_url} within {timeout} s") from None
+            raise UserError(f"no answer from {server} within {timeout} s") from None
         raise
     return attempts
 
@@ -130,6 +143,6 @@ def _values(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The values of summary.json, without those that W&B adds and the last values of the rows."""
-    others = ("_", "train/", "val/", "eval/")
+    others = ("_", "eval/", *OF_ROWS)
     values = upgraded_summary(summary).items()
     return {name: value for name, value in values if name != "step" and not name.startswith(others)}

@@ -160,8 +160,7 @@ class Checkpoints(Callback):
             raise TrainingDiverged(trainer.global_step, loss, lr, grad_norm, module.last_checkpoint)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
-            weights = {"model": module.model.state_dict(), "config": module.config.recorded(), "step": self.best_step}
-            save(weights, self.best)
+            save({**module.stored(), "config": module.config.recorded(), "step": self.best_step}, self.best)
         if trainer.state.fn == "fit":
             self._save(trainer, module)
 

@@ -37,6 +37,7 @@ class LanguageModule(L.LightningModule):
             windows of ``validation``.
         log_row: called with each row: ``step``, ``tokens``, then metrics.
         compiled: whether the model's blocks are compiled.
+        base: hash of the pretrained weights that checkpoints refer to, in place of the tensors that are not trained.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LanguageModule(L.LightningModule):
         splits: dict[str, TokenSplit],
         log_row: Callable[[Row], None],
         compiled: bool = False,
+        base: str | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -53,6 +55,7 @@ class LanguageModule(L.LightningModule):
         self.splits = splits
         self.log_row = log_row
         self.compiled = compiled
+        self.base = base
         self.probe = probe_windows(splits["validation"].tokens, config.data.block_size, config.trainer.probe_sequences)
         self.end_of_text = splits["validation"].tokenizer.end_of_text
         self.evaluated: dict[str, float] = {}  # the newest evaluation, by metric name without the split
@@ -180,8 +183,20 @@ class LanguageModule(L.LightningModule):
         counts = {"words": split.n_words, "n_bytes": split.n_bytes}
         return perplexities(self._nll, tokens=split.n_tokens - 1, **counts, lossless=split.lossless)
 
+    def stored(self) -> dict[str, Any]:
+        """What checkpoints hold of the model: all tensors, or those of the temperatures and the hash of the others."""
+        if self.base is None:
+            return {"model": self.model.state_dict()}
+        return {"model": self.model.temperature_state(), "base": self.base}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"config": self.config.recorded(), "rows": self.n_rows}
+        stored = self.stored()
+        tensors = {f"model.{name}": tensor for name, tensor in stored.pop("model").items()}
+        checkpoint |= {"state_dict": tensors, **stored, "config": self.config.recorded(), "rows": self.n_rows}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "base" in checkpoint:  # the model has been loaded from it
+            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
 
 def _computes_ahead(device: torch.device) -> bool:

@@ -32,7 +32,7 @@ from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files
 from ssa.record import checksums, environment, wandb_mirror
-from ssa.record.checkpoint import read_best, restore_best, resume_point
+from ssa.record.checkpoint import ResumePoint, base_hash, read_best, restore_best, resume_point
 from ssa.record.inputs import check_inputs, recorded_inputs
 from ssa.record.machine import Machine
 from ssa.record.run_files import Row, read_summary
@@ -121,7 +121,7 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     train_split = corpus.split("train")
     batches = TrainingBatches(train_split, length, config.trainer.batch_size, config.seed, config.data.noise)
     vocab_size = corpus.tokenizer.vocab_size
-    model = _model(config, corpus, resuming)
+    model = _model(config, corpus, resume)
     flops = 6 * model.count_parameters()["total"] * config.trainer.steps * config.trainer.batch_size * length
     return PreparedRun(
         config=config,
@@ -139,10 +139,10 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     )
 
 
-def _model(config: Config, corpus: TokenizedCorpus, resuming: bool) -> Transformer:
+def _model(config: Config, corpus: TokenizedCorpus, resume: ResumePoint | None) -> Transformer:
     """The model with its initial weights, new or pretrained."""
     check_vocabulary(config.model, corpus.tokenizer)
-    if config.init_from and not resuming:  # the checkpoint has all the weights
+    if config.init_from and not (resume and resume.has_base):
         model = load_pretrained(config.model, config.init_from, config.seed)
     else:
         vocab_size = config.model.vocab_size or corpus.tokenizer.vocab_size
@@ -200,7 +200,7 @@ def _execute(
             mirror.log(row)
             module.n_rows += 1
 
-        module = LanguageModule(config, run.model, run.splits, log_row, run.compiled)
+        module = LanguageModule(config, run.model, run.splits, log_row, run.compiled, base_hash(config, run.inputs))
         module.n_rows = len(record.rows())
         module.last_checkpoint = str(record.last_checkpoint) if resume else "none"
         interruption, rows = Interruption(), TrainingRows(config.trainer)
@@ -217,7 +217,7 @@ def _execute(
                         trainer.validate(module, validation, verbose=False)
                 newest = record.last_checkpoint if resume else None
                 trainer.fit(module, run.loader, validation, ckpt_path=newest, weights_only=True)
-                best = read_best(record.best_checkpoint, config)
+                best = read_best(record.best_checkpoint, config, run.model.state_dict())
                 best.load_into(run.model)
                 summary = summarize(run, trainer, module, best.step)
         except Interrupted:

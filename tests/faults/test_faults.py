@@ -134,11 +134,12 @@ def kept(files: Path) -> dict[Path, bytes]:
         step = 0
         with suppress(UserError):
             step = int(checkpoint.read(path.parent / "checkpoints" / "last.ckpt")["global_step"])
+        with suppress(UserError):
+            if (status := load_status(path.parent)).status == "finished":  # its last checkpoint is gone
+                step = status.step
+                found[path.with_name("status.json")] = path.with_name("status.json").read_bytes()
         lines = path.read_bytes().splitlines(keepends=True)
         found[path] = b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step)
-        with suppress(UserError):
-            if load_status(path.parent).status == "finished":
-                found[path.with_name("status.json")] = path.with_name("status.json").read_bytes()
     return found
 
 

@@ -20,7 +20,7 @@ from ssa.record.run_record import RunRecord
 
 @pytest.fixture
 def run(smoke: Callable[..., Config]) -> Path:
-    with RunRecord.open(smoke()) as record:
+    with RunRecord.open(smoke("trainer.keep_last=true")) as record:
         record.begin(Environment({"host": "here"}, "+x\n"))
         record.log({"step": 1, "tokens": 8, "val/loss": 2.5})
         record.last_checkpoint.write_bytes(bytes(2**21))

@@ -113,6 +113,7 @@ def test_a_run_whose_config_holds_a_secret_resumes(run: Callable[..., None], tmp
     texts.parent.mkdir()
     shutil.copy(small_text, texts)
     overrides = [*SMALL, f"data.train={texts}", "logger=none", f"output_dir={tmp_path}/outputs"]
+    overrides.append("trainer.keep_last=true")
     run("train.py", *overrides)
     (folder,) = (path.parent for path in (tmp_path / "outputs").glob("main/*/status.json"))
     metrics, status = (folder / "metrics.jsonl").read_bytes(), asdict(load_status(folder))

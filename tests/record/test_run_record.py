@@ -19,6 +19,7 @@ from full_disk import fill_disk
 
 from ssa.config import Config
 from ssa.errors import EXIT_INTERRUPTED, UserError
+from ssa.record.checksums import damage
 from ssa.record.environment import Environment
 from ssa.record.run_files import config_changes, load_config, load_status, read_environment, read_rows, read_summary
 from ssa.record.run_record import RunRecord, read_status, run_folder
@@ -263,6 +264,43 @@ def test_checkpoint_paths(config: Config) -> None:
         path.write_bytes(b"")
     assert record.resume_checkpoints == [record.last_checkpoint, record.previous_checkpoint]
     assert record.last_checkpoint.parent == record.best_checkpoint.parent == record.folder / "checkpoints"
+
+
+@pytest.mark.parametrize("keep_last", [False, True])
+def test_the_last_checkpoint_of_a_finished_run(smoke: Configured, keep_last: bool) -> None:
+    record = begun(smoke(f"trainer.keep_last={keep_last}".lower()))
+    for path in (record.previous_checkpoint, record.last_checkpoint, record.best_checkpoint):
+        path.write_bytes(b"x")
+    record.finish({}, step=1)
+    kept = {path.name for path in record.best_checkpoint.parent.iterdir()}
+    assert kept == ({"best.ckpt", "last.ckpt"} if keep_last else {"best.ckpt"})
+    assert damage(record.folder) == []
+
+
+@pytest.mark.parametrize("written", ["summary.json", "status.json"])
+def test_a_kill_while_finishing_loses_no_checkpoint_before_the_run_counts_as_finished(
+    config: Config, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    record = begun(config)
+    record.last_checkpoint.write_bytes(b"x")
+
+    unlink = Path.unlink
+
+    def killed(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name in ("status.json", "previous.ckpt", "last.ckpt"):
+            raise KeyboardInterrupt
+        unlink(path, *arguments, **options)
+
+    step_after = "ssa.record.run_record.write_atomic" if written == "summary.json" else "pathlib.Path.unlink"
+    with monkeypatch.context() as patch:
+        patch.setattr(step_after, killed)
+        with pytest.raises(KeyboardInterrupt):
+            record.finish({}, step=1)
+    record.close()
+    assert record.last_checkpoint.exists()
+    assert (record.folder / "summary.json").exists()
+    assert read_status(record.folder).status == ("interrupted" if written == "summary.json" else "finished")
+    assert damage(record.folder) == (["status.json changed"] if written == "summary.json" else [])
 
 
 def test_finished(config: Config, smoke: Configured) -> None:

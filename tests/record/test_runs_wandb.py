@@ -158,6 +158,8 @@ def test_metrics_of_the_best_weights_have_one_name(wandb_config: Configured, pre
         "status": "finished",
         "train/loss": 2.0,
         "val/loss": 3.0,
+        "attention/entropy": 0.5,
+        "temperature/query": 1.0,
         f"{prefix}val/loss": 2.5,
         "step_0/val/loss": 9.0,
     }

@@ -30,6 +30,7 @@ from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.record.environment import Environment
 from ssa.record.run_record import RunRecord
 from ssa.record.wandb_mirror import WandbMirror, check, choose_mode
+from ssa.record.wandb_pictures import pictures
 
 Configured = Callable[..., Config]
 pytestmark = pytest.mark.usefixtures("fresh_wandb")
@@ -284,7 +285,8 @@ def test_online(wandb_config: Configured, tmp_path: Path, capfd: pytest.CaptureF
         record = run(wandb_config("logger.tags=[a,b]"))
     assert_whole(tmp_path / "server", record)
     files, _ = received(tmp_path / "server", attempts(record)[0]["id"])
-    assert files["meta"]["tags"] == ["a", "b"]
+    assert files["meta"]["tags"] == ["ssa", "ssa_gpt2", "smoke", "text", "a", "b"]
+    assert files["meta"]["job_type"] == "train"
     assert files["summary"]["parameters.total"] == 1000
     assert files["summary"]["best/val/loss"] == 2.5
     assert files["summary"]["train/loss"] == ROWS[-1]["train/loss"]
@@ -298,6 +300,65 @@ def test_online(wandb_config: Configured, tmp_path: Path, capfd: pytest.CaptureF
     kept = [path for folder in (record.folder, tmp_path / "server") for path in folder.rglob("*") if path.is_file()]
     assert not [path for path in kept if KEY.encode() in path.read_bytes()]
     assert list(Path.cwd().iterdir()) == []
+
+
+EVALUATION = {"val/loss": 2.5, "val/attention_entropy": 0.5, "val/temperature_position": 1.25}
+EVALUATION |= {f"val/attention_entropy/layer_00/head_{head:02d}": 0.1 * head for head in range(3)}
+EVALUATION |= {f"val/temperature/{of}/layer_00/head_{head:02d}": 1.0 for of in ("query", "value") for head in range(3)}
+
+
+def pictures_in(rows: list[dict[str, Any]], folder: Path) -> dict[str, tuple[int, int]]:
+    """The pictures of the last row, with their sizes, all of which the server has as files."""
+    from PIL import Image
+
+    sizes = {}
+    for key, value in rows[-1].items():
+        if isinstance(value, dict):
+            (file,) = folder.glob(f"entity/ssa/*/files/{value['path']}")
+            sizes[key] = Image.open(file).size
+    return sizes
+
+
+@pytest.mark.wandb_server
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_pictures_and_sections(
+    wandb_config: Configured, tmp_path: Path, capfd: pytest.CaptureFixture[str], mode: str
+) -> None:
+    rows = [{"step": 1, "tokens": 64, "train/loss": 2.0}, {"step": 1, "tokens": 64, **EVALUATION}]
+    config = wandb_config(f"logger.mode={mode}")
+    if mode == "online":
+        with server(tmp_path / "server"):
+            record = run(config, rows)
+    else:
+        record = run(config, rows)
+        sync(tmp_path / "server", capfd.readouterr().out)
+    assert_whole(tmp_path / "server", record)
+    _, got = received(tmp_path / "server", attempts(record)[0]["id"])
+    entropy, temperature = ((420, 420), (840, 420))
+    assert pictures_in(got, tmp_path / "server") == {"attention/entropy_map": entropy, "temperature/map": temperature}
+    assert not [key for row in got for key in row if "head" in key]
+    assert {key.partition("/")[0] for row in got for key in row} == {
+        *("step", "tokens", "train", "val", "attention", "temperature"),
+    }
+
+
+@pytest.mark.wandb_server
+def test_seeds_are_one_group(wandb_config: Configured, tmp_path: Path) -> None:
+    with server(tmp_path / "server"):
+        metas = []
+        for overrides in (["seed=0"], ["seed=1"], ["seed=1", "optim.lr=0.5"]):
+            record = run(wandb_config(*overrides), ROWS[:1])
+            metas.append(received(tmp_path / "server", attempts(record)[0]["id"])[0]["meta"])
+    assert metas[0]["group"] == metas[1]["group"] != metas[2]["group"]
+    assert metas[0]["tags"] == metas[1]["tags"]
+    assert metas[0]["name"] != metas[1]["name"]
+
+
+def test_pictures_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(pictures(EVALUATION)) == {"attention/entropy_map", "temperature/map"}
+    assert pictures({"train/loss": 2.0}) == {}
+    monkeypatch.setattr("ssa.viz.plot_style.available", lambda: False)
+    assert pictures(EVALUATION) == {}
 
 
 @pytest.mark.wandb_server

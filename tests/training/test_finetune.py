@@ -16,10 +16,12 @@ from pretrained_folders import VOCAB, overflowing, write_model
 from ssa.command_line.compose import configured
 from ssa.config import Config
 from ssa.errors import UserError
-from ssa.pretrained.export import export
+from ssa.export.folder import export
 from ssa.pretrained.load import from_pretrained
 from ssa.pretrained.source import weights_hash
+from ssa.record.checkpoint import base_hash, read, read_best, save
 from ssa.record.run_files import read_environment, read_rows, read_summary
+from ssa.record.run_model import best_weights, load_run
 from ssa.record.run_record import run_folder
 from ssa.text.tokenization import train_bpe
 from ssa.training.lit_module import LanguageModule
@@ -61,7 +63,7 @@ def rows(config: Config) -> list[dict]:
 
 
 def weights(config: Config) -> dict[str, torch.Tensor]:
-    return torch.load(run_folder(config) / "checkpoints" / "best.ckpt", weights_only=True)["model"]
+    return read_best(best_weights(run_folder(config)), config).tensors
 
 
 def test_ssa_starts_from_the_pretrained_model(finetune) -> None:
@@ -94,6 +96,60 @@ def test_training_temperatures_only(finetune, llama: Path) -> None:
     assert all(tensor.abs().sum() > 0 for name, tensor in trained.items() if name.endswith("token.weight"))
     losses = [row["val/loss"] for row in rows(config) if "val/loss" in row]
     assert losses[-1] < losses[0]
+
+
+TEMPERATURES = ("model=ssa_llama", "optim.train=temperature", "optim.lr=1e-3", "trainer.keep_last=true")
+
+
+def test_checkpoints_of_temperatures_refer_to_the_pretrained_weights(finetune, llama: Path, tmp_path: Path) -> None:
+    config = finetune(*TEMPERATURES)
+    train(config)
+    checkpoints = run_folder(config) / "checkpoints"
+    best, last = (read(checkpoints / f"{name}.ckpt") for name in ("best", "last"))
+    names = {name for name in weights(config) if ".temperature." in name}
+    assert set(best["model"]) == names < set(weights(config))
+    assert set(last["state_dict"]) == {f"model.{name}" for name in names}
+    assert best["base"] == last["base"] == weights_hash(str(llama))
+    complete = tmp_path / "complete.ckpt"  # as earlier versions wrote it
+    save({"model": weights(config), "config": best["config"], "step": best["step"]}, complete)
+    assert read_best(complete, config).sha256() == read_best(checkpoints / "best.ckpt", config).sha256()
+    _, model, _ = load_run(run_folder(config))
+    assert all(torch.equal(tensor, weights(config)[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("before", ["referring", "complete"])
+def test_a_run_of_temperatures_resumes_bitwise(finetune, tmp_path: Path, before: str) -> None:
+    unbroken, broken = finetune(*TEMPERATURES, f"output_dir={tmp_path}/unbroken"), finetune(*TEMPERATURES)
+    train(unbroken)
+    with (
+        pytest.raises(ZeroDivisionError),
+        patch.object(LanguageModule, "on_train_batch_start", broken_at(4)),
+        patch("ssa.training.train.base_hash", base_hash if before == "referring" else lambda *_: None),
+    ):
+        train(broken)
+    last = run_folder(broken) / "checkpoints" / "last.ckpt"
+    assert ("base" in read(last)) == (before == "referring")
+    train(broken)
+    assert all(torch.equal(tensor, weights(unbroken)[name]) for name, tensor in weights(broken).items())
+    one, other = (read(run_folder(config) / "checkpoints" / "last.ckpt") for config in (unbroken, broken))
+    assert one["base"] == other["base"]
+    assert all(torch.equal(tensor, other["state_dict"][name]) for name, tensor in one["state_dict"].items())
+    assert [row.get("val/loss") for row in rows(unbroken)] == [row.get("val/loss") for row in rows(broken)]
+
+
+@pytest.mark.parametrize("fault", ["moved", "changed"])
+def test_the_pretrained_weights_that_a_checkpoint_refers_to_are_gone(finetune, llama: Path, tmp_path, fault) -> None:
+    base = Path(shutil.copytree(llama, tmp_path / "base"))
+    config = finetune(*TEMPERATURES, f"init_from={base}")
+    train(config)
+    if fault == "moved":
+        base.rename(tmp_path / "elsewhere")
+        reason = rf", and the weights that they were trained on are not available: init_from={base}: no such folder"
+    else:
+        write_model(base, "llama", seed=1, n_layer=3)
+        reason = rf", and init_from={base} has changed since they were trained: restore it"
+    with pytest.raises(UserError, match=rf"best\.ckpt: holds the temperatures alone{reason}$"):
+        load_run(run_folder(config))
 
 
 def test_a_fine_tune_resumes_without_the_pretrained_folder(finetune, llama: Path, tmp_path: Path) -> None:

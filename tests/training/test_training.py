@@ -71,6 +71,21 @@ def test_a_finished_run_is_not_repeated_without_rerun(tiny, capsys) -> None:
     assert (folder(config) / "checkpoints" / "last.ckpt").stat().st_mtime_ns != written
 
 
+def test_a_finished_run_keeps_the_best_weights_alone(tiny, tmp_path, capsys) -> None:
+    config, both = tiny("trainer.keep_last=false"), tiny(f"output_dir={tmp_path}/both")
+    first = train(config)
+    train(both)
+    kept = [path.name for path in (folder(config) / "checkpoints").iterdir()]
+    assert kept == ["best.ckpt"]
+    assert config.run_id == both.run_id
+    assert same(weights(config, "best"), weights(both, "best"))
+    assert train(config) == first
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"trainer\.steps: 8 -> 9.*: resume it unchanged, or start a new run"):
+        train(tiny(f"resume={folder(config)}", "trainer.steps=9"))
+    assert damage(folder(config)) == []
+
+
 def test_every_training_pass_belongs_to_a_step(tiny, monkeypatch, capsys) -> None:
     passes: list[bool] = []
     forward = Transformer.forward

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ssa.config import Config
 from ssa.errors import UserError
+from ssa.export.model_card import model_card
 from ssa.files import check_new_folder, expanded, replacing, writing
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.base_files import base_files
 from ssa.pretrained.families import FAMILIES, Family
-from ssa.pretrained.model_card import model_card
 from ssa.pretrained.remote.aliases import aliases
 from ssa.pretrained.remote_code import ARCHITECTURE, AUTO_MAP, MODEL_TYPE, remote_code
 from ssa.pretrained.source import architecture

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ssa.config import Config
 from ssa.errors import UserError
+from ssa.export import folder as writer
+from ssa.export.folder import export, tokenizer_files
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
-from ssa.pretrained import export as writer
-from ssa.pretrained.export import export, tokenizer_files
 from ssa.pretrained.load import from_pretrained
 from ssa.pretrained.remote_code import remote_code
 from ssa.text.tokenization import Tokenizer, train_bpe
