@@ -272,15 +272,19 @@ class Config(Section):
         return variant(self.model.temperature)
 
     @property
+    def names(self) -> tuple[str, str, str, str]:
+        """Of backbone, size, variant and data."""
+        return self.model.name.removeprefix("ssa_"), self.model.size, self.variant, self.data.name
+
+    @property
     def short_id(self) -> str:
         """A hash of `identity`: the last part of `run_id`."""
         return hash_of(self.identity())[:10]
 
     @property
     def run_id(self) -> str:
-        """Backbone, size, variant and data, the seed, and `short_id`."""
-        names = (self.model.name.removeprefix("ssa_"), self.model.size, self.variant, self.data.name)
-        return "-".join((*names, f"s{self.seed}", self.short_id))
+        """`names`, the seed, and `short_id`."""
+        return "-".join((*self.names, f"s{self.seed}", self.short_id))
 
 
 def short_id(run_id: str) -> str:

@@ -40,11 +40,11 @@ def at_wandb(row: Mapping[str, Any], detail: Detail) -> dict[str, Any]:
 
 def of_run(config: Config) -> dict[str, Any]:
     """Arguments of ``wandb.init``: the group, which all seeds of a setting share, and the tags."""
-    names = [config.model.name, config.model.size, config.model.temperature.name, config.data.name]
     setting = {field: value for field, value in config.identity().items() if field != "seed"}
-    tags = [config.model.temperature.name, config.model.name, config.scale, config.data.name, *config.logger.tags]
+    backbone, size, variant, data = config.names
+    tags = [variant, backbone, size, config.scale, data, *config.logger.tags]
     return {
-        "group": "-".join([*names, hash_of(setting)[:10]]),
+        "group": "-".join([*config.names, hash_of(setting)[:10]]),
         "tags": [tag[:_LONGEST] for tag in dict.fromkeys(redacted(tags))],
     }
 

@@ -350,3 +350,25 @@ def test_two_thousand_runs(tmp_path: Path) -> None:
         sizes.append((tmp_path / "outputs/report/index.html").read_bytes())
     assert len(sizes[0]) < 12e6
     assert sizes[0] == sizes[1]
+
+
+def test_grids_on_other_text_and_own_grids_are_shown_but_not_counted(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "all")
+    place = tmp_path / "all"
+    for path in ("demo/1a2b3c4d", "mine"):
+        at = place / "outputs" / "experiments" / path
+        shutil.copytree(place / "experiments" / "demo" / "results", at)
+        settings = {"train": ["data=text", "data.train=books/*.txt"]}
+        provenance = {"experiment": path.partition("/")[0], "settings": settings}
+        (at / "laptop_provenance.json").write_text(json.dumps(provenance))
+    before, after = Tags(page(whole)), Tags(page(place))
+    assert "Other text, own grids" not in before.text
+    assert "Other text, own grids" in after.text
+    assert "mine on data=text data.train=books/*.txt" in after.text
+    assert "python -m experiments demo scale=laptop train='data=text,data.train=books/*.txt'" in after.text
+    assert "python -m experiments mine" not in after.text, "its file is not known"
+    tally = [tags.text.partition("Scale of the evidence")[0] for tags in (before, after)]
+    assert tally[0] == tally[1]
+    for link in after.all("a"):
+        address = unquote(link["href"] or "")
+        assert address.startswith(("#", "http")) or (place / "report" / address).exists(), address

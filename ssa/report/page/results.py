@@ -1,4 +1,8 @@
-"""Results of the experiments, from ``<experiment>/results``: claims, table, figures and files of one scale each."""
+"""Results of experiments: claims, table, figures and files of one scale each.
+
+Those of the paper's items are in ``<experiment>/results``; those on other text or settings, and of a user's grids,
+below ``<output_dir>/experiments``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import base64
 import csv
 import json
 import re
+import shlex
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,9 +48,15 @@ class Picture:
 
 @dataclass
 class ExperimentResults:
-    """Results of one experiment at the largest scale that has any; ``scale`` is None where none has."""
+    """Results of one experiment at the largest scale that has any; ``scale`` is None where none has.
+
+    Attributes:
+        folder: of the experiment, with its README.
+        at: of the files of results.
+    """
 
     folder: Path
+    at: Path
     scale: str | None
     claims: list[Claim] = field(default_factory=list)  # the main one first
     table: Table | None = None  # its summary
@@ -64,14 +75,27 @@ class ExperimentResults:
         return bool(self.claims) and self.scale != "smoke"
 
     @property
+    def train(self) -> list[str]:
+        """The overrides of all runs, of a grid on other text or of a user's; else empty."""
+        settings = self.provenance.get("settings")
+        found = settings.get("train") if self.at == self.folder and isinstance(settings, dict) else None
+        return [str(text) for text in found] if isinstance(found, list) else []
+
+    @property
     def command(self) -> str:
-        return f"python -m experiments {self.name} scale={self.scale or 'laptop'}"
+        """The command that computes it; empty for a user's grid, whose file is not known here."""
+        train = f" train={shlex.quote(','.join(self.train))}" if self.train else ""
+        known = self.at != self.folder or self.folder.parent.name != "experiments"
+        name = self.provenance.get("experiment", self.name)
+        return f"python -m experiments {name} scale={self.scale or 'laptop'}{train}" if known else ""
 
     @cached_property
     def title(self) -> str:
-        """The first heading of the experiment's README, else its name."""
-        lines = _lines(self.folder / "README.md")
-        return next((line[2:].strip() for line in lines if line.startswith("# ")), self.name)
+        """The first heading of the experiment's README, else its name and text."""
+        lines, name = _lines(self.folder / "README.md"), str(self.provenance.get("experiment", self.name))
+        if self.train:
+            return f"{name} on {' '.join(self.train)}"
+        return next((line[2:].strip() for line in lines if line.startswith("# ")), name)
 
     @cached_property
     def purpose(self) -> str:
@@ -132,14 +156,23 @@ def read_results(folder: Path) -> list[ExperimentResults]:
     names = dict.fromkeys(_LISTED.findall("\n".join(_lines(folder / "README.md"))))
     listed = {name: place for place, name in enumerate(names)}
     found = [path for path in folder.iterdir() if (path / "results").is_dir() or (path / "config.yaml").exists()]
-    return [_read(path) for path in sorted(found, key=lambda path: (listed.get(path.name, len(listed)), path.name))]
+    found.sort(key=lambda path: (listed.get(path.name, len(listed)), path.name))
+    return [_read(path, path / "results") for path in found]
 
 
-def _read(experiment: Path) -> ExperimentResults:
+def read_other_results(outputs: Path) -> list[ExperimentResults]:
+    """Results on other text or settings, and of a user's grids, by folder."""
+    found = {
+        path.parent for depth in ("*", "*/*") for path in (outputs / "experiments").glob(f"{depth}/*_summary.json")
+    }
+    return [_read(path, path) for path in sorted(found)]
+
+
+def _read(experiment: Path, at: Path) -> ExperimentResults:
     main = ("conclusions.csv", "summary.json")
-    scales = (s for s in reversed(SCALES) if any((experiment / "results" / f"{s}_{name}").exists() for name in main))
-    found = ExperimentResults(experiment, next(scales, None))
-    paths = {path.name: path for path in sorted((experiment / "results").glob(f"{found.scale}_*"))}
+    scales = (scale for scale in reversed(SCALES) if any((at / f"{scale}_{name}").exists() for name in main))
+    found = ExperimentResults(experiment, at, next(scales, None))
+    paths = {path.name: path for path in sorted(at.glob(f"{found.scale}_*"))}
     found.files = {word: f"{found.scale}_{end}" for end, word in _LINKED.items() if f"{found.scale}_{end}" in paths}
     for name, path in paths.items():
         try:

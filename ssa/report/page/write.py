@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,7 @@ from ssa.report import variants
 from ssa.report.page.answer import answer, scale_of
 from ssa.report.page.claims import best_evidence, number, tally
 from ssa.report.page.forest import forest
-from ssa.report.page.results import ExperimentResults, read_results
+from ssa.report.page.results import ExperimentResults, read_other_results, read_results
 from ssa.report.page.run_data import POINTS, environments, page_data
 from ssa.report.page.settings import ReportSettings
 from ssa.report.renderings import to_html
@@ -43,9 +44,9 @@ def write(settings: ReportSettings) -> Path:
         if not Path(getattr(settings, field)).is_dir():
             raise UserError(f"{field}={getattr(settings, field)}: no such folder")
     check_writable(Path(settings.to), f"to={settings.to}")
-    results = read_results(Path(settings.experiments))
+    results, others = read_results(Path(settings.experiments)), read_other_results(Path(settings.runs))
     source = settings.source or settings.runs
-    text = page(_load(settings), results, source=source, experiments=settings.experiments, to=settings.to)
+    text = page(_load(settings), results, others, source=source, experiments=settings.experiments, to=settings.to)
     path = Path(settings.to) / "index.html"
     with writing(f"to={settings.to}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +54,16 @@ def write(settings: ReportSettings) -> Path:
     return path
 
 
-def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, experiments: str, to: str = ".") -> str:
-    """The page's HTML, from runs (`ssa.record.runs.load`) and results of all experiments.
+def page(
+    runs: pd.DataFrame,
+    results: list[ExperimentResults],
+    others: Sequence[ExperimentResults] = (),
+    *,
+    source: str,
+    experiments: str,
+    to: str = ".",
+) -> str:
+    """The page's HTML, from runs (`ssa.record.runs.load`), results of all experiments, and those on other text.
 
     ``source`` and ``experiments`` name for the reader where these come from; links to files start in the folder ``to``.
     """
@@ -64,6 +73,7 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
     parts = (
         ("items", "Tables and figures", results),
         ("forest", "Against the paper's size", plot),
+        ("others", "Other text, own grids", others),
         ("runs", "Runs", len(runs)),
         ("seeds", "Seeds averaged", one_variant_each),
         ("curves", "Curves", len(runs)),
@@ -86,6 +96,7 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
         link=partial(_link, to),
         paper=PAPER,
         results=results,
+        others=others,
         answer=answer([claim for _, claim in claims]),
         best=best_evidence([claim for _, claim in claims]),
         tally=tally(claim for _, claim in claims),
@@ -95,6 +106,7 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
         sections=[(name, title) for name, title, present in parts if present],
         counts={
             "experiment": len(results),
+            "other": len(others),
             "run": len(runs),
             "status": sorted(Counter(map(str, runs["status"])).items()) if len(runs) else [],
             "damaged": sum(bool(run["damage"]) for run in data["runs"]),
@@ -110,9 +122,9 @@ def page(runs: pd.DataFrame, results: list[ExperimentResults], *, source: str, e
     )
 
 
-def _link(to: str, result: ExperimentResults, name: str) -> str:
-    """Address of a file of an experiment, from the page."""
-    return quote(Path(os.path.relpath(result.folder / name, to)).as_posix())
+def _link(to: str, path: Path) -> str:
+    """Address of a file, from the page."""
+    return quote(Path(os.path.relpath(path, to)).as_posix())
 
 
 def _load(settings: ReportSettings) -> pd.DataFrame:
