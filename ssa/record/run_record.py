@@ -214,8 +214,8 @@ class RunRecord:
         """Write summary.json, with checksums of all files, mark the run as finished, and only then remove the
         checkpoints to resume from, unless ``trainer.keep_last``.  A kill in between leaves them, without a checksum.
         """
-        kept = {self.last_checkpoint} if self.config.trainer.keep_last else set()
-        removed = [path for path in (self.last_checkpoint, self.previous_checkpoint) if path not in kept]
+        last = [] if self.config.trainer.keep_last else [self.last_checkpoint]
+        removed = [*last, self.previous_checkpoint]
         status = replace(load_status(self.folder), status="finished", time=_now(), step=step, error=None)
         text = to_json(asdict(status))
         summary = with_checksums(self.folder, values, {"status.json": text}, without=removed)

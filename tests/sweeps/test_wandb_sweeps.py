@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
-from wandb_backend import received, server
+from wandb_backend import received, sent, server, without_pictures
 
 from ssa.command_line.compose import configured
 from ssa.config import Config
@@ -89,7 +89,7 @@ def test_a_sweep(file: Path, small_text: Path, tmp_path: Path) -> None:
         assert load_status(folder).status == "finished"
         assert load_status(folder).attempt == 1
         files, rows = received(tmp_path / "server", meta["id"])
-        assert rows == read_rows(folder)
+        assert without_pictures(rows) == sent(read_rows(folder), load_config(folder))
         assert files["summary"]["best/val/loss"] == read_summary(folder)["best/val/loss"]
         tried = {key: files["config"][key] for key in declared["parameters"]}
         config: Config = load_config(folder)
