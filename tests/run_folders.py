@@ -132,6 +132,7 @@ def _measured(config: Config, numbers: random.Random, split: str, loss: float) -
         for kind, layer in product(_scaled(config), layers):
             mean = numbers.gauss(1.05, 0.05)
             values = {"mean": mean, "std": 0.03, "min": mean - 0.1, "max": mean + 0.1}
+            values |= {f"head_{head:02}": mean + 0.01 * head for head in heads}
             found |= {f"temperature/{kind}/layer_{layer:02}/{name}": value for name, value in values.items()}
     return {f"{split}/{name}": value for name, value in found.items()}
 

@@ -191,6 +191,7 @@ def test_result_that_turns_on_the_rate(other: list[float], turns: bool) -> None:
 # The whole, with real runs
 
 
+@pytest.mark.slow
 def test_grid_that_fine_tunes(tmp_path: Path, small_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = [*TINY, "data=text", f"data.train={small_text}", "data.tokenizer=bpe-512"]
     tuning: dict[str, Any] = {

@@ -119,6 +119,7 @@ print(weights, (kib("VmHWM") - before) * 1024 / weights)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_is_little_more_than_the_weights(tmp_path: Path) -> None:
     write_model(tmp_path / "small", "gpt2")

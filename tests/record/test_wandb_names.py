@@ -65,7 +65,7 @@ def test_a_group_has_all_seeds_and_no_other_setting(smoke: Callable[..., Config]
     assert of_run(smoke("seed=1", "logger.mode=offline", "experiment=other"))["group"] == first["group"]
     for other in ("optim.lr=0.5", "model=gpt2", "model/size=micro", "data.block_size=32"):
         assert of_run(smoke("seed=0", other))["group"] != first["group"]
-    assert first["group"].startswith("ssa_gpt2-nano-ssa-text-")
-    assert first["tags"] == ["ssa", "ssa_gpt2", "smoke", "text"]
+    assert first["group"].startswith("gpt2-nano-ssa-text-")
+    assert first["tags"] == ["ssa", "gpt2", "nano", "smoke", "text"]
     long = of_run(smoke(f"logger.tags=[ssa,{'x' * 99}]"))["tags"]
     assert long == [*first["tags"], 64 * "x"], "the longest that W&B takes"

@@ -238,7 +238,10 @@ def test_entropy_and_temperature_by_layer_and_head(page: Any, made: tuple[Path, 
     assert float(cells.nth(1).inner_text()) == pytest.approx(
         summary["best/val/attention_entropy/layer_01/head_01"], abs=6e-4
     )
-    assert "query" in page.locator("#maps table").nth(1).inner_text()
+    assert float(page.locator("#maps table").nth(1).locator("tbody tr").nth(1).locator("td").nth(1).inner_text()) == (
+        pytest.approx(summary["best/val/temperature/query/layer_01/head_01"], abs=6e-4)
+    )
+    assert "query" in page.locator("#maps table").nth(2).inner_text()
 
 
 def test_the_page_is_short_until_it_is_unfolded(made: tuple[Path, list[Path]], page: Any) -> None:

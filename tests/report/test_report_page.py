@@ -246,6 +246,7 @@ def test_runs_have_variants_with_vanilla_and_maps(folder: Path) -> None:
     entropy, temperature = run["maps"]["entropy"], run["maps"]["temperature"]
     assert entropy[1][2] == float(f"{summary['best/val/attention_entropy/layer_01/head_02']:.5g}")
     query = data["projections"].index("query")
+    assert run["maps"]["query"][1][2] == float(f"{summary['best/val/temperature/query/layer_01/head_02']:.5g}")
     assert temperature[1][query] == float(f"{summary['best/val/temperature/query/layer_01/mean']:.5g}")
 
 

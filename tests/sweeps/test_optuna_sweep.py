@@ -220,6 +220,7 @@ def test_a_changed_text_is_refused(
     assert (code, "trial 0: best/val/loss" in out) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_bad_trial_is_pruned_and_one_that_diverges_counts_as_pruned(
     declare: Callable[..., str], search: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

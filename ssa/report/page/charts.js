@@ -110,10 +110,12 @@ function reader(svg, lines, reading, x, y, width, look) {
     onpointerleave: (event) => { if (event.pointerType === "mouse") leave(); } };
 }
 
-/* Entropy by layer and head and temperature by layer, of the best weights: tables shaded on one scale. */
+/* Entropy and query temperature by layer and head, and all temperatures by layer, of the best weights: shaded tables. */
 function maps(drawn) {
-  const kinds = [["entropy", "Attention entropy, nats", (n) => [...Array(n).keys()].map((head) => `head ${head}`)],
-    ["temperature", "Temperature, mean over tokens and heads", (n) => data.projections.slice(0, n)]];
+  const heads = (n) => [...Array(n).keys()].map((head) => `head ${head}`);
+  const kinds = [["entropy", "Attention entropy, nats, by layer and head", heads],
+    ["query", "Query temperature, mean over tokens, by layer and head", heads],
+    ["temperature", "Temperature, mean over tokens and heads, by layer", (n) => data.projections.slice(0, n)]];
   return kinds.flatMap(([kind, title, columns]) => {
     const found = drawn.map((entity) => [entity, mapOf(entity, kind)]).filter(([, map]) => map);
     const values = found.flatMap(([, map]) => map.flat()).filter((value) => Number.isFinite(value));
@@ -129,6 +131,6 @@ function maps(drawn) {
       make("table", { class: "map" }, make("caption", {}, entities[entity].name),
         make("thead", {}, make("tr", {}, make("td", {}), ...columns(map[0].length).map((name) => make("th", { scope: "col", class: "number" }, name)))),
         make("tbody", {}, ...map.map((row, layer) => make("tr", {}, make("th", { scope: "row" }, `layer ${layer}`), ...row.map(cell))))));
-    return [make("h4", {}, `${title}, by layer${kind === "entropy" ? " and head" : ""}`), make("div", { class: "maps" }, ...found.map(table))];
+    return [make("h4", {}, title), make("div", { class: "maps" }, ...found.map(table))];
   });
 }

@@ -45,7 +45,10 @@ SHOWN = (  # columns of the table of runs
 )
 BESIDE_CONFIG = ("commit", "data_hash")  # also shown as differences between runs
 _RULE = "config.model.temperature.name"
-_HEAD = re.compile(r"best/val/attention_entropy/layer_(\d+)/head_(\d+)")
+_HEADS = {  # by layer and head; runs before version 0.3 have no temperatures of heads
+    "entropy": re.compile(r"best/val/attention_entropy/layer_(\d+)/head_(\d+)"),
+    "query": re.compile(r"best/val/temperature/query/layer_(\d+)/head_(\d+)"),
+}
 _LAYER = re.compile(r"best/val/temperature/(\w+)/layer_(\d+)/mean")
 _LAYER_MEAN = re.compile(r"(val/temperature/\w+)/layer_\d+/mean")
 
@@ -60,7 +63,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
         ``curves``: titles; ``keys``: config keys; ``common``: the most common value of each, as text or null; ``axes``:
         tokens; ``runs``, each with ``id``, ``shown``, ``folder``, ``damage``, ``error``, ``config``: values other than
         the common ones, by index of the key; ``curves``: axis and values by index of the title; ``unsealed``: whether
-        it has no checksums; ``rule``; ``maps``: attention entropy by layer and head, temperature by layer and
+        it has no checksums; ``rule``; ``maps``: entropy and query temperature by layer and head, all by layer and
         projection; ``projections``: their names; ``variants``: runs that differ in their seed alone, with the index of
         the vanilla ones at the same settings (null for those themselves); ``colors``: of rules.
     """
@@ -71,7 +74,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
     axes: dict[tuple[int, ...], int] = {}
     shown, rules = [_column(runs, key) for key in SHOWN], _column(runs, _RULE)
     details = [_column(runs, key) for key in ("folder", "damage", "error")]
-    maps = {"entropy": _by_head(runs), "temperature": _by_layer(runs)}
+    maps = {**{name: _by_head(runs, key) for name, key in _HEADS.items()}, "temperature": _by_layer(runs)}
     plain = []
     for number, run_id in enumerate(runs.index):
         folder, damage, error = (_text(column[number]) or "" for column in details)
@@ -120,9 +123,9 @@ def _variants(runs: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _by_head(runs: pd.DataFrame) -> list[list[list[float | None]]]:
-    """Attention entropy of each run's best weights by layer and head; empty where it has none."""
-    places = {(int(found[1]), int(found[2])): key for key in runs.columns if (found := _HEAD.fullmatch(key))}
+def _by_head(runs: pd.DataFrame, named: re.Pattern[str]) -> list[list[list[float | None]]]:
+    """A statistic of each run's best weights by layer and head; empty where it has none."""
+    places = {(int(found[1]), int(found[2])): key for key in runs.columns if (found := named.fullmatch(key))}
     layers, heads = ({place[at] for place in places} for at in (0, 1))
     rows = [[_values(runs, places.get((layer, head))) for head in sorted(heads)] for layer in sorted(layers)]
     return [_matrix([[column[number] for column in row] for row in rows]) for number in range(len(runs))]
