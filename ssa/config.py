@@ -37,6 +37,7 @@ BOOKKEEPING = (  # settings that change no number of a run
     *("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"),
     *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last"),
 )
+_LONGEST_VARIANT = 40  # characters, in the names of folders
 NAMES = ("model.name", "model.size", "model.temperature.name", "data.name")  # of options, whose values count
 
 
@@ -77,8 +78,8 @@ class PasskeyConfig(Section):
 class DataConfig(Section):
     """Text source, tokenizer and blocks of ``block_size`` tokens.
 
-    ``noise``: share of the input tokens that are replaced at random.  ``text_version``: 1 reads and divides text as
-    before version 0.3, for runs made then.  ``passkey``: for the passkey source only.
+    ``noise``: share of the input tokens that are replaced at random.  ``text_version``: 1 reads and divides local text
+    as before version 0.3, for runs made then.  ``passkey``: for the passkey source only.
     """
 
     name: Name
@@ -113,6 +114,8 @@ class DataConfig(Section):
             if ignored:
                 value = getattr(self, ignored)
                 raise ValueError(f"data.{ignored}={value}: data={self.name} does not read it; valid with data={source}")
+        if self.text_version != 1 and self.source != "text":
+            raise ValueError(f"data.text_version={self.text_version}: valid with data=text only")
         if (self.source == "passkey") != (self.passkey is not None):
             raise ValueError(f"data.passkey: valid with data=passkey only; data.source={self.source}")
         return self
@@ -262,7 +265,7 @@ class Config(Section):
             del plain["data"]["passkey"]
         if not self.data.noise:  # ids from before there was noise
             del plain["data"]["noise"]
-        if self.data.source not in ("text", "hub") or self.data.text_version == 1:  # no text that it changes; likewise
+        if self.data.text_version == 1:  # likewise
             del plain["data"]["text_version"]
         return dict(redacted(plain))
 
@@ -274,7 +277,7 @@ class Config(Section):
     @property
     def names(self) -> tuple[str, str, str, str]:
         """Of backbone, size, variant and data."""
-        return self.model.name.removeprefix("ssa_"), self.model.size, self.variant, self.data.name
+        return self.model.name.removeprefix("ssa_"), self.model.size, self.variant[:_LONGEST_VARIANT], self.data.name
 
     @property
     def short_id(self) -> str:
@@ -285,6 +288,17 @@ class Config(Section):
     def run_id(self) -> str:
         """`names`, the seed, and `short_id`."""
         return "-".join((*self.names, f"s{self.seed}", self.short_id))
+
+
+def defaults(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """The values, by dotted key, that older config.yaml files lack."""
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= defaults(field.annotation, f"{prefix}{name}.")
+        elif not field.is_required() and field.default is not None:
+            found[f"{prefix}{name}"] = field.default
+    return found
 
 
 def short_id(run_id: str) -> str:

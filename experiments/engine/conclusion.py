@@ -109,4 +109,4 @@ class ClaimConclusion(Conclusion):
             "more seeds for": more.difference if more else math.nan,
         }
         row = super().row(scale)
-        return {name: row[name] for name in row if name != "sentence"} | added | {"sentence": self.sentence}
+        return {name: row[name] for name in row if name != "sentence"} | added | {"sentence": row["sentence"]}

@@ -70,10 +70,13 @@ def _scale(axes: Axes, differences: Differences) -> None:
     reaches = [max(values) for values in by_group if values]
     near = min((reach for reach in reaches if reach > 0), default=0.0)
     if near and max(reaches) > _UNEQUAL * near:
-        near, far = (10.0 ** math.floor(math.log10(reach)) for reach in (near, max(reaches)))
+        first, last = (math.floor(math.log10(reach)) for reach in (near, max(reaches)))
+        first = max(first, last - 4)
+        near, far = 10.0**first, 10.0**last
         axes.set_xscale("symlog", linthresh=near)
         axes.set_xticks([-far, 0, far], [f"{-far:g}", "0", f"{far:g}"])
-        axes.set_xticks([sign * near * digit for sign in (-1, 1) for digit in range(1, round(far / near))], minor=True)
+        ticks = [digit * 10.0**power for power in range(first, last) for digit in range(1, 10)]
+        axes.set_xticks([sign * tick for sign in (-1, 1) for tick in ticks], minor=True)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(3))
 

@@ -85,9 +85,7 @@ def compare(record: Record, again: Record, console: Console) -> None:
     name, before, now = record.run.run_id, values_of(record), values_of(again)
     first, second = record.machine, again.machine
     differences = [
-        Difference(key, before.get(key), now.get(key))
-        for key in dict.fromkeys((*before, *now))
-        if not _equal(before.get(key), now.get(key))
+        Difference(key, before.get(key), now.get(key)) for key in before if not _equal(before[key], now.get(key))
     ]
     largest = sorted(differences, key=lambda one: -one.size)
     losses = [one for one in largest if one.name.partition(" at ")[0].endswith(("val/loss", "test/loss"))]

@@ -9,7 +9,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
     else:
-        sys.__excepthook__(kind, error, trace)
+        _before(kind, error, trace)
 
 
-sys.excepthook = _report
+_before, sys.excepthook = sys.excepthook, _report

@@ -48,6 +48,7 @@ from ssa.record.run_files import (
     read_environment,
     read_rows,
     read_rows_until,
+    read_summary,
     to_line,
 )
 from ssa.redaction import redact
@@ -224,6 +225,13 @@ class RunRecord:
         for path in removed:
             path.unlink(missing_ok=True)
 
+    def tidy(self) -> None:
+        """Remove the checkpoints to resume from that a kill in `finish` left, which summary.json does not list."""
+        listed = read_summary(self.folder).get("files", {})
+        for path in (self.last_checkpoint, self.previous_checkpoint):
+            if listed and path.relative_to(self.folder).as_posix() not in listed:
+                path.unlink(missing_ok=True)
+
     def set_status(self, status: State, *, error: str | None = None) -> None:
         """Replace status.json; ``error`` becomes one line."""
         line = redact(" ".join(error.split())) if error else None
@@ -297,13 +305,15 @@ class RunRecord:
 
 
 def run_folder(config: Config) -> Path:
-    """The run folder of a config: the one that exists, as its name may be of an earlier version, else the new one."""
+    """The run folder of a config: the one that exists, as its name may be of version 0.2, else the new one."""
     parent = Path(config.output_dir) / config.experiment
     folder = parent / config.run_id
     if folder.exists() or not parent.exists():
         return folder
-    older = (path for path in parent.iterdir() if path.name.endswith(f"-{config.short_id}") and path.is_dir())
-    return next(older, folder)
+    end = f"-{config.model.temperature.name}-{config.data.name}-s{config.seed}-{config.short_id}"
+    names = (path.name for path in parent.iterdir() if (path / "config.yaml").is_file())
+    older = (name for name in names if name.startswith(f"{config.model.name}-") and name.endswith(end))
+    return parent / next(older, folder.name)
 
 
 def read_status(folder: str | Path) -> Status:

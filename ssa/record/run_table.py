@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ssa.config import upgraded, validated
+from ssa.config import Config, defaults, upgraded, validated
 from ssa.errors import UserError
 from ssa.model.config import TemperatureConfig
 from ssa.record.run_files import State
@@ -20,6 +20,7 @@ from ssa.rules import variant
 FIXED = ("folder", "experiment", "status", "variant", "error", "damage", "commit", "data_hash")
 SECTIONS = {"model", "data", "optim", "trainer", "experiment", "seed"}  # that every config has
 _NO_RESULTS = {"run_id"}  # the index
+_ADDED = {f"config.{key}": value for key, value in defaults(Config).items()}
 _LARGEST_EXACT = 2**53  # integers up to here are exact as floats
 _NO_FLOAT = 10**300
 
@@ -60,7 +61,7 @@ def table(found: Iterable[FoundRun]) -> pd.DataFrame:
     runs = [run for _, run in sorted(kept.items())]
     fixed = {name: [_fixed(run, name) for run in runs] for name in FIXED}
     parts = [
-        [dict(_flat(run.config, "config.")) for run in runs],
+        [_settings(run.config) for run in runs],
         [_known(dict(_flat(run.summary))) for run in runs],
         [_known(run.evaluations) for run in runs],
     ]
@@ -83,6 +84,11 @@ def _variant(temperature: str) -> str:
 
 def _fixed(run: FoundRun, name: str) -> str:
     return "; ".join(run.damage) if name == "damage" else str(getattr(run, name))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a config; a key that is newer than the run has its default, which is what the run did."""
+    return {**_ADDED, **dict(_flat(config, "config."))} if config else {}
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,8 +55,9 @@ class WandbMirror:
         if config.logger.name == "wandb":
             with mirror._or_without("did not start"):
                 mirror._start(*choose_mode(config.logger))
-            for row in record.rows():
-                mirror.log(row)
+            rows = record.rows()
+            for row in rows:
+                mirror.log(row, drawn=row is rows[-1])
         return mirror
 
     def __enter__(self) -> Self:
@@ -65,11 +66,12 @@ class WandbMirror:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         self.finish(_exit_code(error))
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: Mapping[str, Any], drawn: bool = True) -> None:
         """Add a row of metrics.jsonl, with pictures if it is of an evaluation.  A process of W&B sends it."""
         if self._run:
+            detail = self._config.logger.detail
             with self._or_without("stopped"):
-                self._run.log(at_wandb(row, self._config.logger.detail) | pictures(row))
+                self._run.log(at_wandb(row, detail) | (pictures(row) if drawn and detail != "run" else {}))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values in W&B's run table; other metrics keep their last values there."""

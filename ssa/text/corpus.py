@@ -63,7 +63,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """A hash of the text and of its division into splits."""
         period = self._period if self._missing else None
-        passages = [HELD_OUT] if self._version > 1 and self._missing and self._passage_size else []
+        passages = [HELD_OUT, SHORTEST] if self._version > 1 and self._missing else []
         return hash_of([self._source.fingerprint, sorted(self._missing), period, self._max_documents, *passages])
 
     @property
@@ -109,12 +109,29 @@ class Corpus:
         return max(size, 1) if len(lengths) < wanted else None
 
     def _passages(self, split: str, size: int) -> Iterator[str]:
-        index = count()
+        owner = self._owner_of_passages(size)
         for text in self._train_source():
-            passages = readers.cut([text], size)
-            for owner, neighbors in groupby(passages, key=lambda _: self._owner(next(index))):
-                if owner == split:
+            for owned, neighbors in groupby(readers.cut([text], size), key=owner):
+                if owned == split:
                     yield "".join(neighbors)
+
+    def _owner_of_passages(self, size: int) -> Callable[[str], str]:
+        """The split of each passage, called once for each in their order."""
+        if self._version == 1:
+            numbers = count()
+            return lambda _: self._owner(next(numbers))
+        due = {split: -size / 2 * place for place, split in enumerate(SPLITS[1:]) if split in self._missing}
+
+        def owner(passage: str) -> str:
+            """The split that lags behind its share of characters: passages differ in length, by a pattern even."""
+            for split in due:
+                due[split] += len(passage) / self._period
+            behind = next((split for split in due if due[split] >= size / 2), "train")
+            if behind != "train":
+                due[behind] -= len(passage)
+            return behind
+
+        return owner
 
 
 def open_corpus(data: DataConfig) -> Corpus:

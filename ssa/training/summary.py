@@ -10,13 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ssa.config import SCALES, short_id
+from ssa.config import SCALES, Config, short_id
 from ssa.device import device_name, peak_memory_bytes
 from ssa.errors import UserError
 from ssa.model.temperature_rules import TOLERANCE
 from ssa.progress import counted
 from ssa.record.machine import Machine
 from ssa.record.run_files import read_summary
+from ssa.record.run_record import run_folder
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import lr_factor
 from ssa.training.prepared_run import PreparedRun
@@ -114,6 +115,10 @@ def _notes(run: PreparedRun) -> list[str]:
     if run.corpus.loss_of_text:
         notes.append(run.corpus.loss_of_text)
     notes += run.corpus.notes
+    if older := _before_version_2(config):
+        notes.append(
+            f"an earlier run on this text: {older}; to resume it: resume={older}; as before: data.text_version=1"
+        )
     for name in ("validation", "test"):
         split = run.corpus.split(name)
         if split.n_documents < _FEW_DOCUMENTS or split.n_tokens < _FEW_TOKENS:
@@ -145,6 +150,15 @@ def _notes(run: PreparedRun) -> list[str]:
                 "more steps, optim.temperature_lr_multiplier or model.temperature.alpha_init change that"
             )
     return notes
+
+
+def _before_version_2(config: Config) -> Path | None:
+    """The folder of this run from before ``data.text_version=2``, if it is there."""
+    if config.data.text_version == 1:
+        return None
+    data = config.data.model_copy(update={"text_version": 1})
+    folder = run_folder(config.model_copy(update={"data": data}))
+    return folder if folder.exists() else None
 
 
 def print_end(console: Console, summary: dict[str, Any], folder: Path) -> None:

@@ -77,6 +77,7 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
     with RunRecord.open(config) as record, disk_errors():
         if record.finished:
             checksums.verify_summary(record.folder)
+            record.tidy()
             inputs = read_inputs(config.data, config.init_from)
             check_inputs(record.folder, config.init_from, inputs)
             console.print("This run finished before (rerun=true runs it again).")

@@ -226,6 +226,7 @@ def test_values_that_differ_are_printed(capsys: pytest.CaptureFixture[str], fold
     far = {"best/test/loss": record.run.summary["best/test/loss"] - 0.1}
     with pytest.raises(UserError, match=r"differs from its record by more than 0.02 nats: best/test/loss"):
         recompute.compare(record, changed(elsewhere, **far), console)
+    recompute.compare(record, changed(record, **{"best/val/a_new_metric": 1.0}), console)  # of a newer version
     with pytest.raises(UserError, match=r"\d\d values differ"):
         recompute.compare(record, replace(record, curve=[]), console)
 

@@ -171,6 +171,10 @@ def test_sentence_names_the_interval_and_the_size() -> None:
     )
     (beyond,) = decide([compared(0.010, 0.010)])
     assert ClaimConclusion.of(claim, beyond).sentence.endswith("; the paper's size: 0.05; more seeds: for 0.01).")
+    smoke, laptop = (ClaimConclusion.of(claim, alone).row(scale) for scale in ("smoke", "laptop"))
+    assert laptop["sentence"].startswith("Holds, smaller than the paper's: in GPT-2")
+    assert smoke["sentence"].startswith("No verdict at scale=smoke: in GPT-2")
+    assert (smoke["verdict"], laptop["verdict"]) == ("no verdict at scale=smoke", "holds, smaller than the paper's")
     assert f"{text}, simultaneous 95% interval -0.0349 to -0.0051, " in ClaimConclusion.of(claim, several).sentence
 
 

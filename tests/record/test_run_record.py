@@ -301,6 +301,27 @@ def test_a_kill_while_finishing_loses_no_checkpoint_before_the_run_counts_as_fin
     assert (record.folder / "summary.json").exists()
     assert read_status(record.folder).status == ("interrupted" if written == "summary.json" else "finished")
     assert damage(record.folder) == (["status.json changed"] if written == "summary.json" else [])
+    if written == "status.json":
+        with RunRecord.open(config) as again:
+            assert again.finished
+            again.tidy()
+        assert not record.last_checkpoint.exists()
+        assert damage(record.folder) == []
+
+
+def test_a_folder_named_by_version_0_2_is_found_and_no_copy_of_it(config: Config) -> None:
+    new = run_folder(config)
+    model, rest = config.model, f"{config.data.name}-s{config.seed}-{config.short_id}"
+    older = new.with_name(f"{model.name}-nano-{model.temperature.name}-{rest}")
+    assert older.name != new.name
+    for name in (f"backup-{older.name}", f"copy-of-{config.short_id}", older.name):
+        new.with_name(name).mkdir(parents=True)
+        assert run_folder(config) == new, "not a run"
+    for name in (f"backup-{older.name}", older.name):
+        (new.with_name(name) / "config.yaml").write_text("")
+    assert run_folder(config) == older
+    new.mkdir()
+    assert run_folder(config) == new
 
 
 def test_finished(config: Config, smoke: Configured) -> None:

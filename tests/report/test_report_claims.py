@@ -60,9 +60,13 @@ def test_a_verdict_is_corrected_for_the_claims_of_its_experiment(folder: Path) -
     assert (alone.verdict, alone.alone) == ("holds", "")
     t, df = 0.5 / (0.4 / stats.t.ppf(0.975, 4)), 4
     assert alone.p == pytest.approx(2 * stats.t.sf(t, df))
-    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    row, tally = path.read_text().splitlines()[1], Tags(page(folder)).text.partition("Scale of")[0]
+    path.write_text(path.read_text() + row.replace("SSA is better", "So it is in other words") + "\n")
+    assert [one.verdict for one in read_claims(path)] == ["holds"] * 2, "one test of two claims"
+    assert Tags(page(folder)).text.partition("Scale of")[0] == tally
+    path.write_text(path.read_text() + row.replace("a difference", "another difference") + "\n")
     claims = read_claims(path)
-    assert [(one.verdict, one.alone) for one in claims] == [("undecided", "holds")] * 2
+    assert [(one.verdict, one.alone) for one in claims] == [("undecided", "holds")] * 3
     assert claims[0].p == pytest.approx(4 * stats.t.sf(t, df))
     text = Tags(page(folder)).text
     assert "holds by its own interval" in text

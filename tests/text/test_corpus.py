@@ -199,3 +199,15 @@ def test_wikitext_rows_become_articles() -> None:
     first, second = articles([*one, *two])
     assert first == "".join(line or " \n" for line in one)
     assert second == " = Two = 2 = \n \n Text .\n"
+
+
+@pytest.mark.parametrize("n", [60, 350, 450, 499])
+def test_splits_have_their_share_of_documents_of_equal_length(n: int) -> None:
+    texts = [f"{i:04} " + "word " * 2_000 + "\n\n" for i in range(n)]
+    corpus = Corpus(Listed(texts), validation_fraction=0.02, max_documents=None)
+    whole = sum(map(len, texts))
+    for split in ("validation", "test"):
+        held = list(corpus.documents(split))
+        assert 0.015 < sum(map(len, held)) / whole < 0.025
+        assert len(held) >= 5
+    assert sum(len(text) for split in SPLITS for text in corpus.documents(split)) == whole

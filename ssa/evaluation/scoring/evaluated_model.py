@@ -20,7 +20,7 @@ from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import describe, size_label, text_files, weights_hash
-from ssa.record.checkpoint import read_best
+from ssa.record.checkpoint import read
 from ssa.record.run_files import read_environment
 from ssa.record.run_model import best_weights, hash_of_weights, load_run, load_run_config, load_run_tokenizer
 from ssa.record.run_record import read_status
@@ -177,7 +177,7 @@ class EvaluatedModel:
         weights = ""
         if self.config is not None:
             with suppress(UserError):  # damage is reported once the file is needed
-                step = read_best(best_weights(self.folder), self.config).step
+                step = read(best_weights(self.folder)).get("step")
                 weights = f"weights of step {step}, the run is {read_status(self.folder).status}; "
         return f"{self.name}: {weights}context {self.context_length}, {self.device.type}, {self.precision}"
 

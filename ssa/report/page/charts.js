@@ -53,7 +53,8 @@ function chart(title, metric, drawn, wide, look, view) {
       svg.append(make("circle", { cx: x.at(point.tokens), cy: y.at(point.value), r: 2.5, fill: look(line.entity).stroke }));
   }
   const usable = lines.filter((line) => line.points.length);
-  const name = (line) => entities[line.entity].name, end = (line) => number(line.points.at(-1).value);
+  const few = (line) => line.points[0].seeds < entities[line.entity].members.length ? `, here of ${line.points[0].seeds}` : "";
+  const name = (line) => entities[line.entity].name + few(line), end = (line) => number(line.points.at(-1).value);
   const heading = `${title}${view.minus ? ", difference to vanilla" : ""}${log ? ", logarithmic" : ""}`;
   const reading = make("p", { class: "reading", role: "status" });
   const handlers = reader(svg, usable, reading, x.at, y.at, width, look);

@@ -70,6 +70,11 @@ class Claim:
         except ValueError:
             return math.nan
 
+    @property
+    def test(self) -> tuple[object, ...]:
+        """What decides it: claims that agree in it are one in counts and corrections."""
+        return self.quantity, self.mean, self.low, self.high, self.seeds, self.expected
+
     def _beside_threshold(self, value: float) -> str:
         """With enough digits to tell it from the threshold."""
         enough = (digits for digits in range(3, 7) if float(f"{value:.{digits}g}") != self.threshold)
@@ -101,8 +106,9 @@ def read_claims(path: Path) -> list[Claim]:
     found = [_claim(row) for row in rows]
     if not rows or "p as claimed" in rows[0] or not statistics.has_intervals():
         return found
-    corrected = holm([_p_value(claim) for claim in found])
-    return [_corrected(claim, p) for claim, p in zip(found, corrected, strict=True)]
+    tests = {claim.test: _p_value(claim) for claim in found}  # two claims may rest on one
+    corrected = dict(zip(tests, holm([*tests.values()]), strict=True))
+    return [_corrected(claim, corrected[claim.test]) for claim in found]
 
 
 def _claim(row: dict[str, str]) -> Claim:

@@ -1,5 +1,5 @@
 /* Table of runs, what is drawn, differences; and for all pages, folded parts and wide tables. */
-const COLUMNS = ["experiment", "status", "model", "size", "temperature", "seed", "loss", "perplexity", "entropy"];
+const COLUMNS = ["experiment", "status", "model", "size", "variant", "seed", "loss", "perplexity", "entropy"];
 const NUMBERS = new Set(["seed", "loss", "perplexity", "entropy"]);
 const PAGE = 50, MOST = 24; // rows per page, lines drawn at once
 // With the width of the stroke, dashes distinguish lines of one color and in grayscale.

@@ -75,6 +75,11 @@ class ExperimentResults:
         return bool(self.claims) and self.scale != "smoke"
 
     @property
+    def distinct_claims(self) -> list[Claim]:
+        """The first of those that rest on the same numbers."""
+        return [*{claim.test: claim for claim in reversed(self.claims)}.values()][::-1]
+
+    @property
     def train(self) -> list[str]:
         """The overrides of all runs, of a grid on other text or of a user's; else empty."""
         settings = self.provenance.get("settings")

@@ -44,7 +44,6 @@ SHOWN = (  # columns of the table of runs
     "best/val/attention_entropy",
 )
 BESIDE_CONFIG = ("commit", "data_hash")  # also shown as differences between runs
-_RULE = "config.model.temperature.name"
 _HEADS = {  # by layer and head; runs before version 0.3 have no temperatures of heads
     "entropy": re.compile(r"best/val/attention_entropy/layer_(\d+)/head_(\d+)"),
     "query": re.compile(r"best/val/temperature/query/layer_(\d+)/head_(\d+)"),
@@ -72,7 +71,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
     columns = [[_text(redacted(value, key)) for value in runs[key].tolist()] for key in keys]
     common = [_most_common(column) for column in columns]
     axes: dict[tuple[int, ...], int] = {}
-    shown, rules = [_column(runs, key) for key in SHOWN], _column(runs, _RULE)
+    shown, rules = [_column(runs, key) for key in SHOWN], [*map(_rule, _column(runs, "variant"))]
     details = [_column(runs, key) for key in ("folder", "damage", "error")]
     maps = {**{name: _by_head(runs, key) for name, key in _HEADS.items()}, "temperature": _by_layer(runs)}
     plain = []
@@ -90,7 +89,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
             "error": redact(error),
             "config": {key: column[number] for key, column in enumerate(columns) if column[number] != common[key]},
             "curves": curves,
-            "rule": str(rules[number]),
+            "rule": rules[number],
             "maps": {name: of_run[number] for name, of_run in maps.items() if of_run[number]},
         })  # fmt: skip
     return {
@@ -111,16 +110,22 @@ def _variants(runs: pd.DataFrame) -> list[dict[str, Any]]:
     several = [one for one in found if len(one.runs) > 1]
     names = dict(zip(map(id, several), variants.labels(several), strict=True))
     indices = {id(one): number for number, one in enumerate(found)}
-    rules = [runs.at[next(iter(one.runs.values())), _RULE] for one in found]
+    rules = [_rule(runs.at[next(iter(one.runs.values())), "variant"]) for one in found]
     return [
         {
             "name": names.get(id(one), ""),
-            "rule": str(rule),
+            "rule": rule,
             "runs": {seed: places[run_id] for seed, run_id in one.runs.items()},
             "base": None if base is None or base is one else indices[id(base)],
         }
         for one, rule, base in zip(found, rules, variants.bases(found), strict=True)
     ]
+
+
+def _rule(variant: object) -> str:
+    """The rule that gives a variant its color."""
+    rule = str(variant).partition("-")[0]
+    return "none" if rule == "vanilla" else rule
 
 
 def _by_head(runs: pd.DataFrame, named: re.Pattern[str]) -> list[list[list[float | None]]]:

@@ -46,7 +46,7 @@ function curveOf(entity, metric, minus) {
   return data.axes[axis].map((tokens, at) => {
     const values = columns.map((column) => column[at]);
     if (values.includes(null)) return { tokens, value: null };
-    return { tokens, value: mean(values), low: Math.min(...values), high: Math.max(...values) };
+    return { tokens, value: mean(values), low: Math.min(...values), high: Math.max(...values), seeds: values.length };
   });
 }
 /* Mean over the members of a matrix such as entropy by layer and head; null if no member has one. */

@@ -68,7 +68,7 @@ def page(
     ``source`` and ``experiments`` name for the reader where these come from; links to files start in the folder ``to``.
     """
     data = page_data(runs) if len(runs) else {"runs": []}
-    claims = [(one.title, claim) for one in results if one.is_evidence for claim in one.claims]
+    claims = [(one.title, claim) for one in results if one.is_evidence for claim in one.distinct_claims]
     plot, one_variant_each = forest(claims), variants.table(runs) if len(runs) else None
     parts = (
         ("items", "Tables and figures", results),
