@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
                 files=FILES,
                 arguments=arguments[1:],
             )
-        experiment = experiment_of_file(arguments[0]) if is_file(arguments[0]) else find_experiment(arguments[0])
+        also = (COMPARE, all_of_them.NAME, "FILE.yaml")
+        experiment = experiment_of_file(arguments[0]) if is_file(arguments[0]) else find_experiment(arguments[0], also)
         scale = next((text.removeprefix("scale=") for text in arguments if text.startswith("scale=")), "laptop")
         return program(
             experiment.settings,

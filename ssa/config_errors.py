@@ -25,6 +25,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
 }
 _MEANT = {"data.vocab_size": "data.tokenizer=bpe-8192"}  # a tokenizer of that size, trained on the text
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 RENAMED = {  # keys of version 0.1
     "model.width": "model.d_model",
@@ -38,13 +39,16 @@ REMOVED = [f"model.temperature.{setting}" for setting in ("train_length", "floor
 
 def one_line(error: ValidationError, root: type[Any]) -> str:
     """The first error of a failed validation of `root`."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["type"] == "missing":  # for a misspelled key
+        first = next((one for one in errors if one["type"] in _UNKNOWN), first)
     of_item = first["loc"] and isinstance(first["loc"][-1], int)  # of a list of values: lengths=a, not lengths.0=a
     path = [str(part) for part in (first["loc"][:-1] if of_item else first["loc"])]
     field, kind = ".".join(path), first["type"]
     if kind == "value_error":
         return str(first["ctx"]["error"])
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if kind in _UNKNOWN:
         return unknown_key(field, root)
     if kind == "missing":
         return f"{field}: not set; write {field}=VALUE"
@@ -107,6 +111,8 @@ def _validity(error: ErrorDetails, path: list[str], root: type[Any]) -> str:
         return f"out of range; valid: {_range(path, root)}"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}{_instead(kind, error['input'], '.'.join(path))}"
+    if kind == "too_short":
+        return f"expected at least {error['ctx']['min_length']} values, A,B"
     section = _walk(path, root)[0]
     if section is not None:
         group = f"; as a group: {'/'.join(path)}={shown(error['input'])}" if "name" in field_types(section) else ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain, islice
 from multiprocessing import connection, forkserver, get_context
 from multiprocessing.connection import Connection
@@ -137,12 +138,44 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, pre
     """Starts a process that survives this one, and that Ctrl-C does not reach.
 
     The exit code is what ``target``, a function of a module, returns; the output is appended to the log.  ``preload``:
-    see `_context`.
+    see `_context`.  Ctrl-C while it starts stops it, too.
     """
-    process = _context(preload).Process(target=_run, args=(target, arguments, log), daemon=False)
+    context = _context(preload)
+    process = context.Process(target=_run, args=(target, arguments, log), daemon=False)
     with _fork_server():
-        process.start()
+        _wait_for_imports(context)
+        with _deferred_signals() as received:
+            process.start()
+    if received:
+        process.terminate()
+        signal.raise_signal(received[0])
     return process
+
+
+@cache
+def _wait_for_imports(context: DefaultContext | ForkServerContext | SpawnContext) -> None:
+    """Wait until processes start at once; here Ctrl-C leaves nothing behind."""
+    process = context.Process(target=_nothing, daemon=True)
+    process.start()
+    process.join()
+
+
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """In this block, signals that would end this program are only listed."""
+    received: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [signal.SIGINT, *termination_signals()] if is_main else []
+    before = {number: signal.signal(number, lambda got, _: received.append(got)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path) -> None:

@@ -286,3 +286,40 @@ def test_a_task_that_always_fails_is_not_started_for_ever(tmp_path: Path, monkey
     with Pool[Wait](1) as pool:
         assert list(pool.run([task], lambda: None)) == [(task, 3)]
     assert task.log.read_text().count("fails starts") == 4
+
+
+ORPHAN = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from ssa import processes
+
+def work(path):
+    time.sleep(1)
+    Path(path).write_text("done")
+    return 0
+
+if __name__ == "__main__":
+    threading.Timer(float(sys.argv[2]), os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        processes.start(work, (sys.argv[1],), Path(sys.argv[1] + ".log"), "slow")
+        time.sleep(9)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("after", [0.1, 0.4, 0.8])
+def test_ctrl_c_while_a_process_starts_leaves_none(tmp_path: Path, after: float) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ORPHAN)
+    (tmp_path / "slow.py").write_text("import time; time.sleep(2)")
+    done = subprocess.run(
+        [sys.executable, program, tmp_path / "file", str(after)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "interrupted\n", done.stderr
+    time.sleep(2)
+    assert not (tmp_path / "file").exists()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import importlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -196,15 +196,16 @@ def all_experiments() -> list[Experiment]:
     return [Experiment(path.parent.name) for path in sorted(EXPERIMENTS.glob("*/config.yaml"))]
 
 
-def find_experiment(name: str) -> Experiment:
-    """The experiment of this name.
+def find_experiment(name: str, also: Sequence[str] = ()) -> Experiment:
+    """The experiment of this name; ``also``: other valid words, for the error message.
 
     Raises:
         UserError: there is none.
     """
     names = [experiment.name for experiment in all_experiments()]
     if name not in names:
-        raise UserError(f"{name}: no such experiment{closest(name, names)}; valid: {', '.join(names)}")
+        valid = [*names, *also]
+        raise UserError(f"{name}: no such experiment{closest(name, valid)}; valid: {', '.join(valid)}")
     return Experiment(name)
 
 

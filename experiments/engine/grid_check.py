@@ -101,13 +101,19 @@ def _check_own(grid: Grid, settings: GridSettings) -> None:
     Raises:
         UserError: a run would be refused, or a column is measured by none.
     """
-    planned = {cell: run for cell, run in runs(grid, settings).items() if run}
+    from ssa.text.corpus import open_corpus  # imports numpy
+
+    planned, texts = {cell: run for cell, run in runs(grid, settings).items() if run}, set[str]()
     for cell, run in planned.items():
         try:
             if run.refusal:
                 raise UserError(run.refusal)
             if cell.seed == 0:
                 check_job(run.config)
+            data = run.config.data
+            if data.source == "text" and data.model_dump_json() not in texts:
+                texts.add(data.model_dump_json())
+                next(open_corpus(data).documents("train"), None)  # reads the first file
         except UserError as error:
             raise UserError(f"{run.label}: {error}") from None
     some = next(iter(planned.values())).config

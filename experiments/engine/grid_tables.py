@@ -182,6 +182,8 @@ def _caption(results: Results) -> str:
     parts += [
         f"{metric.name[0].upper()}{metric.name[1:]}: {metric.meaning}." for metric in grid.metrics if metric.meaning
     ]
+    texts = sorted({text for text in frame.get("config.data.train", ()) if isinstance(text, str)})
+    parts += [f"Text: {', '.join(texts)}."] if texts else []
     parts.append(f"scale={settings.scale}; commit {', '.join(commits) or '-'}; data {', '.join(data) or '-'}.")
     return " ".join(parts)
 

@@ -83,6 +83,9 @@ class CompareSettings(OwnSettings):
     models: Annotated[list[Name], Field(min_length=2)] = Field(
         description="options of model= to compare, the baseline first: gpt2,ssa_gpt2"
     )
+    train: list[str] = Field(
+        [], description="overrides of all runs: data=text,data.train=books/*.txt; empty: on Python's documentation"
+    )
     sizes: list[Name] = Field([], description="options of model/size=, each a group of its own; empty: the scale's")
 
 

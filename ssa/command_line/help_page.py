@@ -90,7 +90,8 @@ def _key_lines(keys: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for key, schema in keys.items():
         notes = "; ".join([*limits_of(schema), *([f"default: {defaults[key]}"] if key in defaults else [])])
         section = "model.temperature" if key.startswith("model.temperature.") else key.partition(".")[0] * ("." in key)
-        lines = sections.setdefault(section, ["", f"keys of {section}" if section else "keys"])
+        of = {"": "", "data": " of data (defaults of data=pydocs)"}.get(section, f" of {section}")
+        lines = sections.setdefault(section, ["", f"keys{of}"])
         lines += entry(f"{key}={kind_of(schema)}", described[key] + (f" ({notes})" if notes else ""))
     return [line for lines in sections.values() for line in lines]
 

@@ -87,6 +87,13 @@ class ExperimentResults:
         return [str(text) for text in found] if isinstance(found, list) else []
 
     @property
+    def state(self) -> str:
+        """Why there is no verdict."""
+        if self.scale == "smoke":
+            return "no verdict: scale=smoke only tests the code"
+        return "no claims" if self.table else "not run"
+
+    @property
     def command(self) -> str:
         """The command that computes it; empty for a user's grid, whose file is not known here."""
         train = f" train={shlex.quote(','.join(self.train))}" if self.train else ""
@@ -105,6 +112,8 @@ class ExperimentResults:
     @cached_property
     def purpose(self) -> str:
         """Of its ``config.yaml``, without the name of the item."""
+        if self.at == self.folder:
+            return ""
         try:
             text = str(read_yaml(self.folder / "config.yaml").get("purpose", ""))
         except Exception as error:  # a user's file, shown as it is
