@@ -68,7 +68,8 @@ def unknown_key(key: str, root: type[Any], also: Sequence[str] = ()) -> str:
     valid = [prefix + name for name in field_types(section)]
     wrong = prefix + rest[0]
     namesakes = [leaf for leaf in (*leaves(root), *also) if re.split("[./]", leaf)[-1] == rest[0]]
-    meant = _MEANT.get(wrong) or next(iter(namesakes), None)
+    misspelled = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.85)
+    meant = _MEANT.get(wrong) or next(iter([*misspelled, *namesakes]), None)
     guess = f", did you mean {meant}?" if meant else closest(wrong, valid if known else [*valid, *also])
     return f"{wrong}: unknown key{guess}; valid: {', '.join(field_types(section))}"
 

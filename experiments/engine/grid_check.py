@@ -15,6 +15,7 @@ from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.cluster import PROCESSES, check_launcher
 
+_OF_ALL = ("seed", "output_dir", "logger")
 _OF_TEXT = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
 _OF_TEMPERATURES = ("temperature_position", "temperature_token")
 _OF_ATTENTION = ("attention_entropy", "attention_entropy_normalized", "attention_spikiness", *_OF_TEMPERATURES)
@@ -103,13 +104,21 @@ def _check_own(grid: Grid, settings: GridSettings) -> None:
     """
     from ssa.text.corpus import open_corpus  # imports numpy
 
+    rows_and_groups = [*((row.name, row.overrides) for row in grid.rows), *((g.name, g.overrides) for g in grid.groups)]
+    for name, overrides in rows_and_groups:
+        if found := next((text for text in overrides if text.partition("=")[0] in _OF_ALL), None):
+            raise UserError(f"{name}: overrides: {found}: a setting of the whole grid; valid: on the command line")
     planned, texts = {cell: run for cell, run in runs(grid, settings).items() if run}, set[str]()
+    rows: dict[tuple[str, str], str] = {}
     for cell, run in planned.items():
         try:
             if run.refusal:
                 raise UserError(run.refusal)
             if cell.seed == 0:
                 check_job(run.config)
+                same = rows.setdefault((cell.group, run.config.short_id), cell.row)
+                if same != cell.row:
+                    raise UserError(f"the same run as {same}; valid: rows that differ in their overrides")
             data = run.config.data
             if data.source == "text" and data.model_dump_json() not in texts:
                 texts.add(data.model_dump_json())

@@ -22,7 +22,7 @@ from ssa.yaml_files import read_yaml
 
 COMPARE = "compare"
 ONE_GROUP = "all runs"  # the group of a grid without groups
-PURPOSE = "compare models on your own text: models=gpt2,ssa_gpt2 train='scale=laptop,data=text,data.train=books/*.txt'"
+PURPOSE = "compare models on your own text: models=gpt2,ssa_gpt2 train='data=text,data.train=books/*.txt'"
 _METRICS = [
     Metric(name="validation loss", key="best/val/loss", digits=4, compared=True, smallest=0.005),
     Metric(name="validation perplexity", key="best/val/perplexity", digits=2),

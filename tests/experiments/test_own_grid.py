@@ -109,6 +109,29 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "metrics: loss: key=best/val/loss: valid: eval/length/METRIC",
     ),
     "unknown task": ({"evaluate": ["tasks=lengths"]}, "evaluate="),
+    "equal rows": (
+        {
+            "rows": [
+                {"name": "a", "overrides": ["model=gpt2"]},
+                {"name": "b", "overrides": ["model=gpt2", "model/size=nano"]},
+            ]
+        },
+        "all runs, b, seed 0: the same run as a; ",
+    ),
+    "seed of a row": (
+        {
+            "rows": [
+                {"name": "a", "overrides": ["model=gpt2"]},
+                {"name": "b", "overrides": ["model=ssa_gpt2", "seed=5"]},
+            ]
+        },
+        "b: overrides: seed=5: a setting of the whole grid",
+    ),
+    "misspelled key": ({"row": []}, "mine.yaml: row: unknown key, did you mean rows?"),
+    "no such field of the text": (
+        {"train": ["data=text", "data.train=rows.jsonl", "data.text_column=txt"]},
+        "all runs, plain, seed 0: data.text_column=txt: no such column in ",
+    ),
     "launcher": ({"train": ["trainer.steps=0"]}, "all runs, plain, seed 0: trainer.steps=0: "),
 }
 
@@ -118,6 +141,7 @@ def test_mistake_is_found_before_the_first_run(
     content: dict[str, Any], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     declare(**content)
+    Path("rows.jsonl").write_text('{"text": "A document."}\n')
     assert main(["mine.yaml", "scale=smoke"]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith(f"error: {error}")
@@ -161,7 +185,7 @@ def test_file_in_the_readme_is_valid(monkeypatch: pytest.MonkeyPatch, capsys: py
     Path("books").mkdir()
     Path("books/one.txt").write_text("A book.\n")
     assert main(["my_grid.yaml", "scale=laptop", "plan=true"]) == 0
-    assert "9 of 9 runs to do" in " ".join(capsys.readouterr().out.split())
+    assert "18 of 18 runs to do" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
