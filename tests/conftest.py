@@ -96,6 +96,7 @@ def _composed(*overrides: str) -> dict[str, Any]:
 @pytest.fixture
 def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """W&B without an account, in a working directory of its own, and started anew for each test."""
+    forget_wandb()  # a test without this fixture may have started it
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -104,7 +105,12 @@ def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     yield
-    sys.modules["wandb"].teardown() if sys.modules.get("wandb") else None
+    forget_wandb()
+
+
+def forget_wandb() -> None:
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture
