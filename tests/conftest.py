@@ -109,8 +109,8 @@ def fresh_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 def forget_wandb() -> None:
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].teardown()
+    if wandb := sys.modules.get("wandb"):  # None: a test hides it
+        wandb.teardown()
 
 
 @pytest.fixture
