@@ -285,7 +285,7 @@ def test_online(wandb_config: Configured, tmp_path: Path, capfd: pytest.CaptureF
         record = run(wandb_config("logger.tags=[a,b]"))
     assert_whole(tmp_path / "server", record)
     files, _ = received(tmp_path / "server", attempts(record)[0]["id"])
-    assert files["meta"]["tags"] == ["ssa", "ssa_gpt2", "smoke", "text", "a", "b"]
+    assert files["meta"]["tags"] == ["ssa", "gpt2", "nano", "smoke", "text", "a", "b"]
     assert files["meta"]["job_type"] == "train"
     assert files["summary"]["parameters.total"] == 1000
     assert files["summary"]["best/val/loss"] == 2.5
