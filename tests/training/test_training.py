@@ -248,12 +248,12 @@ def test_a_sweep_ends_with_a_row_for_all_seeds_of_a_variant(small_text, tmp_path
     done = subprocess.run(job, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
     _, _, last = done.stdout.partition("Runs that differ in their seed alone.")
     rows = {line.split()[0]: line.split() for line in last.splitlines() if " 2 " in line}
-    assert rows.keys() == {"gpt2", "ssa_gpt2"}
+    assert rows.keys() == {"vanilla", "SSA"}
     losses = [
         json.loads(path.read_text())["best/val/loss"]
-        for path in sorted((tmp_path / "outputs" / "main").glob("gpt2-*/summary.json"))
+        for path in sorted((tmp_path / "outputs" / "main").glob("gpt2-*-vanilla-*/summary.json"))
     ]
-    assert rows["gpt2"][3] == f"{sum(losses) / 2:.4f}"
+    assert rows["vanilla"][3] == f"{sum(losses) / 2:.4f}"
 
 
 @pytest.mark.wandb_server
