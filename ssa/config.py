@@ -20,7 +20,7 @@ from ssa.errors import UserError
 from ssa.files import hash_of
 from ssa.model.config import TOO_LARGE, ModelConfig, check_divides
 from ssa.redaction import redacted
-from ssa.rules import check_terms, variant
+from ssa.rule_names import check_terms, variant
 
 PositiveInt = Annotated[int, Field(gt=0, lt=TOO_LARGE)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
@@ -271,7 +271,7 @@ class Config(Section):
 
     @property
     def variant(self) -> str:
-        """What the temperatures scale, such as ``vanilla``, ``ssa`` or ``ssa-query``; see `ssa.rules.variant`."""
+        """What the temperatures scale, such as ``vanilla``, ``ssa`` or ``ssa-query``; see `ssa.rule_names.variant`."""
         return variant(self.model.temperature)
 
     @property

@@ -302,6 +302,7 @@ def test_other_runs_are_told_apart(default: Config) -> None:
             ["+model.temperature.key={token: shared}"],
             "gpt2-nano-query-shared-log-key-shared-value-shared-pydocs-s0",
         ),
+        (["+model.temperature.key={token: shared, position: log}"], "gpt2-nano-ssa-query-key-value-pydocs-s0"),
         ([f"model.temperature.{one}.position=none" for one in ("query", "value")], "gpt2-nano-token-pydocs-s0"),
         (["model.temperature.per=layer"], "gpt2-nano-ssa-per-layer-pydocs-s0"),
         (["model/temperature=released"], "gpt2-nano-released-pydocs-s0"),

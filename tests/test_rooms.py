@@ -24,7 +24,7 @@ ROOMS = [
     ["ssa/theory/", "ssa/viz/"],
     ["ssa/device.py", "ssa/hub_client.py"],
     ["ssa/config.py"],
-    ["ssa/rules.py"],
+    ["ssa/rule_names.py"],
     ["ssa/config_errors.py", "ssa/perplexity.py", "ssa/power.py", "ssa/statistics.py", "ssa/yaml_files.py"],
     ["ssa/files.py", "ssa/imports.py", "ssa/processes.py", "ssa/progress.py"],
     ["ssa/errors.py", "ssa/redaction.py", "ssa/model/"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from experiments.engine.context import ExperimentContext
 from experiments.engine.drawing import points
-from experiments.engine.grid import Grid, GridRow, Metric
+from experiments.engine.grid import Grid, Metric
 from ssa.statistics import mean_interval
 from ssa.viz import plot_style
 from ssa.viz.rule_style import RuleStyle, style_of
@@ -22,9 +22,17 @@ _UNEQUAL = 8  # ratio of the panels' reaches above which their common axis is lo
 
 
 def draw_differences(
-    context: ExperimentContext, grid: Grid, metric: Metric, differences: Differences, seeds: str
+    context: ExperimentContext,
+    grid: Grid,
+    metric: Metric,
+    differences: Differences,
+    variants: Mapping[str, str],
+    seeds: str,
 ) -> None:
-    """One panel for each group with runs, on common axes: a circle per seed, and the mean with its 95% interval."""
+    """One panel for each group with runs, on common axes: a circle per seed, and the mean with its 95% interval.
+
+    ``variants``: by row, for its look.
+    """
     base, rows = grid.rows[0].name, grid.rows[1:]
     differences = {group: found for group, found in differences.items() if any(found.values())} or differences
     caption = (
@@ -40,7 +48,7 @@ def draw_differences(
             axes.set_title(group)
             axes.axvline(0, color=plot_style.GRAY, linewidth=0.8)
             for place, row in enumerate(rows):
-                _row(axes, place, by_row[row.name], _style(row))
+                _row(axes, place, by_row[row.name], style_of(variants.get(row.name, "")))
         for axes in panels.flat[len(differences) :]:
             axes.set_visible(False)
         _scale(panels[0, 0], differences)
@@ -79,9 +87,3 @@ def _scale(axes: Axes, differences: Differences) -> None:
         axes.set_xticks([sign * tick for sign in (-1, 1) for tick in ticks], minor=True)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(3))
-
-
-def _style(row: GridRow) -> RuleStyle:
-    """Of the row's temperature rule."""
-    rules = [override.partition("=")[2] for override in row.overrides if override.startswith("model/temperature=")]
-    return style_of(rules[-1] if rules else "")

@@ -108,6 +108,12 @@ class Results:
     def _ids(self) -> dict[str, str]:
         return {short_id(run_id): run_id for run_id in self.frame.index}
 
+    @property
+    def variants(self) -> dict[str, str]:
+        """The variant of each row with a run, as in the table of runs."""
+        ids = {cell.row: run_id for cell in self.runs if (run_id := self.run_id(cell)) in self.frame.index}
+        return {row: str(self.frame.at[run_id, "variant"]) for row, run_id in ids.items()}
+
     @cached_property
     def _tasks(self) -> list[str]:
         return self.settings.tasks()

@@ -36,7 +36,7 @@ def write(results: Results, context: ExperimentContext) -> None:
             group: {row.name: _differences(results, metric, group, row.name) for row in results.grid.rows[1:]}
             for group in results.groups
         }
-        draw_differences(context, results.grid, metric, differences, _seeds(results))
+        draw_differences(context, results.grid, metric, differences, results.variants, _seeds(results))
     claims = results.grid.claims_at(results.settings.scale)
     context.conclude(*map(ClaimConclusion.of, claims, results.decisions()))
 

@@ -77,7 +77,7 @@ def recompute(experiment: Experiment, settings: GridSettings, console: Console) 
 
 
 def compare(record: Record, again: Record, console: Console) -> None:
-    """Print the differences of two records of one run.
+    """Print the differences of two records of one run, in the values that the first has.
 
     Raises:
         UserError: they differ, by more than `TOLERANCE` where the machines differ.

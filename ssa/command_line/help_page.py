@@ -19,7 +19,7 @@ from ssa.config import Config
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.model.config import PROJECTIONS, SLOTS
-from ssa.rules import term_names
+from ssa.rule_names import term_names
 
 FLAGS = {
     "--help, -h": "this page; --help optim: one group or key",

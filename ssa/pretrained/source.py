@@ -22,7 +22,7 @@ from ssa.pretrained.families import ARCHITECTURE, FAMILIES, CheckpointFormat, Fa
 from ssa.pretrained.remote_code import ARCHITECTURE as SSA_ARCHITECTURE
 from ssa.pretrained.remote_code import MODEL_TYPE
 from ssa.pretrained.tensor_headers import tensor_headers
-from ssa.rules import check_terms
+from ssa.rule_names import check_terms
 
 SSA = CheckpointFormat(model_type=MODEL_TYPE, architecture=SSA_ARCHITECTURE, head="model.head.weight")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -15,7 +15,7 @@ from ssa.config import Config, defaults, upgraded, validated
 from ssa.errors import UserError
 from ssa.model.config import TemperatureConfig
 from ssa.record.run_files import State
-from ssa.rules import variant
+from ssa.rule_names import variant
 
 FIXED = ("folder", "experiment", "status", "variant", "error", "damage", "commit", "data_hash")
 SECTIONS = {"model", "data", "optim", "trainer", "experiment", "seed"}  # that every config has
@@ -44,7 +44,7 @@ class FoundRun:
 
     @property
     def variant(self) -> str:
-        """What the temperatures scale, such as ``ssa-query``; see `ssa.rules.variant`.  Older runs have it, too."""
+        """What the temperatures scale, such as ``ssa-query``; see `ssa.rule_names.variant`."""
         model = self.config.get("model")
         return _variant(json.dumps(model.get("temperature"))) if isinstance(model, dict) else ""
 

@@ -14,7 +14,7 @@ from ssa.model.config import PROJECTIONS
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report.tables import Table, TableCell
 from ssa.statistics import Estimate, has_intervals, mean_interval, paired_interval, shown
-from ssa.viz.rule_style import STYLES
+from ssa.viz.rule_style import style_of
 
 LOSS = "best/val/loss"
 _COLUMNS = {  # title, column, digits
@@ -35,7 +35,7 @@ class Variant:
     Attributes:
         runs: run ids by seed.
         settings: its columns ``config.*``, without seed, names and bookkeeping, as text.
-        names: of backbone, size, variant and data.
+        names: of backbone, size, variant (as in figures) and data.
     """
 
     runs: dict[int, str]
@@ -76,15 +76,9 @@ def variants(frame: pd.DataFrame) -> list[Variant]:
     for row, runs in found.items():
         settings, first = dict(zip(kept, row, strict=True)), next(iter(runs.values()))
         model, size, variant, data = (str(good.at[first, name]) for name in _NAMES)
-        names = (model.removeprefix("ssa_"), size, variant, data)
+        names = (model.removeprefix("ssa_"), size, style_of(variant).name, data)
         made.append(Variant(dict(sorted(runs.items())), settings, names))
     return sorted(made, key=lambda one: not one.is_vanilla)
-
-
-def shown_name(name: str) -> str:
-    """A variant as in figures: ``SSA``, ``SSA, query``."""
-    rule, _, part = name.partition("-")
-    return ", ".join(filter(None, (STYLES[rule].name, part.replace("-", " ")))) if rule in STYLES else name
 
 
 def table(frame: pd.DataFrame) -> Table | None:
@@ -112,7 +106,7 @@ def bases(found: Sequence[Variant]) -> list[Variant | None]:
 def labels(found: Sequence[Variant]) -> list[str]:
     """A name for each variant: its names as far as they differ, then the other settings in which those beside it do."""
     differ = [len(set(names)) > 1 for names in zip(*(one.names for one in found), strict=True)]
-    named = [" ".join(map(shown_name, compress(one.names, differ))) for one in found]
+    named = [" ".join(compress(one.names, differ)) for one in found]
     made = []
     for one, name in zip(found, named, strict=True):
         beside = [other for other in found if other.without_variant == one.without_variant]

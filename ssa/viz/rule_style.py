@@ -42,6 +42,13 @@ STYLES = {  # by option of model/temperature
 _OTHER = RuleStyle("", "#8a3ab9", (1, 1), "*")
 
 
-def style_of(rule: str) -> RuleStyle:
-    """The look of a rule; one for all that have none of their own, under their names."""
-    return STYLES.get(rule, _OTHER._replace(name=rule))
+def style_of(variant: str) -> RuleStyle:
+    """The look of a rule or a variant (`ssa.rule_names.variant`): the name is "SSA, query" for ``ssa-query``.
+
+    One look serves all that belong to no rule.
+    """
+    rule, _, part = variant.partition("-")
+    style = STYLES.get("none" if rule == "vanilla" else rule)
+    if style is None:
+        return _OTHER._replace(name=variant)
+    return style._replace(name=", ".join(filter(None, (style.name, part.replace("-", " ")))))

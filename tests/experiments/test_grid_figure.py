@@ -16,6 +16,8 @@ from experiments.engine.grid_figure import draw_differences
 from ssa.viz import plot_style
 from ssa.viz.rule_style import STYLES
 
+VARIANTS = {"SSA (own MLP)": "ssa_mlp", "SSA": "ssa"}
+
 
 @pytest.fixture
 def grid() -> Grid:
@@ -35,7 +37,7 @@ class Drawn(SimpleNamespace):
 def draw(grid: Grid, differences: dict[str, dict[str, list[float]]]) -> Drawn:
     drawn = Drawn()
     metric = next(metric for metric in grid.metrics if isinstance(metric, Metric) and metric.compared)
-    draw_differences(drawn, grid, metric, differences, "3 seeds")  # type: ignore[arg-type]
+    draw_differences(drawn, grid, metric, differences, VARIANTS, "3 seeds")  # type: ignore[arg-type]
     return drawn
 
 

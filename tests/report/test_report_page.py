@@ -29,6 +29,7 @@ from ssa.report.page.write import PAPER, SCRIPTS, write
 from ssa.report.page.write import page as build_page
 from ssa.report.tables import Table, TableCell
 from ssa.viz.plot_style import figure, save
+from ssa.viz.rule_style import STYLES
 
 EVIL = """</script><img src=x onerror="alert(1)"><!--<script>&amp;'\x00\ud800"""
 
@@ -236,12 +237,12 @@ def test_runs_have_variants_with_vanilla_and_maps(folder: Path) -> None:
     variants = data["variants"]
     for one in variants:
         members = [data["runs"][number] for number in one["runs"].values()]
-        assert {run["rule"] for run in members} == {one["rule"]}
+        assert {run["color"] for run in members} == {one["color"]}
         if one["base"] is not None:
-            assert one["rule"] != "none"
-            assert variants[one["base"]]["rule"] == "none"
+            assert one["color"] != STYLES["none"].color
+            assert variants[one["base"]]["color"] == STYLES["none"].color
     assert any(one["base"] is not None for one in variants)
-    run = next(run for run in data["runs"] if run["rule"] == "ssa" and run["maps"])
+    run = next(run for run in data["runs"] if run["color"] == STYLES["ssa"].color and run["maps"])
     summary = json.loads(next((folder / "outputs").rglob(f"{run['id']}/summary.json")).read_text())
     entropy, temperature = run["maps"]["entropy"], run["maps"]["temperature"]
     assert entropy[1][2] == float(f"{summary['best/val/attention_entropy/layer_01/head_02']:.5g}")
@@ -360,14 +361,14 @@ def test_grids_on_other_text_and_own_grids_are_shown_but_not_counted(whole: Path
         at = place / "outputs" / "experiments" / path
         shutil.copytree(place / "experiments" / "demo" / "results", at)
         settings = {"train": ["data=text", "data.train=books/*.txt"]}
-        provenance = {"experiment": path.partition("/")[0], "settings": settings}
+        name = path.partition("/")[0]
+        provenance = {"experiment": name, "settings": settings, "command": f"python -m experiments {name}.yaml"}
         (at / "laptop_provenance.json").write_text(json.dumps(provenance))
     before, after = Tags(page(whole)), Tags(page(place))
     assert "Other text, own grids" not in before.text
     assert "Other text, own grids" in after.text
     assert "mine on data=text data.train=books/*.txt" in after.text
-    assert "python -m experiments demo scale=laptop train='data=text,data.train=books/*.txt'" in after.text
-    assert "python -m experiments mine" not in after.text, "its file is not known"
+    assert "python -m experiments mine.yaml" in after.text
     tally = [tags.text.partition("Scale of the evidence")[0] for tags in (before, after)]
     assert tally[0] == tally[1]
     for link in after.all("a"):

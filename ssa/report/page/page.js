@@ -56,7 +56,7 @@ function start() {
   }
   const look = (entity) => {
     const place = picked.get(entity), repeat = Math.floor(place / DASHES.length);
-    return { stroke: data.colors[entities[entity].rule] ?? "currentColor", "stroke-width": 1.8 + repeat,
+    return { stroke: entities[entity].color, "stroke-width": 1.8 + repeat,
       "stroke-dasharray": DASHES[place % DASHES.length] || null };
   };
 
@@ -186,7 +186,7 @@ function start() {
   compare(0, Math.min(1, runs.length - 1));
   const paired = data.variants.find((one) => one.entity !== undefined && data.variants[one.base]?.entity !== undefined);
   const drawable = runs.flatMap((run, at) => (Object.keys(run.curves).length ? [at] : []));
-  const other = drawable.find((run) => runs[run].rule !== runs[drawable[0]].rule) ?? drawable[1];
+  const other = drawable.find((run) => runs[run].color !== runs[drawable[0]].color) ?? drawable[1];
   pick(paired ? [data.variants[paired.base].entity, paired.entity] : [drawable[0], other].filter((run) => run !== undefined));
 }
 if (runs.length) start();

@@ -10,7 +10,6 @@ import base64
 import csv
 import json
 import re
-import shlex
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,11 +94,9 @@ class ExperimentResults:
 
     @property
     def command(self) -> str:
-        """The command that computes it; empty for a user's grid, whose file is not known here."""
-        train = f" train={shlex.quote(','.join(self.train))}" if self.train else ""
-        known = self.at != self.folder or self.folder.parent.name != "experiments"
-        name = self.provenance.get("experiment", self.name)
-        return f"python -m experiments {name} scale={self.scale or 'laptop'}{train}" if known else ""
+        """The command that computes it; empty where it is not known, as of a user's grid before version 0.3."""
+        of_item = f"python -m experiments {self.name} scale={self.scale or 'laptop'}"
+        return str(self.provenance.get("command", of_item if self.at != self.folder else ""))
 
     @cached_property
     def title(self) -> str:

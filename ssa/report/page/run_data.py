@@ -18,7 +18,7 @@ from ssa.record.checksums import NO_CHECKSUMS
 from ssa.record.run_files import Row, read_environment, read_rows
 from ssa.redaction import redact, redacted
 from ssa.report import variants
-from ssa.viz.rule_style import STYLES
+from ssa.viz.rule_style import style_of
 
 POINTS = 60  # per curve
 DIGITS = 5
@@ -62,16 +62,17 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
         ``curves``: titles; ``keys``: config keys; ``common``: the most common value of each, as text or null; ``axes``:
         tokens; ``runs``, each with ``id``, ``shown``, ``folder``, ``damage``, ``error``, ``config``: values other than
         the common ones, by index of the key; ``curves``: axis and values by index of the title; ``unsealed``: whether
-        it has no checksums; ``rule``; ``maps``: entropy and query temperature by layer and head, all by layer and
-        projection; ``projections``: their names; ``variants``: runs that differ in their seed alone, with the index of
-        the vanilla ones at the same settings (null for those themselves); ``colors``: of rules.
+        it has no checksums; ``color`` of its rule; ``maps``: entropy and query temperature by layer and head, all
+        temperatures by layer and projection; ``projections``: their names; ``variants``: runs that differ in their seed
+        alone, with the index of the vanilla ones at the same settings (null for those themselves).
     """
     runs = runs.sort_index()
     keys = [key for key in sorted(runs.columns) if key.startswith("config.") or key in BESIDE_CONFIG]
     columns = [[_text(redacted(value, key)) for value in runs[key].tolist()] for key in keys]
     common = [_most_common(column) for column in columns]
     axes: dict[tuple[int, ...], int] = {}
-    shown, rules = [_column(runs, key) for key in SHOWN], [*map(_rule, _column(runs, "variant"))]
+    shown = [_column(runs, key) for key in SHOWN]
+    colors = [style_of(str(variant)).color for variant in _column(runs, "variant")]
     details = [_column(runs, key) for key in ("folder", "damage", "error")]
     maps = {**{name: _by_head(runs, key) for name, key in _HEADS.items()}, "temperature": _by_layer(runs)}
     plain = []
@@ -89,7 +90,7 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
             "error": redact(error),
             "config": {key: column[number] for key, column in enumerate(columns) if column[number] != common[key]},
             "curves": curves,
-            "rule": rules[number],
+            "color": colors[number],
             "maps": {name: of_run[number] for name, of_run in maps.items() if of_run[number]},
         })  # fmt: skip
     return {
@@ -98,7 +99,6 @@ def page_data(runs: pd.DataFrame) -> dict[str, Any]:
         "common": common,
         "axes": list(axes),
         "projections": list(PROJECTIONS),
-        "colors": {rule: style.color for rule, style in STYLES.items()},
         "variants": _variants(runs),
         "runs": plain,
     }
@@ -110,22 +110,15 @@ def _variants(runs: pd.DataFrame) -> list[dict[str, Any]]:
     several = [one for one in found if len(one.runs) > 1]
     names = dict(zip(map(id, several), variants.labels(several), strict=True))
     indices = {id(one): number for number, one in enumerate(found)}
-    rules = [_rule(runs.at[next(iter(one.runs.values())), "variant"]) for one in found]
     return [
         {
             "name": names.get(id(one), ""),
-            "rule": rule,
+            "color": style_of(str(runs.at[next(iter(one.runs.values())), "variant"])).color,
             "runs": {seed: places[run_id] for seed, run_id in one.runs.items()},
             "base": None if base is None or base is one else indices[id(base)],
         }
-        for one, rule, base in zip(found, rules, variants.bases(found), strict=True)
+        for one, base in zip(found, variants.bases(found), strict=True)
     ]
-
-
-def _rule(variant: object) -> str:
-    """The rule that gives a variant its color."""
-    rule = str(variant).partition("-")[0]
-    return "none" if rule == "vanilla" else rule
 
 
 def _by_head(runs: pd.DataFrame, named: re.Pattern[str]) -> list[list[list[float | None]]]:

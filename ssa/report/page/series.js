@@ -5,14 +5,14 @@ const runs = data.runs;
 const $ = (id) => document.getElementById(id);
 
 /* What can be drawn: first the runs, then each variant with several seeds as their mean. */
-const entities = runs.map((run, number) => ({ name: run.id, rule: run.rule, members: [number] }));
+const entities = runs.map((run, number) => ({ name: run.id, color: run.color, members: [number] }));
 const variantOf = new Map(); // by index of the run
 data.variants.forEach((variant, number) => {
   const members = Object.values(variant.runs);
   for (const run of members) variantOf.set(run, number);
   if (members.length < 2) return;
   variant.entity = entities.length;
-  entities.push({ name: `${variant.name}, mean of ${members.length} seeds`, rule: variant.rule, members });
+  entities.push({ name: `${variant.name}, mean of ${members.length} seeds`, color: variant.color, members });
 });
 const seedOf = (run) => Object.entries(data.variants[variantOf.get(run)].runs).find(([, at]) => at === run)[0];
 

@@ -47,19 +47,20 @@ def check_terms(temperature: TemperatureConfig) -> None:
 
 
 def variant(temperature: TemperatureConfig) -> str:
-    """What is scaled, in a word: ``vanilla``, ``ssa``; ``ssa-query``, part of a rule; ``query-log``, part of none.
+    """What is scaled, in a word: ``vanilla``; a rule, ``ssa``; its terms on other projections, ``ssa-query``; or
+    projections with their terms, ``query-log``.
 
-    The name of a rule stands for its terms.  A rule with changed terms has the name of the rule that it then is.
+    A rule with changed terms has the name of the rule that it then is.
     """
     scaled: Chosen = {name: terms.chosen for name, terms in temperature.scaled.items()}
     if not scaled:
         return "vanilla"
     rules = {temperature.name: _rules().get(temperature.name, ("head", {})), **_rules()}
     whole = (name for name, (_, terms) in rules.items() if terms == scaled)
-    part = (name for name, (_, terms) in rules.items() if scaled.items() <= terms.items())
+    other = (name for name, (_, terms) in rules.items() if all(chosen in terms.values() for chosen in scaled.values()))
     if name := next(whole, ""):
         words = [name]
-    elif name := next(part, ""):
+    elif name := next(other, ""):
         words = [name, *scaled]
     else:
         words = [word for projection, terms in scaled.items() for word in (projection, *terms.values())]
