@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 TableRow = Mapping[str, Any]
-_SOMEWHERE = {"to": None, "output_dir": "outputs"}  # without the folders of one machine
+_PORTABLE = {"to": None, "output_dir": "outputs"}  # in place of the folders of this machine
 _NOTHING = ("", "-")
 UNKNOWN = "The paper's values are not known."
 _NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*%?( (\[.*\]|\+- .*))?")
@@ -166,7 +166,7 @@ class ExperimentContext:
             self.path("provenance.json"),
             {
                 "experiment": self.experiment.name,
-                "command": redact(self.experiment.command(self.settings.model_copy(update=_SOMEWHERE))),
+                "command": redact(self.experiment.command(self.settings.model_copy(update=_PORTABLE))),
                 "settings": redacted(self.settings.model_dump(exclude={"to", "output_dir", "rerun"})),
                 "seconds": round(seconds),
                 "seconds_of_cached_jobs": round(self._jobs.seconds),

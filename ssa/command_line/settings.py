@@ -82,7 +82,7 @@ def complain(error: UserError) -> int:
 
 
 def interrupted(error: KeyboardInterrupt) -> int:
-    """Print one line on stderr, with what is said of the work so far; returns the exit code."""
+    """Print one line on stderr, with what the error says about finished work; returns the exit code."""
     print("; ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
     return EXIT_INTERRUPTED
 

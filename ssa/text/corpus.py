@@ -31,7 +31,7 @@ class Source(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a user should know of the text, a line each."""
+        """Notes for the user on the text, one line each."""
 
     @property
     def fingerprint(self) -> str:
@@ -68,7 +68,7 @@ class Corpus:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the text and its splits, a line each."""
+        """Notes for the user on the text and its splits, one line each."""
         notes = [*self._source.notes]
         if self._missing and (size := self._passage_size):
             what = " and ".join(split for split in SPLITS if split in self._missing)
@@ -116,14 +116,14 @@ class Corpus:
                     yield "".join(neighbors)
 
     def _owner_of_passages(self, size: int) -> Callable[[str], str]:
-        """The split of each passage, called once for each in their order."""
+        """A function that assigns a passage to a split; it is called once for each passage, in order."""
         if self._version == 1:
             numbers = count()
             return lambda _: self._owner(next(numbers))
         due = {split: -size / 2 * place for place, split in enumerate(SPLITS[1:]) if split in self._missing}
 
         def owner(passage: str) -> str:
-            """The split that lags behind its share of characters: passages differ in length, by a pattern even."""
+            """The split that is behind its share of characters; where lengths follow a pattern, counting would be biased."""
             for split in due:
                 due[split] += len(passage) / self._period
             behind = next((split for split in due if due[split] >= size / 2), "train")

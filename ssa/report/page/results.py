@@ -100,17 +100,15 @@ class ExperimentResults:
 
     @cached_property
     def title(self) -> str:
-        """The first heading of the experiment's README, else its name and text."""
+        """The first heading of the experiment's README, else its name."""
         lines, name = _lines(self.folder / "README.md"), str(self.provenance.get("experiment", self.name))
-        if self.train:
-            return f"{name} on {' '.join(self.train)}"
         return next((line[2:].strip() for line in lines if line.startswith("# ")), name)
 
     @cached_property
     def purpose(self) -> str:
         """Of its ``config.yaml``, without the name of the item."""
         if self.at == self.folder:
-            return ""
+            return f"on {' '.join(self.train)}" if self.train else ""
         try:
             text = str(read_yaml(self.folder / "config.yaml").get("purpose", ""))
         except Exception as error:  # a user's file, shown as it is
