@@ -265,7 +265,7 @@ class Config(Section):
             del plain["data"]["passkey"]
         if not self.data.noise:  # ids from before there was noise
             del plain["data"]["noise"]
-        if self.data.text_version == 1:  # likewise
+        if self.data.text_version == 1:  # ids of version 0.2
             del plain["data"]["text_version"]
         return dict(redacted(plain))
 

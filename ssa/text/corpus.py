@@ -123,7 +123,7 @@ class Corpus:
         due = {split: -size / 2 * place for place, split in enumerate(SPLITS[1:]) if split in self._missing}
 
         def owner(passage: str) -> str:
-            """The split that is behind its share of characters; where lengths follow a pattern, counting would be biased."""
+            """The split that is behind its share of characters: counts are biased if lengths follow a pattern."""
             for split in due:
                 due[split] += len(passage) / self._period
             behind = next((split for split in due if due[split] >= size / 2), "train")

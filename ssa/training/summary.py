@@ -116,9 +116,7 @@ def _notes(run: PreparedRun) -> list[str]:
         notes.append(run.corpus.loss_of_text)
     notes += run.corpus.notes
     if older := _before_version_2(config):
-        notes.append(
-            f"an earlier run on this text: {older}; to resume it: resume={older}; as before: data.text_version=1"
-        )
+        notes.append(f"version 0.2 made this run in {older}: resume=FOLDER or data.text_version=1 resumes it")
     for name in ("validation", "test"):
         split = run.corpus.split(name)
         if split.n_documents < _FEW_DOCUMENTS or split.n_tokens < _FEW_TOKENS:
