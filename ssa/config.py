@@ -36,6 +36,7 @@ T = TypeVar("T")
 BOOKKEEPING = (  # settings that change no number of a run
     *("logger", "output_dir", "resume", "rerun", "save_diff", "experiment", "scale"),
     *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last"),
+    *("trainer.devices", "trainer.nodes", "trainer.strategy", "trainer.checkpoint_activations"),
 )
 _LONGEST_VARIANT = 40  # characters, in the names of folders
 NAMES = ("model.name", "model.size", "model.temperature.name", "data.name")  # of options, whose values count
@@ -159,7 +160,11 @@ class TrainerConfig(Section):
     device: Literal["auto", "cuda", "mps", "cpu"]
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"]
     compile: Literal[True, False, "auto"]
-    keep_last: bool = False  # older config.yaml files lack it
+    keep_last: bool = False  # older config.yaml files lack it, and the next
+    devices: PositiveInt | Literal["auto"] = 1
+    nodes: PositiveInt = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    checkpoint_activations: bool = False
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:
