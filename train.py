@@ -17,9 +17,9 @@ def train(config: Config, command: list[str]) -> float:
     """Train; returns the validation loss of the best weights, which sweepers minimize."""
     preflight.check_train(config)
     preload("ssa.training.train")  # imports torch, which takes seconds
-    from ssa.training import train as job
+    from ssa.launch import ranks
 
-    return float(job.train(config, command)["best/val/loss"])
+    return float(ranks.train(config, command).get("best/val/loss", "nan"))
 
 
 def summarize(jobs: list[Config]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import resource
 import sys
@@ -25,6 +26,8 @@ BACKENDS = {
     "math": SDPBackend.MATH,
 }
 
+_FEWEST_PROCESSES = 8  # that a CPU run may be divided among, on any machine
+
 #: training FLOPs: a guess for a GPU, not measured; on two AVX2 cores compiled steps are no faster (docs/performance.md)
 _WORTH_COMPILING = {"cuda": 1e16}
 
@@ -42,6 +45,28 @@ def resolve_device(name: str, field: str = "trainer.device") -> torch.device:
         valid = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
         raise UserError(f"{field}={name}: not available on this machine; valid here: {valid}")
     return torch.device(name)
+
+
+def resolve_devices(config: TrainerConfig) -> int:
+    """Number of devices of this machine that a run started alone uses, each with a process of its own.
+
+    Raises:
+        UserError: there are fewer, or the run needs several machines, or a strategy that does not fit.
+    """
+    kind, setting = resolve_device(config.device).type, config.devices
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, max(_FEWEST_PROCESSES, os.cpu_count() or 1))
+    devices = (there if kind == "cuda" else 1) if setting == "auto" else setting
+    if config.nodes > 1:
+        raise UserError(
+            f"trainer.nodes={config.nodes}: each node needs its own start; use torchrun, or "
+            "hydra/launcher=submitit_slurm on a Slurm cluster"
+        )
+    if devices > there:
+        what = "processes at most on the CPU of this machine" if kind == "cpu" else f"{kind} devices on this machine"
+        raise UserError(f"trainer.devices={setting}: {there} {what}; valid: 1 to {there}, or auto")
+    if devices == 1 and config.strategy == "fsdp":
+        raise UserError("trainer.strategy=fsdp: shards over several devices, and this run has one; valid: auto")
+    return devices
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:

@@ -2,6 +2,7 @@
 
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
+EXIT_LOST = 69  # of a process whose run lost another process: sysexits.h's EX_UNAVAILABLE
 EXIT_DISK = 74  # of a run started by a pool: sysexits.h's EX_IOERR
 EXIT_INTERRUPTED = 130
 _LONGEST = 1500  # characters of a line, which may quote a file

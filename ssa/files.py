@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
             os.replace(partial, path)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def partial_path(path: Path) -> Path:
@@ -63,11 +63,12 @@ def partial_path(path: Path) -> Path:
         on, _, pid = left.name.split(".")[-2].rpartition("-")
         with suppress(OSError, ValueError):
             if (not psutil.pid_exists(int(pid))) if on == host else time.time() - left.stat().st_mtime > _ABANDONED:
-                _remove(left)
+                remove(left)
     return path.with_name(f".{path.name}.{host}-{os.getpid()}.partial")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all it holds, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -134,11 +134,11 @@ class Pool(Generic[AnyTask]):
         return -signal.SIGKILL if process.exitcode == _UNKNOWN else process.exitcode
 
 
-def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path, preload: str) -> BaseProcess:
+def start(target: Callable[..., int], arguments: tuple[Any, ...], log: Path | None, preload: str) -> BaseProcess:
     """Starts a process that survives this one, and that Ctrl-C does not reach.
 
-    The exit code is what ``target``, a function of a module, returns; the output is appended to the log.  ``preload``:
-    see `_context`.  Ctrl-C while it starts stops it, too.
+    The exit code is what ``target``, a function of a module, returns; the output is appended to the log, or goes where
+    this process prints to.  ``preload``: see `_context`.  Ctrl-C while it starts stops it, too.
     """
     context = _context(preload)
     process = context.Process(target=_run, args=(target, arguments, log), daemon=False)
@@ -178,11 +178,12 @@ def _deferred_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path) -> None:
+def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path | None) -> None:
     os.setsid()
     gc.freeze()  # what the fork server imported, which takes a second to search at the exit
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by the process that it was forked from
-    redirect_output(log)
+    if log is not None:
+        redirect_output(log)
     with redacted_output():
         code = target(*arguments)
     sys.stdout.flush()
@@ -262,10 +263,15 @@ def _start_worker(parent: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    die_with(parent)
 
 
-def _die_with(parent: Connection) -> None:
+def die_with(parent: Connection) -> None:
+    """End this process when the other end of a pipe is closed, as its holder's death does."""
+    threading.Thread(target=_await_end, args=(parent,), daemon=True).start()
+
+
+def _await_end(parent: Connection) -> None:
     try:
         parent.recv()
     finally:

@@ -188,7 +188,7 @@ def _train(values: dict[str, object], command: Sequence[str]) -> int:
     try:
         import torch
 
-        from ssa.training.train import train
+        from ssa.launch.ranks import train
 
         torch.set_num_threads(1)  # the last digits depend on their number
         train(parse(values), command)

@@ -9,10 +9,9 @@ Where only the temperatures of a pretrained model are trained, a checkpoint hold
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from ssa.config import Config, parse, upgraded
 from ssa.errors import UserError, first_line
 from ssa.files import refuse_lfs_pointer, replacing
+from ssa.model.sharding import as_shard
 from ssa.model.stored_sizes import EMBEDDING, wrong_size
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import load_pretrained
@@ -87,75 +87,6 @@ def check_config(contents: Mapping[str, Any], config: Config, path: Path) -> Non
 
 
 @dataclass(frozen=True)
-class ResumePoint:
-    """The checkpoint to resume from.
-
-    Attributes:
-        path: the file.
-        step: its optimizer step.
-        damaged: what is wrong with the newest, or with the best weights, in one line; empty: nothing.
-        has_best: whether the best weights, which are damaged, are those of this checkpoint.
-        rows: rows in metrics.jsonl when it was saved; None: not known, in a checkpoint of version 0.2.
-        has_base: whether it holds all tensors, not those of the temperatures alone.
-    """
-
-    path: Path
-    step: int
-    damaged: str
-    has_best: bool
-    rows: int | None
-    has_base: bool
-
-
-def resume_point(checkpoints: Sequence[Path], best: Path, config: Config) -> ResumePoint | None:
-    """The newest checkpoint that training can resume from; None: there is none yet.
-
-    A damaged one is passed over, and where ``best`` is damaged, those of other weights.
-
-    Args:
-        checkpoints: newest first; those that do not exist are passed over.
-        best: the best weights.
-        config: of the run.
-
-    Raises:
-        UserError: there are checkpoints, but none of them will do.
-    """
-    problems: dict[str, None] = {}
-    for path in filter(Path.exists, checkpoints):
-        try:
-            contents = read(path)
-            step, saved = int(contents["global_step"]), contents["callbacks"]["Checkpoints"]
-            check_config(contents, config, path)
-        except KeyError:
-            problems[f"{path}: not a checkpoint to resume from"] = None
-            continue
-        except UserError as error:
-            problems[str(error)] = None
-            continue
-        has_best = False
-        if math.isfinite(saved["best_loss"]):
-            try:
-                read(best)
-            except UserError as error:
-                problems[str(error)] = None
-                has_best = saved["best_step"] == step
-                if not has_best:
-                    continue
-        return ResumePoint(path, step, "; ".join(problems), has_best, contents.get("rows"), "base" not in contents)
-    if problems:
-        raise UserError("; ".join((*problems, "rerun=true starts over")))
-    return None
-
-
-def restore_best(point: ResumePoint, best: Path) -> None:
-    """Write ``best`` again, from a checkpoint that has its weights."""
-    contents = read(point.path)
-    weights = {name.removeprefix("model."): tensor for name, tensor in contents["state_dict"].items()}
-    base = {key: contents[key] for key in ("base",) if key in contents}
-    save({"model": weights, **base, "config": contents["config"], "step": point.step}, best)
-
-
-@dataclass(frozen=True)
 class BestWeights:
     """The contents of a ``best`` checkpoint: tensors by name, the optimizer step, and the config of its run."""
 
@@ -179,7 +110,8 @@ class BestWeights:
             UserError: the model is another.
         """
         try:
-            model.load_state_dict(self.tensors)
+            state = model.state_dict()
+            model.load_state_dict({name: as_shard(tensor, state.get(name)) for name, tensor in self.tensors.items()})
         except RuntimeError as error:
             last = str(error).splitlines()[-1].strip()
             raise UserError(f"{self.path}: not a checkpoint of this model ({last})") from None

@@ -26,9 +26,10 @@ def with_checksums(
 ) -> dict[str, Any]:
     """The contents of summary.json with checksums of the folder's files and of ``texts``, by name, not yet written.
 
-    ``without``: files that are about to be removed.
+    ``without``: files and folders that are about to be removed.
     """
-    files = {name: _checksum(folder / name) for name in _files(folder) if folder / name not in without}
+    kept = (name for name in _files(folder) if not any((folder / name).is_relative_to(path) for path in without))
+    files = {name: _checksum(folder / name) for name in kept}
     files |= {name: _checksum_of(text.encode()) for name, text in texts.items()}
     return _with_own({**values, "files": files})
 

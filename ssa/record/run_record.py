@@ -158,9 +158,10 @@ class RunRecord:
             self.check_same(data_hash=data_hash, precision=environment.facts.get("precision"))
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for partial in (self.folder / "checkpoints").glob(".*.partial"):
-            partial.unlink()  # of an attempt killed while saving
+            files.remove(partial)  # of an attempt killed while saving
         self.rewind(step, n_rows)
-        if checkpoint is not None:
+        if checkpoint is not None and checkpoint != self.last_checkpoint:
+            files.remove(self.last_checkpoint)
             checkpoint.replace(self.last_checkpoint)
         if before:
             self._keep_environment(before.attempt)
@@ -223,14 +224,15 @@ class RunRecord:
         write_json(self.folder / "summary.json", summary)
         write_atomic(self.folder / "status.json", text)
         for path in removed:
-            path.unlink(missing_ok=True)
+            files.remove(path)
 
     def tidy(self) -> None:
         """Remove the checkpoints to resume from that a kill in `finish` left, which summary.json does not list."""
         listed = read_summary(self.folder).get("files", {})
         for path in (self.last_checkpoint, self.previous_checkpoint):
-            if listed and path.relative_to(self.folder).as_posix() not in listed:
-                path.unlink(missing_ok=True)
+            name = path.relative_to(self.folder).as_posix()
+            if listed and not any(other == name or other.startswith(f"{name}/") for other in listed):
+                files.remove(path)
 
     def set_status(self, status: State, *, error: str | None = None) -> None:
         """Replace status.json; ``error`` becomes one line."""

@@ -93,11 +93,14 @@ class EvaluationBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self._batches:
-            length = batch[0].end - batch[0].begin - 1
-            starts = [window.begin for window in batch]
-            inputs, targets = _blocks(self.tokens, starts, length)
-            yield self._noise(inputs, starts), targets
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        batch = self._batches[number]
+        length = batch[0].end - batch[0].begin - 1
+        starts = [window.begin for window in batch]
+        inputs, targets = _blocks(self.tokens, starts, length)
+        return self._noise(inputs, starts), targets
 
 
 def probe_windows(tokens: npt.NDArray[Any], block_size: int, sequences: int) -> Tensor:

@@ -23,6 +23,7 @@ from ssa.device import peak_memory_bytes
 from ssa.errors import EXIT_INTERRUPTED, NotFinite, TrainingDiverged
 from ssa.processes import termination_signals
 from ssa.progress import ProgressBar
+from ssa.record import sharded_checkpoint
 from ssa.record.checkpoint import read, save
 from ssa.training.lit_module import LanguageModule
 
@@ -95,7 +96,7 @@ class TrainingRows(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
         assert isinstance(module, LanguageModule)
-        whole = (index + 1) % self.config.accumulate == 0
+        whole = (index + 1) % trainer.accumulate_grad_batches == 0
         logged = whole and (module.step % self.config.log_every == 0 or module.step == self.config.steps)
         if logged:
             module.read_losses()  # before the clock is read: it waits for the device
@@ -132,20 +133,21 @@ class Checkpoints(Callback):
     At a step with a validation the checkpoint follows it, so that a resumed run does not lack its row.
     """
 
-    def __init__(self, last: Path, best: Path, config: TrainerConfig, interruption: Interruption) -> None:
-        self.last, self.best, self.config, self.interruption = last, best, config, interruption
+    def __init__(self, last: Path, best: Path, config: TrainerConfig) -> None:
+        self.last, self.best, self.config = last, best, config
         self.best_loss = float("inf")
         self.best_step = 0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+        assert isinstance(module, LanguageModule)
         step = trainer.global_step
-        if (index + 1) % self.config.accumulate:
+        if (index + 1) % trainer.accumulate_grad_batches:
             return
         if step == self.config.steps:
             trainer.should_stop = True  # makes Lightning validate after the last step
         if step % self.config.eval_every == 0 or step == self.config.steps:
             return
-        if step % self.config.checkpoint_every == 0 or self.interruption.requested:
+        if step % self.config.checkpoint_every == 0 or module.stops:
             self._save(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -160,7 +162,11 @@ class Checkpoints(Callback):
             raise TrainingDiverged(trainer.global_step, loss, lr, grad_norm, module.last_checkpoint)
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
-            save({**module.stored(), "config": module.config.recorded(), "step": self.best_step}, self.best)
+            stored = module.stored()
+            if module.sharded:
+                stored["model"] = sharded_checkpoint.whole(stored["model"], self.best.parent)
+            if module.world.is_zero:
+                save({**stored, "config": module.config.recorded(), "step": self.best_step}, self.best)
         if trainer.state.fn == "fit":
             self._save(trainer, module)
 
@@ -169,7 +175,7 @@ class Checkpoints(Callback):
         module.read_losses()  # no checkpoint of weights that are not finite
         trainer.save_checkpoint(self.last)
         module.last_checkpoint = str(self.last)
-        if self.interruption.requested:
+        if module.stops:
             raise Interrupted
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,6 +195,8 @@ class CheckpointFile(TorchCheckpointIO):
         save(checkpoint, Path(path), self.previous)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return sharded_checkpoint.read(Path(path))
         # Copies: the optimizer keeps its tensors, and mapped ones would keep the space of a replaced file in use.
         copied: dict[str, Any] = tree_map_only(Tensor, torch.clone, read(Path(path)))
         return copied
@@ -209,7 +217,7 @@ class TrainingProgress(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
         assert isinstance(module, LanguageModule)
         assert self.bar is not None
-        if (index + 1) % self.config.accumulate:
+        if (index + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
         speed = self.rows.tokens_per_second

@@ -17,6 +17,7 @@ from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import NotFinite, TrainingDiverged
 from ssa.model.attention_stats import attention_metrics, attention_statistics
+from ssa.model.sharding import gathered, shard, synchronize_gradients
 from ssa.model.temperature_reach import temperature_reach
 from ssa.model.transformer import Transformer
 from ssa.perplexity import perplexities
@@ -25,6 +26,7 @@ from ssa.text.token_blocks import probe_windows, visible_in_documents
 from ssa.text.token_cache import TokenSplit
 from ssa.training.optim import build_optimizer
 from ssa.training.prepared_run import Batch
+from ssa.training.world import WORLD_OF_ONE, World
 
 
 class LanguageModule(L.LightningModule):
@@ -38,6 +40,8 @@ class LanguageModule(L.LightningModule):
         log_row: called with each row: ``step``, ``tokens``, then metrics.
         compiled: whether the model's blocks are compiled.
         base: hash of the pretrained weights that checkpoints refer to, in place of the tensors that are not trained.
+        world: the processes of the run.
+        sharded: whether the model is divided among them.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class LanguageModule(L.LightningModule):
         log_row: Callable[[Row], None],
         compiled: bool = False,
         base: str | None = None,
+        world: World = WORLD_OF_ONE,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -56,6 +62,7 @@ class LanguageModule(L.LightningModule):
         self.log_row = log_row
         self.compiled = compiled
         self.base = base
+        self.world, self.sharded = world, sharded
         self.probe = probe_windows(splits["validation"].tokens, config.data.block_size, config.trainer.probe_sequences)
         self.end_of_text = splits["validation"].tokenizer.end_of_text
         self.evaluated: dict[str, float] = {}  # the newest evaluation, by metric name without the split
@@ -63,6 +70,8 @@ class LanguageModule(L.LightningModule):
         self.last_checkpoint = "none"  # for the error if training diverges
         self.n_rows = 0  # in metrics.jsonl
         self._recorded = False  # whether an evaluation outside training is logged
+        self.stop_requested: Callable[[], bool] = lambda: False  # whether a signal has reached this process
+        self._stops = False
         self.trained: dict[str, float] = {}  # loss, gradient norm and learning rate of the newest step
         self._nll = 0.0
         self._losses: list[Tensor] = []  # of this step's micro-batches
@@ -78,6 +87,16 @@ class LanguageModule(L.LightningModule):
         """Tokens trained on so far."""
         return self.step * self.config.trainer.batch_size * self.config.data.block_size
 
+    @property
+    def stops(self) -> bool:
+        """Whether training is to be interrupted: the same in all processes, as of the last `read_losses`."""
+        return self._stops if self.world.size > 1 else self.stop_requested()
+
+    def configure_model(self) -> None:
+        if self.sharded:
+            assert self.device_mesh is not None
+            shard(self.model, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, schedule = build_optimizer(self.model, self.config.optim, self.config.trainer.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -89,18 +108,19 @@ class LanguageModule(L.LightningModule):
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
+        synchronize_gradients(self.model, (index + 1) % self.trainer.accumulate_grad_batches == 0)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean loss of a micro-batch; all have one size, so that their mean is that of the batch."""
         with attention_kernels(self.config.trainer.attention_backend):
-            loss: Tensor = self.model(*batch, visible_keys=self._visible_keys(batch[0]), reduction="mean")
+            loss: Tensor = self.model(batch.inputs, batch.targets, visible_keys=self._visible_keys(batch.inputs), reduction="mean")
         self._losses.append(loss.detach())
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip gradients to ``optim.grad_clip``; their norm before is read with the loss, see `read_losses`."""
         limit = self.config.optim.grad_clip or math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        grad_norm = gathered(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         first = optimizer.param_groups[0]
         lr = self.config.optim.lr * first["lr"] / first["initial_lr"]  # independent of the group
         self._unread.append((self.step, lr, torch.stack([torch.stack(self._losses).mean(), grad_norm])))
@@ -117,7 +137,13 @@ class LanguageModule(L.LightningModule):
         """
         if not self._unread:
             return
-        values = torch.stack([measured for *_, measured in self._unread]).tolist()
+        measured = torch.stack([measured for *_, measured in self._unread])
+        if self.world.size > 1:
+            stop = measured.new_tensor([float(self.stop_requested())])
+            totals = self.world.total(torch.cat([measured[:, 0], stop]))
+            measured[:, 0] = totals[:-1] / self.world.size
+            self._stops |= bool(totals[-1] > 0)
+        values = measured.tolist()
         for (step, lr, _), (loss, grad_norm) in zip(self._unread, values, strict=True):
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 if step == 0:
@@ -135,10 +161,11 @@ class LanguageModule(L.LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Add the losses of a batch; sums over batches are in float64."""
         settings = self.config.trainer
-        full = batch[0].shape == (settings.micro_batch_size, self.config.data.block_size)
+        full = batch.inputs.shape == (settings.micro_batch_size, self.config.data.block_size)
         # The shorter rest is not worth a compilation.
         with attention_kernels(settings.attention_backend), nullcontext() if full else self._eager():
-            self._nll += self.model(*batch, visible_keys=self._visible_keys(batch[0])).sum().item()
+            losses = self.model(batch.inputs, batch.targets, visible_keys=self._visible_keys(batch.inputs))
+        self._nll += losses.sum().item() if batch.counted else 0.0
 
     test_step = validation_step
 
@@ -180,6 +207,7 @@ class LanguageModule(L.LightningModule):
 
     def _perplexities(self, name: str) -> dict[str, float]:
         split = self.splits[name]
+        self._nll = float(self.world.total(torch.tensor(self._nll, dtype=torch.float64)))
         counts = {"words": split.n_words, "n_bytes": split.n_bytes}
         return perplexities(self._nll, tokens=split.n_tokens - 1, **counts, lossless=split.lossless)
 
@@ -195,8 +223,21 @@ class LanguageModule(L.LightningModule):
         checkpoint |= {"state_dict": tensors, **stored, "config": self.config.recorded(), "rows": self.n_rows}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "base" in checkpoint:  # the model has been loaded from it
+        _count_in(checkpoint, self.trainer.accumulate_grad_batches)
+        if "base" in checkpoint and "state_dict" in checkpoint:  # the model has been loaded from it
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+def _count_in(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Count micro-batches as this process has them: another number of devices has more or fewer in a step."""
+    loop = checkpoint["loops"]["fit_loop"]
+    before = loop["epoch_loop.batch_progress"]["current"]["completed"]
+    after = checkpoint["global_step"] * accumulate
+    for progress in (loop["epoch_loop.batch_progress"][span] for span in ("total", "current")):
+        for name, number in progress.items():
+            progress[name] = number * after // before
+    for loader in loop["state_dict"]["combined_loader"]:
+        loader["position"] = loader["position"] * after // before
 
 
 def _computes_ahead(device: torch.device) -> bool:

@@ -61,7 +61,7 @@ def summarize(run: PreparedRun, trainer: L.Trainer, module: LanguageModule, best
         **{f"reference/val/{name}_perplexity": value for name, value in run.references.items()},
         **Machine.here(config.trainer)._asdict(),
         "attention_backend": run.attention_backend,
-        "peak_memory_bytes": peak_memory_bytes(run.device),
+        "peak_memory_bytes": run.world.largest(peak_memory_bytes(run.device)),
         **{f"data.{name}.{unit}": getattr(split, f"n_{unit}") for name, split in splits.items() for unit in units},
     }
 
@@ -76,7 +76,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
     config, count = run.config, run.model.count_parameters()
     per_step, steps = tokens_per_step(run), config.trainer.steps
     share = count["temperature"] / count["total"]
-    accumulate = f", {config.trainer.accumulate} micro-batches" if config.trainer.accumulate > 1 else ""
+    accumulate = f", {run.loader.accumulate} micro-batches" if run.loader.accumulate > 1 else ""
     epochs = steps * per_step / run.corpus.split("train").n_tokens
     corpus = "  ".join(f"{name} {run.corpus.split(name).n_tokens:,}" for name in ("train", "validation", "test"))
     noise = f", {config.data.noise:.3g} of the input tokens replaced at random" if config.data.noise else ""
@@ -94,6 +94,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
         f"{accumulate}) = {steps * per_step:,} tokens, {epochs:.2f} epochs{noise}",
         "device": f"{device_name(run.device)}, {run.precision}, attention backend {run.attention_backend}"
         + (", compiled" if run.compiled else ""),
+        **({"devices": _devices(run)} if run.world.size > 1 else {}),
         **({"from": f"{config.init_from}"} if config.init_from else {}),
         "trains": f"{trained:,} parameters (optim.train={config.optim.train})",
         "baseline": f"{reference} (validation perplexity of n-gram models on the same tokens"
@@ -107,6 +108,12 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
         console.print(f"{name:<8} {text}")
     for note in _notes(run):
         console.print(f"note     {note}")
+
+
+def _devices(run: PreparedRun) -> str:
+    nodes = f" on {run.world.nodes} nodes" if run.world.nodes > 1 else ""
+    share = run.config.trainer.batch_size // run.world.size
+    return f"{run.world.size}{nodes}, {run.strategy}: {run.strategy_reason}; {counted(share, 'sequences')} each"
 
 
 def _notes(run: PreparedRun) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import psutil
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from rich.console import Console
 
 from ssa.config import Config
@@ -32,9 +33,11 @@ from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files
 from ssa.record import checksums, environment, wandb_mirror
-from ssa.record.checkpoint import ResumePoint, base_hash, read_best, restore_best, resume_point
+from ssa.record.checkpoint import base_hash, read_best
 from ssa.record.inputs import check_inputs, recorded_inputs
 from ssa.record.machine import Machine
+from ssa.record.replica import ReplicaRecord
+from ssa.record.resume_point import ResumePoint, restore_best, resume_point
 from ssa.record.run_files import Row, read_summary
 from ssa.record.run_model import with_own_tokenizer
 from ssa.record.run_record import RunRecord
@@ -55,7 +58,9 @@ from ssa.training.inputs import read_inputs
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import freeze
 from ssa.training.prepared_run import PreparedRun, TrainingLoader
+from ssa.training.strategies import build, choose
 from ssa.training.summary import print_end, print_start, summarize
+from ssa.training.world import World
 
 
 def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -73,42 +78,58 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
             not finite, or the disk is full.
         SystemExit: 130 after SIGINT, SIGTERM or SIGHUP; the run can be resumed.
     """
-    console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
-    with RunRecord.open(config) as record, disk_errors():
-        if record.finished:
-            checksums.verify_summary(record.folder)
-            record.tidy()
-            inputs = read_inputs(config.data, config.init_from)
-            check_inputs(record.folder, config.init_from, inputs)
-            console.print("This run finished before (rerun=true runs it again).")
-            for setting, files in recorded_inputs(record.folder, config.init_from).items():
-                if setting not in inputs:
-                    console.print(f"{setting}: {', '.join(files)}: not available, so not compared", markup=False)
-            recorded = read_summary(record.folder, complete=True)
-            summary = {key: value for key, value in recorded.items() if key not in checksums.KEYS}
-            wandb_mirror.mirror_finished(config, record, summary)
+    began, world = time.perf_counter(), World.from_environment()
+    console = Console(highlight=False, soft_wrap=True, quiet=not world.is_zero)
+    Record = RunRecord if world.is_zero else ReplicaRecord
+    with world.joined(config.trainer), Record.open(config) as record, disk_errors():
+        if world.broadcast(record.finished if world.is_zero else False):
+            summary = _reported(config, record, console) if world.is_zero else {}
         else:
-            wandb_mirror.check(config.logger)
-            try:
-                summary = _execute(_prepare(config, record), record, command, console, began)
-            except NotFinite:  # before the first update
-                record.discard()
-                raise
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                size, device = config.trainer.micro_batch_size, device_name(resolve_device(config.trainer.device))
-                message = (
-                    f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one, or a smaller model"
-                )
-                raise UserError(message) from None
-        print_end(console, summary, record.folder)
+            summary = _trained(config, record, world, command, console, began)
+        if world.is_zero:
+            print_end(console, summary, record.folder)
     return summary
 
 
-def _prepare(config: Config, record: RunRecord) -> PreparedRun:
+def _reported(config: Config, record: RunRecord, console: Console) -> dict[str, Any]:
+    """The summary of a finished run."""
+    checksums.verify_summary(record.folder)
+    record.tidy()
+    inputs = read_inputs(config.data, config.init_from)
+    check_inputs(record.folder, config.init_from, inputs)
+    console.print("This run finished before (rerun=true runs it again).")
+    for setting, files in recorded_inputs(record.folder, config.init_from).items():
+        if setting not in inputs:
+            console.print(f"{setting}: {', '.join(files)}: not available, so not compared", markup=False)
+    recorded = read_summary(record.folder, complete=True)
+    summary = {key: value for key, value in recorded.items() if key not in checksums.KEYS}
+    wandb_mirror.mirror_finished(config, record, summary)
+    return summary
+
+
+def _trained(
+    config: Config, record: RunRecord, world: World, command: Sequence[str], console: Console, began: float
+) -> dict[str, Any]:
+    """The summary of a run, which is trained here, from the start or from a checkpoint."""
+    if world.is_zero:
+        wandb_mirror.check(config.logger)
+    try:
+        return _execute(_prepare(config, record, world), record, command, console, began)
+    except NotFinite:  # before the first update
+        record.discard()
+        raise
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        size, device = config.trainer.micro_batch_size, device_name(resolve_device(config.trainer.device))
+        message = f"trainer.micro_batch_size={size}: out of memory on {device}; try a smaller one, or a smaller model"
+        raise UserError(message) from None
+
+
+def _prepare(config: Config, record: RunRecord, world: World) -> PreparedRun:
     device = resolve_device(config.trainer.device)
-    resume = resume_point(record.resume_checkpoints, record.best_checkpoint, config)
+    found = resume_point(record.resume_checkpoints, record.best_checkpoint, config) if world.is_zero else None
+    resume = world.broadcast(found)
     resuming = resume is not None
     if resuming:
         check_inputs(record.folder, config.init_from, read_inputs(config.data, config.init_from))
@@ -116,7 +137,8 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
         weight_files(config.init_from)  # before text is tokenized for a missing model
     length, masked = config.data.block_size, config.data.document_mask
     backend = attention_backend(config.model, config.trainer, length, device, masked)
-    corpus = prepare(with_own_tokenizer(config.data, record.folder) if resuming else config.data)
+    with world.zero_first():
+        corpus = prepare(with_own_tokenizer(config.data, record.folder) if resuming else config.data)
     corpus.check_block_size(config.data.block_size)
     splits = {name: corpus.split(name).prefix(config.data.max_eval_tokens) for name in ("validation", "test")}
     train_split = corpus.split("train")
@@ -124,6 +146,10 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     vocab_size = corpus.tokenizer.vocab_size
     model = _model(config, corpus, resume)
     flops = 6 * model.count_parameters()["total"] * config.trainer.steps * config.trainer.batch_size * length
+    strategy, reason = choose(config.trainer, model, world, device)
+    references = {}
+    if world.is_zero:  # who prints them
+        references = reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size)
     return PreparedRun(
         config=config,
         device=device,
@@ -133,8 +159,11 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
         corpus=corpus,
         splits=splits,
         model=model,
-        loader=TrainingLoader(batches, config.trainer.micro_batch_size, config.trainer.steps, device.type == "cuda"),
-        references=reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size),
+        world=world,
+        strategy=strategy,
+        strategy_reason=reason,
+        loader=TrainingLoader(batches, config.trainer, world, device.type == "cuda"),
+        references=references,
         inputs=read_inputs(config.data, config.init_from),
         resume=resume,
     )
@@ -174,7 +203,7 @@ def _check_memory(model: ModelConfig, vocab_size: int) -> None:
 def _execute(
     run: PreparedRun, record: RunRecord, command: Sequence[str], console: Console, began: float
 ) -> dict[str, Any]:
-    config, resume = run.config, run.resume
+    config, resume, world = run.config, run.resume, run.world
     facts = environment.describe(
         command,
         diff=config.save_diff,
@@ -187,25 +216,31 @@ def _execute(
         for block in run.model.blocks:  # one compilation serves all of them
             block.compile()
     reset_peak_memory(run.device)
-    if resume and resume.has_best:
+    if resume and resume.has_best and world.is_zero:
         restore_best(resume, record.best_checkpoint)
     step, checkpoint, n_rows = (resume.step, resume.path, resume.rows) if resume else (None, None, None)
     data_hash = run.corpus.fingerprint
     record.begin(facts, step=step, checkpoint=checkpoint, n_rows=n_rows, data_hash=data_hash, inputs=run.inputs)
-    write_atomic(record.folder / "tokenizer.json", run.corpus.tokenizer.definition)
-    print_start(console, run, record.folder)
-    with WandbMirror.open(config, record) as mirror, _quiet_lightning():
+    if world.is_zero:
+        write_atomic(record.folder / "tokenizer.json", run.corpus.tokenizer.definition)
+        print_start(console, run, record.folder)
+    world.barrier()  # for what rank 0 has written
+    # Elsewhere it is a mirror that was not started.
+    opened = WandbMirror.open(config, record) if world.is_zero else WandbMirror(config, record.folder)
+    with opened as mirror, _quiet_lightning():
 
         def log_row(row: Row) -> None:
             record.log(row)
             mirror.log(row)
             module.n_rows += 1
 
-        module = LanguageModule(config, run.model, run.splits, log_row, run.compiled, base_hash(config, run.inputs))
+        base, sharded = base_hash(config, run.inputs), run.strategy == "fsdp"
+        module = LanguageModule(config, run.model, run.splits, log_row, run.compiled, base, world, sharded)
         module.n_rows = len(record.rows())
         module.last_checkpoint = str(record.last_checkpoint) if resume else "none"
         interruption, rows = Interruption(), TrainingRows(config.trainer)
-        checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer, interruption)
+        module.stop_requested = lambda: interruption.requested
+        checkpoints = Checkpoints(record.last_checkpoint, record.best_checkpoint, config.trainer)
         storage = CheckpointFile(record.previous_checkpoint)
         trainer = _trainer(
             run, storage, [interruption, rows, checkpoints, TrainingProgress(console, config.trainer, rows)]
@@ -218,6 +253,7 @@ def _execute(
                         trainer.validate(module, validation, verbose=False)
                 newest = record.last_checkpoint if resume else None
                 trainer.fit(module, run.loader, validation, ckpt_path=newest, weights_only=True)
+                world.barrier()  # for the best weights
                 best = read_best(record.best_checkpoint, config, run.model.state_dict())
                 best.load_into(run.model)
                 summary = summarize(run, trainer, module, best.step)
@@ -251,18 +287,22 @@ def _step_0(record: RunRecord) -> dict[str, Any]:
 
 
 def _trainer(run: PreparedRun, storage: CheckpointFile, callbacks: list[L.Callback]) -> L.Trainer:
-    settings = run.config.trainer
+    settings, accumulate = run.config.trainer, run.loader.accumulate
+    environment = [TorchElasticEnvironment()] if run.world.size > 1 else []
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(run.device.type, run.device.type),
-        devices=1,
+        devices=run.world.local_size,
+        num_nodes=run.world.nodes,
+        strategy=build(run.strategy, run.world, run.device, storage.previous),
         precision=run.precision,
         max_steps=settings.steps,
-        accumulate_grad_batches=settings.accumulate,
-        val_check_interval=settings.eval_every * settings.accumulate,  # counted in micro-batches
+        accumulate_grad_batches=accumulate,
+        val_check_interval=settings.eval_every * accumulate,  # counted in micro-batches
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=callbacks,
-        plugins=[storage],
+        plugins=[storage, *environment],
+        use_distributed_sampler=False,
         inference_mode=False,  # avoids a second compilation
         logger=False,
         enable_checkpointing=False,

@@ -1,0 +1,186 @@
+"""One run on several devices of this machine: a process for each, started, watched and stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ssa import processes
+from ssa.command_line.output import keep_writable
+from ssa.config import Config, parse
+from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, DiskError, UserError
+from ssa.record.run_files import read_summary
+from ssa.record.run_record import run_folder
+
+_HOST = "127.0.0.1"
+_GRACE_SECONDS = 5.0  # for the other ranks to say why they failed, after the first one has
+_POLL_SECONDS = 1.0
+
+
+def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Run or resume the run of a config on its devices; see `ssa.training.train.train`.
+
+    In a process that torchrun or Slurm has started as one of several, this is its share of the run.
+
+    Raises:
+        UserError: as in `ssa.training.train.train`, or a process was killed.
+        SystemExit: 130 after SIGINT, SIGTERM or SIGHUP; the run can be resumed.
+    """
+    from ssa.device import resolve_devices
+    from ssa.training.train import train as train_here
+    from ssa.training.world import launched
+
+    size = 1 if launched() else resolve_devices(config.trainer)
+    if size == 1:
+        return train_here(config, command)
+    with tempfile.TemporaryDirectory(prefix="ssa-ranks-") as logs:
+        _Ranks(config, command, size, Path(logs)).run()
+    return read_summary(_folder(config))
+
+
+class _Ranks:
+    """The processes of a run."""
+
+    def __init__(self, config: Config, command: Sequence[str], size: int, logs: Path) -> None:
+        from torch.distributed import TCPStore
+
+        self.config, self.command, self.size, self.logs = config, command, size, logs
+        self.store = TCPStore(_HOST, 0, None, True, wait_for_workers=False)
+        self.signals = 0  # received
+
+    def run(self) -> None:
+        """Start all, and wait until they have ended."""
+        reader, writer = Pipe(duplex=False)
+        with reader, writer, self._forwarded_signals():
+            self.ranks: list[BaseProcess] = []
+            for rank in range(self.size):
+                self.ranks.append(self._start(rank, reader))
+            try:
+                self._wait()
+            finally:
+                self._kill()
+        self._report({rank: process.exitcode or 0 for rank, process in enumerate(self.ranks)})
+
+    def _start(self, rank: int, reader: Connection) -> BaseProcess:
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "GROUP_RANK": 0,
+            "WORLD_SIZE": self.size,
+            "LOCAL_WORLD_SIZE": self.size,
+            "MASTER_ADDR": _HOST,
+            "MASTER_PORT": self.store.port,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
+        }
+        environment = {name: str(value) for name, value in place.items()}
+        arguments = (self.config.plain(), self.command, environment, reader)
+        return processes.start(_train, arguments, self._log(rank) if rank else None, "ssa.training.train")
+
+    def _wait(self) -> None:
+        """Until all have ended, or some time after the first failure."""
+        end = float("inf")
+        while alive := [process for process in self.ranks if process.is_alive()]:
+            wait([process.sentinel for process in alive], _POLL_SECONDS)
+            failed = any(process.exitcode for process in self.ranks)
+            if failed and not self.signals:
+                end = min(end, time.monotonic() + _GRACE_SECONDS)
+            if time.monotonic() > end or self.signals > 1 or (failed and self._any_killed()):
+                return
+
+    def _any_killed(self) -> bool:
+        return not self.signals and any((process.exitcode or 0) < 0 for process in self.ranks)
+
+    def _kill(self) -> None:
+        for process in self.ranks:
+            process.kill()
+        for process in self.ranks:
+            process.join()
+
+    @contextmanager
+    def _forwarded_signals(self) -> Iterator[None]:
+        """The first signal asks all ranks to save and stop, the second ends them."""
+
+        def forward(number: int, _: FrameType | None) -> None:
+            self.signals += 1
+            for process in self.ranks:
+                process.terminate()
+
+        numbers = (signal.SIGINT, *processes.termination_signals())
+        before = {number: signal.signal(number, forward) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _report(self, codes: dict[int, int]) -> None:
+        """Raise what the ranks failed with."""
+        failed = {rank: code for rank, code in codes.items() if code}
+        if not failed:
+            return
+        if self.signals:
+            raise SystemExit(EXIT_INTERRUPTED)
+        if (error := self._user_error()) is not None:
+            raise error
+        rank, code = min(failed.items(), key=lambda item: (item[1] == EXIT_LOST, item[1]))
+        if code < 0:
+            name = signal.Signals(-code).name
+            why = ", most often for lack of memory" if code == -signal.SIGKILL else ""
+            again = f"python train.py resume={_folder(self.config)}"
+            raise UserError(f"rank {rank} of {self.size} was killed by {name}{why}; to resume: {again}")
+        log = self._log(rank)
+        if rank and log.exists():
+            print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr, end="")
+        raise RuntimeError(f"rank {rank} of {self.size} failed with exit code {code}")
+
+    def _user_error(self) -> UserError | None:
+        """The error of the first rank that failed, if it is one for the user."""
+        from torch.distributed import PrefixStore
+
+        from ssa.training.world import FAILED, STORE_PREFIX
+
+        store = PrefixStore(f"{STORE_PREFIX}0", self.store)
+        if not store.check([FAILED]):
+            return None
+        _, kind, message = store.get(FAILED).decode().split(" ", 2)
+        kinds = {UserError.__name__: UserError, DiskError.__name__: DiskError}
+        return kinds[kind](message) if kind in kinds else None
+
+    def _log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank}.log"
+
+
+def _folder(config: Config) -> Path:
+    return Path(config.resume) if config.resume else run_folder(config)
+
+
+def _train(values: dict[str, object], command: Sequence[str], place: dict[str, str], parent: Connection) -> int:
+    """One rank; errors for the user go through the store of `_Ranks`."""
+    os.environ.update(place)
+    processes.die_with(parent)
+    keep_writable(when_full=True)
+    import torch
+
+    from ssa.training.train import train as train_here
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(place["LOCAL_WORLD_SIZE"])))
+    try:
+        train_here(parse(values), command)
+    except UserError:
+        return EXIT_BAD_INPUT
+    except Exception:
+        traceback.print_exc()
+        return EXIT_BUG
+    return 0
