@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig, Terms
+from ssa.model.sharding import local_part
 from ssa.model.temperature_rules import TERMS, LengthTerm, Shape, Term, Tokens
 
 
@@ -90,7 +91,7 @@ class Temperature(nn.Module):
         """
         for term in self._terms():
             if isinstance(term, LengthTerm):
-                now = term.get_parameter(term.scalar).flatten()[0].item()
+                now = local_part(term.get_parameter(term.scalar)).flatten()[0].item()
                 return max(abs(term.value_at(now + step, n)) for step in (-shift, shift))
         return None
 

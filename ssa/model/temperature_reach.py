@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ssa.model.sharding import gathered
 from ssa.model.temperature_rules import LengthTerm, Term
 from ssa.model.transformer import Transformer
 
@@ -44,5 +45,5 @@ def temperature_reach(model: Transformer) -> Iterator[dict[str, float]]:
 
 @torch.no_grad()
 def _largest(term: LengthTerm) -> float:
-    scalar = term.get_parameter(term.scalar).detach().double().cpu()
+    scalar = gathered(term.get_parameter(term.scalar).detach()).double().cpu()
     return term.value(scalar, torch.tensor(float(KEYS), dtype=torch.float64)).max().item()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig
+from ssa.model.sharding import draw_normal
 
 INIT_STD = 0.02  # GPT-2's
 TOLERANCE = 1e-3  # a temperature within it of 1 at up to `_IDENTITY_KEYS` keys counts as the identity
@@ -67,7 +68,7 @@ class Term(nn.Module):
         """Sets all parameters to their start values; random ones are drawn from ``generator``."""
         for parameter, start in zip(self.parameters(), self._starts, strict=True):
             if start is None:
-                parameter.normal_(0.0, INIT_STD, generator=generator)
+                draw_normal(parameter, INIT_STD, generator)
             else:
                 parameter.fill_(start)
 

@@ -18,6 +18,7 @@ from ssa.model.config import ModelConfig
 from ssa.model.kv_cache import KVCache, LayerCache
 from ssa.model.loss import Reduction, linear_cross_entropy
 from ssa.model.rotary import rotation
+from ssa.model.sharding import draw_normal
 from ssa.model.temperature import Temperature
 from ssa.model.temperature_rules import INIT_STD
 
@@ -114,9 +115,11 @@ class Transformer(nn.Module):
             tied = module is self.head and self.config.tie_embeddings
             if isinstance(module, nn.Linear | nn.Embedding) and not tied:
                 std = residual_std if name.endswith(("attention.out", "mlp.down")) else INIT_STD
-                module.weight.normal_(0.0, std, generator=generator)
+                draw_normal(module.weight, std, generator)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                module.reset_parameters()
         self.reset_temperatures(seed)
 
     @torch.no_grad()

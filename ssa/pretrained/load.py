@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig, TemperatureConfig
+from ssa.model.sharding import as_shard, gathered, is_sharded
 from ssa.model.temperature import upgraded_name
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import Family, WeightMapping
@@ -49,8 +50,13 @@ def from_pretrained(init_from: str, temperature: TemperatureConfig | None = None
     return load_pretrained(model, init_from, seed)
 
 
-def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transformer:
-    """Load the weights of ``init_from``, a folder or Hub id, into its architecture, in float32 on the CPU.
+def load_pretrained(
+    model: ModelConfig, init_from: str, seed: int, place: Callable[[Transformer], None] | None = None
+) -> Transformer:
+    """Load the weights of ``init_from``, a folder or Hub id, into its architecture, in float32.
+
+    ``place``: allocates the tensors of a model on the meta device, perhaps sharded; by default on the CPU.  A process
+    holds one whole tensor more than its shards, at most.
 
     Temperatures are those of a new `Transformer` with this seed, or those of the checkpoint if it has any.
 
@@ -65,20 +71,27 @@ def load_pretrained(model: ModelConfig, init_from: str, seed: int) -> Transforme
         transformer = Transformer(model, pretrained.model.vocab_size, seed=None)
     expected = _weight_mappings(transformer, pretrained)
     stored = _find_tensors(transformer, expected, pretrained)
-    transformer.to_empty(device="cpu")
+    if place is None:
+        transformer.to_empty(device="cpu")
+    else:
+        place(transformer)
     transformer.tie_head()
     transformer.reset_temperatures(seed)
     parameters = transformer.state_dict()
     not_finite: list[str] = []
     for mapping in expected:
-        views = mapping.views(parameters[mapping.parameter])
+        parameter = parameters[mapping.parameter]
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype) if is_sharded(parameter) else parameter
+        views = mapping.views(whole)
         for name, view in zip(mapping.tensors, views, strict=True):
             if not stored[name].copy_to(view):
                 not_finite.append(stored[name].name)
+        if whole is not parameter:
+            parameter.copy_(as_shard(whole, parameter))
     if not_finite:
         raise UserError(f"init_from={init_from}: {len(not_finite)} not finite (NaN or infinity): {_listed(not_finite)}")
     head = stored.get(pretrained.format.head)
-    if model.tie_embeddings and head is not None and not head.equals(transformer.head.weight):
+    if model.tie_embeddings and head is not None and not head.equals(gathered(transformer.head.weight).cpu()):
         raise UserError(
             f"init_from={init_from}: {head.name} differs from the token embedding, although config.json says "
             "tie_word_embeddings=true; valid: false"

@@ -7,13 +7,14 @@
       checksums.json         CRC-32 and size of the other files
       .metadata, *.distcp    the tensors, by the names below
 
-``state_dict/<name>`` is a tensor of the model, ``optimizer/<number>/<key>`` one of the optimizer's state of a parameter.
-A folder can be loaded by any number of processes, sharded or not, and a checkpoint in one file by a sharded model.
+``state_dict/<name>`` is a tensor of the model, ``optimizer/<number>/<key>`` one of the optimizer's for a parameter.  A
+folder can be loaded by any number of processes, sharded or not, and a checkpoint in one file by a sharded model.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -189,8 +190,11 @@ def _new_state(optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
 
 def _read_into(tensors: dict[str, Tensor], path: Path) -> None:
     """Fill tensors; each process reads what it needs."""
+    alone = not any(map(is_sharded, tensors.values()))
     try:
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=not any(map(is_sharded, tensors.values())))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as is wanted
+            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=alone)
     except Exception as error:  # of any kind
         raise UserError(f"{path}: damaged, or not a checkpoint ({first_line(error)})") from None
 

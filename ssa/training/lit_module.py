@@ -17,7 +17,7 @@ from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import NotFinite, TrainingDiverged
 from ssa.model.attention_stats import attention_metrics, attention_statistics
-from ssa.model.sharding import gathered, shard, synchronize_gradients
+from ssa.model.sharding import gathered
 from ssa.model.temperature_reach import temperature_reach
 from ssa.model.transformer import Transformer
 from ssa.perplexity import perplexities
@@ -93,9 +93,7 @@ class LanguageModule(L.LightningModule):
         return self._stops if self.world.size > 1 else self.stop_requested()
 
     def configure_model(self) -> None:
-        if self.sharded:
-            assert self.device_mesh is not None
-            shard(self.model, self.device_mesh["data_parallel"])
+        """Nothing: a model to be sharded has been, before its weights were read.  Lightning requires it."""
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, schedule = build_optimizer(self.model, self.config.optim, self.config.trainer.steps)
@@ -108,12 +106,16 @@ class LanguageModule(L.LightningModule):
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
-        synchronize_gradients(self.model, (index + 1) % self.trainer.accumulate_grad_batches == 0)
+        if self.sharded:  # gradients are summed over devices in the last micro-batch of a step
+            whole: Any = self.model
+            whole.set_requires_gradient_sync((index + 1) % self.trainer.accumulate_grad_batches == 0)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Mean loss of a micro-batch; all have one size, so that their mean is that of the batch."""
         with attention_kernels(self.config.trainer.attention_backend):
-            loss: Tensor = self.model(batch.inputs, batch.targets, visible_keys=self._visible_keys(batch.inputs), reduction="mean")
+            loss: Tensor = self.model(
+                batch.inputs, batch.targets, visible_keys=self._visible_keys(batch.inputs), reduction="mean"
+            )
         self._losses.append(loss.detach())
         return loss
 
@@ -231,13 +233,12 @@ class LanguageModule(L.LightningModule):
 def _count_in(checkpoint: dict[str, Any], accumulate: int) -> None:
     """Count micro-batches as this process has them: another number of devices has more or fewer in a step."""
     loop = checkpoint["loops"]["fit_loop"]
-    before = loop["epoch_loop.batch_progress"]["current"]["completed"]
+    before = loop["epoch_loop.batch_progress"]["current"]["ready"]
     after = checkpoint["global_step"] * accumulate
     for progress in (loop["epoch_loop.batch_progress"][span] for span in ("total", "current")):
-        for name, number in progress.items():
-            progress[name] = number * after // before
+        progress |= {name: number + after - before for name, number in progress.items()}  # some lag behind by one
     for loader in loop["state_dict"]["combined_loader"]:
-        loader["position"] = loader["position"] * after // before
+        loader["position"] += after - before
 
 
 def _computes_ahead(device: torch.device) -> bool:

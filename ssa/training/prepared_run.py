@@ -16,8 +16,9 @@ from ssa.record.inputs import Inputs
 from ssa.record.resume_point import ResumePoint
 from ssa.text.token_blocks import EvaluationBatches, TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
-from ssa.training.strategies import Kind
+from ssa.training.strategies import Strategy
 from ssa.training.world import WORLD_OF_ONE, World
+
 
 class Batch(NamedTuple):
     """A micro-batch."""
@@ -95,8 +96,7 @@ class PreparedRun:
     splits: dict[str, TokenSplit]  # validation and test, up to data.max_eval_tokens
     model: Transformer
     world: World
-    strategy: Kind
-    strategy_reason: str
+    strategy: Strategy
     loader: TrainingLoader
     inputs: Inputs
     references: dict[str, float]  # validation perplexity of n-gram models, by name

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed import init_device_mesh
 
 from ssa.config import TrainerConfig
+from ssa.model.sharding import shard
 from ssa.model.transformer import Transformer
 from ssa.record import sharded_checkpoint
 from ssa.training.world import World
 
-Kind = Literal["one device", "ddp", "fsdp"]
+
+class Strategy(NamedTuple):
+    """How a model is divided among devices, and why."""
+
+    kind: Literal["one device", "ddp", "fsdp"]
+    reason: str
+
+
 _BYTES = 16  # a trained parameter, its gradient, and AdamW's two moments, in float32
 _SHARE = 0.6  # of a device's memory for them; the rest is for activations
 
 
-def choose(config: TrainerConfig, model: Transformer, world: World, device: torch.device) -> tuple[Kind, str]:
-    """The strategy of a run, and the reason."""
+def choose(config: TrainerConfig, model: Transformer, world: World, device: torch.device) -> Strategy:
+    """The strategy of a run."""
     if world.size == 1:
-        return "one device", ""
+        return Strategy("one device", "")
     if config.strategy != "auto":
-        return config.strategy, f"trainer.strategy={config.strategy}"
+        return Strategy(config.strategy, f"trainer.strategy={config.strategy}")
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
@@ -33,10 +42,20 @@ def choose(config: TrainerConfig, model: Transformer, world: World, device: torc
     fits = needed <= _SHARE * memory
     size = f"weights, gradients and optimizer state, {needed / 1e9:.2f} GB, "
     size += f"{'fit' if fits else 'do not fit'} {_SHARE:.0%} of the {memory / 1e9:.0f} GB of a device"
-    return ("ddp" if fits else "fsdp"), size
+    return Strategy("ddp" if fits else "fsdp", size)
 
 
-def build(kind: Kind, world: World, device: torch.device, previous: Path) -> Strategy | Literal["auto"]:
+def place(model: Transformer, world: World, device: torch.device) -> None:
+    """Shard a model on the meta device over all devices, and allocate what this process holds of it."""
+    mesh = init_device_mesh(device.type, (world.size,))
+    shard(model, mesh)
+    model.to_empty(device=device)
+    model.tie_head()
+
+
+def build(
+    kind: str, world: World, device: torch.device, previous: Path
+) -> DDPStrategy | ModelParallelStrategy | Literal["auto"]:
     """Lightning's strategy; ``previous``: where the checkpoint before the newest is kept."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     if kind == "ddp":

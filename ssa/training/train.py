@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -58,7 +59,7 @@ from ssa.training.inputs import read_inputs
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import freeze
 from ssa.training.prepared_run import PreparedRun, TrainingLoader
-from ssa.training.strategies import build, choose
+from ssa.training.strategies import Strategy, build, choose, place
 from ssa.training.summary import print_end, print_start, summarize
 from ssa.training.world import World
 
@@ -144,9 +145,8 @@ def _prepare(config: Config, record: RunRecord, world: World) -> PreparedRun:
     train_split = corpus.split("train")
     batches = TrainingBatches(train_split, length, config.trainer.batch_size, config.seed, config.data.noise)
     vocab_size = corpus.tokenizer.vocab_size
-    model = _model(config, corpus, resume)
+    model, strategy = _model(config, corpus, resume, world, device)
     flops = 6 * model.count_parameters()["total"] * config.trainer.steps * config.trainer.batch_size * length
-    strategy, reason = choose(config.trainer, model, world, device)
     references = {}
     if world.is_zero:  # who prints them
         references = reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size)
@@ -161,7 +161,6 @@ def _prepare(config: Config, record: RunRecord, world: World) -> PreparedRun:
         model=model,
         world=world,
         strategy=strategy,
-        strategy_reason=reason,
         loader=TrainingLoader(batches, config.trainer, world, device.type == "cuda"),
         references=references,
         inputs=read_inputs(config.data, config.init_from),
@@ -169,21 +168,33 @@ def _prepare(config: Config, record: RunRecord, world: World) -> PreparedRun:
     )
 
 
-def _model(config: Config, corpus: TokenizedCorpus, resume: ResumePoint | None) -> Transformer:
-    """The model with its initial weights, new or pretrained."""
+def _model(
+    config: Config, corpus: TokenizedCorpus, resume: ResumePoint | None, world: World, device: torch.device
+) -> tuple[Transformer, Strategy]:
+    """The model with its initial weights, new or pretrained, and how it is divided."""
     check_vocabulary(config.model, corpus.tokenizer)
+    vocab_size = config.model.vocab_size or corpus.tokenizer.vocab_size
+    with torch.device("meta"):
+        planned = Transformer(config.model, vocab_size, seed=None)
+    freeze(planned, config.optim)
+    strategy = choose(config.trainer, planned, world, device)
+    allocate = partial(place, world=world, device=device) if strategy.kind == "fsdp" else None
     if config.init_from and not (resume and resume.has_base):
-        model = load_pretrained(config.model, config.init_from, config.seed)
+        model = load_pretrained(config.model, config.init_from, config.seed, allocate)
     else:
-        vocab_size = config.model.vocab_size or corpus.tokenizer.vocab_size
         _check_memory(config.model, vocab_size)
-        model = Transformer(config.model, vocab_size, config.seed)
+        if allocate:
+            model = planned
+            allocate(model)
+            model.reset_parameters(config.seed)
+        else:
+            model = Transformer(config.model, vocab_size, config.seed)
     # An export contains the frequencies of its run.
     if model.log_frequency is not None and not model.log_frequency.any():
         counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
         model.set_token_counts(torch.from_numpy(counts))
     freeze(model, config.optim)
-    return model
+    return model, strategy
 
 
 def _check_memory(model: ModelConfig, vocab_size: int) -> None:
@@ -234,7 +245,7 @@ def _execute(
             mirror.log(row)
             module.n_rows += 1
 
-        base, sharded = base_hash(config, run.inputs), run.strategy == "fsdp"
+        base, sharded = base_hash(config, run.inputs), run.strategy.kind == "fsdp"
         module = LanguageModule(config, run.model, run.splits, log_row, run.compiled, base, world, sharded)
         module.n_rows = len(record.rows())
         module.last_checkpoint = str(record.last_checkpoint) if resume else "none"
@@ -293,7 +304,7 @@ def _trainer(run: PreparedRun, storage: CheckpointFile, callbacks: list[L.Callba
         accelerator={"cuda": "gpu"}.get(run.device.type, run.device.type),
         devices=run.world.local_size,
         num_nodes=run.world.nodes,
-        strategy=build(run.strategy, run.world, run.device, storage.previous),
+        strategy=build(run.strategy.kind, run.world, run.device, storage.previous),
         precision=run.precision,
         max_steps=settings.steps,
         accumulate_grad_batches=accumulate,

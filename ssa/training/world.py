@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from ssa.config import TrainerConfig
 from ssa.device import resolve_device
@@ -145,7 +146,7 @@ class World:
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
         return int(values)
 
-    def _failure(self, error: Exception, store: distributed.Store | None) -> BaseException:
+    def _failure(self, error: Exception, store: Store | None) -> BaseException:
         """What to raise for an error: the error itself if it is the first among all ranks."""
         if not isinstance(error, UserError) and any(word in str(error) for word in _LOST):
             time.sleep(1.0)  # for the rank that failed to say why
@@ -187,7 +188,7 @@ def check_share(config: TrainerConfig, size: int) -> None:
         raise UserError(str(error)) from None
 
 
-def _connect(world: World) -> distributed.Store:
+def _connect(world: World) -> Store:
     """The store of this run.
 
     Raises:
@@ -196,14 +197,16 @@ def _connect(world: World) -> distributed.Store:
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ["MASTER_PORT"])
     hosts = world.is_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = distributed.TCPStore(host, port, None, hosts, timedelta(seconds=_join_seconds()), False)
+        store = TCPStore(host, port, None, hosts, timedelta(seconds=_join_seconds()), False)
     except RuntimeError as error:
         what = "in use by another program" if "EADDRINUSE" in str(error) else "does not answer"
-        raise UserError(f"MASTER_ADDR={host}, MASTER_PORT={port}: {what}; valid: a free port on rank 0's node") from None
-    return distributed.PrefixStore(f"{STORE_PREFIX}{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        raise UserError(
+            f"MASTER_ADDR={host}, MASTER_PORT={port}: {what}; valid: a free port on rank 0's node"
+        ) from None
+    return PrefixStore(f"{STORE_PREFIX}{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _await_all(world: World, store: distributed.Store) -> None:
+def _await_all(world: World, store: Store) -> None:
     """Wait until all processes have reached the store.
 
     Raises:

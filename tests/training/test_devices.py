@@ -1,0 +1,108 @@
+"""Runs on several devices: processes over gloo on the CPU, equal to one device, and resumed on any number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+
+import pytest
+import torch
+from tiny_runs import folder, numbers, rows, same, tiny_config, weights
+
+from ssa.config import Config
+from ssa.errors import UserError
+from ssa.launch import ranks
+from ssa.record.checksums import damage
+from ssa.record.run_model import load_run
+
+pytestmark = pytest.mark.slow
+tiny = pytest.fixture(tiny_config)
+FLOAT32 = "trainer.precision=32-true"
+LLAMA = ["model=ssa_llama", "model.n_kv_head=1", "data.document_mask=true"]
+RULES = ("none", "ssa_mlp", "position", "constant", "ssmax", "frequency", "gate", "qk_norm", "released", "yarn")
+
+
+def on(strategy: str, devices: int) -> list[str]:
+    return [f"trainer.devices={devices}", f"trainer.strategy={strategy}"]
+
+
+def assert_close(one: Config, other: Config) -> None:
+    """The same rows, keys and losses."""
+    first, second = rows(one), rows(other)
+    assert [row.keys() for row in first] == [row.keys() for row in second]
+    for a, b in zip(first, second, strict=True):
+        for name in a.keys() & {"step", "tokens"}:
+            assert a[name] == b[name]
+        for name in a.keys() & {"train/loss", "train/grad_norm", "val/loss", "val/attention_entropy"}:
+            assert math.isclose(a[name], b[name], rel_tol=1e-5), (name, a[name], b[name])
+
+
+@pytest.mark.parametrize("model", [["trainer.micro_batch_size=1"], LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(("strategy", "devices"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4)])
+def test_a_run_is_the_same_on_any_number_of_devices(tiny, tmp_path, strategy, devices, model) -> None:
+    one = tiny(FLOAT32, *model)
+    several = tiny(FLOAT32, *model, *on(strategy, devices), f"output_dir={tmp_path}/several")
+    assert one.run_id == several.run_id
+    first, second = ranks.train(one), ranks.train(several)
+    assert_close(one, several)
+    counts = [name for name in first if name.startswith(("data.", "parameters.")) or name in ("tokens", "steps")]
+    assert {name: first[name] for name in counts} == {name: second[name] for name in counts}
+    assert math.isclose(first["best/test/loss"], second["best/test/loss"], rel_tol=1e-5)
+    assert damage(folder(several)) == []
+    ours, theirs = (load_run(folder(config))[1].state_dict() for config in (one, several))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_trains_sharded(tiny, tmp_path, rule) -> None:
+    settings = [FLOAT32, f"model/temperature={rule}"]
+    one, several = tiny(*settings), tiny(*settings, *on("fsdp", 2), f"output_dir={tmp_path}/several")
+    ranks.train(one)
+    ranks.train(several)
+    assert_close(one, several)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_run_resumes_bitwise_and_on_another_number_of_devices(tiny, tmp_path, strategy) -> None:
+    settings = [FLOAT32, "trainer.micro_batch_size=1", *on(strategy, 2)]
+    unbroken = tiny(*settings)
+    ranks.train(unbroken)
+    paths = [tmp_path / name for name in ("same", "one", "four")]
+    ways = [on(strategy, 2), ["trainer.devices=1"], on("fsdp", 4)]
+    for path, way in zip(paths, ways, strict=True):
+        killed = tiny(*settings, f"output_dir={path}")
+        with pytest.raises(
+            UserError, match=r"rank \d of 2 was killed by SIGKILL.*; to resume: python train\.py resume="
+        ):
+            _train_and_kill(killed, step=5)
+        resumed = tiny(FLOAT32, "trainer.micro_batch_size=1", *way, f"output_dir={path}")
+        ranks.train(resumed)
+        if way == on(strategy, 2):
+            assert numbers(resumed) == numbers(unbroken)
+            assert same(weights(resumed, "best"), weights(unbroken, "best"))
+        else:
+            assert_close(unbroken, resumed)
+
+
+def _train_and_kill(config: Config, step: int) -> None:
+    """Kill one rank once the run has passed a step."""
+    start, started = ranks.processes.start, list[BaseProcess]()
+
+    def recorded(*arguments: object) -> BaseProcess:
+        started.append(start(*arguments))  # type: ignore[arg-type]
+        return started[-1]
+
+    def killing(wait: Callable[..., list], *arguments: object) -> list:
+        file = folder(config) / "metrics.jsonl"
+        if file.exists() and f'{{"step": {step},' in file.read_text():
+            started[step % 2].kill()
+        return wait(arguments[0], 0.05)
+
+    with pytest.MonkeyPatch.context() as patch:
+        wait = ranks.wait
+        patch.setattr(ranks.processes, "start", recorded)
+        patch.setattr(ranks, "wait", lambda *arguments: killing(wait, *arguments))
+        ranks.train(config)
