@@ -171,10 +171,24 @@ class TrainerConfig(Section):
         check_divides("trainer.micro_batch_size", self.micro_batch_size, "trainer.batch_size", self.batch_size)
         return self
 
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches per batch."""
-        return self.batch_size // self.micro_batch_size
+    def micro_batches(self, devices: int = 1) -> tuple[int, int]:
+        """Sequences at once on each of some devices, and the number of such micro-batches in its share of a batch.
+
+        Raises:
+            UserError: the batch cannot be divided among them.
+        """
+        share, rest = divmod(self.batch_size, devices)
+        if rest:
+            raise UserError(
+                f"trainer.batch_size={self.batch_size}: cannot be divided among {devices} devices; "
+                f"valid: multiples of {devices}"
+            )
+        size = min(self.micro_batch_size, share)
+        if share % size:
+            raise UserError(
+                f"trainer.micro_batch_size={size}: does not divide the {share} sequences of each of {devices} devices"
+            )
+        return size, share // size
 
 
 class LoggerConfig(Section):

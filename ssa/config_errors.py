@@ -52,7 +52,11 @@ def one_line(error: ValidationError, root: type[Any]) -> str:
         return unknown_key(field, root)
     if kind == "missing":
         return f"{field}: not set; write {field}=VALUE"
-    return f"{field}={shown(first['input'])}: {_validity(first, path, root)}"
+    path = [part for part in path if part.isidentifier() or part.isdecimal()]  # others name a type of a union
+    others = (error for error in errors[1:] if error["loc"][:-1] == first["loc"][:-1] and len(path) < len(first["loc"]))
+    words = [re.findall(r"\w+", error["ctx"]["expected"])[-1] for error in others if error["type"] == "literal_error"]
+    also = f", or {words[0]}" if words else ""  # a union of a type and a word
+    return f"{'.'.join(path)}={shown(first['input'])}: {_validity(first, path, root)}{also}"
 
 
 def unknown_key(key: str, root: type[Any], also: Sequence[str] = ()) -> str:

@@ -278,6 +278,11 @@ def _await_end(parent: Connection) -> None:
         os._exit(1)
 
 
+def launched() -> bool:
+    """Whether torchrun, or this program, has started this process as one of several of a run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
 def preload(module: str) -> None:
     """Name a module that this program's processes will need, before the first of them starts.
 

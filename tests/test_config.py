@@ -150,7 +150,7 @@ def test_gpu_scale_is_ten_minutes_of_tokens() -> None:
 
 def test_accumulation_fills_the_batch() -> None:
     trainer = configured("trainer.batch_size=24", "trainer.micro_batch_size=8").trainer
-    assert trainer.accumulate == 3
+    assert trainer.micro_batches() == (8, 3)
 
 
 # What `parse` refuses

@@ -39,7 +39,7 @@ from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, first_line
 from ssa.files import disk_errors
-from ssa.processes import interruptible
+from ssa.processes import interruptible, launched
 from ssa.redaction import redacted
 
 _LABELS = {"model/size": "model.size", "model/temperature": "model.temperature.name", "scale": "scale"}
@@ -274,6 +274,8 @@ def _sweep_result() -> int:
 
 
 def _say(line: str) -> int:
+    if launched() and os.environ.get("LOCAL_RANK") != "0" and not line.startswith("rank "):
+        return EXIT_BAD_INPUT  # all processes of this node have it; the first one says it
     print("error:", " ".join(line.split()), file=sys.stderr)
     return EXIT_BAD_INPUT
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssa.config import Config, DataConfig
+from ssa.config import Config, DataConfig, TrainerConfig
 from ssa.evaluation.settings import NAMED_TEXTS, EvaluateSettings
 from ssa.files import cache_root, check_writable
 from ssa.pretrained.source import describe, local_folder
+from ssa.processes import launched
 from ssa.record.run_model import load_run_config, with_own_tokenizer
 from ssa.record.run_record import RunRecord, run_folder
 from ssa.text.sources.local import find_files, split_files
@@ -43,6 +44,7 @@ def _check_inputs(config: Config, data: DataConfig) -> None:
     if trained_entries(data.tokenizer) is None:
         local_definition(data.tokenizer)
     _check_device(config.trainer.device, "trainer.device")
+    _check_devices(config.trainer)
     cache = cache_root(data.cache_dir)
     if not (cache.is_dir() and any(cache.iterdir())):  # a read-only cache may hold the tokens
         check_writable(cache, f"data.cache_dir={cache}")
@@ -75,6 +77,18 @@ def check_evaluated_inputs(settings: EvaluateSettings) -> None:
     if settings.text not in (None, *NAMED_TEXTS):
         find_files("text", settings.text, NAMED_TEXTS)
     _check_device(settings.device, "device")
+
+
+def _check_devices(config: TrainerConfig) -> None:
+    """Check that there are as many devices as asked for, and that they divide the batch."""
+    if launched():
+        from ssa.training.world import World  # imports torch
+
+        World.from_environment().check(config)
+    elif (config.devices, config.nodes) != (1, 1) or config.strategy == "fsdp":
+        from ssa.device import resolve_devices
+
+        config.micro_batches(resolve_devices(config))
 
 
 def _check_device(name: str, field: str) -> None:

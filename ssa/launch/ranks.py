@@ -40,9 +40,8 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
     """
     from ssa.device import resolve_devices
     from ssa.training.train import train as train_here
-    from ssa.training.world import launched
 
-    size = 1 if launched() else resolve_devices(config.trainer)
+    size = 1 if processes.launched() else resolve_devices(config.trainer)
     if size == 1:
         return train_here(config, command)
     with tempfile.TemporaryDirectory(prefix="ssa-ranks-") as logs:
@@ -58,17 +57,18 @@ class _Ranks:
 
         self.config, self.command, self.size, self.logs = config, command, size, logs
         self.store = TCPStore(_HOST, 0, None, True, wait_for_workers=False)
+        self.ranks: list[BaseProcess] = []
         self.signals = 0  # received
 
     def run(self) -> None:
         """Start all, and wait until they have ended."""
         reader, writer = Pipe(duplex=False)
-        with reader, writer, self._forwarded_signals():
-            self.ranks: list[BaseProcess] = []
-            for rank in range(self.size):
-                self.ranks.append(self._start(rank, reader))
+        with reader, writer:
             try:
-                self._wait()
+                for rank in range(self.size):
+                    self.ranks.append(self._start(rank, reader))
+                with self._forwarded_signals():
+                    self._wait()
             finally:
                 self._kill()
         self._report({rank: process.exitcode or 0 for rank, process in enumerate(self.ranks)})

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssa.config import Config, parse, upgraded
 from ssa.errors import UserError, first_line
-from ssa.files import refuse_lfs_pointer, replacing
+from ssa.files import refuse_lfs_pointer, remove, replacing
 from ssa.model.sharding import as_shard
 from ssa.model.stored_sizes import EMBEDDING, wrong_size
 from ssa.model.transformer import Transformer
@@ -63,7 +63,7 @@ def save(contents: Mapping[str, Any], path: Path, previous: Path | None = None) 
         OSError: the disk is full, for example.
     """
     if previous is not None:
-        previous.unlink(missing_ok=True)
+        remove(previous)
     with replacing(path) as partial:
         with partial.open("wb") as file:
             try:

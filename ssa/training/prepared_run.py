@@ -40,7 +40,7 @@ class TrainingLoader:
         self, batches: TrainingBatches, config: TrainerConfig, world: World = WORLD_OF_ONE, pinned: bool = False
     ) -> None:
         self.batches = batches
-        self.micro_batch_size, self.accumulate = world.micro_batches(config)
+        self.micro_batch_size, self.accumulate = config.micro_batches(world.size)
         self.pinned = pinned  # in memory that CUDA copies from while the CPU goes on
         self.length = config.steps * self.accumulate
         self.position = 0

@@ -21,7 +21,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from ssa.config import TrainerConfig
 from ssa.device import resolve_device
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_LOST, DiskError, UserError
-from ssa.model.config import check_divides
+from ssa.processes import launched
 
 T = TypeVar("T")
 JOIN_SECONDS = "SSA_JOIN_SECONDS"  # environment variable: how long to wait for all processes to start
@@ -66,16 +66,23 @@ class World:
         """Number of machines."""
         return self.size // self.local_size
 
-    def micro_batches(self, config: TrainerConfig) -> tuple[int, int]:
-        """Sequences at once on a device, and the number of such micro-batches in its share of a batch.
+    def check(self, config: TrainerConfig) -> None:
+        """Refuse a config that asks for other devices than these processes were started for.
 
         Raises:
-            UserError: the batch cannot be divided.
+            UserError: names the setting.
         """
-        check_share(config, self.size)
-        share = config.batch_size // self.size
-        micro = min(config.micro_batch_size, share)
-        return micro, share // micro
+        if config.devices not in ("auto", self.local_size):
+            raise UserError(
+                f"trainer.devices={config.devices}: {self.local_size} processes were started on this node; "
+                f"valid: {self.local_size}, or auto"
+            )
+        if config.nodes != self.nodes:
+            raise UserError(
+                f"trainer.nodes={config.nodes}: {self.size} processes, {self.local_size} on each node, were started; "
+                f"valid: {self.nodes}"
+            )
+        config.micro_batches(self.size)
 
     @contextmanager
     def joined(self, config: TrainerConfig) -> Iterator[Self]:
@@ -161,31 +168,6 @@ class World:
 
 
 WORLD_OF_ONE = World()
-
-
-def launched() -> bool:
-    """Whether this process is one of several that torchrun, or this program's own launcher, has started."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def check_share(config: TrainerConfig, size: int) -> None:
-    """Refuse a batch that cannot be divided among ``size`` devices.
-
-    Raises:
-        UserError: names what would divide.
-    """
-    if config.batch_size % size:
-        raise UserError(
-            f"trainer.batch_size={config.batch_size}: not divisible by the {size} devices of this run; "
-            f"valid: multiples of {size}"
-        )
-    share = config.batch_size // size
-    try:
-        check_divides(
-            "trainer.micro_batch_size", min(config.micro_batch_size, share), f"the {share} sequences of a device", share
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _connect(world: World) -> Store:
