@@ -27,7 +27,7 @@ def shard(model: Transformer, mesh: DeviceMesh) -> None:
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "hidden")  # which computes without `forward`
+    register_fsdp_forward_method(model, "hidden")  # beside `forward`; neither calls the other
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -193,7 +193,7 @@ class Transformer(nn.Module):
         Returns:
             logits (B, T, V); or negative log-likelihoods (B, T) or their mean, float32, in nats.
         """
-        hidden = self.hidden(ids, observe, visible_keys=visible_keys, cache=cache)  # (B, T, D)
+        hidden = self._hidden(ids, observe, visible_keys, cache)  # (B, T, D)
         if targets is None:
             logits: Tensor = self.head(hidden)
             return logits
@@ -209,6 +209,11 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """The input of the output matrix, (B, T, D), if few logits are needed.  Arguments as in `forward`."""
+        return self._hidden(ids, observe, visible_keys, cache)
+
+    def _hidden(
+        self, ids: Tensor, observe: Observer | None, visible_keys: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         past = cache.length if cache is not None else 0
         metadata = self._metadata(ids, visible_keys, past)
         x = self.token_embedding(ids)  # (B, T, D)

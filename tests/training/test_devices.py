@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
+import profiled_ranks
 import pytest
 import torch
 from tiny_runs import folder, numbers, rows, same, tiny_config, weights
@@ -85,6 +87,22 @@ def test_a_killed_run_resumes_bitwise_and_on_another_number_of_devices(tiny, tmp
             assert same(weights(resumed, "best"), weights(unbroken, "best"))
         else:
             assert_close(unbroken, resumed)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_no_collective_is_wasted(tiny, tmp_path, monkeypatch, strategy) -> None:
+    layers, blocks_and_rest = 2, 3
+    monkeypatch.setattr(ranks, "_train", profiled_ranks.profiled)
+    monkeypatch.setenv(profiled_ranks.COUNTS, str(tmp_path / "counts"))
+    ranks.train(tiny(FLOAT32, "trainer.micro_batch_size=1", *on(strategy, 2)))  # two micro-batches a step
+    *_, first, last = json.loads((tmp_path / "counts").read_text())
+    if strategy == "ddp":
+        assert (first, last) == ({}, {"gloo:all_reduce": 2}), "gradients, in one bucket; loss"
+    else:
+        gathered = {"gloo:all_gather": 2 * layers + 1}  # each block for each pass, the rest once
+        assert first == gathered
+        # gloo sums and scatters with all_reduce: gradients; their norm; loss
+        assert last == gathered | {"gloo:all_reduce": blocks_and_rest + 2}
 
 
 def _train_and_kill(config: Config, step: int) -> None:
