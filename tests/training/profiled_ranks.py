@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from ssa.launch.ranks import _train
 
-COUNTS = "SSA_TEST_COLLECTIVES"  # environment variable: the file for the counts of rank 0
+COUNTS = "collectives.json"  # in the output folder: the counts of rank 0, of each micro-batch
 
 
 def profiled(values: dict[str, Any], command: tuple[str, ...], place: dict[str, str], parent: Connection) -> int:
@@ -39,5 +38,5 @@ def profiled(values: dict[str, Any], command: tuple[str, ...], place: dict[str, 
     TrainingRows.on_train_batch_end = ended  # type: ignore[method-assign]
     code = _train(values, command, place, parent)
     if place["RANK"] == "0":
-        Path(os.environ[COUNTS]).write_text(json.dumps(counts))
+        Path(values["output_dir"], COUNTS).write_text(json.dumps(counts))
     return code

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import profiled_ranks
 import pytest
@@ -90,12 +91,12 @@ def test_a_killed_run_resumes_bitwise_and_on_another_number_of_devices(tiny, tmp
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_no_collective_is_wasted(tiny, tmp_path, monkeypatch, strategy) -> None:
+def test_no_collective_is_wasted(tiny, monkeypatch, strategy) -> None:
     layers, blocks_and_rest = 2, 3
     monkeypatch.setattr(ranks, "_train", profiled_ranks.profiled)
-    monkeypatch.setenv(profiled_ranks.COUNTS, str(tmp_path / "counts"))
-    ranks.train(tiny(FLOAT32, "trainer.micro_batch_size=1", *on(strategy, 2)))  # two micro-batches a step
-    *_, first, last = json.loads((tmp_path / "counts").read_text())
+    config = tiny(FLOAT32, "trainer.micro_batch_size=1", *on(strategy, 2))  # two micro-batches a step
+    ranks.train(config)
+    *_, first, last = json.loads((Path(config.output_dir) / profiled_ranks.COUNTS).read_text())
     if strategy == "ddp":
         assert (first, last) == ({}, {"gloo:all_reduce": 2}), "gradients, in one bucket; loss"
     else:
