@@ -27,6 +27,7 @@ from ssa.redaction import redacted_output
 
 _POLL_SECONDS = 0.5
 _MOST_LOST = 3  # starts of a task that failed while another program seemed to work on it; the next failure counts
+_FIRST_PORT, _PORTS = 15_000, 15_000  # for the processes of a Slurm job to meet
 _UNKNOWN = 255  # exit code of a process whose fork server was killed
 _preloads: list[str] = []  # see `preload`
 
@@ -279,8 +280,29 @@ def _await_end(parent: Connection) -> None:
 
 
 def launched() -> bool:
-    """Whether torchrun, or this program, has started this process as one of several of a run."""
+    """Whether torchrun, Slurm, or this program has started this process as one of several of a run."""
+    _adopt_slurm()
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def _adopt_slurm() -> None:
+    """In a task of a Slurm job step with several: name the ranks as torchrun does."""
+    slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in ("STEP_ID", "NTASKS", "NNODES", "JOB_ID")}
+    if "RANK" in os.environ or not all(slurm.values()) or slurm["NTASKS"] == "1":
+        return
+    from lightning.fabric.plugins.environments import SLURMEnvironment  # imports torch
+
+    size = int(slurm["NTASKS"])
+    place = {
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "GROUP_RANK": os.environ["SLURM_NODEID"],
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size // int(slurm["NNODES"]),
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_JOB_NODELIST"]),
+        "MASTER_PORT": _FIRST_PORT + int(slurm["JOB_ID"]) % _PORTS,
+    }
+    os.environ.update({name: str(value) for name, value in place.items()})
 
 
 def preload(module: str) -> None:

@@ -28,7 +28,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from ssa.command_line import compose_errors, conf_groups
+from ssa.command_line import compose_errors, conf_groups, submitit_output
 from ssa.command_line.help_page import FLAGS, help_page
 from ssa.command_line.init_from import adopted
 from ssa.command_line.output import keep_writable
@@ -76,8 +76,15 @@ def command_line(
             print(help_page(program, purpose, chosen))
         else:
             if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
+                if launched():
+                    raise UserError(
+                        "-m: a sweep is started once, not by each process of torchrun or Slurm; "
+                        "trainer.devices=N starts N processes for each of its jobs"
+                    )
                 _sweep_dir = _prepare_sweep(arguments.overrides)
                 (_sweep_dir / _FAILED).unlink(missing_ok=True)
+            if "submitit" in read_overrides(arguments.overrides).get("hydra/launcher", ""):
+                submitit_output.say_once()
             with interruptible(), disk_errors():
                 jobs = _check_jobs_first(check)
                 _compose_and_run(main, arguments)
@@ -163,6 +170,8 @@ def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> floa
         line = f"[{name}] {error}" if in_sweep else str(error)
         code = _say(line)
     except SystemExit as error:
+        if sent and launched() and error.code != EXIT_INTERRUPTED:
+            return float("nan")  # another process of the run says why
         if not sent or error.code != EXIT_INTERRUPTED:
             raise
         code, line = EXIT_INTERRUPTED, f"[{name}] interrupted"

@@ -20,7 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from ssa.command_line import compose_errors
+from ssa.command_line import compose_errors, submitit_output
 from ssa.command_line.conf_groups import CONF
 from ssa.errors import UserError, first_line
 from ssa.launch.run import Run
@@ -57,6 +57,7 @@ def launch(
     folder = Path(output_dir, "sweeps", launcher)
     with _composed(launcher, folder, launcher_overrides) as (hydra, config):
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+        submitit_output.say_once()
         try:
             plugin = Plugins.instance().instantiate_launcher(context, _job, config)
             again = [_RERUN] if rerun else []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,21 +35,25 @@ class Interrupted(Exception):
 
 
 class Interruption(Callback):
-    """Records SIGINT, SIGTERM and SIGHUP; a second signal exits without waiting for the step to end."""
+    """Records SIGINT, SIGTERM, SIGHUP, and Slurm's SIGUSR1 and SIGUSR2; a second signal exits without waiting for the
+    step to end.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._signals = (signal.SIGINT, *termination_signals())
+        self._signals = (signal.SIGINT, *termination_signals(), signal.SIGUSR1, signal.SIGUSR2)
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Handle the signals within the block."""
-        before = {number: signal.getsignal(number) for number in self._signals}
+        self._before = {number: signal.getsignal(number) for number in self._signals}
         self._install()
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     def on_train_start(self, *_: Any, **__: Any) -> None:
@@ -61,6 +67,19 @@ class Interruption(Callback):
 
     on_validation_batch_end = on_test_batch_end
 
+    def requeue(self) -> None:
+        """After a warning of Slurm's that the time limit is near, put the job back in the queue, to be resumed.
+
+        Where a launcher has a handler for the signal, which does so, it is called.
+        """
+        if self._received not in (signal.SIGUSR1, signal.SIGUSR2):
+            return
+        handler = self._before[self._received]
+        if callable(handler):
+            handler(self._received, None)
+        elif "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+
     def _install(self) -> None:
         for number in self._signals:
             signal.signal(number, self._handle)
@@ -68,7 +87,7 @@ class Interruption(Callback):
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested:
             raise SystemExit(EXIT_INTERRUPTED)
-        self.requested = True
+        self.requested, self._received = True, number
 
 
 class TrainingRows(Callback):

@@ -274,6 +274,7 @@ def _execute(
             again = f"python train.py resume={record.folder}"
             saved = "saved" if record.last_checkpoint.exists() else "nothing to save yet"
             console.print(f"Interrupted at step {trainer.global_step}, {saved}.  To resume: {again}")
+            interruption.requeue()
             raise SystemExit(EXIT_INTERRUPTED) from None
         finally:
             record.step = trainer.global_step
