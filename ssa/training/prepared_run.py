@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ssa.config import Config
 from ssa.device import Precision
 from ssa.model.transformer import Transformer
 from ssa.record.checkpoint import ResumePoint
 from ssa.record.inputs import Inputs
-from ssa.text.token_blocks import EvaluationBatches, TrainingBatches
+from ssa.text.token_blocks import Batch, EvaluationBatches, TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
-
-Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) each
 
 
 class TrainingLoader:
@@ -40,8 +37,10 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[Batch]:
         while self.position < self.length:
             self.position += 1
-            inputs, targets = self.batches.micro_batch(self.position - 1, self.micro_batch_size)
-            yield (inputs.pin_memory(), targets.pin_memory()) if self.pinned else (inputs, targets)
+            batch = self.batches.micro_batch(self.position - 1, self.micro_batch_size)
+            if self.pinned:
+                batch = batch._replace(inputs=batch.inputs.pin_memory(), targets=batch.targets.pin_memory())
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
