@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssa.model.attention import AttentionMetadata, CausalSelfAttention, Observer, causal_mask
 from ssa.model.config import ModelConfig
@@ -78,6 +79,10 @@ class Transformer(nn.Module):
         config: the architecture and its temperatures.
         vocab_size: V, by default the config's.
         seed: of `reset_parameters`; with None, weights are to be loaded.
+
+    Attributes:
+        checkpoint_activations: in training, keep only the input of each block, and compute the block again in the
+            backward pass: less memory, more time, equal numbers.
     """
 
     log_frequency: Tensor | None
@@ -88,6 +93,7 @@ class Transformer(nn.Module):
         if vocab_size is None:
             raise ValueError("vocab_size: not given, and not in the config")
         self.config = config
+        self.checkpoint_activations = False
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         learned = config.positions == "learned"
         self.position_embedding = nn.Embedding(config.max_positions, config.d_model) if learned else None
@@ -225,8 +231,13 @@ class Transformer(nn.Module):
         if self.position_embedding is not None:
             x = x + self.position_embedding(metadata.visible_keys - 1)
         x = self.dropout(x, dropout_seeds)
+        plain = cache is None and observe is None
+        recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled() and plain
         for number, block in enumerate(self.blocks):
-            x = block(x, metadata, cache.layers[number] if cache is not None else None, observe)
+            if recompute:
+                x = checkpoint(block, x, metadata, use_reentrant=False)
+            else:
+                x = block(x, metadata, cache.layers[number] if cache is not None else None, observe)
         if cache is not None:
             cache.length = past + ids.size(1)
         normalized: Tensor = self.final_norm(x)

@@ -94,6 +94,11 @@ class LanguageModule(L.LightningModule):
         self._losses.append(loss.detach())
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass, in which checkpointed blocks run again: with the same kernels."""
+        with attention_kernels(self.config.trainer.attention_backend):
+            super().backward(loss, *args, **kwargs)
+
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip gradients to ``optim.grad_clip``; their norm before is read with the loss, see `read_losses`."""
         limit = self.config.optim.grad_clip or math.inf

@@ -154,6 +154,7 @@ def _model(config: Config, corpus: TokenizedCorpus, resume: ResumePoint | None) 
         counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
         model.set_token_counts(torch.from_numpy(counts))
     freeze(model, config.optim)
+    model.checkpoint_activations = config.trainer.checkpoint_activations
     return model
 
 

@@ -20,7 +20,7 @@ from tiny_runs import folder, numbers, rows, same, tiny_config, weights
 
 from ssa.device import resolve_precision
 from ssa.errors import UserError
-from ssa.model.transformer import Transformer
+from ssa.model.transformer import Block, Transformer
 from ssa.record.checksums import damage
 from ssa.record.wandb_names import at_wandb
 from ssa.record.wandb_pictures import KEYS
@@ -144,6 +144,22 @@ def test_accumulated_micro_batches_equal_the_big_batch(tiny, dropout: float) -> 
             assert one["train/loss"] == pytest.approx(other["train/loss"], abs=1e-5)
             assert one["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=1e-4)
             assert one["train/lr"] == other["train/lr"]
+
+
+@pytest.mark.parametrize("backend", ["auto", "math"])
+def test_checkpointed_activations_change_no_number(tiny, tmp_path, monkeypatch, backend: str) -> None:
+    settings = ("model.dropout=0.2", f"trainer.attention_backend={backend}")
+    plain = tiny(*settings)
+    checkpointed = tiny(*settings, "trainer.checkpoint_activations=true", f"output_dir={tmp_path}/checkpointed")
+    assert plain.run_id == checkpointed.run_id
+    train(plain)
+    passes = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, *rest: passes.append(self.training) or forward(self, *rest))
+    train(checkpointed)
+    assert sum(passes) == 2 * (8 * 2) * 2, "two layers, 8 steps of two micro-batches, and once more each"
+    assert same(weights(plain), weights(checkpointed))
+    assert numbers(plain) == numbers(checkpointed)
 
 
 def test_a_non_finite_loss_stops_the_run(tiny) -> None:
