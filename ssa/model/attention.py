@@ -12,9 +12,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from ssa.model.config import PROJECTIONS, ModelConfig
 from ssa.model.dropout import Dropout
+from ssa.model.flex import attend_in_blocks
 from ssa.model.kv_cache import LayerCache
 from ssa.model.rotary import Rotation, rotate
 from ssa.model.temperature import build_temperatures, scale
@@ -25,7 +27,8 @@ class AttentionMetadata(NamedTuple):
     """Mask, positions, rotation and dropout seeds of a batch, shared by all layers."""
 
     visible_keys: Tensor  # n, the number of keys each query sees, (T,) or (B, T): its own and the n - 1 before it
-    mask: Tensor | None  # True where a query sees a key, (1 or B, 1, T, S); None: the kernel's causal mask
+    # where a query sees a key: True in (1 or B, 1, T, S), or FlexAttention's form; None: the kernel's causal mask
+    mask: Tensor | BlockMask | None
     rotation: Rotation | None
     log_frequency: Tensor | None  # (B, T), for the temperatures that read it
     dropout_seeds: Tensor | None = None  # (B, sites), see `Dropout`
@@ -97,6 +100,8 @@ class CausalSelfAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, metadata: AttentionMetadata) -> Tensor:
         """(B, H, T, d), (B, K, S, d), (B, K, S, d) -> (B, H, T, d)."""
         mask = metadata.mask
+        if isinstance(mask, BlockMask):
+            return attend_in_blocks(query, key, value, mask)
         options = {
             "is_causal": mask is None and query.size(2) > 1,  # a single query sees all keys
             "enable_gqa": self.n_kv_head != self.n_head,

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from ssa.model.attention import AttentionMetadata, CausalSelfAttention, Observer, causal_mask
 from ssa.model.config import ModelConfig
 from ssa.model.dropout import Dropout
+from ssa.model.flex import block_mask
 from ssa.model.kv_cache import KVCache, LayerCache
 from ssa.model.loss import Reduction, linear_cross_entropy
 from ssa.model.rotary import rotation
@@ -83,6 +85,7 @@ class Transformer(nn.Module):
     Attributes:
         checkpoint_activations: in training, keep only the input of each block, and compute the block again in the
             backward pass: less memory, more time, equal numbers.
+        flex_attention: in training, compute attention within documents by FlexAttention, which has no dropout.
     """
 
     log_frequency: Tensor | None
@@ -94,6 +97,7 @@ class Transformer(nn.Module):
             raise ValueError("vocab_size: not given, and not in the config")
         self.config = config
         self.checkpoint_activations = False
+        self.flex_attention = False
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         learned = config.positions == "learned"
         self.position_embedding = nn.Embedding(config.max_positions, config.d_model) if learned else None
@@ -225,8 +229,7 @@ class Transformer(nn.Module):
         dropout_seeds: Tensor | None = None,
     ) -> Tensor:
         """The input of the output matrix, (B, T, D), if few logits are needed.  Arguments as in `forward`."""
-        past = cache.length if cache is not None else 0
-        metadata = self._metadata(ids, visible_keys, past, dropout_seeds)
+        metadata = self._metadata(ids, visible_keys, cache, dropout_seeds)
         x = self.token_embedding(ids)  # (B, T, D)
         if self.position_embedding is not None:
             x = x + self.position_embedding(metadata.visible_keys - 1)
@@ -239,7 +242,7 @@ class Transformer(nn.Module):
             else:
                 x = block(x, metadata, cache.layers[number] if cache is not None else None, observe)
         if cache is not None:
-            cache.length = past + ids.size(1)
+            cache.length += ids.size(1)
         normalized: Tensor = self.final_norm(x)
         return normalized
 
@@ -249,14 +252,19 @@ class Transformer(nn.Module):
         return self.token_embedding.weight.device
 
     def _metadata(
-        self, ids: Tensor, visible_keys: Tensor | None, past: int, dropout_seeds: Tensor | None
+        self, ids: Tensor, visible_keys: Tensor | None, cache: KVCache | None, dropout_seeds: Tensor | None
     ) -> AttentionMetadata:
-        length = ids.size(1)
+        past, length = cache.length if cache is not None else 0, ids.size(1)
         all_visible = visible_keys is None
         if visible_keys is None:
             visible_keys = torch.arange(past + 1, past + length + 1, device=ids.device)
-        plain = all_visible and (past == 0 or length == 1)  # the kernel's causal mask suffices
-        mask = None if plain else causal_mask(visible_keys, past + length)
+        mask: Tensor | BlockMask | None
+        if all_visible and (past == 0 or length == 1):
+            mask = None  # the kernel's causal mask suffices
+        elif self.flex_attention and self.training and cache is None:
+            mask = block_mask(visible_keys.expand_as(ids))
+        else:
+            mask = causal_mask(visible_keys, past + length)
         turn = rotation(self.config, visible_keys - 1) if self.config.positions == "rotary" else None
         log_frequency = self.log_frequency[ids] if self.log_frequency is not None else None
         return AttentionMetadata(visible_keys, mask, turn, log_frequency, dropout_seeds)

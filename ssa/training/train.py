@@ -183,8 +183,10 @@ def _execute(
         attention_backend=run.attention_backend,
         compiled=run.compiled,
     )
-    if run.compiled:
+    run.model.flex_attention = run.attention_backend == "flex"
+    if run.compiled or run.model.flex_attention:
         torch._dynamo.reset()  # the recompilation limit counts earlier jobs in this process
+    if run.compiled:
         for block in run.model.blocks:  # one compilation serves all of them
             block.compile()
     reset_peak_memory(run.device)
