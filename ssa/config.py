@@ -286,6 +286,8 @@ class Config(Section):
             del plain["data"]["noise"]
         if self.data.text_version == 1:  # ids of version 0.2
             del plain["data"]["text_version"]
+        if self.model.dropout:  # once a function of the micro-batch: other numbers, other ids
+            plain["dropout_masks"] = "sample"
         return dict(redacted(plain))
 
     @property

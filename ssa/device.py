@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ssa.config import TrainerConfig
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig
+from ssa.model.flex import MIN_HEAD_DIM
 
 Precision = Literal["bf16-mixed", "32-true"]
 BACKENDS = {
@@ -92,11 +93,17 @@ def attention_kernels(name: str) -> AbstractContextManager[object]:
 def attention_backend(
     model: ModelConfig, trainer: TrainerConfig, length: int, device: torch.device, masked: bool = False
 ) -> str:
-    """The backend that runs attention of this shape, dtype and dropout; ``masked``: with `causal_mask`.
+    """The backend that runs attention of this shape, dtype and dropout; ``masked``: within documents.
+
+    A mask rules out CUDA's flash kernels: there ``auto`` is then ``flex``, FlexAttention, where that can be trained; it
+    has no dropout.  On the CPU, a dense mask is faster than one call for each document, unless few rows have several.
 
     Raises:
         UserError: the requested backend does not support it.
     """
+    trainable = not model.dropout and model.head_dim >= MIN_HEAD_DIM
+    if masked and device.type == "cuda" and trainer.attention_backend == "auto" and trainable:
+        return "flex"
     dtype = torch.bfloat16 if resolve_precision(trainer.precision, device) == "bf16-mixed" else torch.float32
     shape = (trainer.micro_batch_size, model.n_head, length, model.head_dim)
     query = torch.empty(shape, device=device, dtype=dtype, requires_grad=True)

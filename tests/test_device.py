@@ -73,6 +73,12 @@ def test_an_unsupported_backend_is_refused(smoke, backend: str) -> None:
         device.attention_backend(config.model, config.trainer, 8, CPU)
 
 
+def test_documents_on_cuda_run_on_flex_attention(smoke) -> None:
+    cuda, config = torch.device("cuda"), smoke("data.document_mask=true")
+    assert device.attention_backend(config.model, config.trainer, 64, cuda, masked=True) == "flex"
+    assert device.attention_backend(config.model, config.trainer, 64, CPU, masked=True) in device.BACKENDS
+
+
 def test_vanilla_and_ssa_run_on_the_same_backend(smoke) -> None:
     backends = {device.attention_backend(c.model, c.trainer, 64, CPU) for c in (smoke(), smoke("model=gpt2"))}
     assert len(backends) == 1

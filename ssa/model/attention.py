@@ -12,8 +12,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from ssa.model.config import PROJECTIONS, ModelConfig
+from ssa.model.dropout import Dropout
+from ssa.model.flex import attend_in_blocks
 from ssa.model.kv_cache import LayerCache
 from ssa.model.rotary import Rotation, rotate
 from ssa.model.temperature import build_temperatures, scale
@@ -21,12 +24,14 @@ from ssa.model.temperature_rules import Shape, Tokens
 
 
 class AttentionMetadata(NamedTuple):
-    """Mask, positions and rotation of a batch, shared by all layers."""
+    """Mask, positions, rotation and dropout seeds of a batch, shared by all layers."""
 
     visible_keys: Tensor  # n, the number of keys each query sees, (T,) or (B, T): its own and the n - 1 before it
-    mask: Tensor | None  # True where a query sees a key, (1 or B, 1, T, S); None: the kernel's causal mask
+    # where a query sees a key: True in (1 or B, 1, T, S), or FlexAttention's form; None: the kernel's causal mask
+    mask: Tensor | BlockMask | None
     rotation: Rotation | None
     log_frequency: Tensor | None  # (B, T), for the temperatures that read it
+    dropout_seeds: Tensor | None = None  # (B, sites), see `Dropout`
 
 
 class AttentionInputs(NamedTuple):
@@ -58,7 +63,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout)
         inner = self.n_head * self.head_dim
         self.qkv = nn.Linear(config.d_model, inner + 2 * self.n_kv_head * self.head_dim, bias=config.qkv_bias)
         self.out = nn.Linear(inner, config.d_model, bias=config.out_bias)
@@ -85,20 +90,31 @@ class CausalSelfAttention(nn.Module):
         new_key = key
         if cache is not None:
             key, value = cache.append(key, value)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=metadata.mask,
-            is_causal=metadata.mask is None and x.size(1) > 1,  # a single query sees all keys
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.n_kv_head != self.n_head,
-        ).transpose(1, 2)  # (B, T, H, d)
+        mixed = self._attend(query, key, value, metadata).transpose(1, 2)  # (B, T, H, d)
         mixed = self._scaled("output", mixed, tokens, temperatures)
         if observe is not None:
             observe(AttentionInputs(query, new_key, metadata.visible_keys, temperatures))
         output: Tensor = self.out(mixed.flatten(2))  # (B, T, D)
         return output
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """(B, H, T, d), (B, K, S, d), (B, K, S, d) -> (B, H, T, d)."""
+        mask = metadata.mask
+        if isinstance(mask, BlockMask):
+            return attend_in_blocks(query, key, value, mask)
+        options = {
+            "is_causal": mask is None and query.size(2) > 1,  # a single query sees all keys
+            "enable_gqa": self.n_kv_head != self.n_head,
+        }
+        attend = F.scaled_dot_product_attention
+        if not self.dropout.active:
+            return attend(query, key, value, mask, **options)
+        if mask is not None:
+            mask = mask.expand(len(query), -1, -1, -1)
+        dropped: Tensor = self.dropout.seeded(
+            attend, metadata.dropout_seeds, query, key, value, mask, dropout_p=self.dropout.p, **options
+        )
+        return dropped
 
     def _scaled(self, name: str, features: Tensor, tokens: Tokens, record: dict[str, Tensor]) -> Tensor:
         """Multiplies features (B, T, H, d) by their temperature, if any, and records it."""

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
 
 from ssa.model.attention import AttentionMetadata, CausalSelfAttention, Observer, causal_mask
 from ssa.model.config import ModelConfig
+from ssa.model.dropout import Dropout
+from ssa.model.flex import block_mask
 from ssa.model.kv_cache import KVCache, LayerCache
 from ssa.model.loss import Reduction, linear_cross_entropy
 from ssa.model.rotary import rotation
@@ -57,15 +61,17 @@ class Block(nn.Module):
         self.attention = CausalSelfAttention(config)
         self.mlp_norm = _norm(config)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = Dropout(config.dropout)
+        self.mlp_dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache | None = None, observe: Observer | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        attended = x + self.dropout(self.attention(self.attention_norm(x), metadata, cache, observe))
+        seeds = metadata.dropout_seeds
+        attended = x + self.attention_dropout(self.attention(self.attention_norm(x), metadata, cache, observe), seeds)
         read_by_mlp = x if self.parallel_residual else attended
-        output: Tensor = attended + self.dropout(self.mlp(self.mlp_norm(read_by_mlp)))
+        output: Tensor = attended + self.mlp_dropout(self.mlp(self.mlp_norm(read_by_mlp)), seeds)
         return output
 
 
@@ -76,6 +82,11 @@ class Transformer(nn.Module):
         config: the architecture and its temperatures.
         vocab_size: V, by default the config's.
         seed: of `reset_parameters`; with None, weights are to be loaded.
+
+    Attributes:
+        checkpoint_activations: in training, keep only the input of each block, and compute the block again in the
+            backward pass: less memory, more time, equal numbers.
+        flex_attention: in training, compute attention within documents by FlexAttention, which has no dropout.
     """
 
     log_frequency: Tensor | None
@@ -86,14 +97,20 @@ class Transformer(nn.Module):
         if vocab_size is None:
             raise ValueError("vocab_size: not given, and not in the config")
         self.config = config
+        self.checkpoint_activations = False
+        self.flex_attention = False
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         learned = config.positions == "learned"
         self.position_embedding = nn.Embedding(config.max_positions, config.d_model) if learned else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = _norm(config)
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
         self.tie_head()
+        dropouts = [module for module in self.modules() if isinstance(module, Dropout)]
+        for site, dropout in enumerate(dropouts):
+            dropout.site = site
+        self.n_dropout_sites = len(dropouts)
         frequencies = torch.zeros(vocab_size) if config.temperature.needs_frequencies else None
         self.register_buffer("log_frequency", frequencies)  # (V,), standardized
         if seed is not None:
@@ -176,6 +193,7 @@ class Transformer(nn.Module):
         *,
         visible_keys: Tensor | None = None,
         cache: KVCache | None = None,
+        dropout_seeds: Tensor | None = None,
         reduction: Reduction = "none",
     ) -> Tensor:
         """Next-token logits or, with targets, losses.
@@ -188,12 +206,14 @@ class Transformer(nn.Module):
                 ones included.  It restarts at 1 with each document or after left padding, and so do positions.
                 Default: all.
             cache: earlier tokens; the new ones are added to it.
+            dropout_seeds: of the masks of each sample, (B, ``n_dropout_sites``), integers on the CPU.  Default: masks
+                follow from the state of torch's generator.
             reduction: of the losses, ``none`` or ``mean``.
 
         Returns:
             logits (B, T, V); or negative log-likelihoods (B, T) or their mean, float32, in nats.
         """
-        hidden = self._hidden(ids, observe, visible_keys, cache)  # (B, T, D)
+        hidden = self._hidden(ids, observe, visible_keys, cache, dropout_seeds)  # (B, T, D)
         if targets is None:
             logits: Tensor = self.head(hidden)
             return logits
@@ -207,23 +227,33 @@ class Transformer(nn.Module):
         *,
         visible_keys: Tensor | None = None,
         cache: KVCache | None = None,
+        dropout_seeds: Tensor | None = None,
     ) -> Tensor:
         """The input of the output matrix, (B, T, D), if few logits are needed.  Arguments as in `forward`."""
-        return self._hidden(ids, observe, visible_keys, cache)
+        return self._hidden(ids, observe, visible_keys, cache, dropout_seeds)
 
     def _hidden(
-        self, ids: Tensor, observe: Observer | None, visible_keys: Tensor | None, cache: KVCache | None
+        self,
+        ids: Tensor,
+        observe: Observer | None,
+        visible_keys: Tensor | None,
+        cache: KVCache | None,
+        dropout_seeds: Tensor | None,
     ) -> Tensor:
-        past = cache.length if cache is not None else 0
-        metadata = self._metadata(ids, visible_keys, past)
+        metadata = self._metadata(ids, visible_keys, cache, dropout_seeds)
         x = self.token_embedding(ids)  # (B, T, D)
         if self.position_embedding is not None:
             x = x + self.position_embedding(metadata.visible_keys - 1)
-        x = self.dropout(x)
+        x = self.dropout(x, dropout_seeds)
+        plain = cache is None and observe is None
+        recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled() and plain
         for number, block in enumerate(self.blocks):
-            x = block(x, metadata, cache.layers[number] if cache is not None else None, observe)
+            if recompute:
+                x = checkpoint(block, x, metadata, use_reentrant=False)
+            else:
+                x = block(x, metadata, cache.layers[number] if cache is not None else None, observe)
         if cache is not None:
-            cache.length = past + ids.size(1)
+            cache.length += ids.size(1)
         normalized: Tensor = self.final_norm(x)
         return normalized
 
@@ -232,16 +262,23 @@ class Transformer(nn.Module):
         """The device of the weights."""
         return self.token_embedding.weight.device
 
-    def _metadata(self, ids: Tensor, visible_keys: Tensor | None, past: int) -> AttentionMetadata:
-        length = ids.size(1)
+    def _metadata(
+        self, ids: Tensor, visible_keys: Tensor | None, cache: KVCache | None, dropout_seeds: Tensor | None
+    ) -> AttentionMetadata:
+        past, length = cache.length if cache is not None else 0, ids.size(1)
         all_visible = visible_keys is None
         if visible_keys is None:
             visible_keys = torch.arange(past + 1, past + length + 1, device=ids.device)
-        plain = all_visible and (past == 0 or length == 1)  # the kernel's causal mask suffices
-        mask = None if plain else causal_mask(visible_keys, past + length)
+        mask: Tensor | BlockMask | None
+        if all_visible and (past == 0 or length == 1):
+            mask = None  # the kernel's causal mask suffices
+        elif self.flex_attention and self.training and cache is None:
+            mask = block_mask(visible_keys.expand_as(ids))
+        else:
+            mask = causal_mask(visible_keys, past + length)
         turn = rotation(self.config, visible_keys - 1) if self.config.positions == "rotary" else None
         log_frequency = self.log_frequency[ids] if self.log_frequency is not None else None
-        return AttentionMetadata(visible_keys, mask, turn, log_frequency)
+        return AttentionMetadata(visible_keys, mask, turn, log_frequency, dropout_seeds)
 
     def count_parameters(self) -> dict[str, int]:
         """Number of parameters: total, without embeddings and output matrix, and of the temperatures."""

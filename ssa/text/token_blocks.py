@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,15 @@ class TokenNoise:
         return inputs
 
 
+class Batch(NamedTuple):
+    """A micro-batch: consecutive samples of training, or windows for evaluation."""
+
+    inputs: Tensor  # (B, T), int64
+    targets: Tensor  # (B, T), int64
+    first_sample: int = 0  # number of the first row, counted from the start of training; the others follow
+    counted: bool = True  # in evaluation: false where another process evaluates it
+
+
 class TrainingBatches:
     """Random batches of blocks; each epoch visits every block once, in its own order.
 
@@ -58,12 +67,12 @@ class TrainingBatches:
         self.n_blocks = (split.n_tokens - 1) // block_size
         self._permutation = functools.lru_cache(maxsize=2)(self._make_permutation)
 
-    def micro_batch(self, m: int, size: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of samples ``m size`` to ``(m + 1) size - 1``, each (size, block_size), int64."""
+    def micro_batch(self, m: int, size: int) -> Batch:
+        """Samples ``m size`` to ``(m + 1) size - 1``; inputs and targets are (size, block_size)."""
         samples = range(m * size, (m + 1) * size)
         starts = [self.block_of(sample) * self.block_size for sample in samples]
         inputs, targets = _blocks(self.tokens, starts, self.block_size)
-        return self._noise(inputs, samples), targets
+        return Batch(self._noise(inputs, samples), targets, samples[0])
 
     def block_of(self, sample: int) -> int:
         """Index of the block of a sample, counted from the start of training."""

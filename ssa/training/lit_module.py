@@ -22,10 +22,9 @@ from ssa.model.temperature_reach import temperature_reach
 from ssa.model.transformer import Transformer
 from ssa.perplexity import perplexities
 from ssa.record.run_files import Row
-from ssa.text.token_blocks import probe_windows, visible_in_documents
+from ssa.text.token_blocks import Batch, probe_windows, visible_in_documents
 from ssa.text.token_cache import TokenSplit
 from ssa.training.optim import build_optimizer
-from ssa.training.prepared_run import Batch
 from ssa.training.world import WORLD_OF_ONE, World
 
 
@@ -100,12 +99,6 @@ class LanguageModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        # Dropout, the only randomness in a step, is a function of (seed, micro-batch): resuming is exact.
-        seed = int(np.random.SeedSequence((self.config.seed, index)).generate_state(1)[0])
-        if self.device.type == "cpu":  # torch.manual_seed queues a call for CUDA each time, with a formatted stack
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
         if self.sharded:  # gradients are summed over devices in the last micro-batch of a step
             whole: Any = self.model
             whole.set_requires_gradient_sync((index + 1) % self.trainer.accumulate_grad_batches == 0)
@@ -114,10 +107,19 @@ class LanguageModule(L.LightningModule):
         """Mean loss of a micro-batch; all have one size, so that their mean is that of the batch."""
         with attention_kernels(self.config.trainer.attention_backend):
             loss: Tensor = self.model(
-                batch.inputs, batch.targets, visible_keys=self._visible_keys(batch.inputs), reduction="mean"
+                batch.inputs,
+                batch.targets,
+                visible_keys=self._visible_keys(batch.inputs),
+                dropout_seeds=self._dropout_seeds(batch),
+                reduction="mean",
             )
         self._losses.append(loss.detach())
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass, in which checkpointed blocks run again: with the same kernels."""
+        with attention_kernels(self.config.trainer.attention_backend):
+            super().backward(loss, *args, **kwargs)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip gradients to ``optim.grad_clip``; their norm before is read with the loss, see `read_losses`."""
@@ -206,6 +208,17 @@ class LanguageModule(L.LightningModule):
     def _visible_keys(self, ids: Tensor) -> Tensor | None:
         """Number of visible keys of each token, (B, T); None: all up to itself."""
         return visible_in_documents(ids, self.end_of_text) if self.config.data.document_mask else None
+
+    def _dropout_seeds(self, batch: Batch) -> Tensor | None:
+        """Seeds of all dropout masks, (B, sites): functions of (seed, sample), so that resuming is exact, and masks do
+        not depend on micro-batch size or number of devices.  None: without dropout.
+        """
+        if not self.config.model.dropout:
+            return None
+        samples = range(batch.first_sample, batch.first_sample + len(batch.inputs))
+        sequences = (np.random.SeedSequence((self.config.seed, sample)) for sample in samples)
+        seeds = [each.generate_state(self.model.n_dropout_sites) for each in sequences]
+        return torch.from_numpy(np.stack(seeds).astype(np.int64))
 
     def _perplexities(self, name: str) -> dict[str, float]:
         split = self.splits[name]

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ssa.config import Config, TrainerConfig
 from ssa.device import Precision
 from ssa.model.transformer import Transformer
 from ssa.record.inputs import Inputs
 from ssa.record.resume_point import ResumePoint
-from ssa.text.token_blocks import EvaluationBatches, TrainingBatches
+from ssa.text.token_blocks import Batch, EvaluationBatches, TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
 from ssa.training.strategies import Strategy
 from ssa.training.world import WORLD_OF_ONE, World
-
-
-class Batch(NamedTuple):
-    """A micro-batch."""
-
-    inputs: Tensor  # (B, T)
-    targets: Tensor  # (B, T)
-    counted: bool = True  # in evaluation: false where another process evaluates it
 
 
 class TrainingLoader:
@@ -54,8 +45,10 @@ class TrainingLoader:
             step, number = divmod(self.position, self.accumulate)
             self.position += 1
             number += (step * self._world.size + self._world.rank) * self.accumulate  # among all processes
-            inputs, targets = self.batches.micro_batch(number, self.micro_batch_size)
-            yield Batch(inputs.pin_memory(), targets.pin_memory()) if self.pinned else Batch(inputs, targets)
+            batch = self.batches.micro_batch(number, self.micro_batch_size)
+            if self.pinned:
+                batch = batch._replace(inputs=batch.inputs.pin_memory(), targets=batch.targets.pin_memory())
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -80,7 +73,8 @@ class EvaluationLoader:
         for first in range(0, len(self.batches), self.world.size):
             number = first + self.world.rank
             counted = number < len(self.batches)
-            yield Batch(*self.batches[number if counted else first], counted)
+            inputs, targets = self.batches[number if counted else first]
+            yield Batch(inputs, targets, counted=counted)
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ def _model(
         counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
         model.set_token_counts(torch.from_numpy(counts))
     freeze(model, config.optim)
+    model.checkpoint_activations = config.trainer.checkpoint_activations
     return model, strategy
 
 
@@ -222,8 +223,10 @@ def _execute(
         attention_backend=run.attention_backend,
         compiled=run.compiled,
     )
-    if run.compiled:
+    run.model.flex_attention = run.attention_backend == "flex"
+    if run.compiled or run.model.flex_attention:
         torch._dynamo.reset()  # the recompilation limit counts earlier jobs in this process
+    if run.compiled:
         for block in run.model.blocks:  # one compilation serves all of them
             block.compile()
     reset_peak_memory(run.device)

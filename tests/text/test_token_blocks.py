@@ -25,7 +25,9 @@ def samples(batches: TrainingBatches, n: int) -> list[list[int]]:
 
 
 def test_a_batch_is_blocks_and_the_tokens_after() -> None:
-    inputs, targets = TrainingBatches(split_of(101), block_size=10, batch_size=4, seed=0).micro_batch(3, 4)
+    batches = TrainingBatches(split_of(101), block_size=10, batch_size=4, seed=0)
+    inputs, targets, first_sample = batches.micro_batch(3, 4)
+    assert first_sample == 12
     assert inputs.shape == targets.shape == (4, 10)
     assert inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(targets, inputs + 1)
@@ -61,8 +63,8 @@ def test_noise_replaces_the_stated_share_of_inputs_and_no_target() -> None:
     split = split_of(280)
     seen, changed = set(), 0
     for seed in range(200):
-        inputs, targets = TrainingBatches(split, 90, 3, seed, noise=0.25).micro_batch(0, 3)
-        clean, clean_targets = TrainingBatches(split, 90, 3, seed).micro_batch(0, 3)
+        inputs, targets, _ = TrainingBatches(split, 90, 3, seed, noise=0.25).micro_batch(0, 3)
+        clean, clean_targets, _ = TrainingBatches(split, 90, 3, seed).micro_batch(0, 3)
         assert targets.equal(clean_targets)
         others = inputs[inputs != clean]
         changed += len(others)
@@ -86,7 +88,7 @@ def test_noise_leaves_targets_of_any_batch(size: int) -> None:
 def test_noise_leaves_end_of_text() -> None:
     tokens = np.full(101, TOKENIZER.end_of_text, dtype=np.uint16)
     split = TokenSplit("train", tokens, 1, 1, 1, TOKENIZER)
-    inputs, _ = TrainingBatches(split, 10, 4, 0, noise=0.9).micro_batch(0, 4)
+    inputs = TrainingBatches(split, 10, 4, 0, noise=0.9).micro_batch(0, 4).inputs
     assert inputs.unique().tolist() == [TOKENIZER.end_of_text]
 
 

@@ -20,11 +20,11 @@ from tiny_runs import folder, numbers, rows, same, tiny_config, weights
 
 from ssa.device import resolve_precision
 from ssa.errors import UserError
-from ssa.model.transformer import Transformer
+from ssa.model.transformer import Block, Transformer
 from ssa.record.checksums import damage
 from ssa.record.wandb_names import at_wandb
 from ssa.record.wandb_pictures import KEYS
-from ssa.text.token_blocks import EvaluationBatches
+from ssa.text.token_blocks import Batch, EvaluationBatches
 from ssa.text.token_cache import prepare
 from ssa.training import lit_module
 from ssa.training.lit_module import LanguageModule
@@ -131,9 +131,11 @@ def test_variants_see_the_same_batches_and_differ_only_in_temperature(tiny) -> N
     assert set(weights(ssa)) > set(weights(vanilla))
 
 
-def test_accumulated_micro_batches_equal_the_big_batch(tiny) -> None:
-    accumulated = tiny("trainer.precision=32-true", "trainer.micro_batch_size=1")
-    big = tiny("trainer.precision=32-true", "trainer.micro_batch_size=4")
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_accumulated_micro_batches_equal_the_big_batch(tiny, dropout: float) -> None:
+    settings = ("trainer.precision=32-true", f"model.dropout={dropout}")
+    accumulated = tiny("trainer.micro_batch_size=1", *settings)
+    big = tiny("trainer.micro_batch_size=4", *settings)
     train(accumulated)
     train(big)
     for one, other in zip(numbers(accumulated), numbers(big), strict=True):
@@ -142,6 +144,22 @@ def test_accumulated_micro_batches_equal_the_big_batch(tiny) -> None:
             assert one["train/loss"] == pytest.approx(other["train/loss"], abs=1e-5)
             assert one["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=1e-4)
             assert one["train/lr"] == other["train/lr"]
+
+
+@pytest.mark.parametrize("backend", ["auto", "math"])
+def test_checkpointed_activations_change_no_number(tiny, tmp_path, monkeypatch, backend: str) -> None:
+    settings = ("model.dropout=0.2", f"trainer.attention_backend={backend}")
+    plain = tiny(*settings)
+    checkpointed = tiny(*settings, "trainer.checkpoint_activations=true", f"output_dir={tmp_path}/checkpointed")
+    assert plain.run_id == checkpointed.run_id
+    train(plain)
+    passes = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, *rest: passes.append(self.training) or forward(self, *rest))
+    train(checkpointed)
+    assert sum(passes) == 2 * (8 * 2) * 2, "two layers, 8 steps of two micro-batches, and once more each"
+    assert same(weights(plain), weights(checkpointed))
+    assert numbers(plain) == numbers(checkpointed)
 
 
 def test_a_non_finite_loss_stops_the_run(tiny) -> None:
@@ -280,15 +298,15 @@ def test_a_sweep_of_two_jobs_is_two_complete_wandb_runs(small_text, tmp_path) ->
 
 
 def test_dropout_depends_on_the_seed(tiny) -> None:
-    losses = []
+    seeds = []
     for seed in (1, 2):
         config = tiny("model.dropout=0.5", f"seed={seed}")
-        module = LanguageModule.__new__(LanguageModule)
-        object.__setattr__(module, "config", config)
-        object.__setattr__(module, "_device", torch.device("cpu"))
-        LanguageModule.on_train_batch_start(module, (), 0)
-        losses.append(torch.rand(4))
-    assert not torch.equal(*losses)
+        splits = {name: prepare(config.data).split(name) for name in ("validation", "test")}
+        module = LanguageModule(config, Transformer(config.model, 512), splits, lambda row: None)
+        seeds.append(module._dropout_seeds(Batch(torch.zeros(3, 8), torch.zeros(3, 8), first_sample=5)))
+    values = torch.cat(seeds)
+    assert values.shape == (6, 1 + 3 * config.model.n_layer)
+    assert values.unique().numel() == values.numel()
 
 
 def test_train_temperature_changes_only_temperatures(tiny) -> None:
