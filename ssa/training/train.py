@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -29,6 +28,9 @@ from ssa.errors import EXIT_INTERRUPTED, NotFinite, UserError
 from ssa.files import disk_errors, write_atomic
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
+from ssa.planning.disk import FLOAT
+from ssa.planning.flops import training_flops
+from ssa.planning.parameters import count_parameters
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files
 from ssa.record import checksums, environment, wandb_mirror
@@ -123,13 +125,13 @@ def _prepare(config: Config, record: RunRecord) -> PreparedRun:
     batches = TrainingBatches(train_split, length, config.trainer.batch_size, config.seed, config.data.noise)
     vocab_size = corpus.tokenizer.vocab_size
     model = _model(config, corpus, resume)
-    flops = 6 * model.count_parameters()["total"] * config.trainer.steps * config.trainer.batch_size * length
+    parameters = count_parameters(config.model, model.token_embedding.num_embeddings, config.optim.train != "all")
     return PreparedRun(
         config=config,
         device=device,
         precision=resolve_precision(config.trainer.precision, device),
         attention_backend=backend,
-        compiled=resolve_compile(config.trainer.compile, device, flops),
+        compiled=resolve_compile(config.trainer.compile, device, training_flops(config, parameters).total),
         corpus=corpus,
         splits=splits,
         model=model,
@@ -159,10 +161,7 @@ def _model(config: Config, corpus: TokenizedCorpus, resume: ResumePoint | None) 
 
 def _check_memory(model: ModelConfig, vocab_size: int) -> None:
     """Refuse a model whose weights alone exceed the machine's memory, before any is taken."""
-    with torch.device("meta"):
-        small = Transformer(replace(model, n_layer=1), vocab_size, seed=None)
-    embeddings, layer = (sum(p.numel() for p in part.parameters()) for part in (small, small.blocks))
-    needed, memory = 4 * (embeddings + (model.n_layer - 1) * layer), psutil.virtual_memory().total
+    needed, memory = FLOAT * count_parameters(model, vocab_size).total, psutil.virtual_memory().total
     if needed > memory:
         raise UserError(
             f"model: n_layer={model.n_layer}, d_model={model.d_model}, vocab_size={vocab_size}, "
