@@ -114,7 +114,7 @@ def trace_step(
             transformer.freeze_backbone()
         if checkpointed:
             for block in transformer.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         for parameter in transformer.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         ids = torch.zeros(shape, dtype=torch.long)
