@@ -26,7 +26,7 @@ class GPU(NamedTuple):
     peak: float
 
 
-GPUS = {  # keys: valid values of plan.device
+GPUS = {  # keys: valid values of plan.device; peaks without sparsity, of SXM modules where there are several
     "a10": GPU("A10", 24e9, 125e12),
     "a100-40gb": GPU("A100 40 GB", 40e9, 312e12),
     "a100": GPU("A100", 80e9, 312e12),
@@ -68,7 +68,7 @@ def planned_device(config: Config) -> Device:
     plan, trainer, resident = config.plan, config.trainer, psutil.Process().memory_info().rss
     here = resolve_device("auto")
     kind = "cuda" if plan.device else here.type if trainer.device == "auto" else trainer.device
-    is_here = plan.device is None and kind in (here.type, "cpu")
+    is_here = plan.device is None and (kind != "cuda" or here.type == "cuda")
     gpu = GPUS[plan.device] if plan.device else _gpu_here() if kind == "cuda" and is_here else None
     precision = resolve_precision(trainer.precision, torch.device(kind)) if is_here else _of_gpu(trainer.precision)
     sharing = devices_per_node(config, kind) if kind == "cpu" else 1  # processes on one CPU

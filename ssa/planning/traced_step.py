@@ -7,9 +7,9 @@ the code of the model.  Not counted: memory inside kernels, and what an allocato
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +80,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.small -= size if size < SMALL else 0
 
 
+@functools.cache
 def trace_step(
     model: ModelConfig,
     vocab_size: int,
@@ -114,7 +115,7 @@ def trace_step(
             transformer.freeze_backbone()
         if checkpointed:
             for block in transformer.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         for parameter in transformer.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         ids = torch.zeros(shape, dtype=torch.long)
