@@ -15,6 +15,7 @@ class Checkpoints(NamedTuple):
 
     training: int  # at most, while it trains
     finished: int
+    best: int  # of the best weights alone
 
 
 def checkpoints(config: Config, parameters: Parameters) -> Checkpoints:
@@ -24,4 +25,4 @@ def checkpoints(config: Config, parameters: Parameters) -> Checkpoints:
     alone = config.optim.train == "temperature" and config.init_from is not None
     weights = FLOAT * (parameters.temperature if alone else parameters.total)
     last = weights + 2 * FLOAT * parameters.trained
-    return Checkpoints(2 * last + 2 * weights, weights + (last if config.trainer.keep_last else 0))
+    return Checkpoints(2 * last + 2 * weights, weights + (last if config.trainer.keep_last else 0), weights)

@@ -49,15 +49,17 @@ def _sections(config: Config) -> Iterator[list[Row]]:
     world = World.of(config, device.kind)
     strategy = choose_strategy(config, vocab.size, device)
     step = step_bytes(config, vocab.size, device, world)
-    parts = memory_parts(parameters, step, device, world.devices, strategy.name)
+    files = checkpoints(config, parameters)
+    parts = memory_parts(parameters, step, device, world.devices, strategy.name, files.best)
     shape = f"{world.micro_batch} x {config.data.block_size} tokens, {device.precision}"
     recomputed = ", recomputed" if config.trainer.checkpoint_activations else ""
     remarks = {
         "activations": f"{shape}{recomputed}",
         "allocator": "freed space that the heap cannot use again",
+        "best weights": "mapped from their file at the end, while the heap stays",
         "base": "interpreter, libraries" if device.kind != "cuda" else "CUDA context, assumed",
     }
-    memory = [(f"  {name}", _gb(size), remarks.get(name, "")) for name, size in parts.items()]
+    memory = [(f"  {name}", _gb(size), remarks.get(name, "")) for name, size in parts.items() if size]
     total = sum(parts.values())
     yield [("memory per device", _gb(total), _fits(total, device.memory, device.name)), *memory]
     tokens, flops = config.tokens, training_flops(config, parameters)
@@ -76,7 +78,7 @@ def _sections(config: Config) -> Iterator[list[Row]]:
         compute.append(("time", duration(seconds), f"{device.speed / 1e12:,.3g} TFLOP/s: {device.how}"))
         compute.append(("  device-hours", f"{seconds * world.devices / 3600:,.3g}", ""))
     yield compute
-    cached, files = find_cached(config.data), checkpoints(config, parameters)
+    cached = find_cached(config.data)
     yield [
         ("disk: tokens", _gb(cached.bytes), f"cached; {tokens / cached.train:,.2f} epochs")
         if cached

@@ -34,6 +34,7 @@ class StepBytes(NamedTuple):
     loss: int  # added in the loss: logits of a chunk, gradients of the hidden states and of the output matrix
     backward: int  # by which the backward pass exceeds both
     small: int  # at the peak, of all these, in tensors below `SMALL`
+    small_in_graph: int  # the same of a step that recomputes nothing, whose tensors leave their marks in the heap
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -109,6 +110,10 @@ def trace_step(
         document_mask: whether attention has a dense mask.
         checkpointed: whether activations inside blocks are recomputed in the backward pass.
     """
+    whole = None
+    if checkpointed:
+        how = {"accumulates": accumulates, "temperatures_alone": temperatures_alone, "document_mask": document_mask}
+        whole = trace_step(model, vocab_size, shape, precision, device, **how)
     with FakeTensorMode(), LiveBytes() as live, chunks_as_on(device):
         transformer = Transformer(model, vocab_size, seed=None)
         if temperatures_alone:
@@ -138,4 +143,5 @@ def trace_step(
         more = live.peak - held - after_loss
         if more > 0:
             small = live.small_at_peak - held_small
-        return StepBytes(after_blocks, after_loss - after_blocks, max(more, 0), max(small, 0))
+        small = max(small, 0)
+        return StepBytes(after_blocks, after_loss - after_blocks, max(more, 0), small, whole.small if whole else small)

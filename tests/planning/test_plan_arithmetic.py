@@ -25,7 +25,7 @@ from ssa.planning.strategy import choose_strategy
 from ssa.planning.traced_step import StepBytes
 
 V = 300
-STEP = StepBytes(activations=10_000, loss=1_000, backward=0, small=8_000)
+STEP = StepBytes(activations=10_000, loss=1_000, backward=0, small=8_000, small_in_graph=9_000)
 
 
 def gpu(gigabytes: float) -> Device:
@@ -90,7 +90,7 @@ def test_checkpoints_of_a_run() -> None:
     config = configured()
     parameters = count_parameters(config.model, 2048)
     weights = 4 * parameters.total
-    assert checkpoints(config, parameters) == (2 * 3 * weights + 2 * weights, weights)
+    assert checkpoints(config, parameters) == (2 * 3 * weights + 2 * weights, weights, weights)
     kept = configured("trainer.keep_last=true")
     assert checkpoints(kept, parameters).finished == 4 * weights
 
@@ -155,7 +155,10 @@ def test_memory_of_a_device_by_strategy(model_config: Callable[..., ModelConfig]
     assert sharded["optimizer state"] == 2 * p.total
     assert sharded["gathered layer, embeddings"] == 2 * 4 * (p.block + p.root)
     on_cpu = memory_parts(p, STEP, device._replace(kind="cpu"))
-    assert on_cpu["allocator"] == memory.HEAP_WASTE * STEP.small
+    assert on_cpu["allocator"] == memory.HEAP_WASTE * STEP.small_in_graph
+    assert on_cpu["best weights"] == 0
+    ends = memory_parts(p, STEP, device._replace(kind="cpu"), best=5_000)
+    assert ends["best weights"] == 5_000 - (10_000 + 1_000 - 8_000), "large tensors have been returned by then"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_a_checkpointed_layer_keeps_its_input(model_config: Callable[..., ModelC
         trace_step(replace(config, n_layer=8), V, (B, T), "32-true", checkpointed=one) for one in (False, True)
     )
     assert sum(checkpointed[:3]) < sum(whole[:3])
+    assert checkpointed.small < checkpointed.small_in_graph == whole.small
 
 
 def test_frozen_weights_need_less(model_config: Callable[..., ModelConfig]) -> None:
