@@ -50,8 +50,7 @@ class Device(NamedTuple):
         precision: of matrix products.
         memory: bytes; None: not known.
         base: of these, bytes that no tensor of the run takes; on the CPU, those of this process as it is now.
-        speed: FLOP/s of training; None: not known.
-        how: the source of the speed.
+        peak: FLOP/s of dense bf16 matrix products, by its data sheet; None: not known.
     """
 
     name: str
@@ -59,39 +58,54 @@ class Device(NamedTuple):
     precision: Precision
     memory: int | None
     base: int
-    speed: float | None
+    peak: float | None = None
+
+
+class Speed(NamedTuple):
+    """FLOP/s of training on one device, None if not known, and the source."""
+
+    value: float | None
     how: str
 
 
 def planned_device(config: Config) -> Device:
-    """The device of ``plan.device``, else that of ``trainer.device`` on this machine, with the settings of ``plan``."""
+    """The device of ``plan.device``, else that of ``trainer.device`` on this machine, with ``plan.memory``."""
     plan, trainer, resident = config.plan, config.trainer, psutil.Process().memory_info().rss
     here = resolve_device("auto")
     kind = "cuda" if plan.device else here.type if trainer.device == "auto" else trainer.device
     is_here = plan.device is None and (kind != "cuda" or here.type == "cuda")
     gpu = GPUS[plan.device] if plan.device else _gpu_here() if kind == "cuda" and is_here else None
-    precision = resolve_precision(trainer.precision, torch.device(kind)) if is_here else _of_gpu(trainer.precision)
-    sharing = devices_per_node(config, kind) if kind == "cpu" else 1  # processes on one CPU
-    memory: float | None = gpu.memory if gpu else None if kind == "cuda" else psutil.virtual_memory().total / sharing
-    peak, how = (plan.tflops * 1e12, "plan.tflops") if plan.tflops else (None, "")
-    if peak is None and gpu and precision == "bf16-mixed" and gpu.peak:
-        peak, how = gpu.peak, f"dense bf16 peak of {gpu.name}"
-    if peak is not None:
-        speed: float | None = plan.mfu * peak
-        how = f"{peak / 1e12:,.4g} TFLOP/s, {how}, times an assumed MFU of {plan.mfu:.0%} (plan.mfu)"
-    elif kind == "cuda":
-        speed, how = None, "peak not known; plan.tflops=NUMBER or plan.device=NAME tells it"
-    else:
-        speed, how = timed_speed(precision) / sharing, "timed in training steps of one layer on this CPU"
+    memory: float | None = gpu.memory if gpu else None
+    if kind != "cuda":
+        memory = psutil.virtual_memory().total / _sharing(config, kind)
     return Device(
         name=gpu.name if gpu else kind,
         kind=kind,
-        precision=precision,
+        precision=resolve_precision(trainer.precision, torch.device(kind)) if is_here else _of_gpu(trainer.precision),
         memory=plan.memory_bytes or (None if memory is None else int(memory)),
         base=_CUDA_BASE if kind == "cuda" else resident,
-        speed=speed,
-        how=how,
+        peak=gpu.peak or None if gpu else None,
     )
+
+
+def planned_speed(config: Config, device: Device) -> Speed:
+    """``plan.mfu`` of the peak; a CPU is timed, unless ``plan.tflops`` is given."""
+    plan = config.plan
+    peak, source = device.peak if device.precision == "bf16-mixed" else None, f"dense bf16 peak of {device.name}"
+    if plan.tflops is not None:
+        peak, source = plan.tflops * 1e12, "plan.tflops"
+    if peak is not None:
+        share = f"times an assumed MFU of {plan.mfu:.0%} (plan.mfu)"
+        return Speed(plan.mfu * peak, f"{peak / 1e12:,.4g} TFLOP/s, {source}, {share}")
+    if device.kind == "cuda":
+        return Speed(None, "peak not known; plan.tflops=NUMBER or plan.device=NAME tells it")
+    speed = timed_speed(device.precision) / _sharing(config, device.kind)
+    return Speed(speed, "timed in training steps of one layer on this CPU")
+
+
+def _sharing(config: Config, kind: str) -> int:
+    """Processes that share one CPU and its memory."""
+    return devices_per_node(config, kind) if kind == "cpu" else 1
 
 
 def devices_per_node(config: Config, kind: str) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 from ssa.config import Config
 from ssa.planning.disk import checkpoints
 from ssa.planning.flops import training_flops
-from ssa.planning.hardware import planned_device
+from ssa.planning.hardware import planned_device, planned_speed
 from ssa.planning.memory import World, memory_parts, step_bytes
 from ssa.planning.parameters import count_parameters, vocabulary
 from ssa.planning.strategy import MARGIN, choose_strategy
@@ -62,7 +62,7 @@ def _sections(config: Config) -> Iterator[list[Row]]:
     memory = [(f"  {name}", _gb(size), remarks.get(name, "")) for name, size in parts.items() if size]
     total = sum(parts.values())
     yield [("memory per device", _gb(total), _fits(total, device.memory, device.name)), *memory]
-    tokens, flops = config.tokens, training_flops(config, parameters)
+    tokens, flops, speed = config.tokens, training_flops(config, parameters), planned_speed(config, device)
     compute = [
         ("devices", f"{world.devices:,}", f"{strategy.name}: {strategy.reason}" if world.devices > 1 else device.name),
         ("  sequences per step", f"{world.batch}", f"on each device, {world.micro_batch} at a time"),
@@ -71,11 +71,11 @@ def _sections(config: Config) -> Iterator[list[Row]]:
         ("tokens", f"{tokens:,}", f"{counted(config.trainer.steps, 'steps')}, without evaluation"),
         ("FLOPs", f"{flops.total:.3g}", ""),
     ]
-    if device.speed is None:
-        compute.append(("time", "–", device.how))
+    if speed.value is None:
+        compute.append(("time", "–", speed.how))
     else:
-        seconds = flops.total / device.speed / world.devices
-        compute.append(("time", duration(seconds), f"{device.speed / 1e12:,.3g} TFLOP/s: {device.how}"))
+        seconds = flops.total / speed.value / world.devices
+        compute.append(("time", duration(seconds), f"{speed.value / 1e12:,.3g} TFLOP/s: {speed.how}"))
         compute.append(("  device-hours", f"{seconds * world.devices / 3600:,.3g}", ""))
     yield compute
     cached = find_cached(config.data)

@@ -18,7 +18,7 @@ from ssa.model.transformer import Transformer
 from ssa.planning import hardware, memory
 from ssa.planning.disk import checkpoints
 from ssa.planning.flops import flops_per_token, training_flops
-from ssa.planning.hardware import GPUS, Device, planned_device
+from ssa.planning.hardware import GPUS, Device, planned_device, planned_speed
 from ssa.planning.memory import World, memory_parts
 from ssa.planning.parameters import count_parameters, vocabulary
 from ssa.planning.strategy import choose_strategy
@@ -29,7 +29,7 @@ STEP = StepBytes(activations=10_000, loss=1_000, backward=0, small=8_000, small_
 
 
 def gpu(gigabytes: float) -> Device:
-    return Device("GPU", "cuda", "bf16-mixed", int(gigabytes * 1e9), 0, 1e14, "")
+    return Device("GPU", "cuda", "bf16-mixed", int(gigabytes * 1e9), base=0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -100,12 +100,15 @@ def test_every_gpu_of_the_config_has_a_row() -> None:
 
 
 def test_a_gpu_that_is_not_here() -> None:
-    device = planned_device(configured("plan.device=h100"))
+    config = configured("plan.device=h100")
+    device = planned_device(config)
     assert (device.kind, device.precision, device.memory) == ("cuda", "bf16-mixed", 80_000_000_000)
-    assert device.speed == pytest.approx(0.4 * 989e12)
-    slow = planned_device(configured("plan.device=a100", "plan.memory=40GB", "plan.tflops=100", "plan.mfu=0.5"))
-    assert (slow.memory, slow.speed) == (40_000_000_000, 0.5 * 100e12)
-    assert planned_device(configured("plan.device=h100", "trainer.precision=32-true")).speed is None
+    assert planned_speed(config, device).value == pytest.approx(0.4 * 989e12)
+    slower = configured("plan.device=a100", "plan.memory=40GB", "plan.tflops=100", "plan.mfu=0.5")
+    device = planned_device(slower)
+    assert (device.memory, planned_speed(slower, device).value) == (40_000_000_000, 0.5 * 100e12)
+    precise = configured("plan.device=h100", "trainer.precision=32-true")
+    assert planned_speed(precise, planned_device(precise)).value is None
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80 * 10**9), ("1.5GiB", 3 * 2**29), ("512 mb", 512 * 10**6)])
@@ -113,12 +116,13 @@ def test_sizes(text: str, size: int) -> None:
     assert configured(f"plan.memory='{text}'").plan.memory_bytes == size
 
 
-def test_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "timed_speed", lambda precision: 1e11)
-    one, two = (planned_device(configured("trainer.device=cpu", f"trainer.devices={n}")) for n in (1, 2))
+    configs = [configured("trainer.device=cpu", f"trainer.devices={n}") for n in (1, 2)]
+    one, two = map(planned_device, configs)
     assert one.memory is not None
     assert two.memory == pytest.approx(one.memory / 2, abs=1)
-    assert (one.speed, two.speed) == (1e11, 5e10)
+    assert [planned_speed(config, one).value for config in configs] == [1e11, 5e10]
     assert one.base > 1e8
 
 
