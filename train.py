@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def train(config: Config, command: list[str]) -> float:
-    """Train; returns the validation loss of the best weights, which sweepers minimize."""
+    """Train; returns the validation loss of the best weights, which sweepers minimize; NaN of a plan."""
+    if config.plan.show:
+        preload("ssa.training.train")  # so that this process is as large as one that trains
+        from ssa.planning.report import show
+
+        show(config)
+        return math.nan
     preflight.check_train(config)
     preload("ssa.training.train")  # imports torch, which takes seconds
     from ssa.launch import ranks
@@ -24,7 +31,7 @@ def train(config: Config, command: list[str]) -> float:
 
 def summarize(jobs: list[Config]) -> None:
     """Print the runs of a multirun that differ in their seed alone as one row each."""
-    if len({config.seed for config in jobs}) > 1:
+    if len({config.seed for config in jobs}) > 1 and not any(config.plan.show for config in jobs):
         from rich.console import Console
 
         from ssa.record.run_record import run_folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -27,6 +28,7 @@ NonNegativeInt = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
 Scale = Literal["smoke", "laptop", "overnight", "gpu", "paper"]  # the files in conf/scale, the smallest first
 SCALES: tuple[Scale, ...] = get_args(Scale)
 Detail = Literal["run", "layer", "head"]  # of metrics, the coarsest first
+Gpu = Literal["a10", "a100-40gb", "a100", "l4", "l40s", "rtx3090", "rtx4090", "h100", "h200", "b200"]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -38,6 +40,7 @@ BOOKKEEPING = (  # settings that change no number of a run
     *("data.cache_dir", "data.workers", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_last"),
     *("trainer.devices", "trainer.nodes", "trainer.strategy", "trainer.checkpoint_activations"),
 )
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[KMGT])(?P<binary>i?)B", re.IGNORECASE | re.ASCII)
 _LONGEST_VARIANT = 40  # characters, in the names of folders
 NAMES = ("model.name", "model.size", "model.temperature.name", "data.name")  # of options, whose values count
 
@@ -206,9 +209,40 @@ class LoggerConfig(Section):
     detail: Detail = "layer"  # older config.yaml files lack it
 
 
+class PlanConfig(Section):
+    """The plan of a run, printed in place of the run, and the device that it is for.
+
+    ``memory``: of a device, such as 80GB; ``tflops``: its peak; ``mfu``: the share of the peak that training reaches.
+    """
+
+    show: bool = False
+    device: Literal["a10", "a100-40gb", "a100", "l4", "l40s", "rtx3090", "rtx4090", "h100", "h200", "b200"] | None = (
+        None
+    )
+    memory: str | None = None
+    tflops: PositiveFloat | None = None
+    mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
+
+    @model_validator(mode="after")
+    def _memory_is_a_size(self) -> Self:
+        if self.memory is not None and not _SIZE.fullmatch(self.memory.strip()):
+            raise ValueError(f"plan.memory={self.memory}: valid: a size such as 80GB, 79.6GiB or 512MB")
+        return self
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory`` in bytes; None: not given."""
+        if self.memory is None:
+            return None
+        found = _SIZE.fullmatch(self.memory.strip())
+        assert found, "checked when the config is made"
+        return int(float(found["number"]) * (1024 if found["binary"] else 1000) ** " KMGT".index(found["unit"].upper()))
+
+
 class Config(Section):
     """The config of one run.
 
+    ``plan`` is of the command, not of the run: it is neither recorded nor part of the run id.
     ``init_hash``: content of the folder that ``init_from`` names, set by the program; null for a Hub id.
     """
 
@@ -226,6 +260,7 @@ class Config(Section):
     rerun: bool
     save_diff: bool = False  # older config.yaml files lack it, and the next
     init_hash: str | None = None
+    plan: PlanConfig = Field(default=PlanConfig(), exclude=True)
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
@@ -291,6 +326,11 @@ class Config(Section):
         return dict(redacted(plain))
 
     @property
+    def tokens(self) -> int:
+        """Number of training tokens, over all epochs."""
+        return self.trainer.steps * self.trainer.batch_size * self.data.block_size
+
+    @property
     def variant(self) -> str:
         """What the temperatures scale, such as ``vanilla``, ``ssa`` or ``ssa-query``; see `ssa.rule_names.variant`."""
         return variant(self.model.temperature)
@@ -315,6 +355,8 @@ def defaults(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """The values, by dotted key, that older config.yaml files lack."""
     found: dict[str, Any] = {}
     for name, field in section.model_fields.items():
+        if field.exclude:
+            continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found |= defaults(field.annotation, f"{prefix}{name}.")
         elif not field.is_required() and field.default is not None:

@@ -101,8 +101,7 @@ def attention_backend(
     Raises:
         UserError: the requested backend does not support it.
     """
-    trainable = not model.dropout and model.head_dim >= MIN_HEAD_DIM
-    if masked and device.type == "cuda" and trainer.attention_backend == "auto" and trainable:
+    if masked and uses_flex(model, trainer, device.type):
         return "flex"
     dtype = torch.bfloat16 if resolve_precision(trainer.precision, device) == "bf16-mixed" else torch.float32
     shape = (trainer.micro_batch_size, model.n_head, length, model.head_dim)
@@ -122,6 +121,12 @@ def attention_backend(
         what = f"{device.type}, {dtype}" + (", data.document_mask=true" if masked else "")
         raise UserError(f"trainer.attention_backend={wanted}: not supported here ({what}); auto and math always are")
     return names[choice]
+
+
+def uses_flex(model: ModelConfig, trainer: TrainerConfig, kind: str) -> bool:
+    """Whether attention within documents is trained by FlexAttention on a kind of device; see `attention_backend`."""
+    trainable = not model.dropout and model.head_dim >= MIN_HEAD_DIM
+    return kind == "cuda" and trainer.attention_backend == "auto" and trainable
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

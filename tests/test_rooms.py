@@ -16,6 +16,7 @@ ROOMS = [
     ["ssa/launch/", "ssa/report/"],
     ["ssa/command_line/"],
     ["ssa/training/"],
+    ["ssa/planning/"],
     ["ssa/evaluation/"],
     ["ssa/export/"],
     ["ssa/record/"],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,15 +21,16 @@ from experiments.engine.grid import Grid, GridSettings, declared
 from experiments.engine.grid_records import FILE, GridRecords, Taken
 from experiments.engine.grid_runs import GridCell, Planned, overrides_of
 from ssa.config import Config
+from ssa.device import resolve_precision
 from ssa.launch.pool import refused
 from ssa.launch.run import Run
-from ssa.model.config import ModelConfig
+from ssa.planning.disk import checkpoints
+from ssa.planning.flops import training_flops
+from ssa.planning.hardware import timed_speed
+from ssa.planning.parameters import Parameters, count_parameters, vocabulary
 from ssa.progress import duration
 from ssa.record.runs import load
-from ssa.text.tokenization import trained_entries
 
-_VOCABULARY = 50_257  # of GPT-2, in place of a published tokenizer's, which is not read here
-_BYTES = 4 * 3 * 2  # per parameter: float32 with AdamW's two moments, in two checkpoints
 _START = 4.0  # seconds of a run before and after training, on two cores
 _KIND = ["config.scale", "config.model.name", "config.model.size", "config.data.block_size"]  # decide the speed
 
@@ -86,7 +86,7 @@ class Plan:
         runs = [*self.waiting, *self.later]
         seconds, how = _seconds(runs, self.settings, self.frame)
         tokens = sum(_tokens_left(run, self.settings.rerun) for run in runs)
-        return Cost(len(runs), tokens, seconds, how, sum(_parameters(run.config) * _BYTES for run in runs))
+        return Cost(len(runs), tokens, seconds, how, _disk(runs, self.settings.jobs))
 
 
 class Cost(NamedTuple):
@@ -165,40 +165,19 @@ def _kind(config: Config) -> tuple[object, ...]:
     return config.scale, config.model.name, config.model.size, config.data.block_size
 
 
-def _parameters(config: Config) -> int:
-    return _count(config.model, config.model.vocab_size or trained_entries(config.data.tokenizer) or _VOCABULARY)
+def _parameters(config: Config) -> Parameters:
+    return count_parameters(config.model, vocabulary(config).size, config.optim.train == "temperature")
 
 
-@functools.cache
-def _count(model: ModelConfig, vocab_size: int) -> int:
-    import torch
-
-    from ssa.model.transformer import Transformer
-
-    with torch.device("meta"):
-        return Transformer(model, vocab_size, None).count_parameters()["total"]
+def _disk(runs: Sequence[Run], jobs: int) -> int:
+    """Bytes of the checkpoints of all runs, finished but for the largest ``jobs``, which train."""
+    sizes = [checkpoints(run.config, _parameters(run.config)) for run in runs]
+    while_training = sorted((size.training - size.finished for size in sizes), reverse=True)
+    return sum(size.finished for size in sizes) + sum(while_training[:jobs])
 
 
 def _speed(config: Config) -> float:
-    """Tokens per second of training on one thread: 6 FLOPs per parameter and token, and causal attention's."""
-    model = config.model
-    attention = 6 * model.n_layer * model.d_model * config.data.block_size
-    return _flops_per_second() / (6 * _parameters(config) + attention)
-
-
-@functools.cache
-def _flops_per_second() -> float:
-    """Measured in training steps of one layer, which take a fraction of a second."""
-    import torch
-
-    from ssa.model.transformer import Transformer
-
-    torch.set_num_threads(1)
-    layer = ModelConfig(name="gpt2", size="layer", n_layer=1, n_head=8, d_model=512)
-    vocab_size, length, seconds = 2048, 256, 0.0
-    model, tokens = Transformer(layer, vocab_size, 0), torch.zeros((1, length), dtype=torch.long)
-    for _ in range(2):  # the first warms up
-        began = time.perf_counter()
-        model(tokens, tokens).mean().backward()
-        seconds = time.perf_counter() - began
-    return 6 * length * (_count(layer, vocab_size) + layer.d_model * length) / seconds
+    """Tokens per second of training on one thread."""
+    flops = training_flops(config, _parameters(config)).total
+    precision = resolve_precision(config.trainer.precision, torch.device("cpu"))
+    return config.tokens * timed_speed(precision, threads=1) / flops

@@ -237,7 +237,9 @@ def _checked_arguments() -> argparse.Namespace:
         raise UserError("--resolve: only with --cfg; write --cfg job --resolve")
     if arguments.experimental_rerun:
         raise UserError("--experimental-rerun: not supported; resume=RUN_FOLDER continues a run")
-    arguments.overrides = with_literal_paths(arguments.overrides)
+    # `plan` has keys of its own, so that Hydra's plan=true would replace them.
+    overrides = [re.sub(r"^plan=", "plan.show=", override) for override in arguments.overrides]
+    arguments.overrides = with_literal_paths(overrides)
     return arguments
 
 

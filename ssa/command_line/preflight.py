@@ -34,7 +34,7 @@ def check_job(config: Config) -> None:
     Raises:
         UserError: as `check_train`.
     """
-    if config.resume is None and not run_folder(config).exists():
+    if not config.plan.show and config.resume is None and not run_folder(config).exists():
         _check_inputs(config, config.data)
 
 

@@ -82,8 +82,7 @@ class Run:
     @property
     def tokens(self) -> int:
         """Number of training tokens."""
-        trainer = self.config.trainer
-        return trainer.steps * trainer.batch_size * self.config.data.block_size
+        return self.config.tokens
 
     @property
     def log(self) -> Path:

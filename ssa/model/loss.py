@@ -6,6 +6,8 @@ Letters: N tokens, D d_model, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -16,7 +18,19 @@ from torch.utils.checkpoint import checkpoint
 _CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}  # float32 logits of a chunk; larger ones are no faster
 _LEAST_TOKENS = 128  # of a chunk: each one reads the whole output matrix
 
+_device: ContextVar[str | None] = ContextVar("device", default=None)
+
 Reduction = Literal["none", "mean"]
+
+
+@contextmanager
+def chunks_as_on(device: str) -> Iterator[None]:
+    """In the block, chunks have the size for this kind of device wherever the tensors are, to plan for another one."""
+    token = _device.set(device)
+    try:
+        yield
+    finally:
+        _device.reset(token)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction = "none") -> Tensor:
@@ -94,7 +108,7 @@ class _MeanLoss(torch.autograd.Function):
 
 
 def _chunks(states: Tensor, targets: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
-    most = _CHUNK_BYTES.get(states.device.type, _CHUNK_BYTES["cpu"])
+    most = _CHUNK_BYTES.get(_device.get() or states.device.type, _CHUNK_BYTES["cpu"])
     size = max(most // (4 * vocabulary), _LEAST_TOKENS)
     return zip(states.split(size), targets.split(size), strict=True)  # type: ignore[no-untyped-call]
 

@@ -150,6 +150,12 @@ class Transformer(nn.Module):
         if self.log_frequency is not None:
             self.log_frequency.zero_()
 
+    def freeze_backbone(self) -> None:
+        """Disables gradients of all parameters but those of the temperatures."""
+        self.requires_grad_(False)
+        for parameter in self.temperature_parameters().values():
+            parameter.requires_grad_(True)
+
     def temperature_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of all temperatures, by their names in the model."""
         ours = {parameter for temperature in self.temperatures() for parameter in temperature.parameters()}

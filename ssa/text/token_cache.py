@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +110,33 @@ class TokenizedCorpus:
             self.split(name).require(needed)
 
 
+class CachedTokens(NamedTuple):
+    """Tokens of the training split, and bytes of all splits on disk."""
+
+    train: int
+    bytes: int
+
+
+def find_cached(data: DataConfig) -> CachedTokens | None:
+    """The newest cache of a data config; None: there is none.  Neither text nor checksums are read."""
+    settings = _recorded(data)
+    manifests = (cache_root(data.cache_dir) / "tokens").glob(f"{data.source}-*/{_MANIFEST}")
+    for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
+        manifest = read_checked(path)
+        if manifest is not None and manifest.get("data") == settings:
+            files = {split: path.with_name(f"{split}.bin") for split in SPLITS}
+            sizes = {split: file.stat().st_size if file.is_file() else 0 for split, file in files.items()}
+            return CachedTokens(sizes["train"] // np.dtype(manifest["dtype"]).itemsize, sum(sizes.values()))
+    return None
+
+
+def _recorded(data: DataConfig) -> dict[str, Any]:
+    """The settings that determine the tokens, as a manifest records them for human readers."""
+    of_runs = {"cache_dir", "workers", "block_size", "max_eval_tokens", "noise"}
+    recorded: dict[str, Any] = redacted(data.model_dump(mode="json", exclude=of_runs))
+    return recorded
+
+
 def prepare(data: DataConfig, progress: OnChunk | None = None) -> TokenizedCorpus:
     """The tokens of a data config, from the cache or tokenized now.
 
@@ -167,10 +194,8 @@ def _build(
             print(f"{folder}: {manifest}; rebuilding", flush=True)
             shutil.rmtree(folder)
         manifest = {"format": FORMAT, "key": key, "corpus": corpus.fingerprint, "dtype": str(token_dtype(tokenizer))}
-        # The data config is for human readers.
-        of_runs = {"cache_dir", "workers", "block_size", "max_eval_tokens", "noise"}
-        config = data.model_dump(mode="json", exclude=of_runs)
-        manifest |= redacted({"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}, "data": config})
+        manifest |= redacted({"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash}})
+        manifest["data"] = _recorded(data)
         manifest |= {"loss_of_text": tokenizer.loss_of_text(corpus.documents("train")), "notes": corpus.notes}
         print(f"tokenizing into {folder}, once for this text and tokenizer; can be interrupted", flush=True)
         manifest["splits"] = {}

@@ -218,12 +218,26 @@ def published_definition(name: str, cache_dir: str | None = None, field: str = "
     definition = local_definition(name, field)
     if definition is not None:
         return definition
-    record = cache_root(cache_dir) / "tokenizers" / f"hub-{hash_of([name])[:16]}.json"
 
     def ask(_: dict[str, Any] | None) -> dict[str, Any]:
         return {"definition": _read(name, download(name, "tokenizer.json", "model"))}
 
-    return str(ask_or_cached(record, name, ask)["definition"])
+    return str(ask_or_cached(_hub_record(name, cache_dir), name, ask)["definition"])
+
+
+def _hub_record(name: str, cache_dir: str | None) -> Path:
+    """The file that keeps the definition of a tokenizer of the Hub."""
+    return cache_root(cache_dir) / "tokenizers" / f"hub-{hash_of([name])[:16]}.json"
+
+
+def known_vocabulary(name: str, cache_dir: str | None = None) -> int | None:
+    """The number of entries of a published tokenizer that is on this machine; the Hub is not asked.
+
+    Raises:
+        UserError: the file that ``name`` means is missing or damaged.
+    """
+    definition = local_definition(name) or (read_checked(_hub_record(name, cache_dir)) or {}).get("definition")
+    return Tokenizer(name, definition).vocab_size if definition else None
 
 
 def local_definition(name: str, field: str = "data.tokenizer") -> str | None:

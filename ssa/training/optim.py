@@ -22,9 +22,7 @@ def freeze(model: Transformer, config: OptimConfig) -> None:
     """
     if config.train == "all":
         return
-    model.requires_grad_(False)
-    for parameter in model.temperature_parameters().values():
-        parameter.requires_grad_(True)
+    model.freeze_backbone()
     if not model.temperature_parameters():
         name = model.config.temperature.name
         raise UserError(f"optim.train=temperature: model/temperature={name} has no parameters; choose ssa, for example")

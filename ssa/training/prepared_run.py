@@ -11,11 +11,11 @@ import torch
 from ssa.config import Config, TrainerConfig
 from ssa.device import Precision
 from ssa.model.transformer import Transformer
+from ssa.planning.strategy import Strategy
 from ssa.record.inputs import Inputs
 from ssa.record.resume_point import ResumePoint
 from ssa.text.token_blocks import Batch, EvaluationBatches, TrainingBatches
 from ssa.text.token_cache import TokenizedCorpus, TokenSplit
-from ssa.training.strategies import Strategy
 from ssa.training.world import WORLD_OF_ONE, World
 
 

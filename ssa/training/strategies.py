@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import psutil
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed import init_device_mesh
 
-from ssa.config import TrainerConfig
 from ssa.model.sharding import shard
 from ssa.model.transformer import Transformer
 from ssa.record import sharded_checkpoint
 from ssa.training.world import World
-
-
-class Strategy(NamedTuple):
-    """How a model is divided among devices, and why."""
-
-    kind: Literal["one device", "ddp", "fsdp"]
-    reason: str
-
-
-_BYTES = 16  # a trained parameter, its gradient, and AdamW's two moments, in float32
-_SHARE = 0.6  # of a device's memory for them; the rest is for activations
-
-
-def choose(config: TrainerConfig, model: Transformer, world: World, device: torch.device) -> Strategy:
-    """The strategy of a run."""
-    if world.size == 1:
-        return Strategy("one device", "")
-    if config.strategy != "auto":
-        return Strategy(config.strategy, f"trainer.strategy={config.strategy}")
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = psutil.virtual_memory().total // world.local_size
-    needed = sum((_BYTES if p.requires_grad else 4) * p.numel() for p in model.parameters())
-    fits = needed <= _SHARE * memory
-    size = f"weights, gradients and optimizer state, {needed / 1e9:.2f} GB, "
-    size += f"{'fit' if fits else 'do not fit'} {_SHARE:.0%} of the {memory / 1e9:.0f} GB of a device"
-    return Strategy("ddp" if fits else "fsdp", size)
 
 
 def place(model: Transformer, world: World, device: torch.device) -> None:

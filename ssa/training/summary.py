@@ -113,7 +113,7 @@ def print_start(console: Console, run: PreparedRun, folder: Path) -> None:
 def _devices(run: PreparedRun) -> str:
     nodes = f" on {run.world.nodes} nodes" if run.world.nodes > 1 else ""
     share = run.config.trainer.batch_size // run.world.size
-    return f"{run.world.size}{nodes}, {run.strategy.kind}: {run.strategy.reason}; {counted(share, 'sequences')} each"
+    return f"{run.world.size}{nodes}, {run.strategy.name}: {run.strategy.reason}; {counted(share, 'sequences')} each"
 
 
 def _notes(run: PreparedRun) -> list[str]:

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +30,10 @@ from ssa.errors import EXIT_INTERRUPTED, NotFinite, UserError
 from ssa.files import disk_errors, write_atomic
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
+from ssa.planning.disk import FLOAT
+from ssa.planning.flops import training_flops
+from ssa.planning.parameters import count_parameters
+from ssa.planning.strategy import Strategy, choose_strategy
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import weight_files
 from ssa.record import checksums, environment, wandb_mirror
@@ -59,7 +62,7 @@ from ssa.training.inputs import read_inputs
 from ssa.training.lit_module import LanguageModule
 from ssa.training.optim import freeze
 from ssa.training.prepared_run import PreparedRun, TrainingLoader
-from ssa.training.strategies import Strategy, build, choose, place
+from ssa.training.strategies import build, place
 from ssa.training.summary import print_end, print_start, summarize
 from ssa.training.world import World
 
@@ -146,16 +149,16 @@ def _prepare(config: Config, record: RunRecord, world: World) -> PreparedRun:
     batches = TrainingBatches(train_split, length, config.trainer.batch_size, config.seed, config.data.noise)
     vocab_size = corpus.tokenizer.vocab_size
     model, strategy = _model(config, corpus, resume, world, device)
-    flops = 6 * model.count_parameters()["total"] * config.trainer.steps * config.trainer.batch_size * length
     references = {}
     if world.is_zero:  # who prints them
         references = reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size)
+    parameters = count_parameters(config.model, model.token_embedding.num_embeddings, config.optim.train != "all")
     return PreparedRun(
         config=config,
         device=device,
         precision=resolve_precision(config.trainer.precision, device),
         attention_backend=backend,
-        compiled=resolve_compile(config.trainer.compile, device, flops),
+        compiled=resolve_compile(config.trainer.compile, device, training_flops(config, parameters).total),
         corpus=corpus,
         splits=splits,
         model=model,
@@ -174,17 +177,15 @@ def _model(
     """The model with its initial weights, new or pretrained, and how it is divided."""
     check_vocabulary(config.model, corpus.tokenizer)
     vocab_size = config.model.vocab_size or corpus.tokenizer.vocab_size
-    with torch.device("meta"):
-        planned = Transformer(config.model, vocab_size, seed=None)
-    freeze(planned, config.optim)
-    strategy = choose(config.trainer, planned, world, device)
-    allocate = partial(place, world=world, device=device) if strategy.kind == "fsdp" else None
+    strategy = world.broadcast(choose_strategy(config, vocab_size) if world.is_zero else Strategy("auto", ""))
+    allocate = partial(place, world=world, device=device) if strategy.name == "fsdp" else None
     if config.init_from and not (resume and resume.has_base):
         model = load_pretrained(config.model, config.init_from, config.seed, allocate)
     else:
         _check_memory(config.model, vocab_size)
         if allocate:
-            model = planned
+            with torch.device("meta"):
+                model = Transformer(config.model, vocab_size, seed=None)
             allocate(model)
             model.reset_parameters(config.seed)
         else:
@@ -200,10 +201,7 @@ def _model(
 
 def _check_memory(model: ModelConfig, vocab_size: int) -> None:
     """Refuse a model whose weights alone exceed the machine's memory, before any is taken."""
-    with torch.device("meta"):
-        small = Transformer(replace(model, n_layer=1), vocab_size, seed=None)
-    embeddings, layer = (sum(p.numel() for p in part.parameters()) for part in (small, small.blocks))
-    needed, memory = 4 * (embeddings + (model.n_layer - 1) * layer), psutil.virtual_memory().total
+    needed, memory = FLOAT * count_parameters(model, vocab_size).total, psutil.virtual_memory().total
     if needed > memory:
         raise UserError(
             f"model: n_layer={model.n_layer}, d_model={model.d_model}, vocab_size={vocab_size}, "
@@ -248,7 +246,7 @@ def _execute(
             mirror.log(row)
             module.n_rows += 1
 
-        base, sharded = base_hash(config, run.inputs), run.strategy.kind == "fsdp"
+        base, sharded = base_hash(config, run.inputs), run.strategy.name == "fsdp"
         module = LanguageModule(config, run.model, run.splits, log_row, run.compiled, base, world, sharded)
         module.n_rows = len(record.rows())
         module.last_checkpoint = str(record.last_checkpoint) if resume else "none"
@@ -308,7 +306,7 @@ def _trainer(run: PreparedRun, storage: CheckpointFile, callbacks: list[L.Callba
         accelerator={"cuda": "gpu"}.get(run.device.type, run.device.type),
         devices=run.world.local_size,
         num_nodes=run.world.nodes,
-        strategy=build(run.strategy.kind, run.world, run.device, storage.previous),
+        strategy=build(run.strategy.name, run.world, run.device, storage.previous),
         precision=run.precision,
         max_steps=settings.steps,
         accumulate_grad_batches=accumulate,

@@ -111,6 +111,10 @@ WRONG_ARGUMENTS = {
     "trainer.device=gpu": ["trainer.device=gpu:", "valid: auto, cuda, mps, cpu"],
     "model.n_head=3": ["model.n_head=3:", "model.d_model=160", "valid: 1, 2, 4"],
     "data=hub": ["data.path", "ORG/NAME"],
+    "plan.memory=foo": ["plan.memory=foo: valid: a size such as 80GB"],
+    "plan=maybe": ["plan.show=maybe: expected true or false"],
+    "plan.device=h1000": ["plan.device=h1000: not one of the choices, did you mean h100?", "a100"],
+    "plan.mfu=2": ["plan.mfu=2: out of range; valid: > 0 and <= 1"],
     # the override language
     "trainer.steps=[": ["trainer.steps=[:", "KEY=VALUE"],
     "pydocs": ["pydocs:", "did you mean data=pydocs?"],

@@ -101,9 +101,9 @@ def test_plan_before_any_run(begin: Callable[..., int], tmp_path: Path, capsys: 
 def test_time_of_a_run_is_estimated_from_its_flops() -> None:
     """No model of its size is built: one of 124M would take minutes."""
     small, large = (configured(f"scale={scale}", "data=wikitext", "model=gpt2") for scale in ("laptop", "gpu"))
-    assert plan._parameters(large) == pytest.approx(124e6, rel=0.01)
-    flops = [6 * plan._parameters(config) for config in (small, large)]
-    assert plan._speed(small) / plan._speed(large) == pytest.approx(flops[1] / flops[0], rel=0.1)
+    assert plan._parameters(large).total == pytest.approx(124e6, rel=0.01)
+    flops = [6 * plan._parameters(config).total for config in (small, large)]
+    assert plan._speed(small) / plan._speed(large) == pytest.approx(flops[1] / flops[0], rel=0.15)
 
 
 @pytest.mark.parametrize(
