@@ -8,23 +8,22 @@ weights, gradients and optimizer state are divided among the devices (arXiv 2304
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-    from ssa.model.transformer import Transformer
 
-
-def shard(model: Transformer, mesh: DeviceMesh) -> None:
-    """Divide the parameters of a model among the devices of a mesh, in place."""
+def shard(model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """Divide the parameters of a model among the devices of a mesh, in place: those of each block, and the rest."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for block in model.blocks:
+    for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "hidden")  # beside `forward`; neither calls the other

@@ -18,7 +18,7 @@ from ssa.training.world import World
 def place(model: Transformer, world: World, device: torch.device) -> None:
     """Shard a model on the meta device over all devices, and allocate what this process holds of it."""
     mesh = init_device_mesh(device.type, (world.size,))
-    shard(model, mesh)
+    shard(model, model.blocks, mesh)
     model.to_empty(device=device)
     model.tie_head()
 
