@@ -55,11 +55,7 @@ def draw_differences(
         panels[0, 0].set_yticks(range(len(rows)), [row.name for row in rows])
         panels[0, 0].set_ylim(len(rows) - 0.5, -0.5)
         unit = "\n(nats per token)" if metric.key.endswith("loss") else ""
-        label = f"difference in {metric.name}{unit}"
-        if columns == 1:
-            panels[-1, 0].set_xlabel(label)
-        else:
-            figure.supxlabel(label, fontsize="medium")
+        figure.supxlabel(f"difference in {metric.name}{unit}", fontsize="medium")
 
 
 def _row(axes: Axes, place: int, differences: Sequence[float], style: RuleStyle) -> None:

@@ -211,13 +211,6 @@ def test_committed_records_render_the_committed_tables(path: Path, tmp_path: Pat
     assert path.stat().st_size < 4e6
 
 
-BEFORE_PDF = {  # drawn before there were PDFs, and long to compute again
-    ("fig2_norms", "laptop_figure"),
-    ("fig2_norms", "laptop_fit"),
-    ("fig3_token_graph", "laptop_figure"),
-}
-
-
 @every_result
 def test_every_figure_exists_as_png_svg_and_pdf(experiment: Experiment, scale: str) -> None:
     results = experiment.folder / "results"
@@ -225,9 +218,8 @@ def test_every_figure_exists_as_png_svg_and_pdf(experiment: Experiment, scale: s
     assert pictures["png"] == pictures["svg"] != set()
     readme = (experiment.folder / "README.md").read_text(encoding="utf-8")
     assert any(f"results/{stem}.png" in readme for stem in pictures["png"])
-    before = {stem for stem in pictures["png"] if (experiment.name, stem) in BEFORE_PDF}
-    assert {path.stem for path in results.glob(f"{scale}_*.pdf")} == pictures["png"] - before
-    for stem in pictures["png"] - before:
+    assert {path.stem for path in results.glob(f"{scale}_*.pdf")} == pictures["png"]
+    for stem in pictures["png"]:
         assert f"scale={scale}" in (results / f"{stem}.txt").read_text(encoding="utf-8")
 
 
