@@ -26,7 +26,7 @@ def samples(batches: TrainingBatches, n: int) -> list[list[int]]:
 
 def test_a_batch_is_blocks_and_the_tokens_after() -> None:
     batches = TrainingBatches(split_of(101), block_size=10, batch_size=4, seed=0)
-    inputs, targets, first_sample = batches.micro_batch(3, 4)
+    inputs, targets, first_sample, _ = batches.micro_batch(3, 4)
     assert first_sample == 12
     assert inputs.shape == targets.shape == (4, 10)
     assert inputs.dtype == targets.dtype == torch.int64
@@ -63,8 +63,8 @@ def test_noise_replaces_the_stated_share_of_inputs_and_no_target() -> None:
     split = split_of(280)
     seen, changed = set(), 0
     for seed in range(200):
-        inputs, targets, _ = TrainingBatches(split, 90, 3, seed, noise=0.25).micro_batch(0, 3)
-        clean, clean_targets, _ = TrainingBatches(split, 90, 3, seed).micro_batch(0, 3)
+        inputs, targets, *_ = TrainingBatches(split, 90, 3, seed, noise=0.25).micro_batch(0, 3)
+        clean, clean_targets, *_ = TrainingBatches(split, 90, 3, seed).micro_batch(0, 3)
         assert targets.equal(clean_targets)
         others = inputs[inputs != clean]
         changed += len(others)
