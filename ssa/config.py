@@ -216,9 +216,7 @@ class PlanConfig(Section):
     """
 
     show: bool = False
-    device: Literal["a10", "a100-40gb", "a100", "l4", "l40s", "rtx3090", "rtx4090", "h100", "h200", "b200"] | None = (
-        None
-    )
+    device: Gpu | None = None
     memory: str | None = None
     tflops: PositiveFloat | None = None
     mfu: Annotated[float, Field(gt=0, le=1)] = 0.4

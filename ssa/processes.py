@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -25,6 +26,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from ssa.errors import EXIT_INTERRUPTED, UserError
 from ssa.redaction import redacted_output
 
+TIME_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2) if sys.platform != "win32" else ()  # sent by Slurm
 _POLL_SECONDS = 0.5
 _MOST_LOST = 3  # starts of a task that failed while another program seemed to work on it; the next failure counts
 _FIRST_PORT, _PORTS = 15_000, 15_000  # for the processes of a Slurm job to meet
@@ -287,20 +289,21 @@ def launched() -> bool:
 
 def _adopt_slurm() -> None:
     """In a task of a Slurm job step with several: name the ranks as torchrun does."""
-    slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in ("STEP_ID", "NTASKS", "NNODES", "JOB_ID")}
-    if "RANK" in os.environ or not all(slurm.values()) or slurm["NTASKS"] == "1":
+    names = ("JOB_ID", "STEP_ID", "STEP_NUM_TASKS", "STEP_NUM_NODES", "STEP_NODELIST", "PROCID", "LOCALID", "NODEID")
+    slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in names}
+    if "RANK" in os.environ or not all(slurm.values()) or slurm["STEP_NUM_TASKS"] == "1":
         return
     from lightning.fabric.plugins.environments import SLURMEnvironment  # imports torch
 
-    size = int(slurm["NTASKS"])
+    size = int(slurm["STEP_NUM_TASKS"])
     place = {
-        "RANK": os.environ["SLURM_PROCID"],
-        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-        "GROUP_RANK": os.environ["SLURM_NODEID"],
+        "RANK": slurm["PROCID"],
+        "LOCAL_RANK": slurm["LOCALID"],
+        "GROUP_RANK": slurm["NODEID"],
         "WORLD_SIZE": size,
-        "LOCAL_WORLD_SIZE": size // int(slurm["NNODES"]),
-        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_JOB_NODELIST"]),
-        "MASTER_PORT": _FIRST_PORT + int(slurm["JOB_ID"]) % _PORTS,
+        "LOCAL_WORLD_SIZE": size // int(slurm["STEP_NUM_NODES"]),
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(slurm["STEP_NODELIST"]),
+        "MASTER_PORT": _FIRST_PORT + (int(slurm["JOB_ID"]) + 997 * int(slurm["STEP_ID"])) % _PORTS,
     }
     os.environ.update({name: str(value) for name, value in place.items()})
 
@@ -358,6 +361,21 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
         # Nothing is left to stop: in the exit functions of libraries, Ctrl-C would print a traceback.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+
+
+def requeue(number: int, handler: Any) -> None:
+    """After a warning of Slurm's that the time limit is near, put the job back in its queue, to be resumed.
+
+    Args:
+        number: the signal.
+        handler: what it would have called: a launcher's own handler puts the job back itself.
+    """
+    if number not in TIME_WARNINGS:
+        return
+    if callable(handler):
+        handler(number, None)
+    elif "SLURM_JOB_ID" in os.environ and os.environ.get("RANK", "0") == os.environ.get("SLURM_PROCID", "0") == "0":
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
 
 
 def termination_signals() -> list[signal.Signals]:

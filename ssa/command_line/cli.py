@@ -37,7 +37,7 @@ from ssa.command_line.settings import interrupted
 from ssa.command_line.values import read_overrides, with_literal_paths
 from ssa.config import Config, parse
 from ssa.config_errors import closest
-from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError, first_line
+from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, UserError, first_line
 from ssa.files import disk_errors
 from ssa.processes import interruptible, launched
 from ssa.redaction import redacted
@@ -170,7 +170,7 @@ def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> floa
         line = f"[{name}] {error}" if in_sweep else str(error)
         code = _say(line)
     except SystemExit as error:
-        if sent and launched() and error.code != EXIT_INTERRUPTED:
+        if sent and launched() and error.code in (EXIT_BAD_INPUT, EXIT_BUG, EXIT_LOST):
             return float("nan")  # another process of the run says why
         if not sent or error.code != EXIT_INTERRUPTED:
             raise
@@ -180,6 +180,8 @@ def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> floa
         code, line = EXIT_BUG, f"[{name}] {type(error).__name__}: {error}"
     if not in_sweep:
         sys.exit(code)
+    if launched() and os.environ["RANK"] != "0" and "rank " not in line:
+        return float("nan")  # rank 0 reports it
     failure = redacted({"job": name, "code": code, "said": "" if not sent else line})
     with open(Path(HydraConfig.get().sweep.dir) / _FAILED, "a", encoding="utf-8") as file:
         file.write(json.dumps(failure) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ssa.config import Config, DataConfig, TrainerConfig
@@ -21,6 +22,9 @@ def check_train(config: Config) -> None:
     Raises:
         UserError: one is missing, in use or cannot be written.
     """
+    if launched() and os.environ["RANK"] != "0":  # what it reads, rank 0 checks
+        _check_devices(config.trainer)
+        return
     with RunRecord.open(config) as record:
         if record.finished:
             return

@@ -58,7 +58,7 @@ class _Ranks:
         self.config, self.command, self.size, self.logs = config, command, size, logs
         self.store = TCPStore(_HOST, 0, None, True, wait_for_workers=False)
         self.ranks: list[BaseProcess] = []
-        self.signals = 0  # received
+        self.signals: list[int] = []  # received
 
     def run(self) -> None:
         """Start all, and wait until they have ended."""
@@ -93,14 +93,16 @@ class _Ranks:
         end = float("inf")
         while alive := [process for process in self.ranks if process.is_alive()]:
             wait([process.sentinel for process in alive], _POLL_SECONDS)
-            failed = any(process.exitcode for process in self.ranks)
-            if failed and not self.signals:
+            failed = [code for code in (process.exitcode for process in self.ranks) if code not in self._fine]
+            if failed:
                 end = min(end, time.monotonic() + _GRACE_SECONDS)
-            if time.monotonic() > end or self.signals > 1 or (failed and self._any_killed()):
+            if time.monotonic() > end or len(self.signals) > 1 or any(code < 0 for code in failed if code):
                 return
 
-    def _any_killed(self) -> bool:
-        return not self.signals and any((process.exitcode or 0) < 0 for process in self.ranks)
+    @property
+    def _fine(self) -> set[int | None]:
+        """Exit codes that no failure has; None: it has not ended."""
+        return {None, 0, EXIT_INTERRUPTED, *([-signal.SIGTERM] if self.signals else [])}
 
     def _kill(self) -> None:
         for process in self.ranks:
@@ -113,25 +115,27 @@ class _Ranks:
         """The first signal asks all ranks to save and stop, the second ends them."""
 
         def forward(number: int, _: FrameType | None) -> None:
-            self.signals += 1
+            self.signals.append(number)
             for process in self.ranks:
                 process.terminate()
 
-        numbers = (signal.SIGINT, *processes.termination_signals())
-        before = {number: signal.signal(number, forward) for number in numbers}
+        numbers = (signal.SIGINT, *processes.termination_signals(), *processes.TIME_WARNINGS)
+        self.before = {number: signal.signal(number, forward) for number in numbers}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in self.before.items():
                 signal.signal(number, handler)
 
     def _report(self, codes: dict[int, int]) -> None:
         """Raise what the ranks failed with."""
-        failed = {rank: code for rank, code in codes.items() if code}
+        failed = {rank: code for rank, code in codes.items() if code not in self._fine}
         if not failed:
+            if any(codes.values()):
+                if self.signals:
+                    processes.requeue(self.signals[0], self.before[self.signals[0]])
+                raise SystemExit(EXIT_INTERRUPTED)
             return
-        if self.signals:
-            raise SystemExit(EXIT_INTERRUPTED)
         if (error := self._user_error()) is not None:
             raise error
         rank, code = min(failed.items(), key=lambda item: (item[1] == EXIT_LOST, item[1]))

@@ -5,7 +5,7 @@ several devices (``n`` in all):
 
     ddp     everything on each device, and buckets in which gradients are reduced, as large as the gradients
     fsdp    1/n of weights, gradients and optimizer state; one gathered layer and what is outside the layers, whole,
-            with their gradients
+            with their gradients; with several micro-batches a step, all gradients whole until they are summed
 
 On the CPU the peak resident memory is more than the sum.  glibc returns blocks of `SMALL` bytes and more as soon as
 they are freed.  Smaller ones stay in its heap, where a freed tensor's place is seldom taken by one of the same size,
@@ -70,6 +70,7 @@ def memory_parts(
     n_devices: int = 1,
     strategy: str = "ddp",
     best: int = 0,
+    accumulates: bool = False,
 ) -> Mapping[str, int]:
     """Peak bytes on one device, by part; their sum is the peak.
 
@@ -80,12 +81,14 @@ def memory_parts(
         n_devices: in all.
         strategy: over several devices, ``ddp`` or ``fsdp``.
         best: size of the best checkpoint, from which the weights are read after training.
+        accumulates: whether a step has several micro-batches; fsdp then holds whole gradients until the last.
     """
     shards = n_devices if strategy == "fsdp" else 1
+    whole_gradients = accumulates and shards > 1
     weights, trained = FLOAT * parameters.total, FLOAT * parameters.trained
     parts = {
         "weights": -(-weights // shards),
-        "gradients": -(-trained // shards),
+        "gradients": trained if whole_gradients else -(-trained // shards),
         "optimizer state": -(-2 * trained // shards),
         "activations": step.activations,
         "loss": step.loss,

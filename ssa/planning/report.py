@@ -50,7 +50,7 @@ def _sections(config: Config) -> Iterator[list[Row]]:
     strategy = choose_strategy(config, vocab.size, device)
     step = step_bytes(config, vocab.size, device, share)
     files = checkpoints(config, parameters)
-    parts = memory_parts(parameters, step, device, share.devices, strategy.name, files.best)
+    parts = memory_parts(parameters, step, device, share.devices, strategy.name, files.best, share.accumulate > 1)
     shape = f"{share.micro_batch} x {config.data.block_size} tokens, {device.precision}"
     recomputed = ", recomputed" if config.trainer.checkpoint_activations else ""
     remarks = {

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
 from torch.optim import Optimizer
 
 from ssa.errors import UserError, first_line
@@ -53,11 +54,17 @@ def save(contents: Mapping[str, Any], path: Path, previous: Path) -> None:
         chosen[0].mkdir(parents=True)
     distributed.broadcast_object_list(chosen)
     partial: Path = chosen[0]
-    dcp.save(tensors, checkpoint_id=partial)
+    try:
+        dcp.save(tensors, checkpoint_id=partial)
+    except CheckpointException as error:  # not an Exception
+        raise _cause(error) from None
+    own = {file.name: _checksum(file) for file in partial.glob(f"__{distributed.get_rank()}_*")}
+    checksums: list[Any] = [None] * distributed.get_world_size()
+    distributed.gather_object(own, checksums if zero else None)
     if zero:
         plain.save(rest, partial / REST)
-        names = sorted(file.name for file in partial.iterdir())
-        write_json(partial / CHECKSUMS, {name: _checksum(partial / name) for name in names})
+        checksums.append({name: _checksum(partial / name) for name in (REST, ".metadata")})
+        write_json(partial / CHECKSUMS, {name: value for found in checksums for name, value in found.items()})
         if path.exists():
             path.replace(previous)
         partial.replace(path)
@@ -119,7 +126,7 @@ def load(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict
     """
     parameters = module.state_dict()
     if path.is_dir():
-        rest = read_rest(path)
+        rest = plain.read(path / REST)  # its files were checked when it was chosen
         groups = rest.pop("optimizer_groups")
         tensors = {f"state_dict/{name}": parameters[name] for name in _names(path) if name in parameters}
         states = [_new_state(optimizer) for optimizer in optimizers]
@@ -158,6 +165,8 @@ def _on_disk(tensor: Tensor, folder: Path) -> Tensor:
     if tensor.numel() == 0:
         return tensor.cpu()
     path = folder / ".gathered.partial"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, tensor.numel() * tensor.element_size())  # a full disk is an error here
     try:
         kept = torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
     finally:
@@ -195,8 +204,14 @@ def _read_into(tensors: dict[str, Tensor], path: Path) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as is wanted
             dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=alone)
-    except Exception as error:  # of any kind
-        raise UserError(f"{path}: damaged, or not a checkpoint ({first_line(error)})") from None
+    except (Exception, CheckpointException) as error:  # of any kind
+        cause = _cause(error) if isinstance(error, CheckpointException) else error
+        raise UserError(f"{path}: damaged, or not a checkpoint ({first_line(cause)})") from None
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """What the first of the processes that failed has raised."""
+    return next(iter(error.failures.values()))[0]
 
 
 def _checksum(path: Path) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from ssa.config import TrainerConfig
 from ssa.device import peak_memory_bytes
 from ssa.errors import EXIT_INTERRUPTED, NotFinite, TrainingDiverged
-from ssa.processes import termination_signals
+from ssa.processes import TIME_WARNINGS, requeue, termination_signals
 from ssa.progress import ProgressBar
 from ssa.record import sharded_checkpoint
 from ssa.record.checkpoint import read, save
@@ -41,7 +39,7 @@ class Interruption(Callback):
 
     def __init__(self) -> None:
         self.requested = False
-        self._signals = (signal.SIGINT, *termination_signals(), signal.SIGUSR1, signal.SIGUSR2)
+        self._signals = (signal.SIGINT, *termination_signals(), *TIME_WARNINGS)
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -62,23 +60,16 @@ class Interruption(Callback):
     on_validation_start = on_test_start = on_train_start
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        if self.requested and trainer.state.fn != "fit":  # after training nothing is left to save
+        alone = trainer.world_size == 1  # others would wait for this process
+        if self.requested and trainer.state.fn != "fit" and alone:  # after training nothing is left to save
             raise Interrupted
 
     on_validation_batch_end = on_test_batch_end
 
     def requeue(self) -> None:
-        """After a warning of Slurm's that the time limit is near, put the job back in the queue, to be resumed.
-
-        Where a launcher has a handler for the signal, which does so, it is called.
-        """
-        if self._received not in (signal.SIGUSR1, signal.SIGUSR2):
-            return
-        handler = self._before[self._received]
-        if callable(handler):
-            handler(self._received, None)
-        elif "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        """Once training has been saved: see `ssa.processes.requeue`."""
+        if self._received is not None:
+            requeue(self._received, self._before[self._received])
 
     def _install(self) -> None:
         for number in self._signals:

@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from rich.console import Console
 
-from ssa.config import Config
+from ssa.config import Config, PlanConfig
 from ssa.device import (
     attention_backend,
     device_name,
@@ -177,12 +177,14 @@ def _model(
     """The model with its initial weights, new or pretrained, and how it is divided."""
     check_vocabulary(config.model, corpus.tokenizer)
     vocab_size = config.model.vocab_size or corpus.tokenizer.vocab_size
-    strategy = world.broadcast(choose_strategy(config, vocab_size) if world.is_zero else Strategy("auto", ""))
+    here = config.model_copy(update={"plan": PlanConfig()})
+    strategy = world.broadcast(choose_strategy(here, vocab_size) if world.is_zero else Strategy("auto", ""))
     allocate = partial(place, world=world, device=device) if strategy.name == "fsdp" else None
     if config.init_from and not (resume and resume.has_base):
         model = load_pretrained(config.model, config.init_from, config.seed, allocate)
     else:
-        _check_memory(config.model, vocab_size)
+        if allocate is None:
+            _check_memory(config.model, vocab_size)
         if allocate:
             with torch.device("meta"):
                 model = Transformer(config.model, vocab_size, seed=None)

@@ -83,6 +83,13 @@ class World:
                 f"valid: {self.nodes}"
             )
         config.micro_batches(self.size)
+        kind = resolve_device(config.device).type
+        there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, self.local_size)
+        if there < self.local_size:
+            raise UserError(
+                f"trainer.devices={config.devices}: {self.local_size} processes on this node, which see {there} "
+                f"{kind} devices; valid: as many processes as GPUs, all visible to each"
+            )
 
     @contextmanager
     def joined(self, config: TrainerConfig) -> Iterator[Self]:
@@ -157,7 +164,12 @@ class World:
         """What to raise for an error: the error itself if it is the first among all ranks."""
         if not isinstance(error, UserError) and any(word in str(error) for word in _LOST):
             time.sleep(1.0)  # for the rank that failed to say why
-            return SystemExit(EXIT_LOST)
+            try:
+                another = store is None or store.check([FAILED])
+            except RuntimeError:
+                another = True
+            if another or "peer" in str(error) or "reset" in str(error):
+                return SystemExit(EXIT_LOST)
         if isinstance(error, UserError) and self.rank:
             error.args = (f"rank {self.rank}: {error}",)
         kind = next((kind.__name__ for kind in (DiskError, UserError) if isinstance(error, kind)), "bug")

@@ -61,6 +61,12 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
+def restarted(slurm: dict[str, str], job: str, tmp_path: Path) -> bool:
+    """Whether a requeued job has started again, for which Slurm would wait two minutes."""
+    subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=slurm, capture_output=True)
+    return status(tmp_path).get("attempt") == 2
+
+
 def test_two_tasks_train_one_run(slurm, script, tmp_path) -> None:
     job = script("trainer.devices=2", "trainer.strategy=fsdp", options=("--wait",))
     assert status(tmp_path)["status"] == "finished", (tmp_path / f"log-{job}").read_text()
@@ -88,8 +94,7 @@ def test_a_requeued_job_resumes(slurm, script, tmp_path) -> None:
     subprocess.run(["scontrol", "requeue", job], env=slurm, check=True)
     wait_for(lambda: status(tmp_path)["status"] == "interrupted")
     assert status(tmp_path)["step"] >= 60
-    subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=slurm)
-    wait_for(lambda: status(tmp_path).get("attempt") == 2, 180)
+    wait_for(lambda: restarted(slurm, job, tmp_path))
     wait_for(lambda: "resumed  at step" in (tmp_path / f"log-{job}").read_text())
     subprocess.run(["scancel", job], env=slurm, check=True)
     wait_for(lambda: status(tmp_path)["status"] == "interrupted")
@@ -108,7 +113,6 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(slurm, script, tmp
     wait_for(lambda: last_step(tmp_path) >= 20)
     subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)  # as Slurm does near the limit
     wait_for(lambda: status(tmp_path)["status"] == "interrupted")
-    subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], env=slurm)
-    wait_for(lambda: status(tmp_path).get("attempt") == 2, 180)
+    wait_for(lambda: restarted(slurm, job, tmp_path))
     subprocess.run(["scancel", job], env=slurm, check=True)
     wait_for(lambda: status(tmp_path)["status"] == "interrupted")
