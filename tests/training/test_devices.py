@@ -17,11 +17,13 @@ from ssa.config import Config
 from ssa.errors import UserError
 from ssa.launch import ranks
 from ssa.record.checksums import damage
+from ssa.record.resume_point import resume_point
 from ssa.record.run_model import load_run
 
 pytestmark = pytest.mark.slow
 tiny = pytest.fixture(tiny_config)
 FLOAT32 = "trainer.precision=32-true"
+GPT2 = ["trainer.micro_batch_size=1", "model.dropout=0.1"]  # tied embeddings; accumulates
 LLAMA = ["model=ssa_llama", "model.n_kv_head=1", "data.document_mask=true"]
 RULES = ("none", "ssa_mlp", "position", "constant", "ssmax", "frequency", "gate", "qk_norm", "released", "yarn")
 
@@ -41,7 +43,7 @@ def assert_close(one: Config, other: Config) -> None:
             assert math.isclose(a[name], b[name], rel_tol=1e-5), (name, a[name], b[name])
 
 
-@pytest.mark.parametrize("model", [["trainer.micro_batch_size=1"], LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
 @pytest.mark.parametrize(("strategy", "devices"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4)])
 def test_a_run_is_the_same_on_any_number_of_devices(tiny, tmp_path, strategy, devices, model) -> None:
     one = tiny(FLOAT32, *model)
@@ -104,6 +106,26 @@ def test_no_collective_is_wasted(tiny, monkeypatch, strategy) -> None:
         assert first == gathered
         # gloo sums and scatters with all_reduce: gradients; their norm; loss
         assert last == gathered | {"gloo:all_reduce": blocks_and_rest + 2}
+
+
+def test_damaged_shards_are_named_and_passed_over(tiny) -> None:
+    settings = [FLOAT32, *on("fsdp", 2), "trainer.steps=12"]
+    with pytest.raises(UserError, match="was killed by SIGKILL"):
+        _train_and_kill(tiny(*settings), step=9)
+    config = tiny(*settings)
+    kept = sorted((folder(config) / "checkpoints").glob("*/__1_0.distcp"))
+    assert [path.parent.name for path in kept] == ["last.ckpt", "previous.ckpt"]
+    content = bytearray(kept[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    kept[0].write_bytes(bytes(content))
+    point = resume_point([path.parent for path in kept], folder(config) / "checkpoints" / "best.ckpt", config)
+    assert point is not None
+    assert point.path == kept[1].parent
+    assert point.damaged == f"{kept[0]}: damaged (wrong checksum)"
+    kept[1].unlink()
+    with pytest.raises(UserError, match=r"damaged \(wrong checksum\); .*No such file.*; rerun=true starts over$"):
+        ranks.train(config)
+    assert ranks.train(tiny(*settings, "rerun=true"))["status"] == "finished"
 
 
 def _train_and_kill(config: Config, step: int) -> None:
