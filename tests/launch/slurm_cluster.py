@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sinfo", "srun")
@@ -83,6 +83,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         for daemon in reversed(running):
             daemon.terminate()
         for daemon in running:
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(5)
+            daemon.kill()  # slurmctld waits minutes for jobs that are completing
             daemon.wait()
 
 
