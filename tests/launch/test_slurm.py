@@ -15,7 +15,7 @@ import pytest
 import slurm_cluster
 from conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing())]
+pytestmark = pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing())
 SMALL = ["scale=smoke", "logger=none", "model=gpt2", "trainer.precision=32-true", "model.n_layer=1"]
 LONG = ["trainer.steps=3000", "trainer.eval_every=3000", "trainer.checkpoint_every=20", "trainer.log_every=10"]
 
@@ -67,6 +67,7 @@ def restarted(slurm: dict[str, str], job: str, tmp_path: Path) -> bool:
     return status(tmp_path).get("attempt") == 2
 
 
+@pytest.mark.slow
 def test_two_tasks_train_one_run(slurm, script, tmp_path) -> None:
     job = script("trainer.devices=2", "trainer.strategy=fsdp", options=("--wait",))
     assert status(tmp_path)["status"] == "finished", (tmp_path / f"log-{job}").read_text()
@@ -75,6 +76,7 @@ def test_two_tasks_train_one_run(slurm, script, tmp_path) -> None:
     assert "devices  2, fsdp" in log
 
 
+@pytest.mark.slow
 def test_a_grid_on_slurm(slurm, tmp_path) -> None:
     jobs = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=10"]
     command = [sys.executable, "train.py", "-m", *jobs, *SMALL, "trainer.devices=2", "seed=0,1"]
@@ -88,6 +90,7 @@ def test_a_grid_on_slurm(slurm, tmp_path) -> None:
     assert "accounting storage" not in printed
 
 
+@pytest.mark.faults
 def test_a_requeued_job_resumes(slurm, script, tmp_path) -> None:
     job = script("trainer.devices=2", *LONG)
     wait_for(lambda: last_step(tmp_path) >= 60)
@@ -100,6 +103,7 @@ def test_a_requeued_job_resumes(slurm, script, tmp_path) -> None:
     wait_for(lambda: status(tmp_path)["status"] == "interrupted")
 
 
+@pytest.mark.slow
 def test_a_canceled_job_is_saved(slurm, script, tmp_path) -> None:
     job = script("trainer.devices=2", *LONG)
     wait_for(lambda: last_step(tmp_path) >= 20)
@@ -108,6 +112,7 @@ def test_a_canceled_job_is_saved(slurm, script, tmp_path) -> None:
     assert "to resume" in (tmp_path / f"log-{job}").read_text().lower()
 
 
+@pytest.mark.faults
 def test_the_warning_before_the_time_limit_saves_and_requeues(slurm, script, tmp_path) -> None:
     job = script("trainer.devices=2", *LONG, options=("--time=2", "--signal=USR1@60"))
     wait_for(lambda: last_step(tmp_path) >= 20)
