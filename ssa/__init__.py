@@ -8,4 +8,4 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "700")
 
 if "RANK" in os.environ:  # one of several processes: torch prints a stack trace for each attempt to reach another
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
