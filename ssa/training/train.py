@@ -222,6 +222,7 @@ def _execute(
         **{name: fact for name, fact in Machine.here(config.trainer)._asdict().items() if name != "cpu"},
         attention_backend=run.attention_backend,
         compiled=run.compiled,
+        **({"devices": world.size, "nodes": world.nodes, "strategy": run.strategy.name} if world.size > 1 else {}),
     )
     run.model.flex_attention = run.attention_backend == "flex"
     if run.compiled or run.model.flex_attention:

@@ -55,6 +55,8 @@ def test_a_run_is_the_same_on_any_number_of_devices(tiny, tmp_path, strategy, de
     assert {name: first[name] for name in counts} == {name: second[name] for name in counts}
     assert math.isclose(first["best/test/loss"], second["best/test/loss"], rel_tol=1e-5)
     assert damage(folder(several)) == []
+    environment = json.loads((folder(several) / "environment.json").read_text())
+    assert (environment["devices"], environment["nodes"], environment["strategy"]) == (devices, 1, strategy)
     ours, theirs = (load_run(folder(config))[1].state_dict() for config in (one, several))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
