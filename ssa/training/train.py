@@ -216,13 +216,14 @@ def _execute(
     run: PreparedRun, record: RunRecord, command: Sequence[str], console: Console, began: float
 ) -> dict[str, Any]:
     config, resume, world = run.config, run.resume, run.world
+    several: dict[str, Any] = {"devices": world.size, "nodes": world.nodes, "strategy": run.strategy.name}
     facts = environment.describe(
         command,
         diff=config.save_diff,
         **{name: fact for name, fact in Machine.here(config.trainer)._asdict().items() if name != "cpu"},
         attention_backend=run.attention_backend,
         compiled=run.compiled,
-        **({"devices": world.size, "nodes": world.nodes, "strategy": run.strategy.name} if world.size > 1 else {}),
+        **(several if world.size > 1 else {}),
     )
     run.model.flex_attention = run.attention_backend == "flex"
     if run.compiled or run.model.flex_attention:
