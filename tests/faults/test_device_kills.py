@@ -16,8 +16,9 @@ from ssa.launch import ranks
 
 pytestmark = pytest.mark.faults
 tiny = pytest.fixture(tiny_config)
-KILLS = 10
-SETTINGS = ["trainer.precision=32-true", "trainer.micro_batch_size=1", "trainer.steps=60", "trainer.eval_every=10"]
+KILLS, STEPS = 10, 600
+SETTINGS = ["trainer.precision=32-true", "trainer.micro_batch_size=1", f"trainer.steps={STEPS}"]
+SETTINGS += ["trainer.eval_every=50", "trainer.checkpoint_every=10", "trainer.log_every=10"]
 
 
 @pytest.mark.parametrize("victims", ["one", "all"])
@@ -25,42 +26,34 @@ SETTINGS = ["trainer.precision=32-true", "trainer.micro_batch_size=1", "trainer.
 def test_kills_at_random_moments(tiny, tmp_path, strategy, victims) -> None:
     devices = ["trainer.devices=2", f"trainer.strategy={strategy}"]
     unbroken = tiny(*SETTINGS, *devices)
-    began = time.monotonic()
     ranks.train(unbroken)
-    seconds = time.monotonic() - began
     generator = random.Random(f"{strategy} {victims}")
     broken = tiny(*SETTINGS, *devices, f"output_dir={tmp_path}/broken")
-    killed = 0
-    while killed < KILLS and not (folder(broken) / "summary.json").exists():
-        said = _train_and_kill(broken, generator.uniform(0.2, 0.8) * seconds, generator, victims == "all")
-        assert re.match(r"rank \d of 2 was killed by SIGKILL|$", said)
-        killed += bool(said)
-    assert killed >= KILLS // 2
+    for step in sorted(generator.sample(range(10, STEPS - 50, 10), KILLS)):
+        with pytest.raises(UserError, match=r"^rank \d of 2 was killed by SIGKILL"):
+            _train_and_kill(broken, step, generator, victims == "all")
     ranks.train(broken)
     assert numbers(broken) == numbers(unbroken)
     assert same(weights(broken, "best"), weights(unbroken, "best"))
 
 
-def _train_and_kill(config: Config, after: float, generator: random.Random, everyone: bool) -> str:
-    """The error of the run; empty if it has ended before."""
+def _train_and_kill(config: Config, step: int, generator: random.Random, everyone: bool) -> None:
+    """Kill one rank, or all, some time after the row of a step, which may be in the middle of a save."""
     start, wait, started = ranks.processes.start, ranks.wait, list[BaseProcess]()
-    end = time.monotonic() + after
+    rows = folder(config) / "metrics.jsonl"
 
     def recorded(*arguments: object) -> BaseProcess:
         started.append(start(*arguments))  # type: ignore[arg-type]
         return started[-1]
 
     def killing(sentinels: list[int], _: float) -> list:
-        if time.monotonic() > end:
+        if rows.exists() and re.search(rf'^{{"step": {step},', rows.read_text(), re.MULTILINE):
+            time.sleep(generator.uniform(0, 0.1))
             for process in started if everyone else [generator.choice(started)]:
                 process.kill()
-        return wait(sentinels, 0.05)
+        return wait(sentinels, 0.02)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks.processes, "start", recorded)
         patch.setattr(ranks, "wait", killing)
-        try:
-            ranks.train(config)
-        except UserError as error:
-            return str(error)
-    return ""
+        ranks.train(config)
