@@ -187,10 +187,10 @@ class TrainerConfig(Section):
                 f"valid: multiples of {devices}"
             )
         size = min(self.micro_batch_size, share)
-        if share % size:
-            raise UserError(
-                f"trainer.micro_batch_size={size}: does not divide the {share} sequences of each of {devices} devices"
-            )
+        try:
+            check_divides("trainer.micro_batch_size", size, f"the sequences of each of {devices} devices", share)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         return size, share // size
 
 
