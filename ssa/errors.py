@@ -26,6 +26,21 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= 200 else f"{line[:100]} ... {line[-97:]}"
 
 
+class RankFailed(SystemExit):
+    """Another process of this run has failed, and says why itself.
+
+    Attributes:
+        reason: what it said.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class NotFinite(UserError):
     """A model's output, or a statistic of it, is NaN or infinite."""
 

@@ -53,6 +53,14 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
+def local_rows(tensor: Tensor) -> slice:
+    """Which rows of a tensor that may be sharded this process holds."""
+    if not is_sharded(tensor):
+        return slice(0, len(tensor))
+    rows = local_part(as_shard(torch.arange(len(tensor)), tensor))
+    return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+
+
 @torch.no_grad()
 def draw_normal(tensor: Tensor, std: float, generator: torch.Generator | None) -> None:
     """Fill a tensor with normal(0, std); every process draws the whole of one that is sharded, and keeps its part."""

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig, TemperatureConfig
-from ssa.model.sharding import as_shard, gathered, is_sharded
+from ssa.model.sharding import gathered, is_sharded, local_part, local_rows
 from ssa.model.temperature import upgraded_name
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import Family, WeightMapping
@@ -56,7 +57,8 @@ def load_pretrained(
     """Load the weights of ``init_from``, a folder or Hub id, into its architecture, in float32.
 
     ``place``: allocates the tensors of a model on the meta device, perhaps sharded; by default on the CPU.  A process
-    holds one whole tensor more than its shards, at most.
+    reads, and holds, only what it keeps, piece by piece; of a tensor that is stored transposed or interleaved, the
+    whole, one at a time.
 
     Temperatures are those of a new `Transformer` with this seed, or those of the checkpoint if it has any.
 
@@ -82,21 +84,29 @@ def load_pretrained(
     for mapping in expected:
         parameter = parameters[mapping.parameter]
         whole = torch.empty(parameter.shape, dtype=parameter.dtype) if is_sharded(parameter) else parameter
-        views = mapping.views(whole)
-        for name, view in zip(mapping.tensors, views, strict=True):
-            if not stored[name].copy_to(view):
-                not_finite.append(stored[name].name)
+        rows = local_rows(parameter)
+        views = zip(mapping.tensors, mapping.views(whole), mapping.views(_kept(whole, rows)), strict=True)
+        not_finite += [stored[name].name for name, view, kept in views if not stored[name].copy_to(view, kept)]
         if whole is not parameter:
-            parameter.copy_(as_shard(whole, parameter))
+            local_part(parameter).copy_(whole[rows])
     if not_finite:
         raise UserError(f"init_from={init_from}: {len(not_finite)} not finite (NaN or infinity): {_listed(not_finite)}")
     head = stored.get(pretrained.format.head)
-    if model.tie_embeddings and head is not None and not head.equals(gathered(transformer.head.weight).cpu()):
+    weight = transformer.head.weight
+    kept = _kept(weight, local_rows(weight))
+    if model.tie_embeddings and head is not None and not head.equals(gathered(weight).cpu(), kept):
         raise UserError(
             f"init_from={init_from}: {head.name} differs from the token embedding, although config.json says "
             "tie_word_embeddings=true; valid: false"
         )
     return transformer
+
+
+def _kept(parameter: Tensor, rows: slice) -> Tensor:
+    """Whether each element of a parameter lies in some rows.  Shape: the parameter's, without memory of its own."""
+    kept = torch.zeros(len(parameter), dtype=torch.bool)
+    kept[rows] = True
+    return kept.view(-1, *[1] * (parameter.ndim - 1)).expand(parameter.shape)
 
 
 def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, field: str = "data.tokenizer") -> None:

@@ -29,27 +29,33 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
-    def copy_to(self, target: Tensor) -> bool:
+    def copy_to(self, target: Tensor, kept: Tensor | None = None) -> bool:
         """Copy into ``target``, a view that may split the tensor's first dimension, converting the dtype.
 
+        Args:
+            target: where to.
+            kept: which elements are needed, of the target's shape; pieces without any are not read.
+
         Returns:
-            Whether all values are finite.
+            Whether all values that were read are finite.
         """
         finite = True
-        for place, piece in self._pieces(target):
+        for place, piece in self._pieces(target, kept):
             finite &= bool(place.copy_(piece).isfinite().all())
         return finite
 
-    def equals(self, target: Tensor) -> bool:
+    def equals(self, target: Tensor, kept: Tensor | None = None) -> bool:
         """Whether `copy_to` would leave ``target`` unchanged."""
-        return all(torch.equal(piece.to(place.dtype), place) for place, piece in self._pieces(target))
+        return all(torch.equal(piece.to(place.dtype), place) for place, piece in self._pieces(target, kept))
 
-    def _pieces(self, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pieces(self, target: Tensor, kept: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Pieces of ``target`` and of the tensor, some rows at a time."""
         group = self.shape[0] // len(target)  # rows of the tensor per row of the target
         step = max(1, _PIECE * len(target) // (target.numel() * DTYPE_BYTES[self.dtype]))
         for start in range(0, len(target), step):
             place = target[start : start + step]
+            if kept is not None and not kept[start : start + step].any():
+                continue
             with _reading(self.init_from, self.file), safe_open(self.file, framework="pt") as opened:
                 rows = slice(start * group, (start + len(place)) * group)
                 yield place, opened.get_slice(self.name)[rows].view(place.shape)

@@ -85,7 +85,7 @@ def train(config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
     began, world = time.perf_counter(), World.from_environment()
     console = Console(highlight=False, soft_wrap=True, quiet=not world.is_zero)
     Record = RunRecord if world.is_zero else ReplicaRecord
-    with world.joined(config.trainer), Record.open(config) as record, disk_errors():
+    with world.joined(config.trainer) as failing_as_one, Record.open(config) as record, failing_as_one(), disk_errors():
         if world.broadcast(record.finished if world.is_zero else False):
             summary = _reported(config, record, console) if world.is_zero else {}
         else:

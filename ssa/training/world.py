@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 
 from ssa.config import TrainerConfig
 from ssa.device import resolve_device
-from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_LOST, DiskError, UserError
+from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_LOST, DiskError, RankFailed, UserError, first_line
 from ssa.processes import launched
 
 T = TypeVar("T")
@@ -92,36 +93,46 @@ class World:
             )
 
     @contextmanager
-    def joined(self, config: TrainerConfig) -> Iterator[Self]:
+    def joined(self, config: TrainerConfig) -> Iterator[Callable[[], AbstractContextManager[None]]]:
         """In this block the processes can communicate.  An error ends all of them, and is printed by one.
+
+        Yields:
+            The same for errors of a block within: there, the lost connection of one rank has become the error of the
+            rank that failed.
 
         Raises:
             UserError: a process does not join in time.
-            SystemExit: on an error that another rank has reported.
+            RankFailed: on an error that another rank has reported.
         """
         if self.size == 1:
-            yield self
+            yield nullcontext
             return
-        store = None
         try:
-            store = _connect(self)
-            _await_all(self, store)
-            device = resolve_device(config.device)
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            if device.type == "cuda":
-                torch.cuda.set_device(self.local_rank)
-            distributed.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.size, timeout=_WAIT_SECONDS
-            )
-            yield self
+            with self._failing_as_one(None):
+                store = _connect(self)
+            with self._failing_as_one(store):
+                _await_all(self, store)
+                device = resolve_device(config.device)
+                backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+                if device.type == "cuda":
+                    torch.cuda.set_device(self.local_rank)
+                distributed.init_process_group(
+                    backend, store=store, rank=self.rank, world_size=self.size, timeout=_WAIT_SECONDS
+                )
+                yield partial(self._failing_as_one, store)
+        finally:
+            with suppress(RuntimeError, AssertionError):
+                distributed.destroy_process_group()
+
+    @contextmanager
+    def _failing_as_one(self, store: Store | None) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             failure = self._failure(error, store)
             if failure is error:
                 raise
             raise failure from None
-        finally:
-            with suppress(RuntimeError, AssertionError):
-                distributed.destroy_process_group()
 
     @contextmanager
     def zero_first(self) -> Iterator[None]:
@@ -164,22 +175,29 @@ class World:
         """What to raise for an error: the error itself if it is the first among all ranks."""
         if not isinstance(error, UserError) and any(word in str(error) for word in _LOST):
             time.sleep(1.0)  # for the rank that failed to say why
-            try:
-                another = store is None or store.check([FAILED])
-            except RuntimeError:
-                another = True
-            if another or "peer" in str(error) or "reset" in str(error):
-                return SystemExit(EXIT_LOST)
-        if isinstance(error, UserError) and self.rank:
-            error.args = (f"rank {self.rank}: {error}",)
+            said = _said(store)
+            if said or store is None or "peer" in str(error) or "reset" in str(error):
+                return RankFailed(EXIT_LOST, said.split(" ", 2)[-1] or f"a process was lost: {first_line(error)}")
+        message = f"rank {self.rank}: {error}" if self.rank else str(error)
+        if isinstance(error, UserError):
+            error.args = (message,)
         kind = next((kind.__name__ for kind in (DiskError, UserError) if isinstance(error, kind)), "bug")
-        first, said = True, f"{self.rank} {kind} {error}"
+        mine = said = f"{self.rank} {kind} {message}"
         with suppress(RuntimeError):
-            first = store is None or store.compare_set(FAILED, "", said).decode() == said
-        return error if first else SystemExit(EXIT_BAD_INPUT if isinstance(error, UserError) else EXIT_BUG)
+            said = mine if store is None else store.compare_set(FAILED, "", mine).decode()
+        code = EXIT_BUG if kind == "bug" else EXIT_BAD_INPUT
+        return error if said == mine else RankFailed(code, said.split(" ", 2)[-1])
 
 
 WORLD_OF_ONE = World()
+
+
+def _said(store: Store | None) -> str:
+    """What the first rank that failed said; empty if none has, or if it cannot be read."""
+    try:
+        return store.get(FAILED).decode() if store is not None and store.check([FAILED]) else ""
+    except RuntimeError:
+        return "0 lost rank 0 is gone"
 
 
 def _connect(world: World) -> Store:

@@ -17,7 +17,7 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing())
 SMALL = ["scale=smoke", "logger=none", "model=gpt2", "trainer.precision=32-true", "model.n_layer=1"]
-LONG = ["trainer.steps=3000", "trainer.eval_every=3000", "trainer.checkpoint_every=20", "trainer.log_every=10"]
+LONG = ["trainer.steps=100000", "trainer.eval_every=100000", "trainer.checkpoint_every=20", "trainer.log_every=10"]
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,7 @@ def test_a_canceled_job_is_saved(slurm, script, tmp_path) -> None:
 
 @pytest.mark.faults
 def test_the_warning_before_the_time_limit_saves_and_requeues(slurm, script, tmp_path) -> None:
-    job = script("trainer.devices=2", *LONG, options=("--time=2", "--signal=USR1@60"))
-    wait_for(lambda: last_step(tmp_path) >= 20)
-    subprocess.run(["scancel", "--signal=USR1", job], env=slurm, check=True)  # as Slurm does near the limit
+    job = script("trainer.devices=2", *LONG, options=("--time=1", "--signal=USR1@30"))
     wait_for(lambda: status(tmp_path)["status"] == "interrupted")
     wait_for(lambda: restarted(slurm, job, tmp_path))
     subprocess.run(["scancel", job], env=slurm, check=True)

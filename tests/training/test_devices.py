@@ -8,7 +8,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import profiled_ranks
+import changed_ranks
 import pytest
 import torch
 from tiny_runs import folder, numbers, rows, same, tiny_config, weights
@@ -97,10 +97,10 @@ def test_a_killed_run_resumes_bitwise_and_on_another_number_of_devices(tiny, tmp
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_no_collective_is_wasted(tiny, monkeypatch, strategy) -> None:
     layers, blocks_and_rest = 2, 3
-    monkeypatch.setattr(ranks, "_train", profiled_ranks.profiled)
+    monkeypatch.setattr(ranks, "_train", changed_ranks.profiled)
     config = tiny(FLOAT32, "trainer.micro_batch_size=1", *on(strategy, 2))  # two micro-batches a step
     ranks.train(config)
-    *_, first, last = json.loads((Path(config.output_dir) / profiled_ranks.COUNTS).read_text())
+    *_, first, last = json.loads((Path(config.output_dir) / changed_ranks.COUNTS).read_text())
     if strategy == "ddp":
         assert (first, last) == ({}, {"gloo:all_reduce": 2}), "gradients, in one bucket; loss"
     else:
@@ -108,6 +108,16 @@ def test_no_collective_is_wasted(tiny, monkeypatch, strategy) -> None:
         assert first == gathered
         # gloo sums and scatters with all_reduce: gradients; their norm; loss
         assert last == gathered | {"gloo:all_reduce": blocks_and_rest + 2}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_record_names_the_rank_that_failed(tiny, monkeypatch, strategy) -> None:
+    monkeypatch.setattr(ranks, "_train", changed_ranks.failing)
+    config = tiny(FLOAT32, *on(strategy, 2))
+    with pytest.raises(UserError, match=f"^rank 1: {changed_ranks.FAILURE}$"):
+        ranks.train(config)
+    status = json.loads((folder(config) / "status.json").read_text())
+    assert (status["status"], status["error"]) == ("failed", f"RankFailed: rank 1: {changed_ranks.FAILURE}")
 
 
 def test_damaged_shards_are_named_and_passed_over(tiny) -> None:

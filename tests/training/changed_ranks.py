@@ -1,4 +1,4 @@
-"""A rank that writes how many collectives its training made, by kind."""
+"""Ranks that count the collectives of their training, by kind, or fail in it."""
 
 from __future__ import annotations
 
@@ -40,3 +40,22 @@ def profiled(values: dict[str, Any], command: tuple[str, ...], place: dict[str, 
     if place["RANK"] == "0":
         Path(values["output_dir"], COUNTS).write_text(json.dumps(counts))
     return code
+
+
+FAILURE = "the disk of rank 1 is gone"
+
+
+def failing(values: dict[str, Any], command: tuple[str, ...], place: dict[str, str], parent: Connection) -> int:
+    """Rank 1 raises an error in its third step."""
+    from ssa.errors import UserError
+    from ssa.training.lit_module import LanguageModule
+
+    step = LanguageModule.training_step
+
+    def fails(module: LanguageModule, *arguments: Any) -> Any:
+        if module.global_step == 2 and place["RANK"] == "1":
+            raise UserError(FAILURE)
+        return step(module, *arguments)
+
+    LanguageModule.training_step = fails  # type: ignore[method-assign]
+    return _train(values, command, place, parent)
