@@ -188,7 +188,7 @@ class TrainerConfig(Section):
             )
         size = min(self.micro_batch_size, share)
         try:
-            check_divides("trainer.micro_batch_size", size, f"the sequences of each of {devices} devices", share)
+            check_divides("trainer.micro_batch_size", size, f"trainer.batch_size/{devices} devices", share)
         except ValueError as error:
             raise UserError(str(error)) from None
         return size, share // size

@@ -24,7 +24,6 @@ Row = tuple[str, str, str]  # what, how much, and a remark
 def show(config: Config, console: Console | None = None) -> None:
     """Print parameters, memory, compute, time and disk of a run.  Nothing is run, downloaded or written."""
     console = console or Console(highlight=False, soft_wrap=True)
-    console.print(f"plan of {config.run_id}: nothing is run", markup=False)
     table = Table("", "", "", box=box.SIMPLE_HEAD, show_header=False, padding=(0, 1, 0, 0))
     table.columns[1].justify = "right"
     for number, section in enumerate(_sections(config)):
@@ -32,6 +31,7 @@ def show(config: Config, console: Console | None = None) -> None:
             table.add_section()
         for row in section:
             table.add_row(*row)
+    console.print(f"plan of {config.run_id}: nothing is run", markup=False)
     console.print(table, markup=False)
 
 
