@@ -12,11 +12,12 @@ from ssa.errors import UserError, first_line
 from ssa.files import read_checked, write_checked
 
 RepoKind = Literal["dataset", "model"]
-Field = Literal["data.path", "data.tokenizer", "init_from", "text"]  # the setting that names the repository
+Field = Literal["data.path", "data.tokenizer", "folder", "init_from", "text"]  # the setting that names the repository
 _FIELDS: dict[RepoKind, Field] = {"dataset": "data.path", "model": "data.tokenizer"}
 _INSTEAD: dict[Field, str] = {
     "data.path": "data=text or data=pydocs",
     "data.tokenizer": "data.tokenizer=bpe-4096",
+    "folder": "a folder that ssa.save has written",
     "text": "files, text='books/*.txt'",
     "init_from": "a folder that holds the model, init_from=FOLDER",
 }

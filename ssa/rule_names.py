@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -25,6 +26,26 @@ def _rules() -> dict[str, tuple[str, Chosen]]:
         terms = {key: {slot: name for slot, name in terms.items() if name != "none"} for key, terms in scaled.items()}
         found[file.stem] = (str(rule.get("per", "head")), terms)
     return found
+
+
+def rule_names() -> list[str]:
+    """The options of ``model/temperature=``."""
+    return list(_rules())
+
+
+def rule(name: str) -> TemperatureConfig:
+    """The rule that ``model/temperature=NAME`` selects.
+
+    Raises:
+        KeyError: there is none.
+    """
+    if name not in _rules():
+        raise KeyError(name)
+    values: dict[str, Any] = {}
+    for option in ("none", name):
+        values |= yaml.safe_load((_RULES / f"{option}.yaml").read_text(encoding="utf-8"))
+    values.pop("defaults", None)
+    return TemperatureConfig.from_plain(values)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ ROOMS = [
     ["ssa/record/"],
     ["ssa/pretrained/"],
     ["ssa/text/"],
-    ["ssa/theory/", "ssa/viz/"],
+    ["ssa/adapter/", "ssa/theory/", "ssa/viz/"],
     ["ssa/device.py", "ssa/hub_client.py"],
     ["ssa/config.py"],
     ["ssa/rule_names.py"],

@@ -84,6 +84,11 @@ class Temperature(nn.Module):
         """Whether it is 1 at the start values, within `TOLERANCE`."""
         return all(term.starts_at_identity for term in self._terms())
 
+    @property
+    def per_feature(self) -> bool:
+        """Whether the features of a head have temperatures of their own, which do not commute with rotation."""
+        return any(term.per_feature for term in self._terms())
+
     def largest_position_term(self, shift: float, n: int) -> float | None:
         """The largest position term, in absolute value, at n keys while its scalar moves by at most ``shift``.
 

@@ -49,6 +49,7 @@ class Term(nn.Module):
 
     slot: ClassVar[str]  # "token" or "position", added to 1, or "multiplier"
     starts_at_identity: bool = True  # within `TOLERANCE`
+    per_feature: ClassVar[bool] = False  # of shape (B, T, H, d)
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__()
@@ -127,7 +128,9 @@ class SharedProjection(Term):
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """(B, T, H, d) -> (B, T, G, 1)."""
         precise = features.to(self.weight.dtype)
-        score = (F.gelu(precise) * self.weight).sum(-1, keepdim=True)  # (B, T, H, 1)
+        # Transposed, so that the CPU has the same kernel for features of fused and of separate projections.
+        activated = F.gelu(precise.transpose(1, 2)).transpose(1, 2)
+        score = (activated * self.weight).sum(-1, keepdim=True)  # (B, T, H, 1)
         return torch.tanh(score if self.per_head else score.sum(dim=2, keepdim=True))
 
 
@@ -171,6 +174,22 @@ class Frequency(Term):
         assert tokens.log_frequency is not None, "the transformer provides it if a temperature reads it"
         z = over_heads(tokens.log_frequency.to(self.slope.dtype))
         return torch.tanh(self.slope[:, None] * z + self.bias[:, None])
+
+
+def standardized_log_counts(counts: Tensor) -> Tensor:
+    """Add-one log-frequencies of tokens, standardized to mean 0 and variance 1 over the text.
+
+    Args:
+        counts: how often each token occurs in it, (V,).
+
+    Returns:
+        (V,), float64.
+    """
+    weights = counts.double() / counts.sum()
+    values = (counts.double() + 1).log()
+    mean = (weights * values).sum()
+    std = (weights * (values - mean).square()).sum().sqrt().clamp(min=1e-12)
+    return (values - mean) / std
 
 
 class Gate(Term):
@@ -289,6 +308,7 @@ class RMSNorm(Term):
 
     slot = "multiplier"
     starts_at_identity = False
+    per_feature = True
 
     def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
         super().__init__(shape, config)

@@ -24,7 +24,7 @@ from ssa.model.loss import Reduction, linear_cross_entropy
 from ssa.model.rotary import rotation
 from ssa.model.sharding import draw_normal
 from ssa.model.temperature import Temperature
-from ssa.model.temperature_rules import INIT_STD
+from ssa.model.temperature_rules import INIT_STD, standardized_log_counts
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -177,19 +177,13 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def set_token_counts(self, counts: Tensor) -> None:
-        """Sets token frequencies, for the temperatures that read them: add-one log-frequencies of the training text,
-        standardized to mean 0 and variance 1 over it.
+        """Sets token frequencies, for the temperatures that read them, see `standardized_log_counts`.
 
         Args:
             counts: how often each token occurs, (V,).
         """
-        if self.log_frequency is None:
-            return
-        weights = counts.double() / counts.sum()
-        values = (counts.double() + 1).log()
-        mean = (weights * values).sum()
-        std = (weights * (values - mean).square()).sum().sqrt().clamp(min=1e-12)
-        self.log_frequency.copy_((values - mean) / std)
+        if self.log_frequency is not None:
+            self.log_frequency.copy_(standardized_log_counts(counts))
 
     def forward(
         self,

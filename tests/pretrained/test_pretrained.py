@@ -10,28 +10,18 @@ from typing import Any
 import programs
 import pytest
 import torch
-import yaml
-from conftest import ROOT
 from pretrained_folders import SSA, ids, small, tensors_of, write_export, write_model
 from safetensors.torch import save_file
 
 from ssa.errors import UserError
-from ssa.model.config import TemperatureConfig, Terms
+from ssa.model.config import Terms
 from ssa.model.transformer import Transformer
 from ssa.pretrained.families import FAMILIES
 from ssa.pretrained.load import from_pretrained, load_pretrained
+from ssa.rule_names import rule, rule_names
 
 TYPES = [family.model_type for family in FAMILIES]
-RULES = sorted(path.stem for path in (ROOT / "conf" / "model" / "temperature").glob("*.yaml"))
-
-
-def rule(name: str) -> TemperatureConfig:
-    """As ``model/temperature=NAME`` has it."""
-    values: dict[str, Any] = {}
-    for option in ("none", name):
-        values |= yaml.safe_load((ROOT / "conf" / "model" / "temperature" / f"{option}.yaml").read_text())
-    values.pop("defaults", None)
-    return TemperatureConfig.from_plain(values)
+RULES = rule_names()
 
 
 # What is loaded
