@@ -175,7 +175,8 @@ def unload(model: Any) -> Any:
     _remove(inner, found.base)
     parameters = dict(model.named_parameters())
     for name in found.frozen:
-        parameters[name].requires_grad_(True)
+        if name in parameters:  # PEFT may have renamed it
+            parameters[name].requires_grad_(True)
     del inner.ssa_adaptation
     return model
 

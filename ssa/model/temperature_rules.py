@@ -8,7 +8,7 @@ Letters: B batch, H heads, T tokens, d head_dim, D d_model; G is H, or 1 with on
 from __future__ import annotations
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -128,10 +128,34 @@ class SharedProjection(Term):
     def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
         """(B, T, H, d) -> (B, T, G, 1)."""
         precise = features.to(self.weight.dtype)
-        # Transposed, so that the CPU has the same kernel for features of fused and of separate projections.
-        activated = F.gelu(precise.transpose(1, 2)).transpose(1, 2)
-        score = (activated * self.weight).sum(-1, keepdim=True)  # (B, T, H, 1)
+        score: Tensor = _TokenScore.apply(precise, self.weight)  # type: ignore[no-untyped-call]  # (B, T, H, 1)
         return torch.tanh(score if self.per_head else score.sum(dim=2, keepdim=True))
+
+
+class _TokenScore(torch.autograd.Function):
+    """``w . gelu(x)``, (B, T, H, d), (H, d) -> (B, T, H, 1).  The backward pass computes gelu again, so that a layer
+    keeps nothing but x, the query, key or value itself.
+
+    Gelu's input is transposed, so that the CPU has the same kernel for features of fused and of separate projections.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return (F.gelu(x.transpose(-3, -2)).transpose(-3, -2) * weight).sum(-1, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        across = x.transpose(-3, -2)
+        of_x = torch.ops.aten.gelu_backward((gradient * weight).transpose(-3, -2), across).transpose(-3, -2)
+        of_weight = (gradient * F.gelu(across).transpose(-3, -2)).sum(tuple(range(x.ndim - 2)))
+        return of_x, of_weight
 
 
 class OwnMLP(Term):
