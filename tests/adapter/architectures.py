@@ -57,6 +57,7 @@ _OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(_WITH_HYBRID, _HYBRID),
     **dict.fromkeys((*_BERTS, *_ROBERTAS, "reformer", "big_bird", "prophetnet"), _DECODER),
     "bamba": {"attn_layer_indices": [1]},
+    "bailing_hybrid": {"layer_group_size": 2},
     "deepseek_v2": {**_MLA, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
@@ -85,7 +86,7 @@ def tiny_config(model_type: str) -> PretrainedConfig:
     if parts and "text_config" in parts:
         text = parts["text_config"]
         kind = text if text is not AutoConfig else type(made.text_config)
-        made = type(made)(text_config=_shrunk(kind, {}).to_dict())
+        made = type(made)(text_config=_shrunk(kind, _OWN.get(kind.model_type, {})).to_dict())
         return made
     return _shrunk(type(made), _OWN.get(model_type, {}))
 
