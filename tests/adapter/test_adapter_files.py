@@ -43,6 +43,7 @@ def test_round_trip(rule: str, tmp_path: Path) -> None:
     assert f"rule `{rule}`" in card
 
 
+@pytest.mark.slow
 def test_another_process_needs_transformers_and_this_package_alone(tmp_path: Path) -> None:
     write_model(tmp_path / "base", "llama")
     model = ssa.adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
