@@ -12,8 +12,18 @@ if TYPE_CHECKING:
     from ssa.adapter.files import load_temperatures as load
     from ssa.adapter.files import push_to_hub
     from ssa.adapter.files import save_temperatures as save
+    from ssa.adapter.statistics import measured_metrics as attention_metrics
 
-__all__ = ["adapt", "disable", "load", "print_trainable_parameters", "push_to_hub", "save", "unload"]
+__all__ = [
+    "adapt",
+    "attention_metrics",
+    "disable",
+    "load",
+    "print_trainable_parameters",
+    "push_to_hub",
+    "save",
+    "unload",
+]
 
 # GNU OpenMP, which torch uses on Linux, reads this when it is loaded.  By default its waiting threads spin for
 # milliseconds, and two processes on the same cores stop each other: see docs/performance.md.
@@ -25,6 +35,7 @@ if "RANK" in os.environ:  # one of several processes: torch prints a stack trace
 
 _ADAPTER = {
     "adapt": "adapt.adapt",
+    "attention_metrics": "statistics.measured_metrics",
     "disable": "adapt.disable",
     "load": "files.load_temperatures",
     "print_trainable_parameters": "adapt.print_trainable_parameters",

@@ -152,7 +152,7 @@ def adaptation(model: Any) -> Adaptation | None:
 @contextmanager
 def disable(model: Any) -> Iterator[None]:
     """In this block the model computes what it would without temperatures."""
-    layers = _adapted(model).values()
+    layers = adapted(model).values()
     before = [layer.enabled for layer in layers]
     try:
         for layer in layers:
@@ -169,7 +169,7 @@ def unload(model: Any) -> Any:
     Returns:
         The model.
     """
-    _adapted(model)
+    adapted(model)
     inner = causal_lm(model)
     found: Adaptation = inner.ssa_adaptation
     _remove(inner, found.base)
@@ -183,7 +183,7 @@ def unload(model: Any) -> Any:
 
 def print_trainable_parameters(model: Any) -> None:
     """Print how many parameters are trained, how many of them are temperatures', and in which layers."""
-    layers = _adapted(model)
+    layers = adapted(model)
     found: Adaptation = causal_lm(model).ssa_adaptation
     every = list(model.parameters())
     trained = sum(one.numel() for one in every if one.requires_grad)
@@ -412,7 +412,12 @@ def _other_layers(model: PreTrainedModel, layers: dict[str, LayerTemperatures]) 
     return max(0, count - len(layers))
 
 
-def _adapted(model: Any) -> dict[str, LayerTemperatures]:
+def adapted(model: Any) -> dict[str, LayerTemperatures]:
+    """The temperatures of a model by the name of their attention layer.
+
+    Raises:
+        UserError: it has none.
+    """
     layers = adapted_layers(causal_lm(model))
     if not layers:
         raise UserError("model: has no temperatures; ssa.adapt(model) adds them")

@@ -55,15 +55,24 @@ def _stock(base: str, module: nn.Module) -> AttentionFunction:
 
 
 def _attend(
-    base: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """(B, H, T, d), (B, K, S, d), (B, K, S, d) -> (B, T, H, d) and, from eager attention, its map."""
     temperatures = getattr(module, "temperature", None)
-    if not isinstance(temperatures, LayerTemperatures) or temperatures.tokens is None:
-        return _stock(base, module)(module, query, key, value, *args, **kwargs)
+    if not isinstance(temperatures, LayerTemperatures):
+        return _stock(base, module)(module, query, key, value, attention_mask, **options)
     query = temperatures.scaled_query(query)
-    mixed, attention_map = _stock(base, module)(module, query, key, value, *args, **kwargs)
-    return temperatures.scaled_output(mixed), attention_map
+    mixed, attention_map = _stock(base, module)(module, query, key, value, attention_mask, **options)
+    mixed = temperatures.scaled_output(mixed)
+    if temperatures.observer is not None:
+        temperatures.observer(temperatures, query, key, attention_mask, options)
+    return mixed, attention_map
 
 
 def _sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

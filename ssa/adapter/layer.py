@@ -13,7 +13,7 @@ Letters: B batch, T tokens, H heads, d head_dim, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,10 @@ class TokenFrequencies(nn.Module):
         self.of_batch = self.get_buffer("log_frequency")[args[0]]
 
 
+# Called with the layer's temperatures, its query (scaled, rotated), key, mask, and other arguments of the interface.
+LayerObserver = Callable[["LayerTemperatures", Tensor, Tensor, "Tensor | None", Mapping[str, Any]], None]
+
+
 class LayerTemperatures(nn.ModuleDict):
     """The temperatures of one attention layer by what they scale: query, key, value, output.
 
@@ -110,7 +114,9 @@ class LayerTemperatures(nn.ModuleDict):
         self.enabled = True
         self.frequencies: tuple[TokenFrequencies, ...] = ()  # in a tuple: a submodule of the model, not of each layer
         self.tokens: Tokens | None = None
-        self._now: dict[str, Tensor] = {}  # temperatures of the pass in progress
+        self._now: dict[str, Tensor] = {}  # temperatures of the pass in progress, still to be applied
+        self.observer: LayerObserver | None = None
+        self.recorded: dict[str, Tensor] = {}  # temperatures of the pass in progress, for the observer
         self._handles: list[RemovableHandle] = []
         self._hooked: dict[str, tuple[nn.Module, RemovableHandle]] = {}
         self._sources = {name: plan.sources[name] for name in temperatures if name != "output"}
@@ -146,14 +152,18 @@ class LayerTemperatures(nn.ModuleDict):
 
     def scaled_output(self, mixed: Tensor) -> Tensor:
         """The attention output, (B, T, H, d), times its temperature."""
-        if "output" not in self:
+        if "output" not in self or self.tokens is None:
             return mixed
-        assert self.tokens is not None
-        temperature: Tensor = self["output"](mixed, self.tokens)
-        return scale(mixed, temperature)
+        return scale(mixed, self._computed_temperature("output", mixed, self.tokens))
+
+    def _computed_temperature(self, slot: str, features: Tensor, tokens: Tokens) -> Tensor:
+        temperature: Tensor = self[slot](features, tokens)
+        if self.observer is not None:
+            self.recorded[slot] = temperature
+        return temperature
 
     def _begin(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._now, self.tokens = {}, None
+        self._now, self.tokens, self.recorded = {}, None, {}
         if not self.enabled:
             return
         self._hook_projections(attention)
@@ -165,7 +175,7 @@ class LayerTemperatures(nn.ModuleDict):
         self.tokens = Tokens(hidden, n, self.frequencies[0].of_batch if self.frequencies else None)
 
     def _finish(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._now, self.tokens = {}, None
+        self._now, self.tokens, self.recorded = {}, None, {}
 
     def _hook_projections(self, attention: nn.Module) -> None:
         """Hook the modules that compute and end the features, also if PEFT has replaced one since."""
@@ -203,7 +213,7 @@ class LayerTemperatures(nn.ModuleDict):
         features = scaled = by_token(output, axis)
         for slot, source in self._sources.items():
             if source.projection == name:
-                self._now[slot] = self[slot](source.features.select(features), tokens)
+                self._now[slot] = self._computed_temperature(slot, source.features.select(features), tokens)
             if source.end == name and self._scaled_early(slot):
                 scaled = source.end_features.scale(scaled, self._now.pop(slot))
         return None if scaled is features else as_output(scaled, output, axis)

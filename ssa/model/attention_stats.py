@@ -104,7 +104,7 @@ def attention_statistics(
     for sequence, its_visible_keys in zip(torch.split(ids, 1), visible, strict=True):
         sequences.append(_of_sequence(model, sequence, its_visible_keys))
         advance(sequence.numel())
-    return _combined(partial(torch.cat, dim=1), sequences)
+    return combined(partial(torch.cat, dim=1), sequences)
 
 
 def head_means(statistics: AttentionStatistics) -> dict[str, Tensor]:
@@ -173,7 +173,8 @@ def _defined(statistics: AttentionStatistics) -> dict[str, Tensor]:
     return {name: rows.nan_to_num(0) if rows.size(-1) == 1 else rows for name, rows in values.items()}
 
 
-def _combined(combine: Callable[[list[Tensor]], Tensor], several: Sequence[AttentionStatistics]) -> AttentionStatistics:
+def combined(combine: Callable[[list[Tensor]], Tensor], several: Sequence[AttentionStatistics]) -> AttentionStatistics:
+    """Each tensor of several statistics, stacked or concatenated."""
     rows = (combine(list(values)) for values in zip(*(one.rows for one in several), strict=True))
     temperatures = {name: combine([one.temperatures[name] for one in several]) for name in several[0].temperatures}
     return AttentionStatistics(RowStatistics(*rows), temperatures)
@@ -181,12 +182,12 @@ def _combined(combine: Callable[[list[Tensor]], Tensor], several: Sequence[Atten
 
 def _of_sequence(model: Transformer, ids: Tensor, visible_keys: Tensor | None) -> AttentionStatistics:
     layers: list[AttentionStatistics] = []
-    model.hidden(ids, observe=lambda inputs: layers.append(_of_layer(inputs)), visible_keys=visible_keys)
-    return _combined(torch.stack, layers)
+    model.hidden(ids, observe=lambda inputs: layers.append(layer_statistics(inputs)), visible_keys=visible_keys)
+    return combined(torch.stack, layers)
 
 
-def _of_layer(inputs: AttentionInputs) -> AttentionStatistics:
-    """Statistics of one layer and sequence, without the dimension of layers."""
+def layer_statistics(inputs: AttentionInputs) -> AttentionStatistics:
+    """Statistics of one layer and sequence, without the dimension L."""
     rows = row_statistics(inputs.query, inputs.key, inputs.visible_keys)
     _, heads, length, _ = inputs.query.shape
     counts = {"key": inputs.key.size(1), "value": inputs.key.size(1)}

@@ -1,0 +1,81 @@
+"""Entropy, spikiness and temperatures of the attention of an adapted model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssa.adapter.adapt import adapted, causal_lm
+from ssa.adapter.layer import LayerTemperatures
+from ssa.adapter.visible_keys import visible_keys
+from ssa.errors import UserError
+from ssa.model.attention import AttentionInputs
+from ssa.model.attention_stats import AttentionStatistics, attention_metrics, combined, layer_statistics
+
+_CHANGED = ("softcap", "s_aux", "position_bias")  # arguments of the interface after which rows are no plain softmax
+
+
+@torch.no_grad()
+def attention_statistics(model: Any, ids: Tensor) -> AttentionStatistics:
+    """Run an adapted model over a batch, one sequence at a time, and reduce each softmax layer as it is computed.
+
+    Args:
+        model: adapted; within `ssa.disable`, its base is measured.
+        ids: token ids, (B, T), without padding.
+
+    Returns:
+        Statistics of L layers, those with temperatures.
+
+    Raises:
+        UserError: the model has no temperatures, or attention that is no softmax over the visible keys alone.
+    """
+    layers, inner = adapted(model), causal_lm(model)
+    found: dict[str, AttentionStatistics] = {}
+
+    def observe(
+        layer: LayerTemperatures, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
+    ) -> None:
+        if changed := [name for name in _CHANGED if options.get(name) is not None]:
+            raise UserError(f"model: {layer.plan.name}: its attention has `{changed[0]}`, so it is no plain softmax")
+        scaling = options.get("scaling")
+        if scaling is not None:
+            query = query * (scaling * query.size(-1) ** 0.5)  # the statistics divide by the root
+        n = visible_keys(mask, None, 0, query.transpose(1, 2).flatten(2))
+        temperatures = {slot: tau.transpose(1, 2) for slot, tau in layer.recorded.items()}
+        found[layer.plan.name] = layer_statistics(AttentionInputs(query, key, n, temperatures))
+
+    training, sequences = model.training, list[AttentionStatistics]()
+    model.eval()
+    for layer in layers.values():
+        layer.observer = observe
+    try:
+        for sequence in torch.split(ids, 1):
+            found.clear()
+            inner(input_ids=sequence, use_cache=False)
+            sequences.append(combined(torch.stack, [found[name] for name in layers]))
+    finally:
+        for layer in layers.values():
+            layer.observer = None
+        model.train(training)
+    return combined(partial(torch.cat, dim=1), sequences)
+
+
+def measured_metrics(model: Any, ids: Tensor) -> dict[str, float]:
+    """Mean entropy, spikiness and temperatures of an adapted model on a batch, by layer and head.
+
+    Args:
+        model: adapted; within `ssa.disable`, its base is measured.
+        ids: token ids, (B, T), without padding.
+
+    Returns:
+        Metrics by name, as `ssa.model.attention_stats.attention_metrics` has them: ``attention_entropy`` in nats,
+        ``attention_spikiness``, ``temperature/query/layer_00/mean``, ...
+
+    Raises:
+        UserError: see `attention_statistics`.
+    """
+    return attention_metrics(attention_statistics(model, ids))
