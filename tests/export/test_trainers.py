@@ -105,3 +105,31 @@ def test_trl_trains_it(exported: Path, tmp_path: Path) -> None:
     assert model.model.gradient_checkpointing  # TRL's default
     still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
     assert not {name for name in still if ".temperature." in name}
+
+
+def test_peft_trains_temperatures_beside_lora(exported: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    plain, ids = load(exported), random_ids(2, LENGTH)
+    names = set(plain.state_dict())
+    lora = peft.LoraConfig(r=2, target_modules=["qkv", "out"], modules_to_save=["temperature"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load(exported), lora)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+    losses = sft(exported, model, tmp_path / "out")
+    assert losses[-1] < losses[0]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or ".temperature.modules_to_save." in name for name in trained)
+    temperatures = dict(plain.model.temperature_parameters())
+    assert len([name for name in trained if "lora_" not in name]) == len(temperatures)
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+        again = peft.PeftModel.from_pretrained(load(exported), str(tmp_path / "adapter"))
+        assert torch.equal(again(ids).logits, expected)
+        merged = again.merge_and_unload()
+        torch.testing.assert_close(merged(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    assert set(merged.state_dict()) == names
+    moved = {
+        name for name, tensor in merged.model.temperature_parameters().items() if (tensor != temperatures[name]).any()
+    }
+    assert moved == temperatures.keys()
