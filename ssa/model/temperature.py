@@ -25,7 +25,7 @@ has only a few values over 2,048 positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,7 @@ class ProjectionTemperatures(nn.Module):
         return iter(self._modules)
 
     def __getitem__(self, name: str) -> Temperature:
-        found: Any = self._modules[name]
-        return found
+        return cast(Temperature, self._modules[name])
 
     def __len__(self) -> int:
         return len(self._modules)
