@@ -1,18 +1,20 @@
-"""Generate text with a trained model: ``python generate.py run=RUN_FOLDER prompt="..."``; see ``--help``."""
+"""Generate text with a model: ``python generate.py run=RUN_FOLDER prompt="..."``; see ``--help``."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 
 from ssa.command_line.settings import program
 from ssa.config import PositiveFloat, Section
 from ssa.errors import UserError
 from ssa.model.config import Projection
+from ssa.pretrained.source import describe
+from ssa.pretrained.special_tokens import BEGIN, END, special_token
 from ssa.record.run_model import continue_text, load_run, load_run_config
 from ssa.viz.temperature_map import CONTROLS, check_choice, print_view, view_tokens
 from ssa.viz.temperature_map_files import check_files, write_html, write_picture
@@ -24,8 +26,12 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 class GenerateSettings(Section):
     """Settings of the command line."""
 
-    run: Text = Field(description="run folder, outputs/<experiment>/<run-id>; its best weights are used")
-    prompt: str = Field(description="text to continue, preceded by an end-of-text token as in training")
+    run: Text | None = Field(None, description="run folder, outputs/<experiment>/<run-id>; its best weights are used")
+    init_from: Text | None = Field(None, description="or an export or pretrained model: folder or Hub id")
+    prompt: str = Field(
+        description="text to continue, preceded by an end-of-text token as in training; with init_from by the "
+        "tokenizer's bos_token, else eos_token"
+    )
     max_new_tokens: NonNegativeInt = Field(64, description="maximum number of new tokens; 0: show the prompt only")
     temperature: PositiveFloat = Field(
         0.8, description="sampling temperature, which divides the logits; not the inverse temperature of attention"
@@ -44,6 +50,12 @@ class GenerateSettings(Section):
     png: Text | None = Field(None, description="write them to this PNG image; needs matplotlib")
     svg: Text | None = Field(None, description="write them to this SVG image; needs matplotlib")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.run is None) == (self.init_from is None):
+            raise ValueError("run, init_from: set exactly one: run=RUN_FOLDER, or init_from=FOLDER_OR_HUB_ID")
+        return self
+
     @property
     def shows_temperatures(self) -> bool:
         """Whether temperatures are printed or written to a file."""
@@ -57,15 +69,23 @@ def generate(settings: GenerateSettings) -> None:
         raise UserError(
             f"{unread[0]}={getattr(settings, unread[0])}: needs show=temperature, html=FILE, png=FILE or svg=FILE"
         )
-    config = load_run_config(settings.run)
+    run, init_from = str(settings.run), settings.init_from
+    config = load_run_config(run).model if init_from is None else describe(init_from).model
     if settings.shows_temperatures:
-        check_choice(config.model, settings.of, settings.layer, settings.head)
+        check_choice(config, settings.of, settings.layer, settings.head)
         check_files(html=settings.html, png=settings.png, svg=settings.svg)
     from ssa.device import resolve_device  # imports torch, which takes seconds
 
     device = resolve_device(settings.device, field="device")
-    _, model, tokenizer = load_run(settings.run)
     sampling = settings.model_dump(include={"temperature", "top_p", "greedy", "seed"})
+    if init_from is None:
+        _, model, tokenizer = load_run(run)
+    else:
+        from ssa.pretrained.load import load_with_tokenizer
+
+        model, tokenizer = load_with_tokenizer(config, init_from)
+        sampling["begin"] = special_token(init_from, tokenizer, BEGIN)
+        sampling["end"] = special_token(init_from, tokenizer, END)
     unsafe = {code: glyph for code, glyph in CONTROLS.items() if chr(code) not in "\n\t"}  # terminals obey these
 
     def write(text: str) -> None:
@@ -92,17 +112,19 @@ if __name__ == "__main__":
             GenerateSettings,
             generate,
             name="generate.py",
-            purpose="Generate text from a prompt with a trained model and show the learned temperature of each token.",
+            purpose="Generate text from a prompt with a model and show the learned temperature of each token.",
             examples=(
                 'run=outputs/main/RUN_ID prompt="The garden"',
                 'run=outputs/main/RUN_ID prompt="The garden" greedy=true show=temperature',
                 'run=outputs/main/RUN_ID prompt="The garden" max_new_tokens=0 of=value layer=2 html=value.html',
+                'init_from=my-model prompt="The garden"',
             ),
             files={
                 "generate.py": "the keys above",
                 "ssa/model/generation.py": "sampling with a key-value cache",
                 "ssa/viz/temperature_map.py": "the colored tokens; temperature_map_files.py: HTML, PNG, SVG",
                 "ssa/record/run_model.py": "loads the model and tokenizer of a run",
+                "ssa/pretrained/load.py": "loads those of an export or a pretrained model",
             },
         )
     )

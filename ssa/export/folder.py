@@ -1,4 +1,4 @@
-"""Export of a trained model as a Hugging Face folder, written atomically.  Writing does not need transformers.
+"""Export of a model as a Hugging Face folder, written atomically.  Writing does not need transformers.
 
 Models without temperatures are written for the transformers class of their architecture; models with temperatures in
 this project's own format, together with their source code (`ssa.pretrained.remote_code`).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssa.config import Config
 from ssa.errors import UserError
-from ssa.export.model_card import model_card
+from ssa.export.model_card import model_card, pretrained_card
 from ssa.files import check_new_folder, expanded, replacing, writing
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.base_files import base_files
 from ssa.pretrained.families import FAMILIES, Family
+from ssa.pretrained.load import load_with_tokenizer
 from ssa.pretrained.remote.aliases import aliases
 from ssa.pretrained.remote_code import ARCHITECTURE, AUTO_MAP, MODEL_TYPE, remote_code
 from ssa.pretrained.source import architecture
@@ -31,18 +32,22 @@ from ssa.record.run_model import load_run
 from ssa.text.tokenization import Tokenizer
 
 Kind = Literal["auto", "ssa"]
+Dtype = Literal["float32", "bf16"]
 
 _ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
+_DTYPES = {"float32": "float32", "bf16": "bfloat16"}  # names in config.json
+_FLOAT32 = {"temperature", "log_frequency"}  # in bf16 too, as when the class loads
 _UNUSED = dict.fromkeys(("rotary_fraction", "rope_theta", "rope_scaling"))  # with learned positions
 
 
-def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, bool]:
+def export(run: str | Path, to: str | Path, kind: Kind = "auto", dtype: Dtype = "float32") -> tuple[Path, bool]:
     """Export the best model of a run, with its tokenizer.
 
     Args:
         run: the run folder.
         to: the new folder; it may exist if it is empty.
         kind: ``ssa``: use this project's own class even if transformers has one.
+        dtype: of the stored weights; temperatures are float32.
 
     Returns:
         The folder, and whether this project's own class was used.
@@ -54,21 +59,64 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto") -> tuple[Path, 
     target = expanded(to).resolve()
     check_new_folder(target, f"to={target}")
     config, model, tokenizer = load_run(run)
-    own = kind == "ssa" or bool(config.model.temperature.scaled)
+    base = config.init_from if config.data.tokenizer == config.init_from else None
+    return target, _export(
+        target, model, tokenizer, base, lambda own: model_card(config, Path(run), target.name, own), kind, dtype
+    )
+
+
+def export_pretrained(
+    model: ModelConfig, init_from: str, to: str | Path, kind: Kind = "auto", dtype: Dtype = "float32"
+) -> tuple[Path, bool]:
+    """Export a pretrained model, perhaps with new temperatures, with its tokenizer.
+
+    Args:
+        model: its architecture, and the temperatures, see `ssa.export.base_model`.
+        init_from: a Hugging Face model: a folder or a Hub id.
+        to, kind, dtype: as in `export`, which also says what is returned.
+
+    Raises:
+        UserError: `to` is not empty or cannot be written, the model or its tokenizer is not available or damaged, or
+            the model does not fit `kind`.
+    """
+    target = expanded(to).resolve()
+    check_new_folder(target, f"to={target}")
+    transformer, tokenizer = load_with_tokenizer(model, init_from)
+
+    def card(own: bool) -> str:
+        return pretrained_card(model, init_from, target.name, own)
+
+    return target, _export(target, transformer, tokenizer, init_from, card, kind, dtype)
+
+
+def _export(
+    target: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    base: str | None,
+    card: Callable[[bool], str],
+    kind: Kind,
+    dtype: Dtype,
+) -> bool:
+    """Write the folder; returns whether this project's own class was used.
+
+    ``base``: the pretrained model that the tokenizer is from; ``card``: the README for the own class, or another.
+    """
+    own = kind == "ssa" or bool(model.config.temperature.scaled)
     end = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     described, tensors = _own(model) if own else _stock(model)
-    theirs = _base_files(config, tokenizer)
+    theirs = _base_files(base, tokenizer) if base is not None else {}
     ids = theirs.pop("config.json", None) or end
     texts = {
-        "config.json": _json({**described, **ids, "dtype": "float32", "torch_dtype": "float32"}),
+        "config.json": _json({**described, **ids, "dtype": _DTYPES[dtype], "torch_dtype": _DTYPES[dtype]}),
         "generation_config.json": _json({**end, "pad_token_id": tokenizer.end_of_text}),
         **{name: text if isinstance(text, str) else _json(text) for name, text in theirs.items()},
-        **({} if theirs else tokenizer_files(tokenizer, config.model.max_positions)),
-        "README.md": model_card(config, Path(run), target.name, own),
+        **({} if theirs else tokenizer_files(tokenizer, model.config.max_positions)),
+        "README.md": card(own),
         **(remote_code() if own else {}),
     }
-    _write(target, texts, tensors)
-    return target, own
+    _write(target, texts, tensors if dtype == "float32" else {name: _rounded(name, tensors[name]) for name in tensors})
+    return own
 
 
 def tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, str]:
@@ -89,18 +137,20 @@ def tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, str]:
     return {"tokenizer.json": _json(definition), "tokenizer_config.json": _json(settings)}
 
 
-def _base_files(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Settings of the pretrained model with its special tokens and templates, if its tokenizer was kept."""
-    if config.init_from is None or config.data.tokenizer != config.init_from:
-        return {}
+def _rounded(name: str, tensor: Tensor) -> Tensor:
+    return tensor if _FLOAT32 & set(name.split(".")) else tensor.bfloat16()
+
+
+def _base_files(base: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Settings of a pretrained model with its special tokens and templates."""
     try:
-        kept, left_out = base_files(config.init_from)
+        kept, left_out = base_files(base)
     except UserError as error:
         kept, left_out = {}, [str(error)]
     if "tokenizer_config.json" not in kept:
         kept, left_out = {}, [*left_out, "no tokenizer_config.json; special tokens and templates"]
     if left_out:
-        print(f"{config.init_from}: left out of the export: {'; '.join(left_out)}", flush=True)
+        print(f"{base}: left out of the export: {'; '.join(left_out)}", flush=True)
     return {**kept, "tokenizer.json": tokenizer.definition} if kept else {}
 
 

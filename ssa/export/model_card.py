@@ -8,6 +8,7 @@ from typing import Any
 
 from ssa.config import Config
 from ssa.files import expanded
+from ssa.model.config import ModelConfig, TemperatureConfig
 from ssa.record.run_files import read_summary
 
 _MEASURES = {"loss": "loss, nats per token", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
@@ -27,6 +28,7 @@ _PROMPTS = """\
 In training every text began with the end-of-text token, so prompts should too: `tokenizer.eos_token + text`.
 
 """
+_UNFINISHED = "The run had not finished.\n\n"
 _LICENSE = """\
 Not specified. Check the licenses of the training data and of the base model, and state one before sharing the weights.
 """
@@ -34,8 +36,27 @@ Not specified. Check the licenses of the training data and of the base model, an
 
 def model_card(config: Config, run: Path, name: str, own: bool) -> str:
     """A short model card for the exported folder ``name``; ``own``: whether that contains the model's code."""
-    model, rule, base = config.model, config.model.temperature, config.init_from
+    model, base = config.model, config.init_from
     origin = f"fine-tuned from `{base}`" if base else "trained from scratch"
+    about = (
+        f"`{model.name}` of size `{model.size}`, {origin} on `{config.data.name}`: {config.trainer.steps:,} steps of "
+        f"{config.trainer.batch_size} x {config.data.block_size} tokens, seed {config.seed}, as run\n"
+        f"`{config.run_id}`.\n\n"
+    )
+    measured = _evaluation(read_summary(run), config) if (run / "summary.json").exists() else _UNFINISHED
+    return _card(about, f"## Evaluation\n\n{measured}", _PROMPTS, model.temperature, base, name, own)
+
+
+def pretrained_card(model: ModelConfig, base: str, name: str, own: bool) -> str:
+    """The same for a pretrained model that was exported without a training run."""
+    rule = model.temperature
+    about = f"`{base}` with temperatures at the values they have there or start from" if rule.scaled else f"`{base}`"
+    return _card(f"{about}; not trained further.\n\n", "", "", rule, base, name, own)
+
+
+def _card(
+    about: str, evaluation: str, prompts: str, rule: TemperatureConfig, base: str | None, name: str, own: bool
+) -> str:
     hub = base is not None and not expanded(base).exists()
     front = {
         "library_name": "transformers",
@@ -46,15 +67,12 @@ def model_card(config: Config, run: Path, name: str, own: bool) -> str:
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in front.items()) + "---\n\n",
         f"# {name}\n\n",
-        f"`{model.name}` of size `{model.size}`, {origin} on `{config.data.name}`: {config.trainer.steps:,} steps of "
-        f"{config.trainer.batch_size} x {config.data.block_size} tokens, seed {config.seed}, as run\n"
-        f"`{config.run_id}`.\n\n",
+        about,
         _SSA.format(rule=rule.name, scaled=", ".join(rule.scaled)) if rule.scaled else "",
-        "## Evaluation\n\n",
-        _evaluation(read_summary(run), config) if (run / "summary.json").exists() else "The run had not finished.\n\n",
+        evaluation,
         "## Loading\n\n",
         f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{loading(name, own)}\n```\n\n",
-        _PROMPTS,
+        prompts,
         _CODE if own else "",
         "## License\n\n",
         _LICENSE,

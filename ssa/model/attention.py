@@ -118,8 +118,8 @@ class CausalSelfAttention(nn.Module):
 
     def _scaled(self, name: str, features: Tensor, tokens: Tokens, record: dict[str, Tensor]) -> Tensor:
         """Multiplies features (B, T, H, d) by their temperature, if any, and records it."""
-        if name not in self.temperature:
+        temperature: Tensor | None = self.temperature(name, features, tokens)
+        if temperature is None:
             return features
-        temperature: Tensor = self.temperature[name](features, tokens)
         record[name] = temperature.transpose(1, 2)
         return scale(features, temperature)

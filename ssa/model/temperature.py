@@ -24,7 +24,8 @@ has only a few values over 2,048 positions.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,14 +111,47 @@ def _upgrade(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> 
         state[upgraded_name(name)] = state.pop(name)
 
 
-def build_temperatures(config: TemperatureConfig, shape: Shape, n_kv_head: int | None = None) -> nn.ModuleDict:
-    """The temperatures of one layer by the projection they scale; an empty dict is vanilla attention.
+class ProjectionTemperatures(nn.Module):
+    """The temperatures of one layer by the projection they scale; empty in vanilla attention.
+
+    It is called rather than indexed in a forward pass, so that a wrapper with a forward of its own may replace it:
+    PEFT's ``modules_to_save``, which refuses an `nn.ModuleDict`.
+    """
+
+    def __init__(self, temperatures: Mapping[str, Temperature]) -> None:
+        super().__init__()
+        for name, temperature in temperatures.items():
+            self.add_module(name, temperature)
+
+    def forward(self, name: str, features: Tensor, tokens: Tokens) -> Tensor | None:
+        """The temperatures of a projection, see `Temperature`; None if it has none."""
+        return self[name](features, tokens) if name in self else None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __getitem__(self, name: str) -> Temperature:
+        return cast(Temperature, self._modules[name])
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def items(self) -> list[tuple[str, Temperature]]:
+        """Projections with their temperatures."""
+        return [(name, self[name]) for name in self._modules]
+
+
+def build_temperatures(config: TemperatureConfig, shape: Shape, n_kv_head: int | None = None) -> ProjectionTemperatures:
+    """The temperatures of one layer by the projection they scale; without any, vanilla attention.
 
     ``n_kv_head``: number of key and value heads, if fewer.
     """
     shapes = dict.fromkeys(("key", "value"), shape._replace(n_head=n_kv_head or shape.n_head))
     scaled = config.scaled.items()
-    return nn.ModuleDict({name: Temperature(terms, shapes.get(name, shape), config) for name, terms in scaled})
+    return ProjectionTemperatures({name: Temperature(terms, shapes.get(name, shape), config) for name, terms in scaled})
 
 
 def scale(features: Tensor, temperature: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,14 +27,12 @@ from ssa.pretrained.source import (
 )
 from ssa.pretrained.tensor_files import StoredTensor, stored_tensors
 from ssa.pretrained.tensor_headers import DTYPE_BYTES
-
-if TYPE_CHECKING:
-    from ssa.text.tokenization import Tokenizer
+from ssa.text.tokenization import Tokenizer, published_tokenizer
 
 _SHOWN = 3  # tensors named per fault in an error message
 
 
-def from_pretrained(init_from: str, temperature: TemperatureConfig | None = None, seed: int = 0) -> Transformer:
+def from_pretrained(init_from: str | Path, temperature: TemperatureConfig | None = None, seed: int = 0) -> Transformer:
     """Load a pretrained model and add temperatures.
 
     Args:
@@ -43,12 +41,29 @@ def from_pretrained(init_from: str, temperature: TemperatureConfig | None = None
         seed: for randomly initialized temperatures.
 
     Raises:
-        UserError: the model is not available or does not fit.
+        UserError: the model is not available or does not fit; or ``init_from`` is no name, such as a model object.
     """
-    model = describe(init_from).model
+    if not isinstance(init_from, str | Path):
+        raise UserError(
+            f"init_from: a {type(init_from).__name__} object; valid: a folder, or a Hub id; "
+            "ssa.adapt(model) adds temperatures to a model of transformers"
+        )
+    name = str(init_from)
+    model = describe(name).model
     if temperature is not None:
         model = replace(model, temperature=temperature.starting(pretrained=True))
-    return load_pretrained(model, init_from, seed)
+    return load_pretrained(model, name, seed)
+
+
+def load_with_tokenizer(model: ModelConfig, init_from: str) -> tuple[Transformer, Tokenizer]:
+    """`load_pretrained` in evaluation mode, and the model's own tokenizer.
+
+    Raises:
+        UserError: one is not available or damaged, or they do not fit.
+    """
+    tokenizer = published_tokenizer(init_from, field="init_from")
+    check_vocabulary(model, tokenizer, field="init_from")
+    return load_pretrained(model, init_from, seed=0).eval(), tokenizer
 
 
 def load_pretrained(

@@ -52,7 +52,10 @@ def load_run_config(folder: str | Path) -> Config:
     """
     path = Path(folder)
     if not (path / "config.yaml").is_file() and (path / "config.json").is_file():
-        raise UserError(f"{folder} is an exported model, not a run folder; give the run folder it was exported from")
+        raise UserError(
+            f"{folder} is an exported model, not a run folder; give the run folder it was exported from, "
+            f"or init_from={folder}"
+        )
     config = load_config(folder)
     checksums.verify(path, "config.yaml", "tokenizer.json")
     if not best_weights(folder).is_file():
@@ -90,26 +93,30 @@ def continue_text(
     prompt: str,
     max_new_tokens: int,
     write: Callable[[str], None] = lambda text: None,
+    begin: int | None = None,
+    end: int | None = None,
     **sampling: Any,
 ) -> list[int]:
-    """Continue a text, up to an end-of-text token.
+    """Continue a text, up to the token that ends it.
 
     Args:
-        model, tokenizer: of a run.
+        model, tokenizer: of a run, or pretrained.
         prompt: may be empty.
         max_new_tokens: largest number of new tokens.
         write: called with the prompt, then with pieces of the continuation, in whole characters.
+        begin, end: the tokens before a text and after it; default: end-of-text, as in training.
         sampling: ``temperature``, ``top_p``, ``greedy`` and ``seed``, as in `ssa.model.generation.generate`.
 
     Returns:
-        All tokens: end-of-text, which precedes every text in training, the prompt, the continuation.
+        All tokens: ``begin``, the prompt, the continuation.
 
     Raises:
         UserError: the text would be longer than the learned positions, or the model's logits are not finite.
     """
     from ssa.model.generation import TextStream, check_length, generate
 
-    ids = [tokenizer.end_of_text, *tokenizer.encode_batch([prompt])[0]]
+    first, last = (tokenizer.end_of_text if token is None else token for token in (begin, end))
+    ids = [first, *tokenizer.encode_batch([prompt])[0]]
     try:
         check_length(model.config, len(ids), max_new_tokens)
     except ValueError as error:
@@ -122,7 +129,7 @@ def continue_text(
             [ids],
             max_new_tokens,
             **sampling,
-            stop=[tokenizer.end_of_text],
+            stop=[last],
             on_token=lambda _, token: write(stream.push(token)),
         )
     except FloatingPointError as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssa.model.config import TemperatureConfig, Terms
-from ssa.model.temperature import build_temperatures, scale
+from ssa.model.temperature import ProjectionTemperatures, build_temperatures, scale
 from ssa.model.temperature_rules import Shape, Tokens
 
 VANILLA = TemperatureConfig(name="none")
@@ -65,21 +65,19 @@ class AttentionMap(nn.Module):
         return (x @ weight.mT).reshape(*x.shape[:-1], self.n_head, self.head_dim).transpose(-2, -3)
 
 
-def initial_temperatures(config: TemperatureConfig, shape: Shape, seed: int) -> nn.ModuleDict:
+def initial_temperatures(config: TemperatureConfig, shape: Shape, seed: int) -> ProjectionTemperatures:
     """The temperatures of a config in float64, at their start values."""
     temperatures, draws = build_temperatures(config, shape).double(), torch.Generator().manual_seed(seed)
-    for temperature in temperatures.values():
-        temperature.reset_parameters(draws)  # type: ignore[operator]
+    for _, temperature in temperatures.items():
+        temperature.reset_parameters(draws)
     return temperatures
 
 
-def tau_of(temperatures: nn.ModuleDict, name: str, x: Tensor, features: Tensor, n_keys: int) -> Tensor:
+def tau_of(temperatures: ProjectionTemperatures, name: str, x: Tensor, features: Tensor, n_keys: int) -> Tensor:
     """tau of x, (B, T, D), with features (B, H, T, d): broadcastable to (B, H, T, 1); 1 without such a temperature."""
-    if name not in temperatures:
-        return features.new_ones(1, 1, 1, 1)
     visible_keys = torch.full((x.size(-2),), n_keys, device=x.device)
-    tau: Tensor = temperatures[name](features.transpose(1, 2), Tokens(x, visible_keys))
-    return tau.transpose(1, 2)
+    tau: Tensor | None = temperatures(name, features.transpose(1, 2), Tokens(x, visible_keys))
+    return features.new_ones(1, 1, 1, 1) if tau is None else tau.transpose(1, 2)
 
 
 def spikiness(maps: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def check_choice(model: ModelConfig, of: str, layer: int | None, head: int | Non
     if not scaled:
         raise UserError(f"model/temperature={name}: vanilla attention has no temperatures to show")
     if of not in scaled:
-        raise UserError(f"of={of}: not scaled in this run, model/temperature={name}; valid: {', '.join(scaled)}")
+        raise UserError(f"of={of}: not scaled in this model, model/temperature={name}; valid: {', '.join(scaled)}")
     for key, number, count in (("layer", layer, model.n_layer), ("head", head, _heads(model, of))):
         if number is not None and number >= count:
             raise UserError(f"{key}={number}: no such {key} of {of}; valid: {f'0 to {count - 1}' if count > 1 else 0}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shutil
@@ -17,6 +18,7 @@ import yaml
 from conftest import ROOT
 
 from ssa.config import Config
+from ssa.export.folder import export
 from ssa.model.generation import generate
 from ssa.model.transformer import Transformer
 from ssa.record.run_model import continue_text, load_run
@@ -151,6 +153,35 @@ def test_the_tokenizer_of_a_run_without_one_is_trained_again(broken: Path, run: 
     assert launch(f"run={broken}", *arguments) == launch(f"run={run}", *arguments)
 
 
+def test_an_export_generates_as_its_run_does(run: Path, launch: Launch, tmp_path: Path) -> None:
+    folder, _ = export(run, tmp_path / "exported")
+    settings = (f"prompt={PROMPT}", "max_new_tokens=9", "seed=3", "show=temperature", "layer=1")
+    expected = launch(f"run={run}", *settings)
+    assert expected.code == 0
+    assert launch(f"init_from={folder}", *settings) == expected
+
+
+def test_a_pretrained_model_begins_and_ends_with_its_own_tokens(run: Path, launch: Launch, tmp_path: Path) -> None:
+    folder, (_, model, tokenizer) = tmp_path / "model", load_run(run)
+    export(run, folder)
+    begin, end = 70, tokenizer.encode_batch(["a"])[0][0]
+    names = {"bos_token": tokenizer.decode([begin]), "eos_token": {"content": tokenizer.decode([end])}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    ids = [begin, *tokenizer.encode_batch([PROMPT])[0]]
+    (new,) = generate(model, [ids], 9, greedy=True, stop=[end])
+    done = launch(f"init_from={folder}", f"prompt={PROMPT}", "max_new_tokens=9", "greedy=true")
+    assert (done.code, done.out) == (0, PROMPT + tokenizer.decode(new) + "\n")
+
+
+def test_a_run_and_an_export_exclude_each_other(run: Path, launch: Launch, tmp_path: Path) -> None:
+    one = "error: run, init_from: set exactly one: run=RUN_FOLDER, or init_from=FOLDER_OR_HUB_ID\n"
+    for given in ([], [f"run={run}", f"init_from={tmp_path}"]):
+        assert only_error(launch("prompt=x", *given)) == one
+    assert f"a run folder; export it first: python export.py run={run}" in only_error(
+        launch(f"init_from={run}", "prompt=x")
+    )
+
+
 WRONG = {
     "prompt": ["not KEY=VALUE"],
     "promt=x": ["promt:", "did you mean prompt?"],
@@ -181,7 +212,7 @@ def test_one_line_for_a_wrong_argument(argument: str, run: Path, launch: Launch)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["of=key"], "of=key: not scaled in this run, model/temperature=ssa; valid: query, value"),
+        (["of=key"], "of=key: not scaled in this model, model/temperature=ssa; valid: query, value"),
         (["layer=3"], "layer=3: no such layer of query; valid: 0 to 2"),
         (["of=value", "head=1"], "head=1: no such head of value; valid: 0"),
     ],
@@ -242,7 +273,7 @@ def test_one_line_for_a_damaged_file(file: str, broken: Path, launch: Launch) ->
     assert "damaged" in error
 
 
-@pytest.mark.parametrize("arguments", [["promt=x"], ["run=nowhere", "prompt=x"]])
+@pytest.mark.parametrize("arguments", [["promt=x"], ["run=nowhere", "prompt=x"], ["init_from=./nowhere", "prompt=x"]])
 def test_errors_are_reported_before_heavy_imports(arguments: list[str], tmp_path: Path) -> None:
     outcome = programs.launch("generate.py", *arguments, cwd=tmp_path)
     assert (outcome.code, outcome.out, outcome.heavy) == (2, "", set())

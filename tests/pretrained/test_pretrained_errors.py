@@ -351,3 +351,17 @@ def test_the_hub_is_unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_size_label(name: str, label: str) -> None:
     assert size_label(name) == label
     ModelConfig(name="x", size=label, n_layer=1, n_head=1, d_model=2)
+
+
+def test_a_model_object_is_not_a_name() -> None:
+    with pytest.raises(UserError) as error:
+        from_pretrained(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    assert str(error.value) == (
+        "init_from: a Linear object; valid: a folder, or a Hub id; ssa.adapt(model) adds temperatures to a model of "
+        "transformers"
+    )
+
+
+def test_a_path_is_a_name(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "gpt2")
+    assert torch.equal(from_pretrained(tmp_path / "model").head.weight, model.head.weight)

@@ -15,18 +15,17 @@ import torch
 from ssa.config import Config
 from ssa.device import resolve_device
 from ssa.errors import UserError
-from ssa.files import expanded, hash_of, parse_json
+from ssa.files import expanded, hash_of
 from ssa.model.config import ModelConfig
 from ssa.model.transformer import Transformer
 from ssa.pretrained.load import check_vocabulary, load_pretrained
-from ssa.pretrained.source import describe, size_label, text_files, weights_hash
+from ssa.pretrained.source import describe, size_label, weights_hash
+from ssa.pretrained.special_tokens import BEGIN, END, special_token
 from ssa.record.checkpoint import read
 from ssa.record.run_files import read_environment
 from ssa.record.run_model import best_weights, hash_of_weights, load_run, load_run_config, load_run_tokenizer
 from ssa.record.run_record import read_status
 from ssa.text.tokenization import Tokenizer, published_tokenizer
-
-_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def check_length(model: ModelConfig, field: str, length: int) -> None:
@@ -113,12 +112,12 @@ class EvaluatedModel:
         """The token before a text: end-of-text for a run, as in training; ``bos_token``, else ``eos_token``, of a
         pretrained model's tokenizer_config.json, as in lm-evaluation-harness.
         """
-        return self._special_token("bos_token", "eos_token")
+        return self._special_token(BEGIN)
 
     @functools.cached_property
     def end(self) -> int:
         """The token that ends an answer: end-of-text for a run, ``eos_token`` for a pretrained model."""
-        return self._special_token("eos_token")
+        return self._special_token(END)
 
     @property
     def restart_at(self) -> int | None:
@@ -196,18 +195,7 @@ class EvaluatedModel:
             "precision": self.precision,
         }
 
-    def _special_token(self, *keys: str) -> int:
-        """The first of these special tokens in the tokenizer's config files, else end-of-text."""
-        if self.init_from is not None:
-            source = self._tokenizer or self.init_from
-            path = expanded(source)
-            if path.suffix == ".json" and path.is_file():
-                source = str(path.parent)
-            for name, content in text_files(source, _TOKENIZER_FILES).items():
-                values = parse_json(content, f"{source}: {name}")
-                for token in map(values.get, keys):
-                    text = token.get("content") if isinstance(token, dict) else token
-                    found = self.tokenizer.token_id(text) if isinstance(text, str) else None
-                    if found is not None:
-                        return found
-        return self.tokenizer.end_of_text
+    def _special_token(self, keys: tuple[str, ...]) -> int:
+        if self.init_from is None:
+            return self.tokenizer.end_of_text
+        return special_token(self._tokenizer or self.init_from, self.tokenizer, keys)

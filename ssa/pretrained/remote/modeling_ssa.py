@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ssa.model.config import ModelConfig
 from ssa.model.kv_cache import KVCache
@@ -35,6 +35,52 @@ class CacheLayer:
         return keys, values
 
 
+class SSAModel(Transformer):
+    """`Transformer` with the interface of a base model of transformers, which trainers may call in place of the whole.
+
+    Attributes:
+        gradient_checkpointing: `checkpoint_activations`, by the name that transformers sets.
+    """
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        return self.checkpoint_activations
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.checkpoint_activations = enable
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """The input of the output matrix, (B, T, D).
+
+        Args:
+            input_ids: (B, T), the tokens after those in the cache.
+            attention_mask: (B, S), 1 for tokens, 0 for padding; includes tokens in the cache.
+            past_key_values: a growing cache, such as `DynamicCache`; default: none.
+            cache: its name in transformers 5.24 and later.
+            kwargs: other arguments of such models, without effect.
+
+        Raises:
+            ValueError: padding between tokens, a mask of the wrong shape, a cache of fixed size, or an unsupported
+                argument.
+        """
+        for name, reason in _REFUSED.items():
+            if kwargs.get(name) is not None and kwargs[name] is not False:
+                raise ValueError(f"{name}: not supported, {reason}")
+        cache = past_key_values if cache is None else cache
+        kept = _adapted(cache, len(self.blocks)) if cache is not None else None
+        visible_keys = _visible(attention_mask, input_ids.size(1), kept.length if kept is not None else 0)
+        hidden = self.hidden(input_ids, visible_keys=visible_keys, cache=kept)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **{_CACHE: cache})
+
+
 class SSAForCausalLM(PreTrainedModel, GenerationMixin):
     """A causal language model with temperatures.  New weights start as in training, drawn with torch's generator."""
 
@@ -45,10 +91,11 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
     _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _tied_weights_keys = {"model.head.weight": "model.token_embedding.weight"}  # noqa: RUF012
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: SSAConfig) -> None:
         super().__init__(config)
-        self.model = Transformer(ModelConfig.from_plain(config.ssa), config.vocab_size, seed=None)
+        self.model = SSAModel(ModelConfig.from_plain(config.ssa), config.vocab_size, seed=None)
         self.post_init()
         self._keep_in_fp32_modules_strict = {"temperature", "log_frequency"}  # as in training, also in bf16 models
         if self.model.token_embedding.weight.device.type != "meta":  # there, weights are loaded later
@@ -104,7 +151,7 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values: a growing cache, such as `DynamicCache`.
             cache: its name in transformers 5.24 and later.
             labels: (B, T), equal to ``input_ids`` (not shifted); -100 is ignored.
-            use_cache: whether to return a cache; default: the config's.
+            use_cache: whether to return a cache; default: the config's, but none with activation checkpointing.
             logits_to_keep: number of last positions, or indices, to return logits for; 0: all.
             return_dict: whether to return an output object rather than a tuple; default: the config's.
             kwargs: passed to the loss.
@@ -113,15 +160,12 @@ class SSAForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: padding between tokens, a mask of the wrong shape, a cache of fixed size, or an unsupported
                 argument.
         """
-        for name, reason in _REFUSED.items():
-            if kwargs.get(name) is not None and kwargs[name] is not False:
-                raise ValueError(f"{name}: not supported, {reason}")
         cache = past_key_values if cache is None else cache
-        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
+        recomputes = self.model.gradient_checkpointing and self.training  # which takes a forward pass without a cache
+        if cache is None and not recomputes and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
-        kept = _adapted(cache, len(self.model.blocks)) if cache is not None else None
-        visible_keys = _visible(attention_mask, input_ids.size(1), kept.length if kept is not None else 0)
-        logits = self.model(input_ids, visible_keys=visible_keys, cache=kept)
+        hidden = self.model(input_ids, attention_mask, cache=cache, **kwargs).last_hidden_state
+        logits = self.model.head(hidden)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.size(-1), **kwargs)
