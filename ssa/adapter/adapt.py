@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from ssa.adapter import interface, tracing
+from ssa.adapter import interface, probe, tracing
 from ssa.adapter.layer import LayerPlan, LayerTemperatures, TokenFrequencies, adapted_layers, dtype_of
+from ssa.config import validated
 from ssa.config_errors import closest
 from ssa.errors import UserError, first_line
 from ssa.model.config import TemperatureConfig
@@ -34,14 +34,14 @@ class Adaptation:
         base: the attention implementation before.
         n_layer: the number of layers with softmax attention, all of which have temperatures.
         n_other: the number of other layers, such as those of a state-space model.
-        frozen: names of the parameters that were frozen.
+        frozen: the parameters that were frozen.
     """
 
     temperature: TemperatureConfig
     base: str
     n_layer: int
     n_other: int
-    frozen: tuple[str, ...]
+    frozen: tuple[nn.Parameter, ...]
 
 
 def adapt(
@@ -74,9 +74,13 @@ def adapt(
         UserError: the model cannot be adapted, which leaves it as it was, or a setting is not valid.
     """
     config = _rule(temperature, settings)
+    if not isinstance(seed, int):
+        raise UserError(f"seed={seed}: valid: a whole number")
     log_frequency = None
     if config.needs_frequencies:
-        log_frequency = _log_frequency(token_counts, _vocabulary(causal_lm(model)))
+        log_frequency = _log_frequency(token_counts, probe.vocabulary(causal_lm(model)))
+    elif token_counts is not None:
+        raise UserError(f"token_counts: temperature={config.name} does not read them; valid with frequency")
     return add_temperatures(model, config, train=train, seed=seed, log_frequency=log_frequency)
 
 
@@ -99,34 +103,32 @@ def add_temperatures(
     inner = causal_lm(model)
     if adaptation(inner) is not None:
         raise UserError("model: has temperatures already; ssa.unload(model) removes them")
-    base = inner.config._attn_implementation
+    base = probe.implementation(inner)
     if base not in interface.BASES:
         raise UserError(
             f"model: attn_implementation={base}: does not say how many keys a query sees; "
             f"valid: {', '.join(interface.BASES)}, as in from_pretrained(..., attn_implementation='sdpa')"
         )
-    with _probing(inner):
-        logits = _causal_logits(inner)
-    layers = {plan.name: _layer(plan, config, inner) for plan in _plans(inner, base)}
+    logits = probe.causal_logits(inner)
+    layers = {plan.name: _layer(plan, config, inner) for plan in probe.plans(inner)}
     if expected is not None:
         _check_sizes(*expected, {name: layer.sizes() for name, layer in layers.items()})
     generator = torch.Generator().manual_seed(seed)
     for layer in layers.values():
         layer.reset_parameters(generator)
-    _attach(inner, layers, log_frequency)
     try:
-        inner.set_attn_implementation(interface.adapted_name(base))
+        _attach(inner, layers, log_frequency)
+        probe.set_implementation(inner, interface.adapted_name(base))
         _check(inner, logits)
     except BaseException:
         _remove(inner, base)
         raise
     ours = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
-    others = [(name, one) for name, one in model.named_parameters() if id(one) not in ours and one.requires_grad]
+    others = [one for one in model.parameters() if id(one) not in ours and one.requires_grad]
     frozen = others if train == "temperature" else []
-    for _, parameter in frozen:
+    for parameter in frozen:
         parameter.requires_grad_(False)
-    names = tuple(name for name, _ in frozen)
-    inner.ssa_adaptation = Adaptation(config, base, len(layers), _other_layers(inner, layers), names)
+    inner.ssa_adaptation = Adaptation(config, base, len(layers), _other_layers(inner, layers), tuple(frozen))
     return model
 
 
@@ -151,7 +153,11 @@ def adaptation(model: Any) -> Adaptation | None:
 
 @contextmanager
 def disable(model: Any) -> Iterator[None]:
-    """In this block the model computes what it would without temperatures."""
+    """In this block the model computes what it would without temperatures.
+
+    Raises:
+        UserError: it has none.
+    """
     layers = adapted(model).values()
     before = [layer.enabled for layer in layers]
     try:
@@ -168,21 +174,26 @@ def unload(model: Any) -> Any:
 
     Returns:
         The model.
+
+    Raises:
+        UserError: it has none.
     """
     adapted(model)
     inner = causal_lm(model)
     found: Adaptation = inner.ssa_adaptation
     _remove(inner, found.base)
-    parameters = dict(model.named_parameters())
-    for name in found.frozen:
-        if name in parameters:  # PEFT may have renamed it
-            parameters[name].requires_grad_(True)
+    for parameter in found.frozen:
+        parameter.requires_grad_(True)
     del inner.ssa_adaptation
     return model
 
 
 def print_trainable_parameters(model: Any) -> None:
-    """Print how many parameters are trained, how many of them are temperatures', and in which layers."""
+    """Print how many parameters are trained, how many are temperatures', and in how many layers.
+
+    Raises:
+        UserError: the model has no temperatures.
+    """
     layers = adapted(model)
     found: Adaptation = causal_lm(model).ssa_adaptation
     every = list(model.parameters())
@@ -214,63 +225,37 @@ def causal_lm(model: Any) -> PreTrainedModel:
 
 
 def _rule(temperature: str | TemperatureConfig, settings: dict[str, Any]) -> TemperatureConfig:
-    if isinstance(temperature, str):
-        if temperature not in rule_names():
-            guess = closest(temperature, rule_names())
-            valid = ", ".join(name for name in rule_names() if name != "none")
-            raise UserError(f"temperature={temperature}: not one of the rules{guess}; valid: {valid}")
+    if isinstance(temperature, str) and temperature in rule_names():
         temperature = rule(temperature)
+    if not isinstance(temperature, TemperatureConfig):
+        guess = closest(str(temperature), rule_names())
+        valid = ", ".join(name for name in rule_names() if name != "none")
+        raise UserError(f"temperature={temperature}: not one of the rules{guess}; valid: {valid}")
     try:
-        found = TemperatureConfig.from_plain(temperature.plain() | settings).starting(pretrained=True)
+        found = validated(TemperatureConfig, temperature.plain() | settings).starting(pretrained=True)
         check_terms(found)
     except ValueError as error:
         raise UserError(first_line(error)) from None
     if not found.scaled:
         raise UserError(f"temperature={found.name}: scales nothing")
+    if unused := found.unused_settings & settings.keys():
+        raise UserError(
+            f"{sorted(unused)[0]}={settings[sorted(unused)[0]]}: no term of temperature={found.name} reads it"
+        )
     return found
 
 
-def _vocabulary(model: PreTrainedModel) -> int:
-    return int(model.get_input_embeddings().weight.size(0))
-
-
-def _log_frequency(token_counts: Tensor | None, vocabulary: int) -> Tensor:
-    if token_counts is None:
+def _log_frequency(token_counts: Tensor | None, size: int) -> Tensor:
+    if not isinstance(token_counts, Tensor):
         raise UserError(
-            f"token_counts=None: temperature=frequency needs how often each of the {vocabulary:,} tokens occurs"
+            f"token_counts={token_counts}: temperature=frequency needs how often each of the {size:,} tokens occurs, "
+            "as a tensor"
         )
-    if tuple(token_counts.shape) != (vocabulary,):
-        raise UserError(f"token_counts: shape {tuple(token_counts.shape)}; valid: ({vocabulary},)")
+    if tuple(token_counts.shape) != (size,):
+        raise UserError(f"token_counts: shape {tuple(token_counts.shape)}; valid: ({size},)")
+    if not token_counts.double().isfinite().all() or token_counts.min() < 0 or token_counts.sum() == 0:
+        raise UserError("token_counts: valid: finite numbers, none below 0, not all 0")
     return standardized_log_counts(token_counts).float()
-
-
-def _plans(model: PreTrainedModel, base: str) -> list[LayerPlan]:
-    """What is known of each softmax attention layer.
-
-    Raises:
-        UserError: there is none, or one cannot be understood.
-    """
-    found: list[LayerPlan] = []
-    model.set_attn_implementation(interface.traced_name(base))
-    try:
-        with _probing(model):
-            for length in tracing.LENGTHS:
-                layers = tracing.attention_layers(model, partial(_run, model, length))
-                if all(length not in seen.heads.values() for _, _, seen in layers.values()):
-                    break
-            if not layers:
-                raise UserError(
-                    f"model: {type(model).__name__} has no attention that goes through transformers' AttentionInterface"
-                )
-            plans: dict[tuple[Any, ...], LayerPlan] = {}
-            for name, (attention, call, seen) in layers.items():
-                structure = tracing.structure(attention, call)
-                if structure not in plans:
-                    plans[structure] = tracing.trace(name, attention, call, seen)
-                found.append(replace(plans[structure], name=name))
-            return found
-    finally:
-        model.set_attn_implementation(base)
 
 
 def _layer(plan: LayerPlan, config: TemperatureConfig, model: PreTrainedModel) -> LayerTemperatures:
@@ -306,9 +291,9 @@ def _layer(plan: LayerPlan, config: TemperatureConfig, model: PreTrainedModel) -
 
 def _attach(model: PreTrainedModel, layers: dict[str, LayerTemperatures], log_frequency: Tensor | None) -> None:
     if log_frequency is not None:
-        embedding = model.get_input_embeddings()
-        model.ssa_frequencies = TokenFrequencies(log_frequency.to(embedding.weight.device))
-        model.ssa_frequencies.attach(embedding)
+        device = model.get_input_embeddings().weight.device
+        model.ssa_frequencies = TokenFrequencies(log_frequency.to(device))
+        model.ssa_frequencies.attach(model)
         for layer in layers.values():
             layer.frequencies = (model.ssa_frequencies,)
     for name, layer in layers.items():
@@ -324,7 +309,8 @@ def _remove(model: PreTrainedModel, base: str) -> None:
     if isinstance(frequencies := getattr(model, "ssa_frequencies", None), TokenFrequencies):
         frequencies.detach()
         del model.ssa_frequencies
-    model.set_attn_implementation(base)
+    if probe.implementation(model) == interface.adapted_name(base):
+        probe.set_implementation(model, base)
 
 
 def _check(model: PreTrainedModel, logits: Tensor) -> None:
@@ -333,80 +319,21 @@ def _check(model: PreTrainedModel, logits: Tensor) -> None:
     Raises:
         UserError: its logits are not those from before, or a temperature would be computed from cached tokens.
     """
-    with _probing(model):
+    with probe.probing(model):
         with disable(model):
-            same = torch.equal(_run(model, tracing.LENGTHS[0]), logits)
+            same = torch.equal(probe.run(model, tracing.LENGTHS[0]), logits)
         if not same:
             raise UserError(f"model: {type(model).__name__} computes other logits once its attention is this package's")
+        probe.run(model, tracing.LENGTHS[0])
         try:
             with disable(model):
-                _run_with_cache(model)
+                probe.run_with_cache(model)
         except Exception:
             return  # it takes none
-        _run_with_cache(model)
+        probe.run_with_cache(model)
 
 
-@contextmanager
-def _probing(model: PreTrainedModel) -> Iterator[None]:
-    """In evaluation mode, without gradients."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-def _causal_logits(model: PreTrainedModel) -> Tensor:
-    """Its logits, see `_run`.
-
-    Raises:
-        UserError: those of a token depend on later tokens.
-    """
-    length = tracing.LENGTHS[0]
-    logits, changed = _run(model, length), _run(model, length, change_last=True)
-    seen = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    seen[:, -1] = False
-    seen[1, : tracing.PADDING] = False
-    if not torch.equal(logits[seen], changed[seen]):
-        name = type(model).__name__
-        raise UserError(f"model: {name} is not causal as it is configured: the logits of a token depend on later ones")
-    return logits
-
-
-def _run(model: PreTrainedModel, length: int, change_last: bool = False) -> Tensor:
-    """Logits of two rows of tokens, the second padded on the left."""
-    ids = _ids(model, length)
-    if change_last:
-        ids[:, -1] = (ids[:, -1] + 1) % _vocabulary(model)
-    mask = torch.ones_like(ids)
-    mask[1, : tracing.PADDING] = 0
-    try:
-        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    except UserError:
-        raise
-    except Exception as error:
-        name = type(model).__name__
-        raise UserError(f"model: {name} does not run on token ids alone ({first_line(error)})") from None
-    return logits
-
-
-def _run_with_cache(model: PreTrainedModel) -> None:
-    ids = _ids(model, tracing.LENGTHS[0])
-    outputs = model(input_ids=ids, use_cache=True)
-    for name, cache in outputs.items():
-        if isinstance(cache, Cache):
-            model(input_ids=ids[:, :1], use_cache=True, **{name: cache})
-
-
-def _ids(model: PreTrainedModel, length: int) -> Tensor:
-    device = model.get_input_embeddings().weight.device
-    return (torch.arange(2 * length, device=device) * 7 + 3).view(2, length) % _vocabulary(model)
-
-
-def _other_layers(model: PreTrainedModel, layers: dict[str, LayerTemperatures]) -> int:
+def _other_layers(model: PreTrainedModel, layers: Mapping[str, LayerTemperatures]) -> int:
     """Layers without softmax attention, by the number in the model's config."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", len(layers))
     return max(0, count - len(layers))

@@ -7,6 +7,7 @@ base is float64) and a model card.  Files of PEFT have other names, so that both
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -20,17 +21,23 @@ from transformers import PreTrainedModel
 
 from ssa.adapter.adapt import Train, adaptation, add_temperatures, causal_lm
 from ssa.adapter.layer import adapted_layers
+from ssa.adapter.probe import vocabulary
+from ssa.config import validated
+from ssa.config_errors import shown
 from ssa.errors import UserError, first_line
-from ssa.files import expanded, hash_of, parse_json, to_json, write_atomic, writing
+from ssa.files import expanded, hash_of, hash_of_bytes, hash_of_file, parse_json, to_json, write_atomic, writing
 from ssa.hub_client import NotInRepository, download
 from ssa.model.config import TemperatureConfig
 from ssa.model.sharding import gathered
+from ssa.rule_names import check_terms
 
 CONFIG, WEIGHTS = "ssa_adapter.json", "ssa_adapter.safetensors"
 _FORMAT = 1
+_CARD = "---\nlibrary_name: ssa\n"  # how a model card of ours begins
 _FREQUENCIES = "ssa_frequencies.log_frequency"
 # Keys of a model's config that say nothing about what it computes, or that its loader changes.
 _VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")  # which trainers set
 
 
 def save_temperatures(model: Any, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> Path:
@@ -50,20 +57,22 @@ def save_temperatures(model: Any, folder: str | Path, state_dict: Mapping[str, T
     inner, found = causal_lm(model), adaptation(model)
     if found is None:
         raise UserError("model: has no temperatures to save; ssa.adapt(model) adds them")
-    tensors = _state(inner, state_dict)
+    weights = save(_state(inner, state_dict), {"format": "pt"})
     content = {
         "format": _FORMAT,
         "temperature": found.temperature.plain(),
         "base": _base(inner),
         "layers": {name: layer.sizes() for name, layer in adapted_layers(inner).items()},
+        "weights_hash": hash_of_bytes(weights),
     }
     folder = expanded(folder)
     with writing(f"folder={folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+        write_atomic(folder / WEIGHTS, weights)
         write_atomic(folder / CONFIG, to_json(content))
-        if not (folder / "README.md").exists():
-            write_atomic(folder / "README.md", _card(content, sum(tensor.numel() for tensor in tensors.values())))
+        card = folder / "README.md"
+        if not card.exists() or card.read_text(encoding="utf-8").startswith(_CARD):
+            write_atomic(card, _card(content, found.temperature))
     return folder
 
 
@@ -84,35 +93,27 @@ def load_temperatures(
     Raises:
         UserError: the folder has no temperatures or damaged ones, or they belong to another architecture.
     """
-    config_file, weights_file = _files(folder, revision)
     where = f"folder={folder}"
-    content = parse_json(config_file.read_bytes(), f"{where}: {CONFIG}")
-    try:
-        temperature = TemperatureConfig.from_plain(content["temperature"])
-        base, layers = dict(content["base"]), dict(content["layers"])
-        tensors = load_file(weights_file)
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{where}: damaged ({first_line(error)})") from None
-    inner = causal_lm(model)
+    config_file, weights_file = _files(folder, revision)
+    temperature, content, tensors = _read(where, config_file, weights_file)
+    inner, base = causal_lm(model), content["base"]
     ours = _base(inner)
-    if base.get("model_type") != ours["model_type"]:
+    if base["model_type"] != ours["model_type"]:
         raise UserError(
-            f"{where}: temperatures of a {base.get('model_type')} ({base.get('name')}); the model is a "
+            f"{where}: temperatures of a {base['model_type']} ({base['name']}); the model is a "
             f"{ours['model_type']} ({ours['name']})"
         )
     frequencies = tensors.pop(_FREQUENCIES, None)
-    add_temperatures(model, temperature, train=train, log_frequency=frequencies, expected=(where, layers))
-    parameters = {
-        f"{name}.temperature.{key}": parameter
-        for name, layer in adapted_layers(inner).items()
-        for key, parameter in layer.named_parameters()
-    }
-    for name, parameter in parameters.items():
-        parameter.data.copy_(tensors[name])
+    if frequencies is not None and len(frequencies) != vocabulary(inner):
+        raise UserError(f"{where}: frequencies of {len(frequencies):,} tokens; the model has {vocabulary(inner):,}")
+    add_temperatures(model, temperature, train=train, log_frequency=frequencies, expected=(where, content["layers"]))
+    for name, layer in adapted_layers(inner).items():
+        for key, parameter in layer.named_parameters():
+            parameter.data.copy_(tensors[f"{name}.temperature.{key}"])
     if base.get("config_hash") != ours["config_hash"]:
         warnings.warn(
-            f"{where}: trained on {base.get('name')} (revision {base.get('revision')}), whose config is not that of "
-            f"this model, {ours['name']}",
+            f"{where}: trained on {base['name']} (revision {base['revision']}), whose config is not that of "
+            f"{ours['name']}",
             stacklevel=2,
         )
     return model
@@ -124,14 +125,19 @@ def push_to_hub(model: Any, repo_id: str, **options: Any) -> str:
     Args:
         model: adapted.
         repo_id: ``ORG/NAME``.
-        options: of `huggingface_hub.HfApi.upload_folder`, such as ``commit_message``; ``private`` for a new repository.
+        options: of `huggingface_hub.HfApi.upload_folder`, such as ``commit_message``; ``private`` for a new repository;
+            ``token``.
 
     Returns:
         The address of the commit.
+
+    Raises:
+        UserError: the model has no temperatures.
+        HfHubHTTPError: the Hub refuses.
     """
     from huggingface_hub import HfApi
 
-    api = HfApi()
+    api = HfApi(token=options.pop("token", None))
     with tempfile.TemporaryDirectory() as folder:
         save_temperatures(model, folder)
         api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
@@ -142,7 +148,10 @@ def _state(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None) -> d
     layers = adapted_layers(model).items()
     names = [f"{name}.temperature.{key}" for name, layer in layers for key, _ in layer.named_parameters()]
     state = model.state_dict() if state_dict is None else state_dict
-    named = {name: next((key for key in state if key.endswith(name)), None) for name in [*names, _FREQUENCIES]}
+    named = {
+        name: name if name in state else next((key for key in state if key.endswith(f".{name}")), None)
+        for name in [*names, _FREQUENCIES]
+    }
     if missing := [name for name in names if named[name] is None]:
         raise UserError(f"state_dict: has no {missing[0]}")
     return {name: gathered(state[key]).detach().cpu().contiguous() for name, key in named.items() if key is not None}
@@ -150,17 +159,56 @@ def _state(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None) -> d
 
 def _base(model: PreTrainedModel) -> dict[str, Any]:
     """What identifies a base model."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE}
     return {
         "name": model.config._name_or_path or None,
         "revision": getattr(model.config, "_commit_hash", None),
         "architecture": type(model).__name__,
         "model_type": model.config.model_type,
-        "config_hash": hash_of(json.loads(json.dumps(config, default=str))),
+        "config_hash": hash_of(json.loads(json.dumps(_lasting(model.config.to_dict()), default=str))),
     }
 
 
+def _lasting(config: Any) -> Any:
+    """A model's config without the keys that say nothing about what it computes."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _lasting(value) for key, value in config.items() if key not in (*_VOLATILE, *_SPECIAL)}
+
+
+def _read(where: str, config: Path, weights: Path) -> tuple[TemperatureConfig, dict[str, Any], dict[str, Tensor]]:
+    """The rule, the contents of the config, and the tensors, which fit each other.
+
+    Raises:
+        UserError: a file is damaged, or of a later version.
+    """
+    content = parse_json(config.read_bytes(), f"{where}: {CONFIG}")
+    if content.get("format") != _FORMAT:
+        raise UserError(f"{where}: {CONFIG}: format={shown(content.get('format'))}; valid: {_FORMAT}")
+    try:
+        if hash_of_file(weights) != content["weights_hash"]:
+            raise ValueError(f"{WEIGHTS} is not the one that was written with {CONFIG}")
+        temperature = validated(TemperatureConfig, content["temperature"])
+        check_terms(temperature)
+        tensors = load_file(weights)
+        sizes = {
+            f"{name}.temperature.{key}": size for name, all_ in content["layers"].items() for key, size in all_.items()
+        }
+        if temperature.needs_frequencies:
+            sizes[_FREQUENCIES] = list(tensors[_FREQUENCIES].shape[:1])
+        if {name: list(tensor.shape) for name, tensor in tensors.items()} != sizes:
+            raise ValueError(f"the tensors are not those that {CONFIG} lists")
+        if lacking := {"name", "revision", "model_type", "config_hash"} - content["base"].keys():
+            raise ValueError(f"base has no {min(lacking)}")
+    except UserError as error:
+        raise UserError(f"{where}: {CONFIG}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise UserError(f"{where}: damaged ({first_line(error)})") from None
+    return temperature, content, tensors
+
+
 def _files(folder: str | Path, revision: str | None) -> tuple[Path, Path]:
+    if not isinstance(folder, str | Path):
+        raise UserError(f"folder={shown(folder)}: valid: a folder, or an id of the Hub")
     path = expanded(folder)
     if path.is_dir():
         for name in (CONFIG, WEIGHTS):
@@ -176,19 +224,18 @@ def _files(folder: str | Path, revision: str | None) -> tuple[Path, Path]:
     return config, weights
 
 
-def _card(content: Mapping[str, Any], size: int) -> str:
-    temperature, base = TemperatureConfig.from_plain(content["temperature"]), content["base"]
+def _card(content: Mapping[str, Any], temperature: TemperatureConfig) -> str:
+    base, layers = content["base"], content["layers"]
     name = base["name"] if base["name"] and not Path(base["name"]).exists() else None  # an id on the Hub
+    size = sum(math.prod(shape) for sizes in layers.values() for shape in sizes.values())
     return f"""\
----
-{f"base_model: {name}" if name else "# base_model: not on the Hub"}
-library_name: ssa
+{_CARD}{f"base_model: {name}" if name else "# base_model: not on the Hub"}
 tags: [selective-self-attention]
 ---
 
 # Temperatures for {name or base["architecture"]}
 
-Learned inverse temperatures, rule `{temperature.name}`, on: {", ".join(temperature.scaled)} of {len(content["layers"])}
+Learned inverse temperatures, rule `{temperature.name}`, on: {", ".join(temperature.scaled)} of {len(layers)}
 attention layers; {size:,} numbers. The rule is Selective Self-Attention
 ([arXiv 2411.12892](https://arxiv.org/abs/2411.12892)) or one that it is compared with.
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from ssa.adapter.features import FeatureIndex, as_output, by_token
 from ssa.adapter.visible_keys import visible_keys
@@ -82,20 +82,41 @@ class TokenFrequencies(nn.Module):
     def __init__(self, log_frequency: Tensor) -> None:
         super().__init__()
         self.register_buffer("log_frequency", log_frequency)
-        self.of_batch: Tensor | None = None  # (B, T)
-        self._handle: RemovableHandle | None = None
+        self._of_batch: Tensor | None = None  # (B, T), during a forward pass
+        self._handles: list[RemovableHandle] = []
 
-    def attach(self, embedding: nn.Module) -> None:
+    def attach(self, model: PreTrainedModel) -> None:
         """Read the tokens that the model embeds."""
-        self._handle = embedding.register_forward_pre_hook(self._read)
+        self._handles = [
+            model.register_forward_pre_hook(self._forget),
+            model.get_input_embeddings().register_forward_pre_hook(self._read),
+            model.register_forward_hook(self._forget, always_call=True),
+        ]
 
     def detach(self) -> None:
         """The inverse of `attach`."""
-        if self._handle is not None:
-            self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+
+    def of_batch(self, hidden: Tensor) -> Tensor:
+        """Those of the tokens whose hidden states (B, T, D) these are, (B, T).
+
+        Raises:
+            UserError: the tokens are not known.
+        """
+        if self._of_batch is None or self._of_batch.shape != hidden.shape[:2]:
+            raise UserError(
+                "temperature=frequency reads the ids of the tokens: valid: input_ids, in place of inputs_embeds, and "
+                "no activation checkpointing"
+            )
+        return self._of_batch.to(hidden.device)
 
     def _read(self, embedding: nn.Module, args: tuple[Any, ...]) -> None:
-        self.of_batch = self.get_buffer("log_frequency")[args[0]]
+        self._of_batch = self.get_buffer("log_frequency")[args[0]]
+
+    def _forget(self, model: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
+        """A block that is computed again later, in a backward pass, would read those of another batch."""
+        self._of_batch = None
 
 
 # Called with the layer's temperatures, its query (scaled, rotated), key, mask, and other arguments of the interface.
@@ -114,6 +135,7 @@ class LayerTemperatures(nn.ModuleDict):
         self.enabled = True
         self.frequencies: tuple[TokenFrequencies, ...] = ()  # in a tuple: a submodule of the model, not of each layer
         self.tokens: Tokens | None = None
+        self._reached = False  # whether the pass in progress has come to the attention function
         self._now: dict[str, Tensor] = {}  # temperatures of the pass in progress, still to be applied
         self.observer: LayerObserver | None = None
         self.recorded: dict[str, Tensor] = {}  # temperatures of the pass in progress, for the observer
@@ -135,6 +157,7 @@ class LayerTemperatures(nn.ModuleDict):
         """Add the hooks to the attention layer; it must not have any of another instance."""
         self._handles = [
             attention.register_forward_pre_hook(self._begin, with_kwargs=True),
+            attention.register_forward_hook(self._check_reached),
             attention.register_forward_hook(self._finish, always_call=True),
         ]
         self._hook_projections(attention)
@@ -147,6 +170,7 @@ class LayerTemperatures(nn.ModuleDict):
 
     def scaled_query(self, query: Tensor) -> Tensor:
         """The query as attention reads it, (B, H, T, d), times its temperature, unless that was before."""
+        self._reached = True
         temperature = self._now.pop("query", None)
         return query if temperature is None else scale(query, temperature.transpose(1, 2))
 
@@ -169,13 +193,26 @@ class LayerTemperatures(nn.ModuleDict):
         self._hook_projections(attention)
         given = dict(zip(self.plan.arguments, args, strict=False)) | kwargs
         hidden: Tensor = given[self.plan.hidden]
+        if getattr(attention, "_is_replica", False):
+            raise UserError(
+                "model: nn.DataParallel is not supported; valid: DistributedDataParallel, as torchrun starts it"
+            )
         cache = next((value for value in given.values() if isinstance(value, Cache)), None)
         mask = given.get(self.plan.mask) if self.plan.mask else None
-        n = visible_keys(mask, cache, getattr(attention, "layer_idx", 0) or 0, hidden)
-        self.tokens = Tokens(hidden, n, self.frequencies[0].of_batch if self.frequencies else None)
+        number = given.get("layer_idx", getattr(attention, "layer_idx", None))
+        n = visible_keys(mask, cache, number, hidden)
+        self.tokens = Tokens(hidden, n, self.frequencies[0].of_batch(hidden) if self.frequencies else None)
+        self._reached = False
 
     def _finish(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._now, self.tokens, self.recorded = {}, None, {}
+
+    def _check_reached(self, attention: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Refuse a pass in which attention did not go through `ssa.adapter.interface`."""
+        if self.tokens is not None and not self._reached:
+            raise UserError(
+                f"model: {self.plan.name}: its attn_implementation was changed after ssa.adapt; valid: set it before"
+            )
 
     def _hook_projections(self, attention: nn.Module) -> None:
         """Hook the modules that compute and end the features, also if PEFT has replaced one since."""

@@ -123,9 +123,9 @@ def trace(name: str, attention: nn.Module, call: Call, seen: Seen) -> LayerPlan:
 def _mask_argument(name: str, given: Mapping[str, Any], hidden: Tensor, mask: Tensor | None) -> str | None:
     """The argument that says which keys are visible, as the mask that reaches the interface does."""
     named = [key for key, value in given.items() if isinstance(value, Tensor) and value.ndim == 4]
-    wanted = visible_keys(mask, None, 0, hidden)
+    wanted = visible_keys(mask, None, None, hidden)
     for key in [*named, None]:
-        found = visible_keys(given[key] if key else None, None, 0, hidden)
+        found = visible_keys(given[key] if key else None, None, None, hidden)
         if found.shape == wanted.shape and torch.equal(found, wanted):
             return key if key else ("attention_mask" if "attention_mask" in given else None)
     raise UserError(f"model: {name}: its mask is not the one that it is given, so that visible keys cannot be counted")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 import ssa
 from ssa.adapter.features import FeatureIndex
-from ssa.adapter.layer import adapted_layers
+from ssa.adapter.layer import LayerTemperatures, adapted_layers
 from ssa.errors import UserError
 from ssa.pretrained.families import FAMILIES
 from ssa.pretrained.load import load_pretrained
@@ -239,8 +239,22 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "rule": (lambda: tiny_model("llama"), {"temperature": "sssa"}, "temperature=sssa: not one of .* valid: constant,"),
     "no scaling": (lambda: tiny_model("llama"), {"temperature": "none"}, "temperature=none: scales nothing"),
     "train": (lambda: tiny_model("llama"), {"train": "lora"}, "train=lora: valid: temperature, all"),
-    "setting": (lambda: tiny_model("llama"), {"alpha": 1}, "TemperatureConfig: .*unexpected keyword argument 'alpha'"),
+    "setting": (lambda: tiny_model("llama"), {"alpha": 1}, "alpha"),
+    "unused": (
+        lambda: tiny_model("llama"),
+        {"alpha_init": 1.0, "temperature": "constant"},
+        "no term of .*constant reads",
+    ),
+    "per": (lambda: tiny_model("llama"), {"per": "row"}, "per=row"),
+    "type": (lambda: tiny_model("llama"), {"temperature": None}, "temperature=None: not one of the rules"),
+    "seed": (lambda: tiny_model("llama"), {"seed": None}, "seed=None: valid: a whole number"),
     "counts": (lambda: tiny_model("llama"), {"temperature": "frequency"}, "token_counts=None: temperature=frequency"),
+    "no counts": (
+        lambda: tiny_model("llama"),
+        {"temperature": "frequency", "token_counts": torch.zeros(VOCABULARY)},
+        "token_counts: valid: finite numbers, none below 0, not all 0",
+    ),
+    "vain counts": (lambda: tiny_model("llama"), {"token_counts": COUNTS}, "token_counts: temperature=ssa does not"),
     "interface": (lambda: tiny_model("falcon"), {}, "FalconForCausalLM has no attention that goes through"),
     "no attention": (lambda: tiny_model("mamba"), {}, "MambaForCausalLM has no attention that goes through"),
     "normalized": (lambda: tiny_model("qwen3"), {"temperature": "qk_norm"}, r"normalizes its query already \(q_norm\)"),
@@ -267,6 +281,60 @@ def test_refused(case: str) -> None:
     assert "\n" not in str(caught.value)
     if case not in ("twice", "no model"):
         assert not adapted_layers(model)
+
+
+def test_what_changes_after_it_is_noticed() -> None:
+    model = ssa.adapt(tiny_model("llama"))
+    model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match=r"its attn_implementation was changed after .*; valid: set it before"):
+        logits(model, ids())
+    ssa.unload(model)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_frequencies_need_token_ids() -> None:
+    model = ssa.adapt(tiny_model("llama"), "frequency", token_counts=torch.ones(VOCABULARY))
+    embedded = model.get_input_embeddings()(ids())
+    with pytest.raises(UserError, match="temperature=frequency reads the ids of the tokens"):
+        model(inputs_embeds=embedded, use_cache=False)
+    model.train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(UserError, match="no activation checkpointing"):
+        model(ids(), labels=ids(), use_cache=False).loss.backward()
+
+
+def test_experts_whose_rounding_depends_on_the_batch() -> None:
+    config = tiny_model("mixtral").config
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 512, 64
+    torch.manual_seed(0)
+    assert adapted_layers(ssa.adapt(AutoModelForCausalLM.from_config(config)))
+
+
+def test_eager_attention_comes_back() -> None:
+    model = tiny_model("llama")
+    model.config._attn_implementation = "eager"
+    ssa.adapt(model)
+    assert model.config._attn_implementation == "ssa_eager"
+    ssa.unload(model)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_an_interrupted_call_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, attach, calls = tiny_model("llama"), LayerTemperatures.attach, []
+
+    def interrupted(layer: LayerTemperatures, attention: nn.Module) -> None:
+        calls.append(attention)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        attach(layer, attention)
+
+    base = logits(model, ids())
+    monkeypatch.setattr(LayerTemperatures, "attach", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ssa.adapt(model)
+    monkeypatch.undo()
+    assert not adapted_layers(model)
+    assert torch.equal(logits(ssa.adapt(model, "token"), ids()), base)
 
 
 def test_nothing_to_remove() -> None:

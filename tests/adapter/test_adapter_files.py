@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def test_another_base_is_warned_of(tmp_path: Path) -> None:
     ssa.save(moved(), tmp_path)
     other = tiny_model("llama")
     other.config.rope_parameters = {**other.config.rope_parameters, "rope_theta": 5.0}
-    with pytest.warns(UserWarning, match="whose config is not that of this model"):
+    with pytest.warns(UserWarning, match="whose config is not that of"):
         ssa.load(other, tmp_path)
 
 
@@ -104,6 +105,19 @@ def _without_weights(folder: Path) -> None:
 
 def _empty(folder: Path) -> None:
     (folder / CONFIG).write_text("{}")
+
+
+def _of_another_save(folder: Path) -> None:
+    ssa.save(moved(rule="token"), folder / "other")
+    (folder / "other" / WEIGHTS).rename(folder / WEIGHTS)
+
+
+def _changed(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(content | values))
+
+    return change
 
 
 def _truncated(folder: Path) -> None:
@@ -116,12 +130,24 @@ def _narrow(folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(content))
 
 
+def _wide(folder: Path) -> None:
+    config = tiny_model("llama").config
+    config.head_dim = 16
+    model = ssa.adapt(AutoModelForCausalLM.from_config(config))
+    ssa.save(model, folder)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no folder": (lambda folder: None, "llama", "no such folder"),
     "no weights": (_without_weights, "llama", f"has no {WEIGHTS}; valid: a folder that ssa.save has written"),
-    "empty": (_empty, "llama", "damaged"),
+    "empty": (_empty, "llama", r"format=.*; valid: 1"),
+    "later": (_changed(format=99), "llama", "format=99; valid: 1"),
+    "other save": (_of_another_save, "llama", f"damaged \\({WEIGHTS} is not the one that was written with"),
+    "no rule": (_changed(temperature="ssa"), "llama", "ssa_adapter.json"),
+    "no base": (_changed(base={}), "llama", "damaged .base has no config_hash"),
     "truncated": (_truncated, "llama", "damaged"),
-    "width": (_narrow, "llama", r"temperatures of sizes .*\[4, 16\].*this model's have"),
+    "width": (_narrow, "llama", "damaged .the tensors are not those"),
+    "wide": (_wide, "llama", r"temperatures of sizes .*\[4, 16\].*this model's have"),
     "architecture": (lambda folder: None, "qwen3", "temperatures of a llama .*; the model is a qwen3"),
 }
 
@@ -137,6 +163,24 @@ def test_one_line_for_each_fault(case: str, tmp_path: Path) -> None:
         ssa.load(model, folder)
     assert "\n" not in str(caught.value)
     assert not adapted_layers(model)
+
+
+def test_a_trainer_changes_no_hash(tmp_path: Path) -> None:
+    model = moved()
+    model.config.eos_token_id, model.config.pad_token_id = 7, 8
+    ssa.save(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ssa.load(tiny_model("llama"), tmp_path)
+
+
+def test_a_card_of_ours_is_renewed(tmp_path: Path) -> None:
+    ssa.save(moved(), tmp_path)
+    ssa.save(moved(rule="token"), tmp_path)
+    assert "rule `token`" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("mine")
+    ssa.save(moved(), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_nothing_to_save(tmp_path: Path) -> None:
