@@ -14,6 +14,7 @@ from grid_experiments import GRID, make_experiment, use
 
 from experiments.__main__ import main
 from ssa.record.run_files import load_status
+from ssa.record.run_record import read_status
 
 pytestmark = pytest.mark.slow
 EVALUATED = [*GRID["metrics"], {"name": "perplexity", "key": "eval/perplexity/perplexity", "task": "perplexity"}]
@@ -103,10 +104,11 @@ def test_fail_fast_stops_all_runs(
     assert error.startswith("error: fail_fast=true: stopped; 1 run failed: GPT-2, diverges, seed 0: error: the loss")
     assert error.count("\n") == 1
     assert {path.name: path.read_text() for path in (tmp_path / "to").iterdir()} == {"smoke_summary.csv": "old"}
-    states = {load_status(run).status for run in runs(tmp_path / "out")}
+    # One that is stopped before it trains cannot say so: without its lock it counts as interrupted.
+    states = {read_status(run).status for run in runs(tmp_path / "out")}
     assert states <= {"failed", "interrupted"}
     assert "failed" in states
-    interrupted = [run for run in runs(tmp_path / "out") if load_status(run).status == "interrupted"]
+    interrupted = [run for run in runs(tmp_path / "out") if read_status(run).status == "interrupted"]
     assert all((run / "checkpoints" / "last.ckpt").exists() or load_status(run).step == 0 for run in interrupted)
 
 
