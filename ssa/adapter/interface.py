@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -75,14 +76,6 @@ def _attend(
     return mixed, attention_map
 
 
-def _sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return _attend("sdpa", module, *args, **kwargs)
-
-
-def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return _attend("eager", module, *args, **kwargs)
-
-
 def _traced(
     base: str,
     module: nn.Module,
@@ -98,20 +91,7 @@ def _traced(
     return _stock(base, module)(module, query, key, value, attention_mask, **kwargs)
 
 
-def _traced_sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return _traced("sdpa", module, *args, **kwargs)
-
-
-def _traced_eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return _traced("eager", module, *args, **kwargs)
-
-
-_FUNCTIONS = {
-    "ssa_sdpa": _sdpa,
-    "ssa_eager": _eager,
-    "ssa_traced_sdpa": _traced_sdpa,
-    "ssa_traced_eager": _traced_eager,
-}
-for _name, _function in _FUNCTIONS.items():
-    AttentionInterface.register(_name, _function)
-    AttentionMaskInterface.register(_name, ALL_MASK_ATTENTION_FUNCTIONS[_name.rpartition("_")[2]])
+for _base in BASES:
+    for _name, _function in ((adapted_name(_base), _attend), (traced_name(_base), _traced)):
+        AttentionInterface.register(_name, partial(_function, _base))
+        AttentionMaskInterface.register(_name, ALL_MASK_ATTENTION_FUNCTIONS[_base])
