@@ -17,10 +17,11 @@ from ssa.record.run_model import load_run_config
 
 Text = Annotated[str, Field(min_length=1)]
 Kind = Annotated[
-    Literal["auto", "ssa"],
+    Literal["auto", "ssa", "full"],
     Field(
         description="auto: transformers' own class for models without temperatures, this project's code for "
-        "others; ssa: this project's code for all"
+        "others, of model=hf the temperatures alone if nothing else was trained; ssa: this project's code for all; "
+        "full: of model=hf, base and temperatures"
     ),
 ]
 Rule = Annotated[
@@ -61,7 +62,7 @@ def export(settings: _Folders) -> None:
     check_new_folder(expanded(settings.to).resolve(), f"to={settings.to}")
     preload("ssa.export.folder")  # imports torch, which takes seconds
     from ssa.export import folder as writer
-    from ssa.export.model_card import loading
+    from ssa.export.model_card import loading, loading_temperatures
 
     form = getattr(settings, "as"), settings.dtype
     if settings.init_from is not None:
@@ -71,7 +72,10 @@ def export(settings: _Folders) -> None:
         if not (Path(str(settings.run)) / "summary.json").exists():
             print(f"{settings.run} has not finished: exported its best weights so far")
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{folder}: {size / 1e6:.1f} MB", loading(str(folder), own), sep="\n")
+    alone = not (folder / "config.json").exists()
+    base = str(settings.init_from or load_run_config(str(settings.run)).init_from)
+    code = loading_temperatures(str(folder), base) if alone else loading(str(folder), own)
+    print(f"{folder}: {size / 1e6:.1f} MB", code, sep="\n")
 
 
 if __name__ == "__main__":

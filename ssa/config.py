@@ -268,6 +268,8 @@ class Config(Section):
                 f"valid: up to model.max_positions={self.model.max_positions}"
             )
         check_terms(self.model.temperature)
+        if self.model.hf_config is not None:
+            self._fits_transformers()
         if self.optim.train == "temperature" and not self.model.temperature.scaled:
             raise ValueError(
                 f"optim.train=temperature: model.temperature={self.model.temperature.name} has no temperatures; "
@@ -280,9 +282,25 @@ class Config(Section):
             )
         return self
 
+    def _fits_transformers(self) -> None:
+        """Refuse what `ssa.adapter.hf_model.HFModel` does not do."""
+        refused = {
+            "plan.show=true": self.plan.show,
+            "trainer.strategy=fsdp": self.trainer.strategy == "fsdp",
+        }
+        for setting, chosen in refused.items():
+            if chosen:
+                raise ValueError(f"{setting}: not with model=hf; valid with this project's own transformer")
+
     def plain(self) -> dict[str, Any]:
         """The config as nested plain values."""
-        return self.model_dump(mode="json")
+        return self._dumped()
+
+    def _dumped(self, **options: Any) -> dict[str, Any]:
+        values = self.model_dump(mode="json", **options)
+        for field in self.model.unused_fields & values["model"].keys():
+            del values["model"][field]
+        return values
 
     def recorded(self) -> dict[str, Any]:
         """The config without secrets, as it is written to YAML, checkpoints and W&B.
@@ -306,7 +324,7 @@ class Config(Section):
         the last bits at most, and ``trainer.eval_every``, which determines the steps at which the best checkpoint can
         be taken.
         """
-        plain = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
+        plain = self._dumped(exclude=_NOT_IDENTITY)
         if self.init_hash is not None:
             if self.data.tokenizer == self.init_from:
                 plain["data"]["tokenizer"] = self.init_hash

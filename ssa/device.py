@@ -125,7 +125,7 @@ def attention_backend(
 
 def uses_flex(model: ModelConfig, trainer: TrainerConfig, kind: str) -> bool:
     """Whether attention within documents is trained by FlexAttention on a kind of device; see `attention_backend`."""
-    trainable = not model.dropout and model.head_dim >= MIN_HEAD_DIM
+    trainable = model.hf_config is None and not model.dropout and model.head_dim >= MIN_HEAD_DIM
     return kind == "cuda" and trainer.attention_backend == "auto" and trainable
 
 

@@ -22,6 +22,7 @@ def default() -> Config:
 
 
 OPTIONS = {f"{file.parent.relative_to(CONF).as_posix()}={file.stem}" for file in CONF.glob("*/**/[!_]*.yaml")}
+OPTIONS.remove("model=hf")  # with init_from= only
 NEEDS = {"data=hub": ["data.path=org/name"], "data=text": ["data.train=books/*.txt"]}
 NEEDS |= {f"model/size={name}": ["model=llama"] for name, text in options()["model/size"].items() if "llama" in text}
 

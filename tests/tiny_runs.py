@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ssa.config import Config
+from ssa.training.lit_module import LanguageModule
 
 MODEL = ["model.n_layer=2", "model.n_head=2", "model.d_model=32"]
 TINY = [*MODEL, "trainer.steps=8", "trainer.eval_every=4", "trainer.checkpoint_every=2", "trainer.log_every=1"]
@@ -42,3 +44,15 @@ def weights(config: Config, name: str = "last") -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def broken_at(step: int) -> Callable[..., None]:
+    """In place of `LanguageModule.on_train_batch_start`: ends training before a step, as an error would."""
+    original = LanguageModule.on_train_batch_start
+
+    def hooked(self: LanguageModule, *arguments: Any) -> None:
+        if self.step == step:
+            raise ZeroDivisionError
+        original(self, *arguments)
+
+    return hooked

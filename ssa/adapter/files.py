@@ -36,7 +36,7 @@ _FORMAT = 1
 _CARD = "---\nlibrary_name: ssa\n"  # how a model card of ours begins
 _FREQUENCIES = "ssa_frequencies.log_frequency"
 # Keys of a model's config that say nothing about what it computes, or that its loader changes.
-_VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_VOLATILE = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")  # which trainers set
 
 

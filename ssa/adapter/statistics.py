@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,43 @@ from ssa.adapter.adapt import adapted, causal_lm
 from ssa.adapter.layer import LayerTemperatures
 from ssa.adapter.visible_keys import visible_keys
 from ssa.errors import UserError
-from ssa.model.attention import AttentionInputs
-from ssa.model.attention_stats import AttentionStatistics, attention_metrics, combined, layer_statistics
+from ssa.model.attention import AttentionInputs, Observer
+from ssa.model.attention_stats import AttentionStatistics, attention_metrics, combined, statistics_of_pass
 
-_CHANGED = ("softcap", "s_aux", "position_bias")  # arguments of the interface after which rows are no plain softmax
+_CHANGED = ("s_aux", "position_bias")  # arguments of the interface after which rows are no plain softmax
+
+
+@contextmanager
+def observing(model: Any, observe: Observer | None) -> Iterator[None]:
+    """In this block, ``observe`` is called with the inputs of each softmax layer's attention; None: nothing is.
+
+    Raises:
+        UserError: the model has no temperatures, or attention that is no softmax over the visible keys alone.
+    """
+    if observe is None:
+        yield
+        return
+
+    def called(
+        layer: LayerTemperatures, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
+    ) -> None:
+        if changed := [name for name in _CHANGED if options.get(name) is not None]:
+            raise UserError(f"model: {layer.plan.name}: its attention has `{changed[0]}`, so it is no plain softmax")
+        scaling = options.get("scaling")
+        if scaling is not None:
+            query = query * (scaling * query.size(-1) ** 0.5)  # the statistics divide by the root
+        n = visible_keys(mask, None, 0, query.transpose(1, 2).flatten(2))
+        temperatures = {slot: tau.transpose(1, 2) for slot, tau in layer.recorded.items()}
+        observe(AttentionInputs(query, key, n, temperatures, options.get("softcap")))
+
+    layers = adapted(model).values()
+    for layer in layers:
+        layer.observer = called
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.observer = None
 
 
 @torch.no_grad()
@@ -31,35 +65,22 @@ def attention_statistics(model: Any, ids: Tensor) -> AttentionStatistics:
         Statistics of L layers, those with temperatures.
 
     Raises:
-        UserError: the model has no temperatures, or attention that is no softmax over the visible keys alone.
+        UserError: the model has no temperatures, attention that is no softmax over the visible keys alone, or layers
+            with unequal numbers of heads.
     """
-    layers, inner = adapted(model), causal_lm(model)
-    found: dict[str, AttentionStatistics] = {}
+    inner = causal_lm(model)
+    if len(heads := {layer.plan.n_head for layer in adapted(model).values()}) > 1:
+        raise UserError(f"model: its layers have unequal numbers of heads, {', '.join(map(str, sorted(heads)))}")
+    training = model.training
 
-    def observe(
-        layer: LayerTemperatures, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
-    ) -> None:
-        if changed := [name for name in _CHANGED if options.get(name) is not None]:
-            raise UserError(f"model: {layer.plan.name}: its attention has `{changed[0]}`, so it is no plain softmax")
-        scaling = options.get("scaling")
-        if scaling is not None:
-            query = query * (scaling * query.size(-1) ** 0.5)  # the statistics divide by the root
-        n = visible_keys(mask, None, 0, query.transpose(1, 2).flatten(2))
-        temperatures = {slot: tau.transpose(1, 2) for slot, tau in layer.recorded.items()}
-        found[layer.plan.name] = layer_statistics(AttentionInputs(query, key, n, temperatures))
-
-    training, sequences = model.training, list[AttentionStatistics]()
-    model.eval()
-    for layer in layers.values():
-        layer.observer = observe
-    try:
-        for sequence in torch.split(ids, 1):
-            found.clear()
+    def run(sequence: Tensor, observe: Observer) -> None:
+        with observing(model, observe):
             inner(input_ids=sequence, use_cache=False)
-            sequences.append(combined(torch.stack, [found[name] for name in layers]))
+
+    model.eval()
+    try:
+        sequences = [statistics_of_pass(partial(run, sequence)) for sequence in torch.split(ids, 1)]
     finally:
-        for layer in layers.values():
-            layer.observer = None
         model.train(training)
     return combined(partial(torch.cat, dim=1), sequences)
 

@@ -39,6 +39,7 @@ from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, UserError, first_line
 from ssa.files import disk_errors
+from ssa.pretrained import causal_lm
 from ssa.processes import interruptible, launched
 from ssa.redaction import redacted
 
@@ -206,6 +207,8 @@ def configure(composed: DictConfig) -> Config:
         return resumed(values, _overrides(), set(choices))
     if values.get("init_from") is not None:
         values = adopted(values, _overrides(), choices)
+    elif choices["model"] == causal_lm.OPTION:
+        raise UserError(f"model={causal_lm.OPTION}: names no model by itself; add init_from=FOLDER_OR_HUB_ID")
     elif isinstance(values.get("model"), dict):
         conf_groups.check_size(values["model"], str(choices["model/size"]))
         values["model"]["size"] = conf_groups.size_name(values["model"], choices)

@@ -14,6 +14,7 @@ from ssa.config_errors import shown
 from ssa.errors import UserError
 from ssa.files import expanded
 from ssa.model.config import ModelConfig
+from ssa.pretrained import causal_lm
 from ssa.pretrained.families import ARCHITECTURE
 from ssa.pretrained.source import Pretrained, architecture, check_temperatures, describe, start_hash
 
@@ -35,7 +36,8 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
     if not isinstance(model, dict):
         return values  # `parse` refuses it
     values = _with_whole_path(values)
-    pretrained = describe(values["init_from"])
+    option = str(choices["model"])
+    pretrained = describe(values["init_from"], hf=option == causal_lm.OPTION)
     extended: dict[str, Any] = {}
     for key in overridden(overrides):
         section, _, path = key.partition(".")
@@ -45,7 +47,7 @@ def adopted(values: dict[str, Any], overrides: Sequence[str], choices: Mapping[s
             extended["max_positions"] = model["max_positions"]
         elif section == "model" and path.split(".")[0] in ARCHITECTURE:
             _check_field(model, path.split("."), pretrained)
-    _check_backbone(model, str(choices["model"]), pretrained)
+    _check_backbone(model, option, pretrained)
     fields = architecture(pretrained.model) | {"size": pretrained.model.size} | extended
     values = {**values, "model": {**model, **fields}, "init_hash": start_hash(values["init_from"])}
     try:
@@ -96,7 +98,14 @@ def _check_size(model: dict[str, Any], option: str, pretrained: Pretrained) -> N
 
 def _check_backbone(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:
     """Refuse ``model=OPTION`` of another family, chosen or default: its other settings would not fit."""
+    if option == causal_lm.OPTION:
+        return
     backbone = conf_groups.backbone(architecture(pretrained.model))
+    if pretrained.model.hf_config is not None:
+        raise UserError(
+            f"model={option}: init_from={pretrained.init_from} is {pretrained.format.model_type} (model_type); "
+            f"choose model={causal_lm.OPTION}"
+        )
     if conf_groups.backbone(model) != backbone:
         fitting = conf_groups.models_with(backbone)
         choose = f"choose {' or '.join(f'model={name}' for name in fitting)}"

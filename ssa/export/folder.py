@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +22,7 @@ from ssa.errors import UserError
 from ssa.export.model_card import model_card, pretrained_card
 from ssa.files import check_new_folder, expanded, replacing, writing
 from ssa.model.config import ModelConfig
+from ssa.model.language_model import LanguageModel
 from ssa.model.transformer import Transformer
 from ssa.pretrained.base_files import base_files
 from ssa.pretrained.families import FAMILIES, Family
@@ -31,7 +33,7 @@ from ssa.pretrained.source import architecture
 from ssa.record.run_model import load_run
 from ssa.text.tokenization import Tokenizer
 
-Kind = Literal["auto", "ssa"]
+Kind = Literal["auto", "ssa", "full"]
 Dtype = Literal["float32", "bf16"]
 
 _ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
@@ -46,7 +48,8 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto", dtype: Dtype = 
     Args:
         run: the run folder.
         to: the new folder; it may exist if it is empty.
-        kind: ``ssa``: use this project's own class even if transformers has one.
+        kind: ``ssa``: use this project's own class even if transformers has one; ``full``, of a run with
+            ``model=hf``: the base too, even if the temperatures alone were trained.
         dtype: of the stored weights; temperatures are float32.
 
     Returns:
@@ -60,9 +63,12 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto", dtype: Dtype = 
     check_new_folder(target, f"to={target}")
     config, model, tokenizer = load_run(run)
     base = config.init_from if config.data.tokenizer == config.init_from else None
-    return target, _export(
-        target, model, tokenizer, base, lambda own: model_card(config, Path(run), target.name, own), kind, dtype
-    )
+
+    def card(own: bool) -> str:
+        return model_card(config, Path(run), target.name, own)
+
+    alone = kind == "auto" and config.optim.train == "temperature"
+    return target, _export(target, model, tokenizer, base, card, kind, dtype, config.init_from if alone else None)
 
 
 def export_pretrained(
@@ -81,27 +87,34 @@ def export_pretrained(
     """
     target = expanded(to).resolve()
     check_new_folder(target, f"to={target}")
-    transformer, tokenizer = load_with_tokenizer(model, init_from)
+    loaded, tokenizer = load_with_tokenizer(model, init_from)
 
     def card(own: bool) -> str:
         return pretrained_card(model, init_from, target.name, own)
 
-    return target, _export(target, transformer, tokenizer, init_from, card, kind, dtype)
+    alone = kind == "auto" and bool(model.temperature.scaled)
+    return target, _export(target, loaded, tokenizer, init_from, card, kind, dtype, init_from if alone else None)
 
 
 def _export(
     target: Path,
-    model: Transformer,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     base: str | None,
     card: Callable[[bool], str],
     kind: Kind,
     dtype: Dtype,
+    kept_base: str | None,
 ) -> bool:
-    """Write the folder; returns whether this project's own class was used.
+    """Write the folder; returns whether loading it takes code in the folder.
 
-    ``base``: the pretrained model that the tokenizer is from; ``card``: the README for the own class, or another.
+    ``base``: the pretrained model that the tokenizer is from; ``card``: the README for the own class, or another;
+    ``kept_base``: the model of which the temperatures alone are new.
     """
+    if not isinstance(model, Transformer):
+        return _export_adapted(target, model, tokenizer, base, card, kind, dtype, kept_base)
+    if kind == "full":
+        raise UserError("as=full: of a model with model=hf; valid here: auto, ssa")
     own = kind == "ssa" or bool(model.config.temperature.scaled)
     end = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     described, tensors = _own(model) if own else _stock(model)
@@ -116,6 +129,38 @@ def _export(
         **(remote_code() if own else {}),
     }
     _write(target, texts, tensors if dtype == "float32" else {name: _rounded(name, tensors[name]) for name in tensors})
+    return own
+
+
+def _export_adapted(
+    target: Path,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    base: str | None,
+    card: Callable[[bool], str],
+    kind: Kind,
+    dtype: Dtype,
+    kept_base: str | None,
+) -> bool:
+    """The same of a model of transformers: its temperatures alone if nothing else was trained, else all of it."""
+    from ssa.adapter.hf_model import HFModel  # imports transformers
+    from ssa.export.adapted import export_temperatures, export_whole
+
+    assert isinstance(model, HFModel)
+    if kind == "ssa":
+        raise UserError(f"as=ssa: this project's own class is no {type(model.inner).__name__}; valid: auto, full")
+    if kept_base is not None:
+        export_temperatures(target, model, kept_base)
+        return False
+    own = bool(model.config.temperature.scaled)
+    theirs = _base_files(base, tokenizer) if base is not None else {}
+    theirs.pop("config.json", None)
+    texts = {
+        **{name: text if isinstance(text, str) else _json(text) for name, text in theirs.items()},
+        **({} if theirs else tokenizer_files(tokenizer, model.config.max_positions)),
+        "README.md": card(own),
+    }
+    export_whole(target, model, texts, getattr(torch, _DTYPES[dtype]))
     return own
 
 

@@ -80,6 +80,14 @@ def _card(
     return "".join(parts)
 
 
+def loading_temperatures(folder: str, base: str) -> str:
+    """Three lines of Python that load temperatures onto their base."""
+    return (
+        f"import ssa\ntokenizer = AutoTokenizer.from_pretrained({base!r})\n"
+        f"model = ssa.load(AutoModelForCausalLM.from_pretrained({base!r}), {folder!r})"
+    )
+
+
 def loading(folder: str, own: bool) -> str:
     """Two lines of Python that load an exported folder."""
     trust = ", trust_remote_code=True" if own else ""

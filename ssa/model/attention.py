@@ -41,6 +41,7 @@ class AttentionInputs(NamedTuple):
     key: Tensor  # (B, K, T, d), scaled and rotated
     visible_keys: Tensor  # (T,) or (B, T), number of keys each query sees
     temperatures: dict[str, Tensor]  # by projection: float32, broadcastable to (B, H, T, d)
+    softcap: float | None = None  # c, if its logits s become c tanh(s / c), as in Gemma 2
 
 
 Observer = Callable[[AttentionInputs], None]

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssa.model.attention import AttentionInputs, causal_mask
-from ssa.model.transformer import Transformer
+from ssa.model.attention import AttentionInputs, Observer, causal_mask
+from ssa.model.language_model import LanguageModel
 
 CHUNK_ELEMENTS = 2**21  # logits in memory
 MEANS = ("entropy", "entropy_normalized", "spikiness")  # statistics whose mean over rows is reported
@@ -45,7 +45,11 @@ class AttentionStatistics(NamedTuple):
 
 @torch.no_grad()
 def row_statistics(
-    query: Tensor, key: Tensor, visible_keys: Tensor | None = None, chunk_elements: int = CHUNK_ELEMENTS
+    query: Tensor,
+    key: Tensor,
+    visible_keys: Tensor | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    softcap: float | None = None,
 ) -> RowStatistics:
     """Statistics of the causal softmax over ``query . key / sqrt(d)``.
 
@@ -55,6 +59,7 @@ def row_statistics(
         visible_keys: n, the number of keys each query sees: its own and the n - 1 before it, (T,) or (B, T); by default
             all before it.
         chunk_elements: largest number of logits in memory, at least one row of all heads.
+        softcap: c, if the logits s become ``c tanh(s / c)``.
     """
     batch, heads, length, head_dim = query.shape
     query, key = query.float() * head_dim**-0.5, key.float().repeat_interleave(heads // key.size(1), dim=1)
@@ -62,18 +67,21 @@ def row_statistics(
         visible_keys = torch.arange(1, length + 1, device=query.device)
     rows = max(1, chunk_elements // (batch * heads * length))
     chunks = [
-        _chunk(query[:, :, i : i + rows], key, visible_keys[..., i : i + rows], i) for i in range(0, length, rows)
+        _chunk(query[:, :, i : i + rows], key, visible_keys[..., i : i + rows], i, softcap)
+        for i in range(0, length, rows)
     ]
     return RowStatistics(*(torch.cat(parts, dim=-1) for parts in zip(*chunks, strict=True)))
 
 
-def _chunk(query: Tensor, key: Tensor, visible_keys: Tensor, start: int) -> RowStatistics:
+def _chunk(query: Tensor, key: Tensor, visible_keys: Tensor, start: int, softcap: float | None) -> RowStatistics:
     """Rows ``start`` to ``start + R`` against the keys up to the last of them: (B, H, R, d), (B, H, T, d)."""
     stop = start + query.size(2)
     n = visible_keys.reshape(-1, 1, visible_keys.size(-1))  # (1 or B, 1, R)
     hidden = ~causal_mask(visible_keys, stop)  # (1 or B, 1, R, stop)
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ key[:, :, :stop].transpose(-1, -2)  # (B, H, R, stop)
+    if softcap is not None:
+        logits = logits.div_(softcap).tanh_().mul_(softcap)
     logits = logits.masked_fill_(hidden, -torch.inf)
     max_logit = logits.amax(-1)
     log_p = torch.log_softmax(logits, dim=-1)
@@ -86,7 +94,7 @@ def _chunk(query: Tensor, key: Tensor, visible_keys: Tensor, start: int) -> RowS
 
 @torch.no_grad()
 def attention_statistics(
-    model: Transformer,
+    model: LanguageModel,
     ids: Tensor,
     visible_keys: Tensor | None = None,
     advance: Callable[[int], None] = lambda tokens: None,
@@ -102,7 +110,8 @@ def attention_statistics(
     sequences: list[AttentionStatistics] = []
     visible: Sequence[Tensor | None] = [None] * len(ids) if visible_keys is None else torch.split(visible_keys, 1)
     for sequence, its_visible_keys in zip(torch.split(ids, 1), visible, strict=True):
-        sequences.append(_of_sequence(model, sequence, its_visible_keys))
+        run = partial(model.hidden, sequence, visible_keys=its_visible_keys)
+        sequences.append(statistics_of_pass(run))
         advance(sequence.numel())
     return combined(partial(torch.cat, dim=1), sequences)
 
@@ -143,7 +152,7 @@ def attention_metrics(statistics: AttentionStatistics) -> dict[str, float]:
 
 
 @torch.no_grad()
-def query_key_norms(model: Transformer) -> Tensor:
+def query_key_norms(model: LanguageModel) -> Tensor | None:
     """The operator norm (largest singular value) of each head's ``W = W_q^T W_k / sqrt(d)``, whose logits are
     ``x_i^T W x_j``: arXiv 2411.12892, figure 2.
 
@@ -154,16 +163,17 @@ def query_key_norms(model: Transformer) -> Tensor:
     singular values of ``R S^T / sqrt(d)``, which is d x d.
 
     Returns:
-        (L, H), float64.
+        (L, H), float64; None for a model that normalizes its queries or keys.
     """
-    config, norms = model.config, list[Tensor]()
-    for block in model.blocks:
-        weight = block.get_parameter("attention.qkv.weight").detach().cpu().double()  # ((H + 2 K) d, D)
-        heads = weight.reshape(-1, config.head_dim, config.d_model)
-        query, key = heads[: config.n_head], heads[config.n_head : config.n_head + config.n_kv_head]
-        key = key.repeat_interleave(config.n_head // config.n_kv_head, dim=0)  # (H, d, D)
+    norms: list[Tensor] = []
+    every = model.query_key_weights()
+    if every is None:
+        return None
+    for weights in every:
+        query, key = (weight.detach().cpu().double() for weight in weights)
+        key = key.repeat_interleave(len(query) // len(key), dim=0)  # (H, d, D)
         r, s = (torch.linalg.qr(projection.mT, mode="r").R for projection in (query, key))
-        norms.append(torch.linalg.matrix_norm(r @ s.mT, 2) * config.head_dim**-0.5)
+        norms.append(torch.linalg.matrix_norm(r @ s.mT, 2) * query.size(1) ** -0.5)
     return torch.stack(norms)
 
 
@@ -180,15 +190,16 @@ def combined(combine: Callable[[list[Tensor]], Tensor], several: Sequence[Attent
     return AttentionStatistics(RowStatistics(*rows), temperatures)
 
 
-def _of_sequence(model: Transformer, ids: Tensor, visible_keys: Tensor | None) -> AttentionStatistics:
+def statistics_of_pass(run: Callable[[Observer], object]) -> AttentionStatistics:
+    """Statistics of one sequence, which ``run`` puts through a model, calling its argument with each layer's inputs."""
     layers: list[AttentionStatistics] = []
-    model.hidden(ids, observe=lambda inputs: layers.append(layer_statistics(inputs)), visible_keys=visible_keys)
+    run(lambda inputs: layers.append(_layer_statistics(inputs)))
     return combined(torch.stack, layers)
 
 
-def layer_statistics(inputs: AttentionInputs) -> AttentionStatistics:
+def _layer_statistics(inputs: AttentionInputs) -> AttentionStatistics:
     """Statistics of one layer and sequence, without the dimension L."""
-    rows = row_statistics(inputs.query, inputs.key, inputs.visible_keys)
+    rows = row_statistics(inputs.query, inputs.key, inputs.visible_keys, softcap=inputs.softcap)
     _, heads, length, _ = inputs.query.shape
     counts = {"key": inputs.key.size(1), "value": inputs.key.size(1)}
     temperatures = {

@@ -29,6 +29,10 @@ _TERM_SETTINGS = {
     "yarn": "yarn_factor",
 }
 TOO_LARGE = 2**31  # for any size or count
+_OWN_FIELDS = {  # of this project's own transformer
+    *("rotary_fraction", "rope_theta", "rope_scaling", "norm", "norm_eps", "activation", "gated_mlp", "d_ff"),
+    *("parallel_residual", "qkv_bias", "out_bias", "mlp_bias", "dropout"),
+}
 _LARGEST_LISTED = 100_000  # with its divisors, in a message
 _RANGES: dict[str, Callable[[float], bool]] = {
     "> 0": lambda value: value > 0,
@@ -204,6 +208,9 @@ class ModelConfig(_Values):
     Null means: ``n_kv_head``, as many as ``n_head``; ``head_dim``, ``d_model / n_head``; ``d_ff``, 4 d_model (with a
     gated MLP, 8/3 d_model, rounded down to a multiple of 8); ``vocab_size``, the tokenizer's.  All but the last are
     filled in when the config is made.
+
+    ``hf_config``: the config.json of a model of transformers, ``model=hf``, in whose code the architecture is; the
+    other fields then repeat its sizes, and `unused_fields` say nothing.
     """
 
     name: str
@@ -231,6 +238,7 @@ class ModelConfig(_Values):
     mlp_bias: bool = True
     dropout: float = 0.0
     temperature: TemperatureConfig = TemperatureConfig()
+    hf_config: str | None = None
 
     def __post_init__(self) -> None:
         positive = "n_layer n_head d_model n_kv_head head_dim d_ff vocab_size max_positions rope_theta norm_eps"
@@ -246,6 +254,11 @@ class ModelConfig(_Values):
                 f"model.rotary_fraction={self.rotary_fraction:g}: rotates less than 2 of a head's {self.head_dim} "
                 f"features; valid: {min(1, 2 / self.head_dim):g} to 1, of a model.head_dim of 2 or more"
             )
+
+    @property
+    def unused_fields(self) -> set[str]:
+        """Fields that do not apply to this model, see ``hf_config``."""
+        return {"hf_config"} if self.hf_config is None else _OWN_FIELDS
 
     @property
     def d_rotary(self) -> int:

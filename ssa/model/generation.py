@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from ssa.model.config import ModelConfig
-from ssa.model.kv_cache import KVCache, visible_after_padding
-from ssa.model.transformer import Transformer
+from ssa.model.kv_cache import visible_after_padding
+from ssa.model.language_model import LanguageModel
 
 _PAD = 0  # any id: no token sees it
 
 
 @torch.inference_mode()
 def generate(
-    model: Transformer,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
@@ -66,7 +66,7 @@ def generate(
     ids = torch.tensor([[_PAD] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)])
     # Without padding no mask is needed.
     visible_keys = visible_after_padding(torch.tensor(padding, device=model.device), length) if any(padding) else None
-    cache = KVCache.empty(model.config.n_layer)
+    cache = model.empty_cache()
     generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
@@ -75,7 +75,7 @@ def generate(
     try:
         for _ in range(max_new_tokens):
             hidden = model.hidden(ids.to(model.device), visible_keys=visible_keys, cache=cache)
-            logits = model.head(hidden[:, -1])  # (B, V)
+            logits = model.logits(hidden[:, -1])  # (B, V)
             if not (peaks := logits.amax(dim=-1)).isfinite().all():  # the peak is NaN if any logit is
                 raise FloatingPointError("largest logit", peaks[~peaks.isfinite()][0].item())
             if greedy:
@@ -162,7 +162,7 @@ class TextStream:
 
 
 def _check(
-    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_p: float
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_p: float
 ) -> None:
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens}: valid: >= 0")

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ssa.model.language_model import LanguageModel
 from ssa.model.sharding import gathered
 from ssa.model.temperature_rules import LengthTerm, Term
-from ssa.model.transformer import Transformer
 
 KEYS = 1024  # visible keys at which position terms are compared, whatever the context
 
 
 @contextmanager
-def temperature_reach(model: Transformer) -> Iterator[dict[str, float]]:
+def temperature_reach(model: LanguageModel) -> Iterator[dict[str, float]]:
     """The largest terms of a model's temperatures over its forward passes in the block, which are not compiled.
 
     Yields:

@@ -20,11 +20,11 @@ from ssa.model.config import ModelConfig
 from ssa.model.dropout import Dropout
 from ssa.model.flex import block_mask
 from ssa.model.kv_cache import KVCache, LayerCache
-from ssa.model.loss import Reduction, linear_cross_entropy
+from ssa.model.language_model import LanguageModel
 from ssa.model.rotary import rotation
 from ssa.model.sharding import draw_normal
 from ssa.model.temperature import Temperature
-from ssa.model.temperature_rules import INIT_STD, standardized_log_counts
+from ssa.model.temperature_rules import INIT_STD
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -75,18 +75,13 @@ class Block(nn.Module):
         return output
 
 
-class Transformer(nn.Module):
-    """A language model: token ids in, next-token logits or losses out.
+class Transformer(LanguageModel):
+    """This project's own model.
 
     Args:
         config: the architecture and its temperatures.
         vocab_size: V, by default the config's.
         seed: of `reset_parameters`; with None, weights are to be loaded.
-
-    Attributes:
-        checkpoint_activations: in training, keep only the input of each block, and compute the block again in the
-            backward pass: less memory, more time, equal numbers.
-        flex_attention: in training, compute attention within documents by FlexAttention, which has no dropout.
     """
 
     log_frequency: Tensor | None
@@ -98,7 +93,6 @@ class Transformer(nn.Module):
             raise ValueError("vocab_size: not given, and not in the config")
         self.config = config
         self.checkpoint_activations = False
-        self.flex_attention = False
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         learned = config.positions == "learned"
         self.position_embedding = nn.Embedding(config.max_positions, config.d_model) if learned else None
@@ -150,87 +144,31 @@ class Transformer(nn.Module):
         if self.log_frequency is not None:
             self.log_frequency.zero_()
 
-    def freeze_backbone(self) -> None:
-        """Disables gradients of all parameters but those of the temperatures."""
-        self.requires_grad_(False)
-        for parameter in self.temperature_parameters().values():
-            parameter.requires_grad_(True)
-
-    def temperature_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of all temperatures, by their names in the model."""
-        ours = {parameter for temperature in self.temperatures() for parameter in temperature.parameters()}
-        return {name: parameter for name, parameter in self.named_parameters() if parameter in ours}
-
-    def temperature_state(self) -> dict[str, Tensor]:
-        """What temperatures add to the state dict: their parameters, and the token frequencies that some read."""
-        names = {*self.temperature_parameters(), "log_frequency"}
-        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
-
-    def temperatures(self) -> list[Temperature]:
-        """All temperatures, from the first layer to the last; none in vanilla attention."""
-        return [module for module in self.modules() if isinstance(module, Temperature)]
-
     def first_temperatures(self) -> dict[str, Temperature]:
-        """The first layer's temperatures by projection; all layers have the same ones."""
         found: Any = self.blocks[0].get_submodule("attention.temperature")
         return dict(found.items())
 
-    @torch.no_grad()
-    def set_token_counts(self, counts: Tensor) -> None:
-        """Sets token frequencies, for the temperatures that read them, see `standardized_log_counts`.
+    def query_key_weights(self) -> list[tuple[Tensor, Tensor]]:
+        config = self.config
+        weights = (block.get_parameter("attention.qkv.weight") for block in self.blocks)  # ((H + 2 K) d, D)
+        heads = (weight.reshape(-1, config.head_dim, config.d_model) for weight in weights)
+        return [(each[: config.n_head], each[config.n_head : config.n_head + config.n_kv_head]) for each in heads]
 
-        Args:
-            counts: how often each token occurs, (V,).
-        """
-        if self.log_frequency is not None:
-            self.log_frequency.copy_(standardized_log_counts(counts))
+    def output_matrix(self) -> nn.Module:
+        return self.head
 
-    def forward(
-        self,
-        ids: Tensor,
-        targets: Tensor | None = None,
-        observe: Observer | None = None,
-        *,
-        visible_keys: Tensor | None = None,
-        cache: KVCache | None = None,
-        dropout_seeds: Tensor | None = None,
-        reduction: Reduction = "none",
-    ) -> Tensor:
-        """Next-token logits or, with targets, losses.
+    def empty_cache(self) -> KVCache:
+        return KVCache.empty(self.config.n_layer)
 
-        Args:
-            ids: token ids, (B, T); learned positions end at ``config.max_positions``.
-            targets: the tokens that follow, (B, T).
-            observe: called with the `AttentionInputs` of each layer, first to last.
-            visible_keys: the number of tokens each token sees, (T,) or (B, T): itself and those just before it, cached
-                ones included.  It restarts at 1 with each document or after left padding, and so do positions.
-                Default: all.
-            cache: earlier tokens; the new ones are added to it.
-            dropout_seeds: of the masks of each sample, (B, ``n_dropout_sites``), integers on the CPU.  Default: masks
-                follow from the state of torch's generator.
-            reduction: of the losses, ``none`` or ``mean``.
+    def layers(self) -> list[nn.Module]:
+        return list(self.blocks)
 
-        Returns:
-            logits (B, T, V); or negative log-likelihoods (B, T) or their mean, float32, in nats.
-        """
-        hidden = self._hidden(ids, observe, visible_keys, cache, dropout_seeds)  # (B, T, D)
-        if targets is None:
-            logits: Tensor = self.head(hidden)
-            return logits
-        losses = linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), reduction)
-        return losses if reduction == "mean" else losses.view_as(targets)
+    @property
+    def vocab_size(self) -> int:
+        return self.token_embedding.num_embeddings
 
-    def hidden(
-        self,
-        ids: Tensor,
-        observe: Observer | None = None,
-        *,
-        visible_keys: Tensor | None = None,
-        cache: KVCache | None = None,
-        dropout_seeds: Tensor | None = None,
-    ) -> Tensor:
-        """The input of the output matrix, (B, T, D), if few logits are needed.  Arguments as in `forward`."""
-        return self._hidden(ids, observe, visible_keys, cache, dropout_seeds)
+    def frequencies(self) -> Tensor | None:
+        return self.log_frequency
 
     def _hidden(
         self,
@@ -257,11 +195,6 @@ class Transformer(nn.Module):
         normalized: Tensor = self.final_norm(x)
         return normalized
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.token_embedding.weight.device
-
     def _metadata(
         self, ids: Tensor, visible_keys: Tensor | None, cache: KVCache | None, dropout_seeds: Tensor | None
     ) -> AttentionMetadata:
@@ -279,15 +212,6 @@ class Transformer(nn.Module):
         turn = rotation(self.config, visible_keys - 1) if self.config.positions == "rotary" else None
         log_frequency = self.log_frequency[ids] if self.log_frequency is not None else None
         return AttentionMetadata(visible_keys, mask, turn, log_frequency, dropout_seeds)
-
-    def count_parameters(self) -> dict[str, int]:
-        """Number of parameters: total, without embeddings and output matrix, and of the temperatures."""
-        total = sum(parameter.numel() for parameter in self.parameters())
-        embeddings = {self.token_embedding.weight, self.head.weight}
-        embeddings |= {self.position_embedding.weight} if self.position_embedding is not None else set()
-        temperature = sum(parameter.numel() for parameter in self.temperature_parameters().values())
-        non_embedding = total - sum(parameter.numel() for parameter in embeddings)
-        return {"total": total, "non_embedding": non_embedding, "temperature": temperature}
 
 
 def _norm(config: ModelConfig) -> nn.Module:

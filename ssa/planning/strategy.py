@@ -31,6 +31,8 @@ def choose_strategy(config: Config, vocab_size: int, device: Device | None = Non
     share = DeviceShare.of(config, device.kind)
     if share.devices == 1:
         return Strategy("auto", "a single device")
+    if config.model.hf_config is not None:
+        return Strategy("ddp", "a model of transformers is not divided")
     if config.trainer.strategy != "auto":
         return Strategy(config.trainer.strategy, f"trainer.strategy={config.trainer.strategy}")
     if device.memory is None:

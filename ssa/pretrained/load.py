@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig, TemperatureConfig
+from ssa.model.language_model import LanguageModel
 from ssa.model.sharding import gathered, is_sharded, local_part, local_rows
 from ssa.model.temperature import upgraded_name
 from ssa.model.transformer import Transformer
@@ -26,13 +28,15 @@ from ssa.pretrained.source import (
     weight_files,
 )
 from ssa.pretrained.tensor_files import StoredTensor, stored_tensors
-from ssa.pretrained.tensor_headers import DTYPE_BYTES
+from ssa.pretrained.tensor_headers import DTYPE_BYTES, tensor_headers
 from ssa.text.tokenization import Tokenizer, published_tokenizer
 
 _SHOWN = 3  # tensors named per fault in an error message
 
 
-def from_pretrained(init_from: str | Path, temperature: TemperatureConfig | None = None, seed: int = 0) -> Transformer:
+def from_pretrained(
+    init_from: str | Path, temperature: TemperatureConfig | None = None, seed: int = 0
+) -> LanguageModel:
     """Load a pretrained model and add temperatures.
 
     Args:
@@ -55,7 +59,7 @@ def from_pretrained(init_from: str | Path, temperature: TemperatureConfig | None
     return load_pretrained(model, name, seed)
 
 
-def load_with_tokenizer(model: ModelConfig, init_from: str) -> tuple[Transformer, Tokenizer]:
+def load_with_tokenizer(model: ModelConfig, init_from: str) -> tuple[LanguageModel, Tokenizer]:
     """`load_pretrained` in evaluation mode, and the model's own tokenizer.
 
     Raises:
@@ -68,7 +72,7 @@ def load_with_tokenizer(model: ModelConfig, init_from: str) -> tuple[Transformer
 
 def load_pretrained(
     model: ModelConfig, init_from: str, seed: int, place: Callable[[Transformer], None] | None = None
-) -> Transformer:
+) -> LanguageModel:
     """Load the weights of ``init_from``, a folder or Hub id, into its architecture, in float32.
 
     ``place``: allocates the tensors of a model on the meta device, perhaps sharded; by default on the CPU.  A process
@@ -80,6 +84,8 @@ def load_pretrained(
     Raises:
         UserError: the model is not available, damaged, not finite, or has another architecture or other temperatures.
     """
+    if model.hf_config is not None:
+        return _of_transformers(model, init_from, seed)
     pretrained = describe(init_from)
     check_sizes(init_from, pretrained.format, architecture(pretrained.model))
     check_architecture(model, pretrained)
@@ -115,6 +121,33 @@ def load_pretrained(
             "tie_word_embeddings=true; valid: false"
         )
     return transformer
+
+
+def without_weights(model: ModelConfig, vocab_size: int) -> LanguageModel:
+    """A model whose weights are to be loaded."""
+    if model.hf_config is None:
+        return Transformer(model, vocab_size, seed=None)
+    from ssa.adapter import hf_model  # imports transformers
+
+    return hf_model.without_weights(model)
+
+
+def _of_transformers(model: ModelConfig, init_from: str, seed: int) -> LanguageModel:
+    pretrained = describe(init_from, hf=True)
+    check_architecture(model, pretrained)
+    files = weight_files(init_from)
+    stored = sum(
+        math.prod(one.shape) for file in files for one in tensor_headers(file, f"init_from={init_from}: {file.name}")
+    )
+    from ssa.adapter import hf_model  # imports transformers
+
+    if (needed := hf_model.count_weights(model)) > stored:
+        where = files[0].name if len(files) == 1 else f"its {len(files)} safetensors files"
+        raise UserError(
+            f"init_from={init_from}: config.json: a {pretrained.format.model_type} of these sizes has {needed:,} "
+            f"parameters; {where} holds {stored:,}"
+        )
+    return hf_model.load(model, files[0].parent, seed, f"init_from={init_from}")
 
 
 def _kept(parameter: Tensor, rows: slice) -> Tensor:

@@ -18,6 +18,7 @@ from ssa.files import cache_root, expanded, hash_of, hash_of_file, parse_json, r
 from ssa.hub_client import HubUnreachable, NotInRepository, download
 from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig
 from ssa.model.stored_sizes import EMBEDDING, wrong_size
+from ssa.pretrained import causal_lm
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, CheckpointFormat, Family
 from ssa.pretrained.remote_code import ARCHITECTURE as SSA_ARCHITECTURE
 from ssa.pretrained.remote_code import MODEL_TYPE
@@ -25,6 +26,7 @@ from ssa.pretrained.tensor_headers import tensor_headers
 from ssa.rule_names import check_terms
 
 SSA = CheckpointFormat(model_type=MODEL_TYPE, architecture=SSA_ARCHITECTURE, head="model.head.weight")
+_TEMPERATURES = "ssa_adapter.json"  # from `ssa.save`, beside the base's files
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -34,7 +36,7 @@ class Pretrained:
 
     Attributes:
         init_from: its name.
-        format: of its checkpoint: a `Family`, or `SSA`.
+        format: of its checkpoint: a `Family`, `SSA`, or any of transformers.
         model: architecture, vocab_size and, in this project's own format, temperatures.
     """
 
@@ -47,8 +49,10 @@ class Pretrained:
         return bool(self.model.temperature.scaled)
 
 
-def describe(init_from: str) -> Pretrained:
+def describe(init_from: str, hf: bool = False) -> Pretrained:
     """The model named by ``init_from``, from its config.json; the tensors in a local folder must agree with it.
+
+    ``hf``: as a model of transformers, also if this project's own transformer has its architecture.
 
     Raises:
         UserError: config.json is not available, is damaged, or describes an unsupported model, or one of other sizes
@@ -58,11 +62,10 @@ def describe(init_from: str) -> Pretrained:
     model_type = config.get("model_type")
     formats: tuple[CheckpointFormat, ...] = (*FAMILIES, SSA)
     found = next((known for known in formats if known.model_type == model_type), None)
-    if found is None:
-        valid = ", ".join(known.model_type for known in formats)
-        raise UserError(
-            f"init_from={init_from}: config.json: model_type={shown(model_type)}: not supported; valid: {valid}"
-        )
+    if hf and found is SSA:
+        raise UserError(f"init_from={init_from}: has temperatures of its own; choose model=ssa_gpt2, for example")
+    if hf or found is None:
+        return _of_transformers(init_from, config, ", ".join(known.model_type for known in formats))
     try:
         fields = found.to_model(config) if isinstance(found, Family) else _exported(config)
     except UserError as error:
@@ -76,6 +79,24 @@ def describe(init_from: str) -> Pretrained:
         what = "ssa is damaged or from another version: " if found is SSA else ""
         raise UserError(f"init_from={init_from}: config.json: {what}{error}") from None
     return Pretrained(init_from, found, model)
+
+
+def _of_transformers(init_from: str, config: dict[str, Any], own: str) -> Pretrained:
+    """Any causal language model of transformers; ``own``: the types that need no transformers."""
+    if not causal_lm.available():
+        kind = shown(config.get("model_type"))
+        raise UserError(f"init_from={init_from}: config.json: model_type={kind}: {causal_lm.NEEDS}; without it: {own}")
+    try:
+        fields = causal_lm.fields_of(config)
+        if temperatures := text_files(init_from, [_TEMPERATURES]):
+            _file(init_from, _TEMPERATURES.replace(".json", ".safetensors"))
+            fields["temperature"] = parse_json(temperatures[_TEMPERATURES].encode(), _TEMPERATURES).get("temperature")
+        model = validated(ModelConfig, {"name": causal_lm.OPTION, **fields, "size": size_label(init_from)})
+        check_terms(model.temperature)
+    except (UserError, ValueError) as error:
+        raise UserError(f"init_from={init_from}: {error}") from None
+    form = CheckpointFormat(model_type=config["model_type"], architecture=str(config.get("architectures")))
+    return Pretrained(init_from, form, model)
 
 
 def check_sizes(init_from: str, form: CheckpointFormat, sizes: Mapping[str, Any]) -> None:

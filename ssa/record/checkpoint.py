@@ -23,9 +23,9 @@ from torch import Tensor
 from ssa.config import Config, parse, upgraded
 from ssa.errors import UserError, first_line
 from ssa.files import refuse_lfs_pointer, remove, replacing
+from ssa.model.language_model import LanguageModel
 from ssa.model.sharding import as_shard
 from ssa.model.stored_sizes import EMBEDDING, wrong_size
-from ssa.model.transformer import Transformer
 from ssa.pretrained.load import load_pretrained
 from ssa.pretrained.source import weights_hash
 from ssa.record.inputs import Inputs
@@ -103,7 +103,7 @@ class BestWeights:
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def load_into(self, model: Transformer) -> None:
+    def load_into(self, model: LanguageModel) -> None:
         """Load the weights.
 
         Raises:
@@ -142,6 +142,8 @@ def read_best(path: Path, config: Config, base: Mapping[str, Tensor] | None = No
         tensors = contents["model"]
         if "base" in contents:
             tensors = {**(base or _pretrained(config, contents["base"], path)), **tensors}
+        if config.model.hf_config is not None:
+            return BestWeights(path, tensors, int(contents["step"]), int(config.model.vocab_size or 0))
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if wrong := wrong_size(config.model.plain(), shapes):
             said = " x ".join(f"model.{field}={value}" for field, value in wrong.fields.items())

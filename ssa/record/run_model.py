@@ -15,10 +15,10 @@ from ssa.text.corpus import open_corpus
 from ssa.text.tokenization import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from ssa.model.transformer import Transformer
+    from ssa.model.language_model import LanguageModel
 
 
-def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
+def load_run(folder: str | Path) -> tuple[Config, LanguageModel, Tokenizer]:
     """The config, best model and tokenizer of a run, finished or not.
 
     The model is on the CPU, in float32 and in evaluation mode.
@@ -27,7 +27,7 @@ def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
         UserError: the folder is not a run folder, has no weights yet, or has a damaged file.
     """
     config = load_run_config(folder)
-    from ssa.model.transformer import Transformer  # imports torch, which takes seconds: after the folder is checked
+    from ssa.pretrained.load import without_weights  # imports torch, which takes seconds: after the folder is checked
     from ssa.record.checkpoint import read_best
 
     tokenizer = load_run_tokenizer(folder, config)
@@ -39,7 +39,7 @@ def load_run(folder: str | Path) -> tuple[Config, Transformer, Tokenizer]:
             f"{Path(folder) / 'tokenizer.json'}: {tokenizer.vocab_size:,} tokens, but the model has {rows:,}: "
             "it is not the tokenizer of this run"
         )
-    model = Transformer(config.model, rows, seed=None)
+    model = without_weights(config.model, rows)
     best.load_into(model)
     return config, model.eval(), tokenizer
 
@@ -88,7 +88,7 @@ def with_own_tokenizer(data: DataConfig, folder: str | Path) -> DataConfig:
 
 
 def continue_text(
-    model: Transformer,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompt: str,
     max_new_tokens: int,

@@ -16,10 +16,10 @@ from torch import Tensor
 from ssa.config import Config
 from ssa.device import attention_kernels
 from ssa.errors import NotFinite, TrainingDiverged
-from ssa.model.attention_stats import attention_metrics, attention_statistics
+from ssa.model.attention_stats import MEANS, attention_metrics, attention_statistics
+from ssa.model.language_model import LanguageModel
 from ssa.model.sharding import gathered
 from ssa.model.temperature_reach import temperature_reach
-from ssa.model.transformer import Transformer
 from ssa.perplexity import perplexities
 from ssa.record.run_files import Row
 from ssa.text.token_blocks import Batch, probe_windows, visible_in_documents
@@ -29,11 +29,11 @@ from ssa.training.world import WORLD_OF_ONE, World
 
 
 class LanguageModule(L.LightningModule):
-    """Trains a `Transformer` and passes rows of metrics to ``log_row``.
+    """Trains a language model and passes rows of metrics to ``log_row``.
 
     Args:
         config: the run.
-        model: the transformer.
+        model: the model.
         splits: ``validation`` and ``test``.  Perplexities divide by their counts; attention is measured on the first
             windows of ``validation``.
         log_row: called with each row: ``step``, ``tokens``, then metrics.
@@ -46,7 +46,7 @@ class LanguageModule(L.LightningModule):
     def __init__(
         self,
         config: Config,
-        model: Transformer,
+        model: LanguageModel,
         splits: dict[str, TokenSplit],
         log_row: Callable[[Row], None],
         compiled: bool = False,
@@ -179,12 +179,19 @@ class LanguageModule(L.LightningModule):
         with self.trainer.precision_plugin.forward_context(), self._eager():
             probe = self.probe.to(self.device)
             with temperature_reach(self.model) as reach:
-                statistics = attention_statistics(self.model, probe, self._visible_keys(probe))
-            self.evaluated |= attention_metrics(statistics) | reach
+                self.evaluated |= self._attention(probe)
+            self.evaluated |= reach
         self.evaluated_step = self.step
         if self.reported:
             row = {f"val/{name}": value for name, value in self.evaluated.items()}
             self.log_row({"step": self.step, "tokens": self.tokens, **row})
+
+    def _attention(self, probe: Tensor) -> dict[str, float]:
+        """Attention metrics; nan if the model's attention cannot be measured."""
+        if self.model.unmeasured is not None:
+            self.model.hidden(probe, visible_keys=self._visible_keys(probe))
+            return {f"attention_{name}": math.nan for name in MEANS}
+        return attention_metrics(attention_statistics(self.model, probe, self._visible_keys(probe)))
 
     @contextmanager
     def before_training(self) -> Iterator[None]:

@@ -11,10 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ssa.config import OptimConfig
 from ssa.errors import UserError
-from ssa.model.transformer import Transformer
+from ssa.model.language_model import LanguageModel
 
 
-def freeze(model: Transformer, config: OptimConfig) -> None:
+def freeze(model: LanguageModel, config: OptimConfig) -> None:
     """Disable gradients of the parameters that ``optim.train`` excludes.
 
     Raises:
@@ -28,7 +28,7 @@ def freeze(model: Transformer, config: OptimConfig) -> None:
         raise UserError(f"optim.train=temperature: model/temperature={name} has no parameters; choose ssa, for example")
 
 
-def parameter_groups(model: Transformer, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: LanguageModel, config: OptimConfig) -> list[dict[str, Any]]:
     """Groups of all trainable parameters: matrices with weight decay, norms and biases without, temperatures without
     and with a learning rate of their own.  Empty groups are omitted.
     """
@@ -46,7 +46,7 @@ def parameter_groups(model: Transformer, config: OptimConfig) -> list[dict[str, 
     return [{"name": kind, "params": names[kind], **settings[kind]} for kind in names if names[kind]]
 
 
-def build_optimizer(model: Transformer, config: OptimConfig, steps: int) -> tuple[AdamW, LambdaLR]:
+def build_optimizer(model: LanguageModel, config: OptimConfig, steps: int) -> tuple[AdamW, LambdaLR]:
     """AdamW over `parameter_groups`, and its schedule, to be stepped once per optimizer step."""
     betas = (config.beta1, config.beta2)
     optimizer = AdamW(parameter_groups(model, config), betas=betas, eps=config.eps, fused=True)

@@ -10,7 +10,7 @@ import torch
 
 from ssa.config import Config, TrainerConfig
 from ssa.device import Precision
-from ssa.model.transformer import Transformer
+from ssa.model.language_model import LanguageModel
 from ssa.planning.strategy import Strategy
 from ssa.record.inputs import Inputs
 from ssa.record.resume_point import ResumePoint
@@ -88,7 +88,7 @@ class PreparedRun:
     compiled: bool
     corpus: TokenizedCorpus
     splits: dict[str, TokenSplit]  # validation and test, up to data.max_eval_tokens
-    model: Transformer
+    model: LanguageModel
     world: World
     strategy: Strategy
     loader: TrainingLoader

@@ -143,6 +143,8 @@ def _notes(run: PreparedRun) -> list[str]:
         notes.append(
             f"data.tokenizer={config.data.tokenizer} is not the tokenizer of {config.init_from}: token ids may differ"
         )
+    if run.model.unmeasured is not None:
+        notes.append(f"entropy and spikiness of attention are not measured: {run.model.unmeasured}")
     if optim.train == "temperature" and not config.init_from:
         notes.append("optim.train=temperature keeps the random initial weights; it is meant for init_from=")
     for name, temperature in run.model.first_temperatures().items():

@@ -29,12 +29,13 @@ from ssa.device import (
 from ssa.errors import EXIT_INTERRUPTED, NotFinite, UserError
 from ssa.files import disk_errors, write_atomic
 from ssa.model.config import ModelConfig
+from ssa.model.language_model import LanguageModel
 from ssa.model.transformer import Transformer
 from ssa.planning.disk import FLOAT
 from ssa.planning.flops import training_flops
 from ssa.planning.parameters import count_parameters
 from ssa.planning.strategy import Strategy, choose_strategy
-from ssa.pretrained.load import check_vocabulary, load_pretrained
+from ssa.pretrained.load import check_vocabulary, load_pretrained, without_weights
 from ssa.pretrained.source import weight_files
 from ssa.record import checksums, environment, wandb_mirror
 from ssa.record.checkpoint import base_hash, read_best
@@ -152,13 +153,14 @@ def _prepare(config: Config, record: RunRecord, world: World) -> PreparedRun:
     references = {}
     if world.is_zero:  # who prints them
         references = reference_perplexities(train_split.tokens, splits["validation"].tokens, vocab_size)
-    parameters = count_parameters(config.model, model.token_embedding.num_embeddings, config.optim.train != "all")
+    if masked:
+        model.check_document_mask()
     return PreparedRun(
         config=config,
         device=device,
         precision=resolve_precision(config.trainer.precision, device),
         attention_backend=backend,
-        compiled=resolve_compile(config.trainer.compile, device, training_flops(config, parameters).total),
+        compiled=resolve_compile(config.trainer.compile, device, _flops(config, model.vocab_size)),
         corpus=corpus,
         splits=splits,
         model=model,
@@ -173,32 +175,42 @@ def _prepare(config: Config, record: RunRecord, world: World) -> PreparedRun:
 
 def _model(
     config: Config, corpus: TokenizedCorpus, resume: ResumePoint | None, world: World, device: torch.device
-) -> tuple[Transformer, Strategy]:
+) -> tuple[LanguageModel, Strategy]:
     """The model with its initial weights, new or pretrained, and how it is divided."""
     check_vocabulary(config.model, corpus.tokenizer)
     vocab_size = config.model.vocab_size or corpus.tokenizer.vocab_size
     here = config.model_copy(update={"plan": PlanConfig()})
     strategy = world.broadcast(choose_strategy(here, vocab_size) if world.is_zero else Strategy("auto", ""))
     allocate = partial(place, world=world, device=device) if strategy.name == "fsdp" else None
+    model: LanguageModel
     if config.init_from and not (resume and resume.has_base):
         model = load_pretrained(config.model, config.init_from, config.seed, allocate)
+    elif config.model.hf_config is not None:
+        model = without_weights(config.model, vocab_size)
     else:
         if allocate is None:
             _check_memory(config.model, vocab_size)
         if allocate:
             with torch.device("meta"):
-                model = Transformer(config.model, vocab_size, seed=None)
-            allocate(model)
-            model.reset_parameters(config.seed)
+                model = own = Transformer(config.model, vocab_size, seed=None)
+            allocate(own)
+            own.reset_parameters(config.seed)
         else:
             model = Transformer(config.model, vocab_size, config.seed)
     # An export contains the frequencies of its run.
-    if model.log_frequency is not None and not model.log_frequency.any():
-        counts = corpus.split("train").token_counts(model.token_embedding.num_embeddings)
+    if (frequencies := model.frequencies()) is not None and not frequencies.any():
+        counts = corpus.split("train").token_counts(model.vocab_size)
         model.set_token_counts(torch.from_numpy(counts))
     freeze(model, config.optim)
     model.checkpoint_activations = config.trainer.checkpoint_activations
     return model, strategy
+
+
+def _flops(config: Config, vocab_size: int) -> float:
+    """Of the whole training; 0 where they are not known, of a model of transformers."""
+    if config.model.hf_config is not None:
+        return 0.0
+    return training_flops(config, count_parameters(config.model, vocab_size, config.optim.train != "all")).total
 
 
 def _check_memory(model: ModelConfig, vocab_size: int) -> None:
@@ -229,7 +241,7 @@ def _execute(
     if run.compiled or run.model.flex_attention:
         torch._dynamo.reset()  # the recompilation limit counts earlier jobs in this process
     if run.compiled:
-        for block in run.model.blocks:  # one compilation serves all of them
+        for block in run.model.layers():  # one compilation serves all of them
             block.compile()
     reset_peak_memory(run.device)
     if resume and resume.has_best and world.is_zero:

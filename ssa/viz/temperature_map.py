@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ssa.model.attention import AttentionInputs
-    from ssa.model.transformer import Transformer
+    from ssa.model.language_model import LanguageModel
 
 RGB = tuple[int, int, int]
 CONTROLS: dict[int, int] = (
@@ -88,7 +88,7 @@ def check_choice(model: ModelConfig, of: str, layer: int | None, head: int | Non
 
 
 def token_temperatures(
-    model: Transformer, ids: Sequence[int], of: str = "query", layer: int | None = None, head: int | None = None
+    model: LanguageModel, ids: Sequence[int], of: str = "query", layer: int | None = None, head: int | None = None
 ) -> list[float]:
     """The temperature of each token of a text at a layer and head, from 0, or their mean over all (None).
 
@@ -101,7 +101,7 @@ def token_temperatures(
     return values
 
 
-def all_temperatures(model: Transformer, ids: Sequence[int], of: str = "query") -> Tensor:
+def all_temperatures(model: LanguageModel, ids: Sequence[int], of: str = "query") -> Tensor:
     """The temperature of each token in each layer and head, (L, H, T), averaged over features if per feature.
 
     The model is in evaluation mode and has this temperature.
@@ -115,12 +115,12 @@ def all_temperatures(model: Transformer, ids: Sequence[int], of: str = "query") 
         layers.append(inputs.temperatures[of].mean(dim=-1).expand(1, heads, len(ids))[0])  # (H, T)
 
     with torch.inference_mode():
-        model(torch.tensor([list(ids)], device=model.token_embedding.weight.device), observe=observe)
+        model(torch.tensor([list(ids)], device=model.device), observe=observe)
     return torch.stack(layers)
 
 
 def view_tokens(
-    model: Transformer,
+    model: LanguageModel,
     decode: Callable[[Sequence[int]], str],
     ids: Sequence[int],
     of: str = "query",

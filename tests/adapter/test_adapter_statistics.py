@@ -38,9 +38,9 @@ def test_as_in_this_projects_transformer(model_type: str, name: str, tmp_path: P
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "qwen3", "granite", "jamba"])
+@pytest.mark.parametrize("model_type", ["mistral", "qwen3", "granite", "jamba", "gemma2"])
 def test_as_the_attention_maps_say(model_type: str) -> None:
-    """Also with a sliding window, normalized queries and another scaling."""
+    """Also with a sliding window, normalized queries, another scaling and a soft cap."""
     model = ssa.adapt(tiny_model(model_type, attn_implementation="eager"))
     move(model)
     found = attention_statistics(model, ids())
@@ -65,7 +65,7 @@ def test_the_base_model() -> None:
 
 
 def test_what_is_no_softmax() -> None:
-    with pytest.raises(UserError, match="its attention has `softcap`, so it is no plain softmax"):
-        ssa.attention_metrics(ssa.adapt(tiny_model("gemma2")), ids())
+    with pytest.raises(UserError, match="its attention has `s_aux`, so it is no plain softmax"):
+        ssa.attention_metrics(ssa.adapt(tiny_model("gpt_oss")), ids())
     with pytest.raises(UserError, match="has no temperatures"):
         ssa.attention_metrics(tiny_model("llama"), ids())

@@ -120,8 +120,14 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "torn config": (content("config.json", b'{"model_type": '), ["config.json is damaged: Expecting value"]),
     "binary config": (content("config.json", b"\xff\xfe"), ["config.json is damaged"]),
     "no object": (content("config.json", b"[]"), ["config.json is damaged: it holds no JSON object"]),
-    "no type": (content("config.json", b"{}"), ["model_type=null", "valid: gpt2, gpt_neox, llama, ssa"]),
-    "another type": (edited(model_type="qwen2"), ["model_type=qwen2: not supported", "gpt_neox"]),
+    "no type": (
+        content("config.json", b"{}"),
+        ["model_type=null: no causal language model of the installed transformers"],
+    ),
+    "another type": (
+        edited(model_type="qwen2"),
+        ["config.json: a qwen2 of these sizes has 10,807,", " parameters; model.safetensors holds "],
+    ),
     "another class": (edited(architectures=["GPT2ForTokenClassification"]), ["architectures=", "GPT2LMHeadModel"]),
     "heads": (edited(n_head=5), ["config.json: model.n_head=5: does not divide model.d_model=32"]),
     "export without model": (edited(model_type="ssa"), ["config.json: ssa: not set"]),

@@ -6,12 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from pretrained_folders import VOCAB, overflowing, write_model
+from tiny_runs import broken_at
 
 from ssa.command_line.compose import configured
 from ssa.config import Config
@@ -166,17 +166,6 @@ def test_a_fine_tune_resumes_without_the_pretrained_folder(finetune, llama: Path
     assert [row["step"] for row in rows(config)] == [row["step"] for row in rows(unbroken)]
     assert all(torch.equal(tensor, weights(unbroken)[name]) for name, tensor in weights(config).items())
     assert read_environment(run_folder(config))["inputs"]["init_from"] == {str(llama): weights_hash(str(llama))}
-
-
-def broken_at(step: int) -> Callable[..., None]:
-    original = LanguageModule.on_train_batch_start
-
-    def hooked(self: LanguageModule, *arguments: Any) -> None:
-        if self.step == step:
-            raise ZeroDivisionError
-        original(self, *arguments)
-
-    return hooked
 
 
 def test_changed_pretrained_weights_are_refused(finetune, llama: Path) -> None:

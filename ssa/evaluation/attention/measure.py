@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssa.model.attention_stats import attention_metrics, attention_statistics, head_means, query_key_norms
-from ssa.model.transformer import Transformer
+from ssa.model.language_model import LanguageModel
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +45,7 @@ class Measured:
         n: number of visible keys, (N,).
         rows: statistics of softmax rows, by the names in `ssa.model.attention_stats.RowStatistics`, (L, H, N).
         temperatures: query, key, value, output temperatures, (L, H or K, N).
-        norms: operator norm of each head's query-key matrix, (L, H).
+        norms: operator norm of each head's query-key matrix, (L, H); nan if queries or keys are normalized.
         tau_norms: the norms times each token's query temperature, (L, H, N); None if that varies by feature.
         frequencies: as in `Batch`, (V,).
     """
@@ -71,7 +71,7 @@ class Measured:
         return np.log1p(self.frequencies[self.tokens])
 
 
-def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = lambda tokens: None) -> Measured:
+def measure(model: LanguageModel, batch: Batch, advance: Callable[[int], None] = lambda tokens: None) -> Measured:
     """Measure a model's attention on a batch of B sequences of T tokens; N = B T.
 
     The model is in evaluation mode, on the batch's device; ``advance`` is called with T after each sequence.
@@ -80,7 +80,8 @@ def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = l
     n = torch.arange(1, batch.ids.size(1) + 1).expand(batch.ids.shape)
     if batch.visible_keys is not None:
         n = batch.visible_keys.cpu()
-    norms, query = query_key_norms(model).numpy(), statistics.temperatures.get("query")
+    found, query = query_key_norms(model), statistics.temperatures.get("query")
+    norms = np.full(statistics.rows.entropy.shape[0:3:2], np.nan) if found is None else found.numpy()
     tau = np.ones((*norms.shape, n.numel())) if query is None else _by_head(query[..., 0])
     return Measured(
         metrics=attention_metrics(statistics),
@@ -90,7 +91,7 @@ def measure(model: Transformer, batch: Batch, advance: Callable[[int], None] = l
         rows={name: _by_head(values) for name, values in statistics.rows._asdict().items()},
         temperatures={name: _by_head(values.mean(-1)) for name, values in statistics.temperatures.items()},
         norms=norms,
-        tau_norms=norms[..., None] * abs(tau) if query is None or query.size(-1) == 1 else None,
+        tau_norms=norms[..., None] * abs(tau) if found is not None and (query is None or query.size(-1) == 1) else None,
         frequencies=batch.frequencies,
     )
 

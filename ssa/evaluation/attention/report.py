@@ -87,7 +87,7 @@ class Attention:
         )
 
     def _batch(self, evaluated: EvaluatedModel) -> Batch:
-        vocabulary, sequences = evaluated.model.token_embedding.num_embeddings, self.settings["sequences"]
+        vocabulary, sequences = evaluated.model.vocab_size, self.settings["sequences"]
         if evaluated.config is None:
             text = load_text(self._evaluate_settings, evaluated)
             stream = text.stream(evaluated.tokenizer)

@@ -17,7 +17,7 @@ from ssa.device import resolve_device
 from ssa.errors import UserError
 from ssa.files import expanded, hash_of
 from ssa.model.config import ModelConfig
-from ssa.model.transformer import Transformer
+from ssa.model.language_model import LanguageModel
 from ssa.pretrained.load import check_vocabulary, load_pretrained
 from ssa.pretrained.source import describe, size_label, weights_hash
 from ssa.pretrained.special_tokens import BEGIN, END, special_token
@@ -129,7 +129,7 @@ class EvaluatedModel:
         return self.tokenizer.decode([self.prefix])
 
     @functools.cached_property
-    def model(self) -> Transformer:
+    def model(self) -> LanguageModel:
         """The model in float32 on its device, in evaluation mode.
 
         Raises:

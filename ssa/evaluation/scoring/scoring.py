@@ -22,7 +22,7 @@ from ssa.device import is_out_of_memory
 from ssa.errors import NotFinite, UserError
 from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.model.kv_cache import GrowingCache, KVCache
-from ssa.model.transformer import Transformer
+from ssa.model.language_model import LanguageModel
 
 _MIN_SAVED = 8  # tokens that a shared prefix must save, as rows without one need no mask,
 _MIN_SHARE = 1 / 16  # and share of all tokens
@@ -82,7 +82,8 @@ def score_requests(
         UserError: a continuation exceeds ``max_length``, memory runs out, or a log-likelihood is not finite.
     """
     rows = [_row(number, request, max_length) for number, request in enumerate(requests)]
-    groups = _groups(rows, batch_size)
+    shares = evaluated.model_config.hf_config is None  # only this project's own model takes a cache by rows
+    groups = _groups(rows, batch_size) if shares else [_Group(0, [row]) for row in rows]
     groups.sort(key=lambda group: max(len(row.tokens) for row in group.rows), reverse=True)
 
     def in_rows(run: Callable[[list[int]], None], lengths: list[int]) -> None:
@@ -150,14 +151,14 @@ def _common(one: list[int], other: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def _score_rows(model: Transformer, rows: Sequence[_Row]) -> list[tuple[int, Score]]:
+def _score_rows(model: LanguageModel, rows: Sequence[_Row]) -> list[tuple[int, Score]]:
     """Score rows without a shared prefix, padded on the right, where causal attention ignores padding."""
     hidden = model.hidden(_padded([row.tokens[:-1] for row in rows]).to(model.device))  # (B, T, D)
     return _scores(model, rows, [states[: len(row.tokens) - 1] for states, row in zip(hidden, rows, strict=True)])
 
 
 def _score_groups(
-    model: Transformer, groups: Sequence[_Group], in_rows: _InRows, keep: Keep, wanted: Callable[[list[_Row]], bool]
+    model: LanguageModel, groups: Sequence[_Group], in_rows: _InRows, keep: Keep, wanted: Callable[[list[_Row]], bool]
 ) -> None:
     """Run the prefixes, then the rest of each row, each in batches of similar length."""
     groups = sorted(groups, key=lambda group: group.prefix, reverse=True)
@@ -183,7 +184,7 @@ def _score_groups(
     )
 
 
-def _cache_prefixes(model: Transformer, prefixes: Sequence[list[int]]) -> list[_CachedPrefix]:
+def _cache_prefixes(model: LanguageModel, prefixes: Sequence[list[int]]) -> list[_CachedPrefix]:
     layers = [GrowingCache(max(map(len, prefixes))) for _ in range(model.config.n_layer)]
     hidden = model.hidden(_padded(prefixes).to(model.device), cache=KVCache(list(layers)))  # (B, T, D)
     stored = [tuple(tensor.transpose(1, 2) for tensor in layer.held) for layer in layers]  # (B, T, K, d) each
@@ -193,7 +194,7 @@ def _cache_prefixes(model: Transformer, prefixes: Sequence[list[int]]) -> list[_
     ]
 
 
-def _score_after_prefix(model: Transformer, rows: Sequence[tuple[_Row, _CachedPrefix]]) -> list[tuple[int, Score]]:
+def _score_after_prefix(model: LanguageModel, rows: Sequence[tuple[_Row, _CachedPrefix]]) -> list[tuple[int, Score]]:
     """Score rows after their prefixes; prefixes are padded on the left, the rest on the right."""
     starts = [len(prefix.hidden) for _, prefix in rows]
     rest = [row.tokens[start:-1] for (row, _), start in zip(rows, starts, strict=True)]
@@ -214,15 +215,15 @@ def _score_after_prefix(model: Transformer, rows: Sequence[tuple[_Row, _CachedPr
     return _scores(model, [row for row, _ in rows], states)
 
 
-def _scores(model: Transformer, rows: Sequence[_Row], states: Sequence[Tensor]) -> list[tuple[int, Score]]:
+def _scores(model: LanguageModel, rows: Sequence[_Row], states: Sequence[Tensor]) -> list[tuple[int, Score]]:
     """Score the last tokens of each row, given the hidden states of its inputs, (T, D)."""
     hidden = torch.cat([of_row[-row.scored :] for row, of_row in zip(rows, states, strict=True)])  # (N, D)
     targets = torch.tensor([token for row in rows for token in row.tokens[-row.scored :]], device=hidden.device)
     losses: list[Tensor] = []
     is_argmax: list[Tensor] = []
-    at_once = max(1, _LOGITS // model.head.out_features)
+    at_once = max(1, _LOGITS // model.vocab_size)
     for some, wanted in zip(hidden.split(at_once), targets.split(at_once), strict=True):  # type: ignore[no-untyped-call]
-        logits = model.head(some).float()  # (N, V)
+        logits = model.logits(some).float()  # (N, V)
         losses.append(F.cross_entropy(logits, wanted, reduction="none"))  # as in training, to the last bit
         is_argmax.append(logits.argmax(1) == wanted)
     lengths = [row.scored for row in rows]
