@@ -33,7 +33,7 @@ def command(program: str) -> str:
 
 
 def typed(words: list[str]) -> list[str]:
-    """``sys.argv`` with what the user typed in place of the program's path, where an installed command runs it."""
+    """A program and its arguments, such as ``sys.argv``, with the installed command in place of the program's path."""
     return [command(Path(words[0]).name), *words[1:]] if _by_command else list(words)
 
 
@@ -46,8 +46,8 @@ def shown(path: str) -> str:
 
 
 def shown_from() -> str:
-    """The folder that paths on a help page start in, for its heading; empty in a checkout."""
-    return str(_PACKAGE.parent) if INSTALLED else ""
+    """The folder that paths on a help page start in, for its heading; empty for a program of a checkout."""
+    return str(_PACKAGE.parent) if _by_command else ""
 
 
 def install(extra: str) -> str:

@@ -164,7 +164,7 @@ def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> floa
     """
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     sent = in_sweep and not _launches  # this process was started by a launcher
-    command = [f"{HydraConfig.get().job.name}.py", *_overrides()] if sent else typed(sys.argv)
+    command = typed([f"{HydraConfig.get().job.name}.py", *_overrides()] if sent else sys.argv)
     name = " ".join(_overrides())
     try:
         return job(configure(composed), command)
