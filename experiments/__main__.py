@@ -16,24 +16,25 @@ from ssa.command_line.output import keep_writable
 from ssa.command_line.settings import complain, program
 from ssa.config import SCALES
 from ssa.errors import UserError
+from ssa.paths import EXPERIMENTS, INSTALLED, command, install
 
-INSTALL = "pip install -e '.[experiments]'"
 FILES = {
     "experiments/engine/": "runs experiments: grids of runs, cached jobs, conclusions, tables",
     "ssa/launch/": "training runs as processes, several at once",
 }
-USAGE = f"usage: python -m experiments NAME scale={'|'.join(SCALES)} KEY=VALUE ...; NAME --help lists the keys"
+USAGE = f"usage: {command('-m experiments')} NAME scale={'|'.join(SCALES)} KEY=VALUE ...; NAME --help lists the keys"
 
 
 def main(arguments: list[str]) -> int:
     keep_writable()
     if not arguments or arguments[0] in ("--help", "-h"):
+        where = EXPERIMENTS if INSTALLED else EXPERIMENTS.name
         listed = {experiment.name: experiment.purpose for experiment in all_experiments()}
-        listed |= {"FILE.yaml": "a grid of your own, with at least rows; experiments/README.md has an example"}
+        listed |= {"FILE.yaml": f"a grid of your own, with at least rows; {where}/README.md has an example"}
         listed |= {COMPARE: PURPOSE, all_of_them.NAME: all_of_them.PURPOSE}
         width = max(map(len, listed))
         lines = [f"  {name:<{width}}  {purpose}" for name, purpose in listed.items()]
-        print("\n".join([USAGE, "", *lines, "", "experiments/NAME/ has the settings, results and README of each"]))
+        print("\n".join([USAGE, "", *lines, "", f"{where}/NAME/ has the settings, results and README of each"]))
         return 0
     try:
         if arguments[0] == COMPARE:
@@ -83,7 +84,9 @@ def run(experiment: Experiment, settings: ExperimentSettings) -> None:
     """Computes an experiment, writes its results and prints its conclusions."""
     lacking = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
     if lacking:
-        raise UserError(f"{' and '.join(lacking)}: not installed; to install all that experiments need: {INSTALL}")
+        raise UserError(
+            f"{' and '.join(lacking)}: not installed; to install all that experiments need: {install('experiments')}"
+        )
     from rich.console import Console
 
     from experiments.engine.context import ExperimentContext

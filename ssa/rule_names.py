@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from ssa.config_errors import closest
 from ssa.model.config import PROJECTIONS, SLOTS, TemperatureConfig
+from ssa.paths import CONF
 
-_RULES = Path(__file__).resolve().parents[1] / "conf" / "model" / "temperature"
+_RULES = CONF / "model" / "temperature"
 Chosen = Mapping[str, Mapping[str, str]]  # the terms of each scaled projection, by slot
 
 

@@ -17,13 +17,13 @@ from ssa.command_line.settings import program
 from ssa.config import PositiveInt, Section
 from ssa.errors import UserError
 from ssa.files import locked
+from ssa.paths import command, install
 from ssa.progress import ProgressBar
 from ssa.record.inputs import Inputs
 from ssa.training.inputs import inputs_of
-from sweeps.declaration import Sweep, as_overrides, load
+from sweeps.declaration import Sweep, as_overrides, declared, load
 
-USAGE = "usage: python -m sweeps FILE.yaml KEY=VALUE ...; FILE.yaml --help lists the keys"
-INSTALL = "pip install -e '.[sweeps]'"
+USAGE = f"usage: {command('-m sweeps')} FILE.yaml KEY=VALUE ...; FILE.yaml --help lists the keys"
 
 
 class Settings(Section):
@@ -38,7 +38,7 @@ class Settings(Section):
 def main(arguments: list[str]) -> int:
     keep_writable()
     if not arguments or arguments[0] in ("--help", "-h"):
-        print("\n".join([USAGE, "", *(f"  {path}" for path in sorted(Path("sweeps").glob("optuna_*.yaml")))]))
+        print("\n".join([USAGE, "", *(f"  {path}" for path in declared())]))
         return 0
     file = Path(arguments[0])
     return program(
@@ -63,7 +63,7 @@ def run(file: Path, settings: Settings) -> None:
         UserError: the declaration is wrong, another process runs the same sweep, or some trials failed, at the end.
     """
     if importlib.util.find_spec("optuna") is None:
-        raise UserError(f"optuna: not installed; {INSTALL}")
+        raise UserError(f"optuna: not installed; {install('sweeps')}")
     sweep = load(file)
     more = [*settings.train, f"output_dir={settings.output_dir}"]
     try:
@@ -114,7 +114,7 @@ def _search(
     console.print(results.table(study, sweep))
     console.print(f"every trial: {file_of_trials}")
     for best in results.ranked(study, sweep)[:1]:
-        console.print(f"the best one: python train.py {shlex.join((*common, *as_overrides(best.params)))}")
+        console.print(f"the best one: {command('train.py')} {shlex.join((*common, *as_overrides(best.params)))}")
     failed = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.FAIL]
     if failed:
         names = ", ".join(f"trial {trial.number} ({trial.user_attrs.get('note', '')})" for trial in failed)

@@ -13,6 +13,7 @@ from ssa.command_line.settings import typed
 from ssa.config import Config, PositiveInt, Section
 from ssa.config_errors import one_line
 from ssa.errors import UserError
+from ssa.paths import INSTALLED, ROOT
 from ssa.record.run_files import summary_name
 from ssa.redaction import redacted
 from ssa.yaml_files import read_yaml
@@ -143,6 +144,11 @@ def as_overrides(values: dict[str, Value]) -> list[str]:
     return [f"{key}={typed(value)}" for key, value in values.items()]
 
 
+def declared() -> list[Path]:
+    """The files of this folder, where it is in the working directory or installed."""
+    return sorted((ROOT if INSTALLED else Path()).glob("sweeps/optuna_*.yaml"))
+
+
 def load(file: Path) -> Sweep:
     """Reads a declaration from its file.
 
@@ -155,7 +161,7 @@ def load(file: Path) -> Sweep:
             raise UserError(f"{file}: a W&B sweep; start it with: wandb sweep {file}")
         return Sweep.model_validate(content)
     except FileNotFoundError:
-        known = ", ".join(str(path) for path in sorted(Path("sweeps").glob("optuna_*.yaml")))
+        known = ", ".join(map(str, declared()))
         raise UserError(f"{file}: no such file{'; there are: ' + known if known else ''}") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None

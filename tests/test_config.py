@@ -11,9 +11,10 @@ import yaml
 
 from ssa.command_line import cli
 from ssa.command_line.compose import composed, configured
-from ssa.command_line.conf_groups import CONF, options
+from ssa.command_line.conf_groups import options
 from ssa.config import SCALES, Config, parse, upgraded
 from ssa.errors import UserError
+from ssa.paths import CONF
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ ROOMS = [
     ["ssa/rule_names.py"],
     ["ssa/config_errors.py", "ssa/perplexity.py", "ssa/power.py", "ssa/statistics.py", "ssa/yaml_files.py"],
     ["ssa/files.py", "ssa/imports.py", "ssa/processes.py", "ssa/progress.py"],
-    ["ssa/errors.py", "ssa/redaction.py", "ssa/model/"],
+    ["ssa/bundle.py", "ssa/errors.py", "ssa/paths.py", "ssa/redaction.py", "ssa/model/"],
 ]
 
 

@@ -81,7 +81,7 @@ def _plan(asked: dict[Experiment, ExperimentSettings], settings: AllSettings) ->
 
 def _seconds_before(experiment: Experiment, settings: AllSettings) -> float | None:
     """How long the committed results of the scale took, with as many jobs; None where there are none."""
-    path = experiment.results(settings.output_dir) / f"{settings.scale}_provenance.json"
+    path = experiment.result(settings.output_dir, f"{settings.scale}_provenance.json")
     if not path.exists():
         return None
     facts = parse_json(path.read_text(encoding="utf-8"), str(path))

@@ -24,9 +24,9 @@ from ssa.command_line.settings import typed
 from ssa.config import PositiveInt, Scale, Section
 from ssa.config_errors import closest, one_line
 from ssa.errors import UserError
+from ssa.paths import EXPERIMENTS, INSTALLED, command
 from ssa.yaml_files import read_yaml
 
-EXPERIMENTS = Path(__file__).parents[1]
 SHARED = Path(__file__).parent  # defaults shared by several experiments
 Seeds = Annotated[int, Field(ge=2)]
 
@@ -42,7 +42,7 @@ class ExperimentSettings(Section):
     jobs: PositiveInt = Field(2, description="parallel processes, one thread each; does not change any number")
     to: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="folder for tables and figures; null: results/ of the experiment, or a folder under output_dir "
+        description="folder for tables and figures; null: experiments/NAME/results, or a folder under output_dir "
         "where settings differ from the scale's",
     )
     output_dir: Annotated[str, Field(min_length=1)] = Field("outputs", description="folder for runs and cached jobs")
@@ -123,8 +123,13 @@ class Experiment:
         return str(self.folder / "config.yaml")
 
     def results(self, output_dir: str) -> Path:
-        """The folder for the results of the declared settings."""
-        return self.folder / "results"
+        """The folder for the results of the declared settings; of an installed package, in the working directory."""
+        return Path("experiments", self.name, "results") if INSTALLED else self.folder / "results"
+
+    def result(self, output_dir: str, name: str) -> Path:
+        """A file of these results; that of the committed ones, which come with this package, if there is none here."""
+        here = self.results(output_dir) / name
+        return here if here.exists() or self.is_own else self.folder / "results" / name
 
     @property
     def declaration(self) -> Declaration:
@@ -188,7 +193,7 @@ class Experiment:
         scaled = self._scaled(settings.scale).model_dump()
         plain = settings.model_dump(exclude=_OCCASIONAL)
         own = [f"{key}={typed(value)}" for key, value in plain.items() if value != scaled[key]]
-        return shlex.join(["python", "-m", "experiments", *self.arguments, f"scale={settings.scale}", *own])
+        return f"{command('-m experiments')} {shlex.join([*self.arguments, f'scale={settings.scale}', *own])}"
 
 
 def all_experiments() -> list[Experiment]:

@@ -209,7 +209,7 @@ class GridRecords:
 
 def committed(experiment: Experiment, settings: GridSettings) -> Path:
     """The file of the records behind an experiment's table."""
-    return experiment.results(settings.output_dir) / f"{settings.scale}_{FILE}"
+    return experiment.result(settings.output_dir, f"{settings.scale}_{FILE}")
 
 
 def _but_start(config: Config) -> dict[str, Any]:

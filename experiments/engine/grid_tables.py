@@ -16,6 +16,7 @@ from experiments.engine.grid_figure import draw_differences
 from experiments.engine.grid_results import Results, Statistic
 from experiments.engine.grid_runs import GridCell
 from ssa.evaluation import catalog
+from ssa.paths import command
 from ssa.report import tables
 from ssa.report.tables import State
 from ssa.statistics import Estimate, shown
@@ -144,8 +145,8 @@ def _unmeasured(results: Results, group: str, metric: Metric) -> list[tables.Tab
     scale = results.settings.scale
     if group not in results.groups:
         (at,) = (one.at for one in results.grid.groups if one.name == group)
-        command = f"python -m experiments {results.experiment.name} scale={next(iter(at))}"
-        note = f"Not part of scale={scale}. To fill it: {command}"
+        start = command(f"-m experiments {results.experiment.name}")
+        note = f"Not part of scale={scale}. To fill it: {start} scale={next(iter(at))}"
     else:
         task = next((name for name, of in catalog.GROUPS.items() if metric.task in of), metric.task)
         evaluate = [f"tasks={','.join([*results.settings.tasks(), str(task)])}"]

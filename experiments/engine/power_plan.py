@@ -177,7 +177,7 @@ def _scales(scale: Scale) -> list[Scale]:
 
 
 def _committed(experiment: Experiment, settings: GridSettings, scale: Scale) -> list[dict[str, str]]:
-    path = experiment.results(settings.output_dir) / f"{scale}_runs.csv"
+    path = experiment.result(settings.output_dir, f"{scale}_runs.csv")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file, strict=True))

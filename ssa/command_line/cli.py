@@ -39,6 +39,7 @@ from ssa.config import Config, parse
 from ssa.config_errors import closest
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, UserError, first_line
 from ssa.files import disk_errors
+from ssa.paths import CONF, typed
 from ssa.pretrained import causal_lm
 from ssa.processes import interruptible, launched
 from ssa.redaction import redacted
@@ -72,6 +73,7 @@ def command_line(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, instead of printing and exiting
     try:
         arguments = _checked_arguments()
+        conf_groups.add_own(arguments.config_dir)
         if arguments.help:
             chosen = next((text for text in arguments.overrides if "=" not in text.rstrip("=")), "")
             print(help_page(program, purpose, chosen))
@@ -104,7 +106,7 @@ def _compose_and_run(main: Callable[[DictConfig], float], arguments: argparse.Na
     overrides = list(arguments.overrides)  # Hydra adds its own
     try:
         # As in `hydra.main`, which would read sys.argv once more.
-        _run_hydra(arguments, get_args_parser(), main, str(conf_groups.CONF), "config")
+        _run_hydra(arguments, get_args_parser(), main, str(CONF), "config")
     except compose_errors.COMPOSITION_ERRORS as error:  # Hydra's: `run` catches those of a job
         raise UserError(compose_errors.explain(error, overrides)) from None
     except UserError:
@@ -163,7 +165,7 @@ def run(composed: DictConfig, job: Callable[[Config, list[str]], float]) -> floa
     """
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     sent = in_sweep and not _launches  # this process was started by a launcher
-    command = [f"{HydraConfig.get().job.name}.py", *_overrides()] if sent else list(sys.argv)
+    command = typed([f"{HydraConfig.get().job.name}.py", *_overrides()] if sent else sys.argv)
     name = " ".join(_overrides())
     try:
         return job(configure(composed), command)
@@ -231,6 +233,9 @@ def _check_choices(values: dict[str, Any], choices: Mapping[str, Any]) -> None:
             raise UserError(f"{group}={choices[group]}: its file must begin with '# @package _global_' and set values")
         name = label(values, group)
         if group in _LABELS and name is not None and str(name) != choices[group]:
+            if conf_groups.is_own(group, str(choices[group])):
+                key = _LABELS[group].rpartition(".")[2]
+                raise UserError(f"{group}={choices[group]}: its file must set {key}: {choices[group]}, not {name}")
             raise UserError(f"{_LABELS[group]}={name}: only a label; choose with {group}={name}; {valid}")
 
 

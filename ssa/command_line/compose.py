@@ -9,10 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 from ssa.command_line import cli, compose_errors
-from ssa.command_line.conf_groups import CONF
 from ssa.command_line.values import with_literal_paths
 from ssa.config import Config
 from ssa.errors import UserError
+from ssa.paths import CONF
 
 
 def configured(*overrides: str) -> Config:

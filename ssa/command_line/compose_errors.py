@@ -13,6 +13,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from ssa.command_line import conf_groups
 from ssa.config import Config
 from ssa.config_errors import closest, unknown_key
+from ssa.paths import ROOT
 
 # Raised by Hydra for a wrong config
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError)
@@ -106,5 +107,4 @@ def _unreadable(error: OverrideParseException) -> str:
 
 
 def _short(path: str) -> str:
-    folder = conf_groups.CONF.parent
-    return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else path
+    return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path

@@ -1,4 +1,4 @@
-"""The config groups in ``conf/``, read from the folder."""
+"""The config groups in ``conf/``, and a user's options for them in the folder of ``--config-dir``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,21 @@ import yaml  # type: ignore[import-untyped]
 from ssa.config import validated
 from ssa.errors import UserError
 from ssa.model.config import ModelConfig
+from ssa.paths import CONF
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 _SIZES = {"n_layer": "L", "d_model": "d", "n_head": "h", "n_kv_head": "kv", "head_dim": "hd", "d_ff": "ff"}
+_own: Path | None = None
+
+
+def add_own(folder: str | None) -> None:
+    """Also read the options in a user's folder, in place of an earlier one; None: only those in ``conf/``."""
+    global _own
+    _own = None if folder is None else Path(folder).resolve()
+
+
+def is_own(group: str, option: str) -> bool:
+    """Whether an option is the user's."""
+    return _own is not None and _file(group, option).is_relative_to(_own)
 
 
 def options() -> dict[str, dict[str, str]]:
@@ -26,7 +38,16 @@ def options() -> dict[str, dict[str, str]]:
     for file in sorted(CONF.rglob("*.yaml")):
         if file.parent != CONF and not file.name.startswith("_"):
             groups.setdefault(file.parent.relative_to(CONF).as_posix(), {})[file.stem] = _description(file)
+    for group, found in groups.items():
+        for file in sorted((_own / group).glob("[!_]*.yaml") if _own else ()):
+            found.setdefault(file.stem, _description(file))
     return groups
+
+
+def _file(group: str, option: str) -> Path:
+    """The file of an option, which may not exist; those in ``conf/`` have precedence, as in Hydra."""
+    paths = [folder / group / f"{option}.yaml" for folder in (CONF, _own) if folder]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def backbone(fields: Mapping[str, Any]) -> list[Any]:
@@ -57,7 +78,7 @@ def check_size(model: Mapping[str, Any], size: str) -> None:
 def size_name(model: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
     """The option of ``model/size=``, or the sizes themselves, such as ``L2-d128``, where they are others."""
     option = str(choices["model/size"])
-    declared = dict(_entries(str(choices["model"]))) | _content(CONF / "model" / "size" / f"{option}.yaml")
+    declared = dict(_entries(str(choices["model"]))) | content("model/size", option)
     try:
         own = validated(ModelConfig, model)
         named = validated(ModelConfig, {**model, **{field: declared.get(field) for field in _SIZES}})
@@ -69,22 +90,24 @@ def size_name(model: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
     return "-".join(f"{_SIZES[field]}{getattr(own, field)}" for field in shown)
 
 
-def _content(file: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+def content(group: str, option: str) -> dict[str, Any]:
+    """What the file of an option sets; empty if Hydra found it elsewhere, through ``hydra.searchpath``."""
+    file = _file(group, option)
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
 
 
 def _entries(option: str) -> Iterator[tuple[str, Any]]:
     """The settings of ``model=OPTION``, after those it inherits."""
-    content = _content(CONF / "model" / f"{option}.yaml")
-    for parent in content.pop("defaults", []):
+    entries = content("model", option)
+    for parent in entries.pop("defaults", []):
         if isinstance(parent, str) and parent != "_self_":
             yield from _entries(parent)
-    yield from content.items()
+    yield from entries.items()
 
 
 def defaults() -> dict[str, Any]:
     """The default option of each group."""
-    entries = _content(CONF / "config.yaml")["defaults"]
+    entries = content("", "config")["defaults"]
     return {
         group: "none" if option is None else option
         for entry in entries

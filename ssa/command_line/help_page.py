@@ -19,6 +19,7 @@ from ssa.config import Config
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.model.config import PROJECTIONS, SLOTS
+from ssa.paths import CONF, command
 from ssa.rule_names import term_names
 
 FLAGS = {
@@ -75,7 +76,7 @@ def help_page(program: str, purpose: str, chosen: str = "") -> str:
     if chosen:
         return "\n".join(lines)
     flags = ["flags", *(line for flag, text in FLAGS.items() for line in entry(flag, text))]
-    usage = f"usage: python {program} [GROUP=OPTION ...] [KEY=VALUE ...] [FLAG ...]"
+    usage = f"usage: {command(program)} [GROUP=OPTION ...] [KEY=VALUE ...] [FLAG ...]"
     return "\n".join([purpose, "", usage, "", *lines, "", *flags, *closing_sections(program, _EXAMPLES, _FILES)])
 
 
@@ -101,11 +102,11 @@ def _key_lines(keys: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def descriptions() -> dict[str, str]:
     """The comments behind the keys in ``conf/``, by dotted key; the first file that has one counts."""
     found: dict[str, str] = {}
-    files = sorted(conf_groups.CONF.rglob("*.yaml"), key=lambda file: (file.parent.name == "scale", file))
+    files = sorted(CONF.rglob("*.yaml"), key=lambda file: (file.parent.name == "scale", file))
     for file in files:
         text = file.read_text(encoding="utf-8")
         package = re.match(r"# @package (\w+)", text)
-        folder = [] if file.parent == conf_groups.CONF else [*file.parent.relative_to(conf_groups.CONF).parts]
+        folder = [] if file.parent == CONF else [*file.parent.relative_to(CONF).parts]
         path = {0: [] if package and package[1] == "_global_" else [package[1]] if package else folder}
         for line in text.splitlines():
             if not (match := _LINE.fullmatch(line)):
@@ -149,6 +150,6 @@ def _defaults() -> dict[str, str]:
             else:
                 yield prefix + name, typed(value)
 
-    with initialize_config_dir(str(conf_groups.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         plain: Any = OmegaConf.to_container(compose("config"), resolve=True)
     return dict(walk(plain, ""))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from ssa.command_line import conf_groups
 from ssa.command_line.values import overridden
 from ssa.config import validated
@@ -85,8 +83,7 @@ def _extends(model: dict[str, Any], pretrained: Pretrained) -> bool:
 
 def _check_size(model: dict[str, Any], option: str, pretrained: Pretrained) -> None:
     """Refuse ``model/size=OPTION`` if the pretrained model has another size."""
-    file = conf_groups.CONF / "model" / "size" / f"{option}.yaml"
-    fields = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else model
+    fields = conf_groups.content("model/size", option) or model
     for field in ARCHITECTURE:
         if field in fields and not _agrees(model, field, pretrained):
             value, has = shown(model.get(field)), shown(architecture(pretrained.model)[field])

@@ -22,6 +22,8 @@ from ssa.config_errors import one_line, shown, unknown_key
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, UserError
 from ssa.files import disk_errors
 from ssa.model.config import TOO_LARGE
+from ssa.paths import command, shown_from
+from ssa.paths import shown as shown_path
 from ssa.processes import interruptible
 
 S = TypeVar("S", bound=BaseModel)
@@ -49,7 +51,7 @@ def program(
     Args:
         settings: text, numbers, booleans, choices and lists; ``Field(description=...)`` is shown on the help page.
         job: heavy imports belong inside it, so that mistakes are reported at once.
-        name: the program's file.
+        name: the program's file, or ``-m`` and its package; see `ssa.paths.command`.
         purpose: one line for the help page.
         examples: arguments, for the help page.
         files: for the help page, what each file or folder of the repository contains.
@@ -123,7 +125,7 @@ def help_text(
     defaults: Mapping[str, Any] | None = None,
 ) -> str:
     """The page printed by ``--help``; see `program`."""
-    lines = [purpose, "", f"usage: python {name} KEY=VALUE ...", ""]
+    lines = [purpose, "", f"usage: {command(name)} KEY=VALUE ...", ""]
     for key, schema in _fields(settings).items():
         field = settings.model_fields[key]
         value = (defaults or {}).get(key, field.get_default(call_default_factory=True))
@@ -143,10 +145,12 @@ def entry(left: str, text: str) -> list[str]:
 
 def closing_sections(name: str, examples: Sequence[str], files: Mapping[str, str] | None) -> list[str]:
     """The last lines of a help page: examples, and where the code is."""
-    lines = ["", "examples", *(f"  python {name} {example}" for example in examples)] if examples else []
+    lines = ["", "examples", *(f"  {command(name)} {example}" for example in examples)] if examples else []
     if files:
-        width = max(map(len, files))
-        lines += ["", "where to look", *(f"  {path:<{width}}  {content}" for path, content in files.items())]
+        paths = {shown_path(path): content for path, content in files.items()}
+        width, start = max(map(len, paths)), shown_from()
+        lines += ["", f"where to look, in {start}" if start else "where to look"]
+        lines += [f"  {path:<{width}}  {content}" for path, content in paths.items()]
     return lines
 
 

@@ -21,15 +21,15 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from ssa.command_line import compose_errors, submitit_output
-from ssa.command_line.conf_groups import CONF
 from ssa.errors import UserError, first_line
 from ssa.launch.run import Run
+from ssa.paths import CONF, install
 
 PROCESSES = "processes"  # the launcher of `ssa.launch.pool`; others are Hydra's
 _RERUN = "rerun=true"  # a launcher passes nothing but overrides
 _INSTALL = {
-    "submitit_local": "pip install -e '.[cluster]'",
-    "submitit_slurm": "pip install -e '.[cluster]'",
+    "submitit_local": install("cluster"),
+    "submitit_slurm": install("cluster"),
     "ray": "pip install hydra-ray-launcher",
     "ray_aws": "pip install hydra-ray-launcher",
     "joblib": "pip install hydra-joblib-launcher",

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ssa import processes
+from ssa import paths, processes
 from ssa.command_line.output import keep_writable
 from ssa.config import Config, parse
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, DiskError, UserError
@@ -142,7 +142,7 @@ class _Ranks:
         if code < 0:
             name = signal.Signals(-code).name
             why = ", most often for lack of memory" if code == -signal.SIGKILL else ""
-            again = f"python train.py resume={_folder(self.config)}"
+            again = f"{paths.command('train.py')} resume={_folder(self.config)}"
             raise UserError(f"rank {rank} of {self.size} was killed by {name}{why}; to resume: {again}")
         log = self._log(rank)
         if rank and log.exists():

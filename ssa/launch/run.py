@@ -21,11 +21,11 @@ from pathlib import Path
 
 from ssa import processes
 from ssa.command_line.compose import configured
-from ssa.command_line.conf_groups import CONF
 from ssa.command_line.output import keep_writable
 from ssa.config import Config, parse
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DISK, DiskError, UserError
 from ssa.hub_client import HubUnreachable
+from ssa.paths import CONF, typed
 from ssa.record.checksums import SUMMARY
 from ssa.record.run_files import load_status, read_rows
 from ssa.record.run_record import is_locked, read_status, run_folder
@@ -134,7 +134,7 @@ class Run:
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         values = self.config.model_copy(update={"rerun": rerun}).plain()
-        command = ("train.py", *self.overrides, *(["rerun=true"] if rerun else []))
+        command = typed(["train.py", *self.overrides, *(["rerun=true"] if rerun else [])])
         return processes.start(_train, (values, command), self.log, "ssa.training.train")
 
     def stop(self) -> None:

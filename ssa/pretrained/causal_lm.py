@@ -12,9 +12,10 @@ from typing import Any
 
 from ssa.config_errors import shown
 from ssa.errors import UserError, first_line
+from ssa.paths import install
 
 OPTION = "hf"  # of ``model=``
-NEEDS = "needs transformers: pip install -e '.[adapter]'"
+NEEDS = f"needs transformers: {install('adapter')}"
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 _POSITIONS = 2048  # where the config does not say how many
 _SIZES = {

@@ -18,6 +18,7 @@ from ssa.files import cache_root, expanded, hash_of, hash_of_file, parse_json, r
 from ssa.hub_client import HubUnreachable, NotInRepository, download
 from ssa.model.config import PROJECTIONS, SLOTS, ModelConfig
 from ssa.model.stored_sizes import EMBEDDING, wrong_size
+from ssa.paths import command
 from ssa.pretrained import causal_lm
 from ssa.pretrained.families import ARCHITECTURE, FAMILIES, CheckpointFormat, Family
 from ssa.pretrained.remote_code import ARCHITECTURE as SSA_ARCHITECTURE
@@ -244,7 +245,7 @@ def _read_json(init_from: str, filename: str) -> dict[str, Any]:
             "convert with transformers, model.save_pretrained(FOLDER)"
         )
     elif (expanded(init_from) / "config.yaml").is_file():
-        reason = f"a run folder; export it first: python export.py run={init_from} to=FOLDER"
+        reason = f"a run folder; export it first: {command('export.py')} run={init_from} to=FOLDER"
     else:
         reason = f"no {filename}; valid: a Hugging Face model, a folder or a Hub id"
     raise UserError(f"init_from={init_from}: {reason}")

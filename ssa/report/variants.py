@@ -11,6 +11,7 @@ import pandas as pd
 
 from ssa.config import BOOKKEEPING, NAMES
 from ssa.model.config import PROJECTIONS
+from ssa.paths import install
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.report.tables import Table, TableCell
 from ssa.statistics import Estimate, has_intervals, mean_interval, paired_interval, shown
@@ -91,7 +92,7 @@ def table(frame: pd.DataFrame) -> Table | None:
     if has_intervals():
         caption = "Means and 95% intervals (Student's t) over seeds; differences are paired at equal seed. "
     else:
-        caption = "Means over seeds; intervals need pip install -e '.[experiments]'. "
+        caption = f"Means over seeds; intervals need {install('experiments')}. "
     caption += "Loss and entropy in nats, of the best weights. No correction for the number of differences."
     columns = ("variant", "seeds", "validation loss", "difference to vanilla", *measured)
     return Table("Runs that differ in their seed alone", caption, columns, tuple(rows))

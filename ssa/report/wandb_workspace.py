@@ -15,6 +15,7 @@ from pydantic import Field
 from ssa.command_line.settings import program
 from ssa.config import Section
 from ssa.errors import UserError, first_line
+from ssa.paths import install
 from ssa.record.wandb_pictures import KEYS as MAPS
 from ssa.record.wandb_runs import check_access, project_of
 
@@ -23,7 +24,6 @@ SECTIONS = {  # name: the keys of its panels, one panel each
     "attention": ["attention/entropy", "attention/entropy_normalized", "attention/spikiness"],
     "temperature": ["temperature/query", "temperature/value", "temperature/position", "temperature/token"],
 }
-INSTALL = "pip install -e '.[workspace]'"
 
 
 class WorkspaceSettings(Section):
@@ -41,7 +41,7 @@ def save(settings: WorkspaceSettings) -> None:
     """
     entity, project = project_of(settings.source).split("/")
     if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError(f"source={settings.source}: a view needs the library wandb-workspaces: {INSTALL}")
+        raise UserError(f"source={settings.source}: a view needs the library wandb-workspaces: {install('workspace')}")
     try:
         check_access()
         print(_save(entity, project, settings.name))

@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from rich.console import Console
 
+from ssa import paths
 from ssa.config import Config, PlanConfig
 from ssa.device import (
     attention_backend,
@@ -288,7 +289,7 @@ def _execute(
         except Interrupted:
             record.step = trainer.global_step
             record.set_status("interrupted")
-            again = f"python train.py resume={record.folder}"
+            again = f"{paths.command('train.py')} resume={record.folder}"
             saved = "saved" if record.last_checkpoint.exists() else "nothing to save yet"
             console.print(f"Interrupted at step {trainer.global_step}, {saved}.  To resume: {again}")
             interruption.requeue()

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssa.files import replacing
+from ssa.paths import install
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INSTALL = "pip install -e '.[plots]'"
+INSTALL = install("plots")
 FORMATS = ("png", "svg", "pdf")
 COLUMN, PAGE = 3.15, 6.6  # inches: a column of 8 cm, and the text width of a page
 INK, GRAY = "#222222", "#888888"

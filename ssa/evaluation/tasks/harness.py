@@ -26,6 +26,7 @@ from ssa.errors import UserError, first_line
 from ssa.evaluation.scoring.context import EvaluationContext
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Metric, Outcome
+from ssa.paths import install
 from ssa.perplexity import OF_TEXT
 
 # The columns of the paper's main table (arXiv 2411.12892, Table 3), and their folders in the harness.
@@ -48,7 +49,7 @@ def check_installed(task: str, hint: str = "") -> None:
     is_installed = importlib.util.find_spec("lm_eval") is not None
     found = tuple(map(int, re.findall(r"\d+", version("lm_eval"))[:3])) if is_installed else (0,)
     if not (0, 4, 13) <= found < (0, 5):
-        raise UserError(f"tasks={task}: needs lm-evaluation-harness 0.4.13 or later: pip install -e '.[eval]'{hint}")
+        raise UserError(f"tasks={task}: needs lm-evaluation-harness 0.4.13 or later: {install('eval')}{hint}")
 
 
 def wikitext_detokenizer(document: str) -> str:

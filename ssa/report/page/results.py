@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssa.config import SCALES
+from ssa.paths import EXPERIMENTS, INSTALLED, command
 from ssa.report.page.claims import Claim, number, read_claims
 from ssa.report.tables import Table
 from ssa.yaml_files import read_yaml
@@ -69,6 +70,13 @@ class ExperimentResults:
         return self.folder.name
 
     @property
+    def declared(self) -> Path:
+        """The folder of its declaration: that of an installed package where there are only results here."""
+        installed = EXPERIMENTS / self.name
+        here = not INSTALLED or self.at == self.folder or (self.folder / "config.yaml").is_file()
+        return self.folder if here or not installed.is_dir() else installed
+
+    @property
     def is_evidence(self) -> bool:
         """Whether it has claims that mean something: ``scale=smoke`` only tests the code."""
         return bool(self.claims) and self.scale != "smoke"
@@ -95,13 +103,13 @@ class ExperimentResults:
     @property
     def command(self) -> str:
         """The command that computes it; empty where it is not known, as of a user's grid before version 0.3."""
-        of_item = f"python -m experiments {self.name} scale={self.scale or 'laptop'}"
+        of_item = f"{command(f'-m experiments {self.name}')} scale={self.scale or 'laptop'}"
         return str(self.provenance.get("command", of_item if self.at != self.folder else ""))
 
     @cached_property
     def title(self) -> str:
         """The first heading of the experiment's README, else its name."""
-        lines, name = _lines(self.folder / "README.md"), str(self.provenance.get("experiment", self.name))
+        lines, name = _lines(self.declared / "README.md"), str(self.provenance.get("experiment", self.name))
         return next((line[2:].strip() for line in lines if line.startswith("# ")), name)
 
     @cached_property
@@ -110,7 +118,7 @@ class ExperimentResults:
         if self.at == self.folder:
             return f"on {' '.join(self.train)}" if self.train else ""
         try:
-            text = str(read_yaml(self.folder / "config.yaml").get("purpose", ""))
+            text = str(read_yaml(self.declared / "config.yaml").get("purpose", ""))
         except Exception as error:  # a user's file, shown as it is
             return f"config.yaml cannot be read: {error}"
         return text.partition(": ")[2] or text
@@ -119,7 +127,7 @@ class ExperimentResults:
     def references(self) -> list[dict[str, str]]:
         """The paper's known values, from ``reference.csv``."""
         try:
-            rows = list(csv.DictReader(_lines(self.folder / "reference.csv")))
+            rows = list(csv.DictReader(_lines(self.declared / "reference.csv")))
             return [row for row in rows if row["value"] not in ("-", None)]
         except (KeyError, csv.Error) as error:
             self.problems.append(f"reference.csv cannot be read: {error}")
@@ -162,7 +170,8 @@ def read_results(folder: Path) -> list[ExperimentResults]:
     """
     if not folder.is_dir():
         return []
-    names = dict.fromkeys(_LISTED.findall("\n".join(_lines(folder / "README.md"))))
+    lines = _lines(folder / "README.md") or (_lines(EXPERIMENTS / "README.md") if INSTALLED else [])
+    names = dict.fromkeys(_LISTED.findall("\n".join(lines)))
     listed = {name: place for place, name in enumerate(names)}
     found = [path for path in folder.iterdir() if (path / "results").is_dir() or (path / "config.yaml").exists()]
     found.sort(key=lambda path: (listed.get(path.name, len(listed)), path.name))

@@ -16,7 +16,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ssa import statistics
+from ssa import paths, statistics
 from ssa.errors import UserError
 from ssa.files import check_writable, write_atomic, writing
 from ssa.record import runs as run_store
@@ -94,6 +94,8 @@ def page(
         html=to_html,
         shown=number,
         link=partial(_link, to),
+        command=paths.command,
+        install=paths.install,
         paper=PAPER,
         results=results,
         others=others,
