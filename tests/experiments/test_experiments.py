@@ -51,6 +51,7 @@ REQUIRED = {
     "fig2_norms",
     "fig3_token_graph",
     "fig4_convergence",
+    "finetune_llm",
     "long_context",
     "noisy_text",
     "table1_degree_temperature",
