@@ -8,6 +8,7 @@ import time
 from functools import partial
 
 from experiments.engine import all as all_of_them
+from experiments.engine import evidence
 from experiments.engine.experiment import Experiment, ExperimentSettings, all_experiments, find_experiment
 from experiments.engine.grid import GridSettings
 from experiments.engine.grid_check import check
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
         listed = {experiment.name: experiment.purpose for experiment in all_experiments()}
         listed |= {"FILE.yaml": f"a grid of your own, with at least rows; {where}/README.md has an example"}
         listed |= {COMPARE: PURPOSE, all_of_them.NAME: all_of_them.PURPOSE}
+        listed |= {evidence.NAME: evidence.PURPOSE}
         width = max(map(len, listed))
         lines = [f"  {name:<{width}}  {purpose}" for name, purpose in listed.items()]
         print("\n".join([USAGE, "", *lines, "", f"{where}/NAME/ has the settings, results and README of each"]))
@@ -49,7 +51,17 @@ def main(arguments: list[str]) -> int:
                 files=FILES,
                 arguments=arguments[1:],
             )
-        also = (COMPARE, all_of_them.NAME, "FILE.yaml")
+        if arguments[0] == evidence.NAME:
+            return program(
+                evidence.EvidenceSettings,
+                evidence.run,
+                name=f"-m experiments {evidence.NAME}",
+                purpose=evidence.PURPOSE,
+                examples=("", "to=/tmp/evidence"),
+                files=FILES,
+                arguments=arguments[1:],
+            )
+        also = (COMPARE, all_of_them.NAME, evidence.NAME, "FILE.yaml")
         experiment = experiment_of_file(arguments[0]) if is_file(arguments[0]) else find_experiment(arguments[0], also)
         scale = next((text.removeprefix("scale=") for text in arguments if text.startswith("scale=")), "laptop")
         return program(

@@ -13,11 +13,12 @@ from setuptools.command.build_py import build_py
 PROGRAMS = ("train.py", "evaluate.py", "generate.py", "export.py", "report.py")
 _KINDS = {
     "conf": ("**/*.yaml",),
-    "experiments": ("**/*.py", "**/*.yaml", "**/README.md", "*/reference.csv"),
+    "experiments": ("**/*.py", "**/*.yaml", "**/*.j2", "**/README.md", "*/reference.csv"),
     "sweeps": ("*.py", "*.yaml", "README.md"),
 }
-# Of the committed results, those that a grid starts from: finished runs, and what a plan is estimated from
-_RESULTS = ("records.parquet", "runs.csv", "provenance.json")
+# Of the committed results, those that a grid starts from: finished runs, and what a plan is estimated from; and those
+# that `experiments.engine.evidence` reads
+_RESULTS = ("records.parquet", "runs.csv", "provenance.json", "conclusions.csv", "statistics.csv")
 
 
 def bundled(root: Path) -> list[Path]:
