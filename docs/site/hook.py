@@ -27,7 +27,6 @@ LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 FUNCTION = re.compile(r"<mi>(log|ln)</mi>(?=<mi>)")  # log n, which would be set without spaces
 LANGUAGES = {".py": "python", ".yaml": "yaml", "": "text"}  # of source files by suffix; other files are copied
-MAY_BE_MISSING = ["docs/evidence.md"]
 
 
 def pages(nav: Any) -> Iterator[str]:
@@ -45,7 +44,6 @@ def slug(text: str, separator: str) -> str:
 
 
 def on_config(config: MkDocsConfig) -> None:
-    config.nav = _existing(config.nav or [])
     config.mdx_configs["toc"]["slugify"] = slug
 
 
@@ -86,16 +84,6 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
     # In a table, GitHub needs a backslash before a pipe within code; Python-Markdown prints it
     content = re.sub(r"<code>[^<]*</code>", lambda code: code[0].replace(r"\|", "|"), content)
     return MATH.sub(mathml, content)
-
-
-def _existing(nav: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The navigation without pages that may be missing, and are."""
-    missing = [path for path in MAY_BE_MISSING if not (ROOT / path).exists()]
-    return [
-        {title: _existing(value) if isinstance(value, list) else value for title, value in item.items()}
-        for item in nav
-        if not any(value in missing for value in item.values())
-    ]
 
 
 def _joined(folder: str, link: str) -> str:
