@@ -2,7 +2,7 @@
 
 - Pages of the navigation are read from the root of the repository and keep their paths, so that their links work here
   as they do there.
-- ``api/MODULE.md`` is written from the docstrings of a module.
+- ``api/MODULE.md`` is written from the docstrings of a module, a notebook's page from its cells and their outputs.
 - A link to a source file leads to the module's API page, if there is one, or to a page that shows the file or folder.
   Pictures and results that a page links to are copied.
 - Math becomes MathML, which browsers render without scripts.
@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import html
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 FUNCTION = re.compile(r"<mi>(log|ln)</mi>(?=<mi>)")  # log n, which would be set without spaces
+DATAFRAME_STYLE = re.compile(r"<style.*?</style>| (?:border|class)=\"[^\"]*\"", re.DOTALL)  # the site has its own
 LANGUAGES = {".py": "python", ".yaml": "yaml", "": "text"}  # of source files by suffix; other files are copied
 
 
@@ -58,6 +60,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         generated: dict[str, Any] = {}
         if shown.startswith("api/"):
             generated["content"] = f"# `{shown[4:-3]}`\n\n::: {shown[4:-3]}\n"
+        elif (notebook := (ROOT / shown).with_suffix(".ipynb")).is_file():
+            generated["content"] = _notebook(notebook)
+            todo += _linked(generated["content"], path)
         elif shown != path:
             generated["content"] = _source(path)
         elif (ROOT / path).is_file():
@@ -100,6 +105,8 @@ def _shown(path: str, nav: set[str]) -> str:
     api = f"api/{path.removesuffix('.py').replace('/', '.')}.md"
     if api in nav:
         return api
+    if path.endswith(".ipynb"):
+        return path.removesuffix("ipynb") + "md"
     return f"source/{path}.md" if Path(path).suffix in LANGUAGES and (ROOT / path).exists() else path
 
 
@@ -112,3 +119,22 @@ def _source(path: str) -> str:
             text += f"\n## `{file.relative_to(ROOT / path).as_posix()}`\n"
         text += f"\n````{LANGUAGES[file.suffix]}\n{file.read_text(encoding='utf-8')}````\n"
     return text
+
+
+def _notebook(path: Path) -> str:
+    """The cells of a notebook and their outputs, as Markdown."""
+    blocks = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        blocks.append(source if cell["cell_type"] == "markdown" else f"````python\n{source}\n````")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                image = data["image/png"].strip()
+                blocks.append(f'<img alt="Output of the cell above" src="data:image/png;base64,{image}">')
+            elif "text/html" in data:
+                blocks.append(DATAFRAME_STYLE.sub("", "".join(data["text/html"])))
+            else:
+                text = html.escape("".join(data["text/plain"]).rstrip())
+                blocks.append(f'<pre class="output">{text}</pre>')
+    return "\n\n".join(blocks)
