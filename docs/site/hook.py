@@ -51,7 +51,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
     nav = set(pages(config.nav))
-    todo = list(nav)
+    todo = list(pages(config.nav))
     while todo:
         path = todo.pop()
         shown = _shown(path, nav)
