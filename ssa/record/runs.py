@@ -1,7 +1,5 @@
 """The run store: all runs below a folder, or of a W&B project, in one table.  ``docs/runs.md`` describes its columns.
 
-::
-
     runs = load()                                            # all of outputs/
     done = runs[(runs.status == "finished") & (runs.damage == "")]
     done.groupby(["variant"])["best/test/perplexity"].mean()
