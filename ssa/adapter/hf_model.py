@@ -42,7 +42,8 @@ class HFCache:
 class HFModel(LanguageModel):
     """A causal language model of transformers, adapted.
 
-    It is always in evaluation mode: without dropout and other noise, so that a step is a function of its batch.
+    It is always in evaluation mode: without dropout and other noise, so that a step is a function of its batch.  With
+    activation checkpointing, which is of training mode, dropout rates of its blocks are set to 0.
 
     Args:
         inner: the model; temperatures are added unless it has them.
@@ -62,6 +63,7 @@ class HFModel(LanguageModel):
         self._arguments = inspect.signature((inner if self._whole else inner.base_model).forward).parameters.keys()
         self.train(False)
         self.unmeasured = self._why_unmeasured()
+        self.uniform = len({layer.plan.n_head for layer in adapted_layers(inner).values()}) == 1
 
     @property
     def checkpoint_activations(self) -> bool:
@@ -250,7 +252,7 @@ def without_weights(config: ModelConfig) -> HFModel:
     Raises:
         UserError: the installed transformers cannot make or adapt it.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet():
         return HFModel(_made(config), config)
 
 

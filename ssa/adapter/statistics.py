@@ -25,7 +25,7 @@ def observing(model: Any, observe: Observer | None) -> Iterator[None]:
     """In this block, ``observe`` is called with the inputs of each softmax layer's attention; None: nothing is.
 
     Raises:
-        UserError: the model has no temperatures, or attention that is no softmax over the visible keys alone.
+        UserError: the model has no temperatures.
     """
     if observe is None:
         yield
@@ -34,14 +34,14 @@ def observing(model: Any, observe: Observer | None) -> Iterator[None]:
     def called(
         layer: LayerTemperatures, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
     ) -> None:
-        if changed := [name for name in _CHANGED if options.get(name) is not None]:
-            raise UserError(f"model: {layer.plan.name}: its attention has `{changed[0]}`, so it is no plain softmax")
+        changed = [name for name in _CHANGED if options.get(name) is not None]
+        reason = f"{layer.plan.name}: its attention has `{changed[0]}`, so it is no plain softmax" if changed else None
         scaling = options.get("scaling")
         if scaling is not None:
             query = query * (scaling * query.size(-1) ** 0.5)  # the statistics divide by the root
         n = visible_keys(mask, None, 0, query.transpose(1, 2).flatten(2))
         temperatures = {slot: tau.transpose(1, 2) for slot, tau in layer.recorded.items()}
-        observe(AttentionInputs(query, key, n, temperatures, options.get("softcap")))
+        observe(AttentionInputs(query, key, n, temperatures, options.get("softcap"), reason))
 
     layers = adapted(model).values()
     for layer in layers:
@@ -74,7 +74,12 @@ def attention_statistics(model: Any, ids: Tensor) -> AttentionStatistics:
     training = model.training
 
     def run(sequence: Tensor, observe: Observer) -> None:
-        with observing(model, observe):
+        def checked(inputs: AttentionInputs) -> None:
+            if inputs.unmeasured is not None:
+                raise UserError(f"model: {inputs.unmeasured}")
+            observe(inputs)
+
+        with observing(model, checked):
             inner(input_ids=sequence, use_cache=False)
 
     model.eval()

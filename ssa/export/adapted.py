@@ -47,12 +47,15 @@ def export_whole(target: Path, model: HFModel, texts: Mapping[str, str], dtype: 
             inner.save_pretrained(partial, state_dict=state)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
-        described = {**json.loads(str(model.config.hf_config)), "dtype": str(dtype).removeprefix("torch.")}
+        described = {
+            **json.loads(str(model.config.hf_config)),
+            "architectures": [type(inner).__name__],
+            "dtype": str(dtype).removeprefix("torch."),
+        }
         if has_temperatures:
             save_temperatures(inner, partial)
             (partial / _MODULE.name).write_text(_MODULE.read_text(encoding="utf-8"), encoding="utf-8")
             described["auto_map"] = {"AutoModelForCausalLM": f"{_MODULE.stem}.AdaptedModel"}
-            described["architectures"] = [type(inner).__name__]
         (partial / "config.json").write_text(to_json(described), encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ from ssa.pretrained.families import FAMILIES, Family
 from ssa.pretrained.load import load_with_tokenizer
 from ssa.pretrained.remote.aliases import aliases
 from ssa.pretrained.remote_code import ARCHITECTURE, AUTO_MAP, MODEL_TYPE, remote_code
-from ssa.pretrained.source import architecture
+from ssa.pretrained.source import architecture, temperature_files
 from ssa.record.run_model import load_run
 from ssa.text.tokenization import Tokenizer
 
@@ -67,7 +67,7 @@ def export(run: str | Path, to: str | Path, kind: Kind = "auto", dtype: Dtype = 
     def card(own: bool) -> str:
         return model_card(config, Path(run), target.name, own)
 
-    alone = kind == "auto" and config.optim.train == "temperature"
+    alone = kind == "auto" and config.optim.train == "temperature" and not temperature_files(str(config.init_from))
     return target, _export(target, model, tokenizer, base, card, kind, dtype, config.init_from if alone else None)
 
 
@@ -92,7 +92,7 @@ def export_pretrained(
     def card(own: bool) -> str:
         return pretrained_card(model, init_from, target.name, own)
 
-    alone = kind == "auto" and bool(model.temperature.scaled)
+    alone = kind == "auto" and bool(model.temperature.scaled) and not temperature_files(init_from)
     return target, _export(target, loaded, tokenizer, init_from, card, kind, dtype, init_from if alone else None)
 
 
@@ -150,6 +150,8 @@ def _export_adapted(
     if kind == "ssa":
         raise UserError(f"as=ssa: this project's own class is no {type(model.inner).__name__}; valid: auto, full")
     if kept_base is not None:
+        if dtype != "float32":
+            raise UserError(f"dtype={dtype}: temperatures alone are float32; valid: float32, or as=full")
         export_temperatures(target, model, kept_base)
         return False
     own = bool(model.config.temperature.scaled)

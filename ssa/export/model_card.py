@@ -8,20 +8,25 @@ from typing import Any
 
 from ssa.config import Config
 from ssa.files import expanded
-from ssa.model.config import ModelConfig, TemperatureConfig
+from ssa.model.config import ModelConfig
 from ssa.record.run_files import read_summary
 
 _MEASURES = {"loss": "loss, nats per token", "perplexity": "perplexity", "bits_per_byte": "bits/byte"}
 _SSA = """\
 Attention uses inverse temperatures (rule `{rule}`) on: {scaled}. The rule is Selective Self-Attention (*Selective
 Attention: Enhancing Transformer through Principled Context Control*,
-[arXiv 2411.12892](https://arxiv.org/abs/2411.12892)) or one that it is compared with; equations are in `temperature.py`
-and `temperature_rules.py`.
+[arXiv 2411.12892](https://arxiv.org/abs/2411.12892)) or one that it is compared with.
 
 """
+_EQUATIONS = "Equations are in `temperature.py` and `temperature_rules.py`.\n\n"
 _CODE = """\
 The model's code is in this folder: loading it takes `trust_remote_code=True`, torch and transformers (4.56 or later).
 Batches are padded on the left.
+
+"""
+_ADAPTED = """\
+Base and temperatures are in this folder: loading both takes `trust_remote_code=True` and the package `ssa`, which wrote
+it. Without them, `AutoModelForCausalLM` loads the base alone.
 
 """
 _PROMPTS = """\
@@ -44,19 +49,18 @@ def model_card(config: Config, run: Path, name: str, own: bool) -> str:
         f"`{config.run_id}`.\n\n"
     )
     measured = _evaluation(read_summary(run), config) if (run / "summary.json").exists() else _UNFINISHED
-    return _card(about, f"## Evaluation\n\n{measured}", _PROMPTS, model.temperature, base, name, own)
+    return _card(about, f"## Evaluation\n\n{measured}", _PROMPTS, model, base, name, own)
 
 
 def pretrained_card(model: ModelConfig, base: str, name: str, own: bool) -> str:
     """The same for a pretrained model that was exported without a training run."""
     rule = model.temperature
     about = f"`{base}` with temperatures at the values they have there or start from" if rule.scaled else f"`{base}`"
-    return _card(f"{about}; not trained further.\n\n", "", "", rule, base, name, own)
+    return _card(f"{about}; not trained further.\n\n", "", "", model, base, name, own)
 
 
-def _card(
-    about: str, evaluation: str, prompts: str, rule: TemperatureConfig, base: str | None, name: str, own: bool
-) -> str:
+def _card(about: str, evaluation: str, prompts: str, model: ModelConfig, base: str | None, name: str, own: bool) -> str:
+    rule, hf = model.temperature, model.hf_config is not None
     hub = base is not None and not expanded(base).exists()
     front = {
         "library_name": "transformers",
@@ -73,7 +77,7 @@ def _card(
         "## Loading\n\n",
         f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n{loading(name, own)}\n```\n\n",
         prompts,
-        _CODE if own else "",
+        (_ADAPTED if hf else _EQUATIONS + _CODE) if own else "",
         "## License\n\n",
         _LICENSE,
     ]
@@ -81,9 +85,10 @@ def _card(
 
 
 def loading_temperatures(folder: str, base: str) -> str:
-    """Three lines of Python that load temperatures onto their base."""
+    """Python that loads temperatures onto their base."""
     return (
-        f"import ssa\ntokenizer = AutoTokenizer.from_pretrained({base!r})\n"
+        "import ssa\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({base!r})\n"
         f"model = ssa.load(AutoModelForCausalLM.from_pretrained({base!r}), {folder!r})"
     )
 

@@ -17,7 +17,10 @@ class AdaptedModel:
         """The base of the folder, adapted.  Arguments as in `transformers.PreTrainedModel.from_pretrained`."""
         config = kwargs.get("config") or transformers.AutoConfig.from_pretrained(folder)
         base = getattr(transformers, config.architectures[0])
-        return ssa.load(base.from_pretrained(folder, *args, **kwargs), folder)
+        loaded = base.from_pretrained(folder, *args, **kwargs)
+        model, *information = loaded if isinstance(loaded, tuple) else (loaded,)
+        ssa.load(model, folder, revision=kwargs.get("revision"))
+        return (model, *information) if information else model
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:

@@ -42,6 +42,7 @@ class AttentionInputs(NamedTuple):
     visible_keys: Tensor  # (T,) or (B, T), number of keys each query sees
     temperatures: dict[str, Tensor]  # by projection: float32, broadcastable to (B, H, T, d)
     softcap: float | None = None  # c, if its logits s become c tanh(s / c), as in Gemma 2
+    unmeasured: str | None = None  # why its rows are no softmax over the visible keys alone
 
 
 Observer = Callable[[AttentionInputs], None]

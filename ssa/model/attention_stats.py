@@ -41,6 +41,7 @@ class AttentionStatistics(NamedTuple):
 
     rows: RowStatistics  # (L, B, H, T)
     temperatures: dict[str, Tensor]  # by projection, (L, B, H or K, T, 1 or d)
+    visible_keys: Tensor  # n of each query, (L, B, T)
 
 
 @torch.no_grad()
@@ -187,7 +188,7 @@ def combined(combine: Callable[[list[Tensor]], Tensor], several: Sequence[Attent
     """Each tensor of several statistics, stacked or concatenated."""
     rows = (combine(list(values)) for values in zip(*(one.rows for one in several), strict=True))
     temperatures = {name: combine([one.temperatures[name] for one in several]) for name in several[0].temperatures}
-    return AttentionStatistics(RowStatistics(*rows), temperatures)
+    return AttentionStatistics(RowStatistics(*rows), temperatures, combine([one.visible_keys for one in several]))
 
 
 def statistics_of_pass(run: Callable[[Observer], object]) -> AttentionStatistics:
@@ -198,12 +199,16 @@ def statistics_of_pass(run: Callable[[Observer], object]) -> AttentionStatistics
 
 
 def _layer_statistics(inputs: AttentionInputs) -> AttentionStatistics:
-    """Statistics of one layer and sequence, without the dimension L."""
-    rows = row_statistics(inputs.query, inputs.key, inputs.visible_keys, softcap=inputs.softcap)
+    """Statistics of one layer and sequence, without the dimension L; nan for rows that are no softmax."""
     _, heads, length, _ = inputs.query.shape
+    if inputs.unmeasured is None:
+        rows = row_statistics(inputs.query, inputs.key, inputs.visible_keys, softcap=inputs.softcap)
+    else:
+        rows = RowStatistics(*[torch.full((1, heads, length), torch.nan)] * len(RowStatistics._fields))
     counts = {"key": inputs.key.size(1), "value": inputs.key.size(1)}
     temperatures = {
         name: (tau * tau.new_ones(1, counts.get(name, heads), length, 1)).cpu()
         for name, tau in inputs.temperatures.items()
     }
-    return AttentionStatistics(RowStatistics(*(part.cpu() for part in rows)), temperatures)
+    n = inputs.visible_keys.expand(1, length).cpu()
+    return AttentionStatistics(RowStatistics(*(part.cpu() for part in rows)), temperatures, n)

@@ -30,6 +30,7 @@ class LanguageModel(nn.Module):
         flex_attention: in training, compute attention within documents by FlexAttention, which has no dropout.
         n_dropout_sites: number of places with dropout.
         unmeasured: why its attention maps cannot be measured; None: they can.
+        uniform: whether all layers have equally many heads, as statistics need.
     """
 
     config: ModelConfig
@@ -37,6 +38,7 @@ class LanguageModel(nn.Module):
     flex_attention: bool = False
     n_dropout_sites: int = 0
     unmeasured: str | None = None
+    uniform: bool = True
 
     def forward(
         self,

@@ -15,8 +15,8 @@ from ssa.errors import UserError, first_line
 from ssa.paths import install
 
 OPTION = "hf"  # of ``model=``
-NEEDS = f"needs transformers: {install('adapter')}"
-_VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+# Keys that say nothing about what a model computes
+_VOLATILE = ("_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache")
 _POSITIONS = 2048  # where the config does not say how many
 _SIZES = {
     "n_layer": "num_hidden_layers",
@@ -28,9 +28,14 @@ _SIZES = {
 }
 
 
-def available() -> bool:
-    """Whether transformers is installed."""
-    return importlib.util.find_spec("transformers") is not None
+def check_available(subject: str, otherwise: str = "") -> None:
+    """Refuse a model of transformers where that is not installed.
+
+    Raises:
+        UserError: begins with ``subject``, ends with ``otherwise``.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(f"{subject}: needs transformers: {install('adapter')}{otherwise}")
 
 
 def fields_of(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,13 +63,21 @@ def fields_of(hf: Mapping[str, Any]) -> dict[str, Any]:
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"config.json: model_type={model_type}: an encoder-decoder; valid: a causal language model")
     language: Any = config.get_text_config()
-    sizes = {field: getattr(language, name, None) for field, name in _SIZES.items()}
+    sizes = {field: _value(language, name) for field, name in _SIZES.items()}
+    positions = _value(language, "max_position_embeddings")
     if lacking := [_SIZES[field] for field in ("n_layer", "n_head", "d_model", "vocab_size") if not sizes[field]]:
         raise UserError(f"config.json: {lacking[0]}: not set, of a {model_type}")
     return {
         **sizes,
-        "max_positions": getattr(language, "max_position_embeddings", None) or _POSITIONS,
-        "positions": "rotary" if getattr(language, "rope_parameters", None) else "learned",
-        "tie_embeddings": bool(getattr(language, "tie_word_embeddings", False)),
+        "max_positions": positions if isinstance(positions, int) and positions > 0 else _POSITIONS,
+        "positions": "rotary" if _value(language, "rope_parameters") else "learned",
+        "tie_embeddings": bool(_value(language, "tie_word_embeddings")),
         "hf_config": text,
     }
+
+
+def _value(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # of any kind: a size that each layer has for itself
+        return None

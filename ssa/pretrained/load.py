@@ -17,6 +17,7 @@ from ssa.model.language_model import LanguageModel
 from ssa.model.sharding import gathered, is_sharded, local_part, local_rows
 from ssa.model.temperature import upgraded_name
 from ssa.model.transformer import Transformer
+from ssa.pretrained import causal_lm
 from ssa.pretrained.families import Family, WeightMapping
 from ssa.pretrained.source import (
     Pretrained,
@@ -127,6 +128,7 @@ def without_weights(model: ModelConfig, vocab_size: int) -> LanguageModel:
     """A model whose weights are to be loaded."""
     if model.hf_config is None:
         return Transformer(model, vocab_size, seed=None)
+    causal_lm.check_available("model=hf")
     from ssa.adapter import hf_model  # imports transformers
 
     return hf_model.without_weights(model)

@@ -5,6 +5,7 @@ torch is not imported, so that a mistyped name is refused at once.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ from ssa.pretrained.tensor_headers import tensor_headers
 from ssa.rule_names import check_terms
 
 SSA = CheckpointFormat(model_type=MODEL_TYPE, architecture=SSA_ARCHITECTURE, head="model.head.weight")
-_TEMPERATURES = "ssa_adapter.json"  # from `ssa.save`, beside the base's files
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -65,7 +65,7 @@ def describe(init_from: str, hf: bool = False) -> Pretrained:
     found = next((known for known in formats if known.model_type == model_type), None)
     if hf and found is SSA:
         raise UserError(f"init_from={init_from}: has temperatures of its own; choose model=ssa_gpt2, for example")
-    if hf or found is None:
+    if hf or found is None or temperature_files(init_from, config):
         return _of_transformers(init_from, config, ", ".join(known.model_type for known in formats))
     try:
         fields = found.to_model(config) if isinstance(found, Family) else _exported(config)
@@ -84,20 +84,31 @@ def describe(init_from: str, hf: bool = False) -> Pretrained:
 
 def _of_transformers(init_from: str, config: dict[str, Any], own: str) -> Pretrained:
     """Any causal language model of transformers; ``own``: the types that need no transformers."""
-    if not causal_lm.available():
-        kind = shown(config.get("model_type"))
-        raise UserError(f"init_from={init_from}: config.json: model_type={kind}: {causal_lm.NEEDS}; without it: {own}")
+    kind = shown(config.get("model_type"))
+    causal_lm.check_available(f"init_from={init_from}: config.json: model_type={kind}", f"; without it: {own}")
     try:
         fields = causal_lm.fields_of(config)
-        if temperatures := text_files(init_from, [_TEMPERATURES]):
-            _file(init_from, _TEMPERATURES.replace(".json", ".safetensors"))
-            fields["temperature"] = parse_json(temperatures[_TEMPERATURES].encode(), _TEMPERATURES).get("temperature")
+        if files := temperature_files(init_from, config):
+            fields["temperature"] = parse_json(files[0].read_bytes(), files[0].name).get("temperature")
         model = validated(ModelConfig, {"name": causal_lm.OPTION, **fields, "size": size_label(init_from)})
         check_terms(model.temperature)
     except (UserError, ValueError) as error:
         raise UserError(f"init_from={init_from}: {error}") from None
     form = CheckpointFormat(model_type=config["model_type"], architecture=str(config.get("architectures")))
     return Pretrained(init_from, form, model)
+
+
+def temperature_files(init_from: str, config: Mapping[str, Any] | None = None) -> list[Path]:
+    """The files of `ssa.save` beside a model: config and tensors; none if it has no temperatures.
+
+    ``config``: its config.json, which says so in a repository of the Hub.
+    """
+    if local_folder(init_from) is None:
+        config = config or _read_json(init_from, "config.json")
+        if "AdaptedModel" not in str(config.get("auto_map")):
+            return []
+    found = [_file(init_from, name) for name in ("ssa_adapter.json", "ssa_adapter.safetensors")]
+    return [path for path in found if path is not None]
 
 
 def check_sizes(init_from: str, form: CheckpointFormat, sizes: Mapping[str, Any]) -> None:
@@ -157,8 +168,9 @@ def text_files(init_from: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def weights_hash(init_from: str) -> str:
-    """SHA-256 over all safetensors files of the model; see `weight_files`."""
-    return hash_of([[hash_of_file(path, cache_root(None)) for path in weight_files(init_from)]])
+    """SHA-256 over all safetensors files of the model, see `weight_files`, and over its temperatures' files."""
+    files = [*weight_files(init_from), *temperature_files(init_from)]
+    return hash_of([[hash_of_file(path, cache_root(None)) for path in files]])
 
 
 def start_hash(init_from: str) -> str | None:
@@ -182,9 +194,20 @@ def check_architecture(model: ModelConfig, pretrained: Pretrained) -> None:
     for field, value in found.items():
         unset = field == "vocab_size" and wanted[field] is None
         extends = field == "max_positions" and found["positions"] == "rotary" and wanted[field] > value
+        if field == "hf_config" and wanted[field] and value and wanted[field] != value:
+            _check_same_config(pretrained.init_from, json.loads(wanted[field]), json.loads(value))
         if wanted[field] != value and not (unset or extends):
             raise UserError(
                 f"model.{field}={shown(wanted[field])}: init_from={pretrained.init_from} has {shown(value)}"
+            )
+
+
+def _check_same_config(init_from: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise UserError(
+                f"init_from={init_from}: config.json: {key}={shown(found.get(key))}; the run has "
+                f"{shown(wanted.get(key))}: restore it"
             )
 
 
@@ -244,6 +267,8 @@ def _read_json(init_from: str, filename: str) -> dict[str, Any]:
             f"no {_SINGLE}, and no {_INDEX}; pytorch_model.bin and similar formats are not supported: "
             "convert with transformers, model.save_pretrained(FOLDER)"
         )
+    elif (expanded(init_from) / "ssa_adapter.json").is_file():
+        reason = "temperatures alone; ssa.load(base_model, FOLDER) puts them onto their base, export.py as=full with it"
     elif (expanded(init_from) / "config.yaml").is_file():
         reason = f"a run folder; export it first: {command('export.py')} run={init_from} to=FOLDER"
     else:

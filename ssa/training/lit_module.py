@@ -187,8 +187,8 @@ class LanguageModule(L.LightningModule):
             self.log_row({"step": self.step, "tokens": self.tokens, **row})
 
     def _attention(self, probe: Tensor) -> dict[str, float]:
-        """Attention metrics; nan if the model's attention cannot be measured."""
-        if self.model.unmeasured is not None:
+        """Attention metrics; nan where attention cannot be measured."""
+        if not self.model.uniform:
             self.model.hidden(probe, visible_keys=self._visible_keys(probe))
             return {f"attention_{name}": math.nan for name in MEANS}
         return attention_metrics(attention_statistics(self.model, probe, self._visible_keys(probe)))

@@ -24,12 +24,20 @@ def place(model: Transformer, world: World, device: torch.device) -> None:
 
 
 def build(
-    kind: str, world: World, device: torch.device, previous: Path
+    kind: str, world: World, device: torch.device, previous: Path, unused: bool = False
 ) -> DDPStrategy | ModelParallelStrategy | Literal["auto"]:
-    """Lightning's strategy; ``previous``: where the checkpoint before the newest is kept."""
+    """Lightning's strategy.
+
+    Args:
+        kind: ``ddp``, ``fsdp`` or ``auto``.
+        world, device: of the run.
+        previous: where the checkpoint before the newest is kept.
+        unused: whether a step may leave out parameters, such as those of experts or of a vision tower.
+    """
     backend = "nccl" if device.type == "cuda" else "gloo"
     if kind == "ddp":
-        return DDPStrategy(process_group_backend=backend, broadcast_buffers=False, gradient_as_bucket_view=True)
+        how: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        return DDPStrategy(process_group_backend=backend, find_unused_parameters=unused, **how)
     if kind == "fsdp":
         return Sharded(previous, data_parallel_size=world.size, tensor_parallel_size=1, process_group_backend=backend)
     return "auto"

@@ -323,7 +323,9 @@ def _trainer(run: PreparedRun, storage: CheckpointFile, callbacks: list[L.Callba
         accelerator={"cuda": "gpu"}.get(run.device.type, run.device.type),
         devices=run.world.local_size,
         num_nodes=run.world.nodes,
-        strategy=build(run.strategy.name, run.world, run.device, storage.previous),
+        strategy=build(
+            run.strategy.name, run.world, run.device, storage.previous, run.config.model.hf_config is not None
+        ),
         precision=run.precision,
         max_steps=settings.steps,
         accumulate_grad_batches=accumulate,

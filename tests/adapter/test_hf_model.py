@@ -21,6 +21,8 @@ from ssa.adapter.hf_model import HFModel
 from ssa.command_line.compose import configured
 from ssa.config import Config, parse
 from ssa.errors import UserError
+from ssa.evaluation.attention.measure import Batch, measure
+from ssa.evaluation.attention.report import summary_of
 from ssa.evaluation.evaluate import evaluate
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.export.base_model import with_temperatures
@@ -29,8 +31,8 @@ from ssa.model.attention_stats import query_key_norms
 from ssa.model.config import ModelConfig
 from ssa.model.generation import generate
 from ssa.pretrained.families import FAMILIES
-from ssa.pretrained.load import load_pretrained
-from ssa.pretrained.source import describe
+from ssa.pretrained.load import load_pretrained, without_weights
+from ssa.pretrained.source import describe, weights_hash
 from ssa.record.checkpoint import read, read_best
 from ssa.record.run_files import read_rows, read_summary
 from ssa.record.run_model import best_weights, continue_text, load_run
@@ -39,6 +41,7 @@ from ssa.rule_names import rule
 from ssa.text.tokenization import train_bpe
 from ssa.training.lit_module import LanguageModule
 from ssa.training.train import train
+from ssa.viz.temperature_map import token_temperatures
 
 pytestmark = pytest.mark.usefixtures("own_modules")
 IDS = torch.arange(40)[None] * 7 % VOCAB
@@ -217,6 +220,69 @@ def test_export(rows: str, tuned, tmp_path: Path) -> None:
         assert after == pytest.approx(before, abs=1e-6)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_a_folder_with_temperatures_is_that_model_everywhere(model_type: str, tuned, tmp_path: Path) -> None:
+    """Also of a type that this project's own transformer has."""
+    base = write(tmp_path / "base", model_type)
+    how = ("model=hf", "model/temperature=ssa", "optim.train=temperature", "optim.lr=1e-2")
+    folders = []
+    for seed in (0, 1):
+        config = tuned(base, *how, f"seed={seed}")
+        train(config)
+        folders.append(export(run_folder(config), tmp_path / f"whole{seed}", "full")[0])
+    described = describe(str(folders[0]))
+    assert described.has_temperatures
+    expected = load_run(run_folder(tuned(base, *how, "seed=0")))[1](IDS)
+    assert torch.equal(load_pretrained(described.model, str(folders[0]), seed=0)(IDS), expected)
+    assert with_temperatures(str(folders[0]), None).temperature.scaled
+    assert weights_hash(str(folders[0])) != weights_hash(str(folders[1])), "temperatures count"
+    with pytest.raises(UserError, match=f"is {model_type} .model_type.; choose model=hf"):
+        tuned(folders[0], "model=llama", f"data.tokenizer={folders[0]}")
+    again = tuned(folders[0], *how, f"data.tokenizer={folders[0]}")
+    train(again)
+    folder, own = export(run_folder(again), tmp_path / "again")
+    assert own, "temperatures alone would not fit a base that has some"
+    loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert torch.equal(loaded(IDS).logits, load_run(run_folder(again))[1](IDS))
+    card = (folder / "README.md").read_text()
+    assert "the package `ssa`" in card
+    assert "temperature_rules.py" not in card
+
+
+def test_messages_of_folders_and_settings(tuned, tmp_path: Path) -> None:
+    base = write(tmp_path / "base", "qwen3")
+    config = tuned(base, "model=hf", "model/temperature=ssa", "optim.train=temperature")
+    train(config)
+    folder, _ = export(run_folder(config), tmp_path / "alone")
+    with pytest.raises(UserError, match=r"temperatures alone; ssa.load\(base_model, FOLDER\)"):
+        describe(str(folder))
+    with pytest.raises(UserError, match="dtype=bf16: temperatures alone are float32; valid: float32, or as=full"):
+        export(run_folder(config), tmp_path / "other", dtype="bf16")
+    described = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**described, "rms_norm_eps": 0.5}))
+    with pytest.raises(UserError, match=r"config.json: rms_norm_eps=0.5; the run has 1e-06: restore it"):
+        load_run(run_folder(config))
+    with patch("importlib.util.find_spec", lambda name: None), pytest.raises(UserError, match="needs transformers"):
+        without_weights(config.model, VOCAB)
+
+
+def test_sizes_that_layers_have_each_for_itself(tmp_path: Path) -> None:
+    """Gemma 4: its config refuses to name one for all."""
+    base = write(tmp_path / "base", "gemma4_text", vocab_size_per_layer_input=VOCAB)
+    model = load_pretrained(describe(str(base), hf=True).model, str(base), seed=0)
+    assert model(IDS).shape == (1, IDS.size(1), VOCAB)
+
+
+@pytest.mark.parametrize(("model_type", "differ"), [("mistral", False), ("gemma2", True)])
+def test_visible_keys_of_sliding_windows(model_type: str, differ: bool, tmp_path: Path) -> None:
+    base = write(tmp_path / "base", model_type, sliding_window=6)
+    model = load_pretrained(describe(str(base), hf=True).model, str(base), seed=0)
+    measured = measure(model, Batch(IDS, None, torch.ones(VOCAB).numpy()))
+    assert measured.layers_differ == differ
+    assert measured.n.max() == (IDS.size(1) if differ else 6)
+    assert ("attention_dilution" in summary_of(measured)) != differ
+
+
 def test_export_without_a_run(tmp_path: Path) -> None:
     base = write(tmp_path / "base", "qwen3")
     model = with_temperatures(str(base), "token")
@@ -271,6 +337,11 @@ def test_attention_that_cannot_be_measured(tuned, tmp_path: Path, capsys: pytest
     rows = trained(config)
     assert "entropy and spikiness of attention are not measured" in capsys.readouterr().out
     assert rows[0]["val/attention_entropy"] != rows[0]["val/attention_entropy"]
+    assert rows[0]["val/temperature/query/layer_00/mean"] == pytest.approx(1, abs=1e-3)
+    _, model, _ = load_run(run_folder(config))
+    assert len(token_temperatures(model, IDS[0].tolist())) == IDS.size(1)
+    with pytest.raises(UserError, match="attention: cannot be measured: model.layers.0.self_attn"):
+        evaluate(EvaluateSettings(run=str(run_folder(config)), tasks=["attention"]))
     assert read_summary(run_folder(config), complete=True)["status"] == "finished"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ssa.model.attention_stats import attention_metrics, attention_statistics, head_means, query_key_norms
@@ -42,12 +41,13 @@ class Measured:
         metrics: the values that validation logs, by metric name.
         means: means over softmax rows, by the names in `ssa.model.attention_stats.MEANS`, (L, H).
         tokens: token ids, (N,).
-        n: number of visible keys, (N,).
+        n: number of visible keys, in the layers that see most, (N,).
         rows: statistics of softmax rows, by the names in `ssa.model.attention_stats.RowStatistics`, (L, H, N).
         temperatures: query, key, value, output temperatures, (L, H or K, N).
         norms: operator norm of each head's query-key matrix, (L, H); nan if queries or keys are normalized.
         tau_norms: the norms times each token's query temperature, (L, H, N); None if that varies by feature.
         frequencies: as in `Batch`, (V,).
+        layers_differ: whether some layers see fewer keys, as with sliding windows.
     """
 
     metrics: dict[str, float]
@@ -59,11 +59,12 @@ class Measured:
     norms: Array
     tau_norms: Array | None
     frequencies: Array
+    layers_differ: bool = False
 
     @property
     def log_n(self) -> Array:
-        """Log of the number of visible keys, (N,)."""
-        return np.log(self.n)
+        """Log of the number of visible keys, (N,); nan if layers differ in it."""
+        return np.full(len(self.n), np.nan) if self.layers_differ else np.log(self.n)
 
     @property
     def log_count(self) -> Array:
@@ -77,9 +78,7 @@ def measure(model: LanguageModel, batch: Batch, advance: Callable[[int], None] =
     The model is in evaluation mode, on the batch's device; ``advance`` is called with T after each sequence.
     """
     statistics = attention_statistics(model, batch.ids, batch.visible_keys, advance)
-    n = torch.arange(1, batch.ids.size(1) + 1).expand(batch.ids.shape)
-    if batch.visible_keys is not None:
-        n = batch.visible_keys.cpu()
+    n = statistics.visible_keys.amax(0)  # (B, T)
     found, query = query_key_norms(model), statistics.temperatures.get("query")
     norms = np.full(statistics.rows.entropy.shape[0:3:2], np.nan) if found is None else found.numpy()
     tau = np.ones((*norms.shape, n.numel())) if query is None else _by_head(query[..., 0])
@@ -93,6 +92,7 @@ def measure(model: LanguageModel, batch: Batch, advance: Callable[[int], None] =
         norms=norms,
         tau_norms=norms[..., None] * abs(tau) if found is not None and (query is None or query.size(-1) == 1) else None,
         frequencies=batch.frequencies,
+        layers_differ=bool((statistics.visible_keys != n).any()),
     )
 
 

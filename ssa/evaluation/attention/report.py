@@ -13,6 +13,8 @@ weights.  For a pretrained model, it is the beginning of ``text``, each window p
 ``temperature/query/mean``, ``std``: over layers, heads and tokens; also for key, value and output.
     ``correlation_log_n``, ``correlation_log_count``: correlation over tokens of the temperature (mean over layers and
     heads) with log n and with the log frequency of the token; omitted if either is constant.
+
+Dilution and correlations with log n are omitted where layers differ in n, as with sliding windows in some of them.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class Attention:
 
     def run(self, context: EvaluationContext) -> Outcome:
         evaluated, folder = context.evaluated, context.folder / self.name
+        if reason := evaluated.model.unmeasured:
+            raise UserError(f"attention: cannot be measured: {reason}")
         batch = self._batch(evaluated)
         context.progress.expect(batch.ids.numel())
         with evaluated.autocast():
