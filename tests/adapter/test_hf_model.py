@@ -83,7 +83,7 @@ def trained(config: Config) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("model_type", [family.model_type for family in FAMILIES])
-@pytest.mark.parametrize("mode", ["optim.train=all", "optim.train=temperature"])
+@pytest.mark.parametrize("mode", ["optim.train=all", pytest.param("optim.train=temperature", marks=pytest.mark.slow)])
 def test_as_this_projects_transformer(model_type: str, mode: str, tuned, tmp_path: Path) -> None:
     """Losses, perplexities, entropy and temperatures of both ways, with documents kept apart."""
     from pydoc_data.topics import topics
@@ -102,7 +102,10 @@ def test_as_this_projects_transformer(model_type: str, mode: str, tuned, tmp_pat
     assert own[-1]["val/temperature/query/layer_01/std"] > 1e-3, "they moved"
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mixtral", "granitemoehybrid"])
+@pytest.mark.parametrize(
+    "model_type",
+    ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "mixtral", "granitemoehybrid"))],
+)
 def test_a_run_its_evaluation_and_its_text(model_type: str, tuned, tmp_path: Path) -> None:
     base = write(tmp_path / model_type, model_type)
     config = tuned(base, "model=hf", "model/temperature=ssa", *MOVING)
@@ -220,7 +223,7 @@ def test_export(rows: str, tuned, tmp_path: Path) -> None:
         assert after == pytest.approx(before, abs=1e-6)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_a_folder_with_temperatures_is_that_model_everywhere(model_type: str, tuned, tmp_path: Path) -> None:
     """Also of a type that this project's own transformer has."""
     base = write(tmp_path / "base", model_type)
