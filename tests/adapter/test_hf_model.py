@@ -343,7 +343,7 @@ def test_attention_that_cannot_be_measured(tuned, tmp_path: Path, capsys: pytest
     assert rows[0]["val/temperature/query/layer_00/mean"] == pytest.approx(1, abs=1e-3)
     _, model, _ = load_run(run_folder(config))
     assert len(token_temperatures(model, IDS[0].tolist())) == IDS.size(1)
-    with pytest.raises(UserError, match="attention: cannot be measured: model.layers.0.self_attn"):
+    with pytest.raises(UserError, match=r"attention: cannot be measured: model\.layers\.0\.self_attn"):
         evaluate(EvaluateSettings(run=str(run_folder(config)), tasks=["attention"]))
     assert read_summary(run_folder(config), complete=True)["status"] == "finished"
 
