@@ -51,7 +51,7 @@ def fields_of(hf: Mapping[str, Any]) -> dict[str, Any]:
 
     from ssa.adapter.config_json import config_of
 
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"config.json: model_type={shown(model_type)}: no causal language model of the installed transformers"
         )
