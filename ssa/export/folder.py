@@ -118,13 +118,12 @@ def _export(
     own = kind == "ssa" or bool(model.config.temperature.scaled)
     end = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     described, tensors = _own(model) if own else _stock(model)
-    theirs = _base_files(base, tokenizer) if base is not None else {}
-    ids = theirs.pop("config.json", None) or end
+    texts_of_tokenizer, ids = _tokenizer_texts(base, tokenizer, model)
+    ids = ids or end
     texts = {
         "config.json": _json({**described, **ids, "dtype": _DTYPES[dtype], "torch_dtype": _DTYPES[dtype]}),
         "generation_config.json": _json({**end, "pad_token_id": tokenizer.end_of_text}),
-        **{name: text if isinstance(text, str) else _json(text) for name, text in theirs.items()},
-        **({} if theirs else tokenizer_files(tokenizer, model.config.max_positions)),
+        **texts_of_tokenizer,
         "README.md": card(own),
         **(remote_code() if own else {}),
     }
@@ -155,15 +154,18 @@ def _export_adapted(
         export_temperatures(target, model, kept_base)
         return False
     own = bool(model.config.temperature.scaled)
-    theirs = _base_files(base, tokenizer) if base is not None else {}
-    theirs.pop("config.json", None)
-    texts = {
-        **{name: text if isinstance(text, str) else _json(text) for name, text in theirs.items()},
-        **({} if theirs else tokenizer_files(tokenizer, model.config.max_positions)),
-        "README.md": card(own),
-    }
-    export_whole(target, model, texts, getattr(torch, _DTYPES[dtype]))
+    texts, _ = _tokenizer_texts(base, tokenizer, model)
+    export_whole(target, model, {**texts, "README.md": card(own)}, getattr(torch, _DTYPES[dtype]))
     return own
+
+
+def _tokenizer_texts(base: str | None, tokenizer: Tokenizer, model: LanguageModel) -> tuple[dict[str, str], Any]:
+    """The tokenizer's files, of the pretrained model if it is from one; and the special ids in that one's config."""
+    theirs = _base_files(base, tokenizer) if base is not None else {}
+    ids = theirs.pop("config.json", None)
+    if not theirs:
+        return tokenizer_files(tokenizer, model.config.max_positions), ids
+    return {name: text if isinstance(text, str) else _json(text) for name, text in theirs.items()}, ids
 
 
 def tokenizer_files(tokenizer: Tokenizer, length: int) -> dict[str, str]:
