@@ -182,7 +182,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     (
         "model.temperature.query.token",
         "own",
-        ["model.temperature.query.token=own:", "valid: none, frequency, gate, mlp, shared"],
+        ["model.temperature.query.token=own:", "valid: none, frequency, gate, mlp, shared, tanh_gate"],
     ),
     ("model.temperature.query.scale", 1, ["model.temperature.query.scale:", "unknown key", "valid: token, position"]),
     ("model.n_kv_head", 3, ["model.n_kv_head=3:", "model.n_head=5", "valid: 1, 5"]),
@@ -288,6 +288,7 @@ OTHER_RUN = [
 ]
 
 
+@pytest.mark.slow
 def test_other_runs_are_told_apart(default: Config) -> None:
     run_ids = [default.run_id, *(configured(override).run_id for override in OTHER_RUN)]
     assert len(set(run_ids)) == len(run_ids)

@@ -278,6 +278,7 @@ def test_an_ignored_sighup_stays_ignored() -> None:  # as under nohup
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_task_that_always_fails_is_not_started_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where another program seems to work on it whenever it fails."""
     seems = itertools.cycle([False, True])
@@ -308,6 +309,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.1, 0.4, 0.8])
 def test_ctrl_c_while_a_process_starts_leaves_none(tmp_path: Path, after: float) -> None:
     program = tmp_path / "program.py"

@@ -125,6 +125,7 @@ def test_a_mistake_is_one_line(command: str, launch: Callable[..., Ran]) -> None
     assert re.fullmatch(r"error: nope: [^\n]+\n", done.stderr)
 
 
+@pytest.mark.slow
 def test_all_experiments_and_rules_are_there(site: Path, folder: Path) -> None:
     code = (
         "import sys; from ssa import paths; sys.path.insert(0, str(paths.ROOT))\n"
@@ -144,6 +145,7 @@ def test_all_experiments_and_rules_are_there(site: Path, folder: Path) -> None:
     assert done.stdout.splitlines() == expected
 
 
+@pytest.mark.slow
 def test_a_users_folder_adds_options(launch: Callable[..., Ran], folder: Path) -> None:
     own = ("--config-dir", "my_conf")
     options = ("model=my_gpt", "model/temperature=mine", "model/size=tiny", "data=mine")

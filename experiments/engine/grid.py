@@ -56,6 +56,7 @@ class Metric(Section):
     )
     minus_first: bool = Field(False, description="subtract the value of the first row at equal seed")
     fine_tuned: bool = Field(False, description="only groups that fine-tune have it")
+    geometric: bool = Field(False, description="average its logarithm, as of ratios")
     meaning: str = Field("", description="what it is, for the caption")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.engine import speed_ups
 from experiments.engine.design import LR, MULTIPLIER, keys
 from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Grid, GridSettings, Metric, declared
@@ -23,7 +24,7 @@ COLUMNS = [  # of `ssa.record.runs.load` that every run has; those of attention 
     *(f"best/val/{name}" for name in (*_OF_TEXT, *_OF_ATTENTION)),
     *(f"best/test/{name}" for name in _OF_TEXT),
     *(f"parameters.{name}" for name in ("total", "non_embedding", "temperature")),
-    *("tokens", "best_step", "train_seconds", "tokens_per_second", "peak_memory_bytes"),
+    *("tokens", "best_step", "train_seconds", "tokens_per_second", "peak_memory_bytes", speed_ups.KEY),
 ]
 
 

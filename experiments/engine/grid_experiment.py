@@ -29,6 +29,7 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     from experiments.engine.grid_records import FILE, GridRecords
     from experiments.engine.grid_results import Results
     from experiments.engine.grid_tables import write
+    from experiments.engine.speed_ups import KEY, add_speed_ups
     from ssa.record.runs import load
 
     grid = declared(context.experiment, settings)
@@ -58,6 +59,8 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
     found = [record.run for record in taken.values()]
     context.add_recorded(found)
     frame = load(Path(settings.output_dir) / "experiments", settings.source, recorded=found)
+    if any(metric.key == KEY for metric in grid.metrics):
+        add_speed_ups(frame, grid, planned, taken)
     check_keys(grid, frame)
     if settings.source is None:
         records.write(context.path(FILE), planned, taken)

@@ -27,6 +27,12 @@ from ssa.statistics import Estimate, holm, mean_interval, paired_interval, paire
 ABSENT = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
 
+def _mean(metric: Metric, values: list[float]) -> Estimate:
+    if metric.geometric:
+        return mean_interval([math.log(value) for value in values]).exponential()
+    return mean_interval(values)
+
+
 class Gap(NamedTuple):
     """Why a run has no number: a state of `ssa.report.tables` and the reason in words."""
 
@@ -41,7 +47,7 @@ class Statistic(NamedTuple):
         mean: mean over valid runs with Student's 95% interval.
         difference: paired difference to the grid's first row at equal seed.
         p: paired t-test of a zero difference.
-        p_holm: Holm-corrected over all differences of this metric in the grid (Holm 1979).
+        p_holm: Holm-corrected over all differences of this metric in the grid, also unfinished ones (Holm 1979).
         runs: ids of the runs in ``mean``.
         base_runs: ids of the first row's runs in ``difference``.
     """
@@ -198,9 +204,17 @@ class Results:
         found: list[Statistic] = []
         for metric in filter(self.is_measured, self.grid.metrics):
             of_metric = [self._statistic(group, row.name, metric) for group in self.groups for row in self.grid.rows]
-            adjusted = holm([statistic.p for statistic in of_metric])
-            found += [one._replace(p_holm=p) for one, p in zip(of_metric, adjusted, strict=True)]
+            adjusted = holm([1.0 if self._is_unfinished(one) else one.p for one in of_metric])
+            found += [
+                one._replace(p_holm=math.nan if math.isnan(one.p) else p)
+                for one, p in zip(of_metric, adjusted, strict=True)
+            ]
         return found
+
+    def _is_unfinished(self, one: Statistic) -> bool:
+        """Whether it will have a p-value: the family of Holm's correction is fixed before the runs."""
+        compared = one.metric.compared and one.row != self.grid.rows[0].name and self.has(one.group, one.metric)
+        return compared and math.isnan(one.p)
 
     def _statistic(self, group: str, row: str, metric: Metric) -> Statistic:
         base, numbers = self.grid.rows[0].name, self.numbers(group, row, metric)
@@ -211,7 +225,7 @@ class Results:
             group,
             row,
             metric,
-            mean_interval(list(numbers.values())) if numbers else ABSENT,
+            _mean(metric, list(numbers.values())) if numbers else ABSENT,
             self.difference(group, row, base, metric) if pairs[0] else ABSENT,
             paired_p_value(*pairs)
             if len(pairs[0]) == self.n_seeds(group)

@@ -235,6 +235,24 @@ class Gate(Term):
         return gate.unsqueeze(-1) - 1
 
 
+class TanhGate(Term):
+    """``tanh(w . x)``: gated attention that starts at the identity, for pretrained models; 1 + tanh(z) is
+    2 sigmoid(2 z), so that `Gate`'s form is doubled.  Ours.
+
+    Start: ``w = 0``, exactly the identity.  Parameters: ``w``, G D.
+    """
+
+    slot = "token"
+
+    def __init__(self, shape: Shape, config: TemperatureConfig) -> None:
+        super().__init__(shape, config)
+        self.weight = self.learned(self.groups, shape.d_model)  # (G, D)
+
+    def forward(self, features: Tensor, tokens: Tokens) -> Tensor:
+        """-> (B, T, G, 1)."""
+        return torch.tanh(F.linear(tokens.hidden.to(self.weight.dtype), self.weight)).unsqueeze(-1)
+
+
 # Position-aware terms: deviations from 1 that depend on n, the number of visible keys.  Larger n, spikier maps.
 
 
@@ -349,6 +367,7 @@ TERMS: dict[str, type[Term]] = {
     "mlp": OwnMLP,
     "frequency": Frequency,
     "gate": Gate,
+    "tanh_gate": TanhGate,
     "log": LogN,
     "released": Released,
     "released_linear": ReleasedLinear,

@@ -35,6 +35,7 @@ STYLES = {  # by option of model/temperature
     "yarn": RuleStyle("YaRN", "#7f6bd6", (2, 2), "X"),
     "ssmax": RuleStyle("SSMax", "#a86f99", (5, 3), "<"),
     "gate": RuleStyle("gated attention", "#a0522d", (3, 1), ">"),
+    "tanh_gate": RuleStyle("gated attention (tanh)", "#b5651d", (3, 1, 1, 1), "*"),
     "qk_norm": RuleStyle("qk-norm", "#5f8a2f", (1, 2.5), "p"),
     "released": RuleStyle("released code", "#00868b", (7, 1, 1, 1), "h"),
     "released_linear": RuleStyle("released code, linear", "#4b8f8c", (2, 1, 6, 1), "H"),

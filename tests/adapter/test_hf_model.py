@@ -102,10 +102,8 @@ def test_as_this_projects_transformer(model_type: str, mode: str, tuned, tmp_pat
     assert own[-1]["val/temperature/query/layer_01/std"] > 1e-3, "they moved"
 
 
-@pytest.mark.parametrize(
-    "model_type",
-    ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "mixtral", "granitemoehybrid"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mixtral", "granitemoehybrid"])
 def test_a_run_its_evaluation_and_its_text(model_type: str, tuned, tmp_path: Path) -> None:
     base = write(tmp_path / model_type, model_type)
     config = tuned(base, "model=hf", "model/temperature=ssa", *MOVING)
@@ -136,6 +134,7 @@ def test_a_run_its_evaluation_and_its_text(model_type: str, tuned, tmp_path: Pat
         assert attention["details"]["statistics"][f"val/{name}"] == pytest.approx(rows[-1][f"val/{name}"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["all", "temperature"])
 def test_a_run_resumes_bitwise(mode: str, tuned, tmp_path: Path) -> None:
     """Also where the pretrained model is gone, if the checkpoint has all weights."""
@@ -159,6 +158,7 @@ def test_a_run_resumes_bitwise(mode: str, tuned, tmp_path: Path) -> None:
     assert frequencies.std() > 0.5
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_gives_the_same_numbers(tuned, tmp_path: Path) -> None:
     base = write(tmp_path / "base", "qwen3")
     how = ("model=hf", "model/temperature=ssa", *MOVING)
@@ -223,7 +223,8 @@ def test_export(rows: str, tuned, tmp_path: Path) -> None:
         assert after == pytest.approx(before, abs=1e-6)
 
 
-@pytest.mark.parametrize("model_type", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_a_folder_with_temperatures_is_that_model_everywhere(model_type: str, tuned, tmp_path: Path) -> None:
     """Also of a type that this project's own transformer has."""
     base = write(tmp_path / "base", model_type)
@@ -297,6 +298,7 @@ def test_export_without_a_run(tmp_path: Path) -> None:
         export_pretrained(model, str(base), tmp_path / "other", "ssa")
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_pretrained_model(tmp_path: Path, small_text: Path) -> None:
     base = write(tmp_path / "base", "olmo2")
     settings = {"init_from": str(base), "text": str(small_text), "context": 32, "output_dir": str(tmp_path / "out")}
@@ -333,6 +335,7 @@ def test_logits_that_are_more_than_a_matrix_product(tmp_path: Path) -> None:
         assert all(parameter.grad is not None for parameter in model.temperature_parameters().values())
 
 
+@pytest.mark.slow
 def test_attention_that_cannot_be_measured(tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Attention sinks: the run trains, and its record says nan."""
     base = write(tmp_path / "base", "gpt_oss")

@@ -73,7 +73,12 @@ WRONG_ARGUMENTS = {
     "trainer.lr=1": ["trainer.lr: unknown key, did you mean optim.lr?", "valid: steps"],
     "model=gpt3": ["model=gpt3:", "did you mean gpt2?", "valid: gpt2, hf, llama"],
     "model/size=124": ["model/size=124:", "did you mean 124m?", "355m", "nano"],
-    "model/temperature=sa": ["model/temperature=sa:", "did you mean ssa?", "none, position", "ssa_mlp, ssmax, token"],
+    "model/temperature=sa": [
+        "model/temperature=sa:",
+        "did you mean ssa?",
+        "none, position",
+        "ssa_mlp, ssmax, tanh_gate, token",
+    ],
     "data=a/b": ["data=a/b:", "valid:", "pydocs"],
     "scale=lptop": ["scale=lptop:", "did you mean laptop?", "gpu, laptop, overnight, paper, smoke"],
     "data=_bas": ["data=_bas:", "valid: hub, openwebtext"],

@@ -301,6 +301,7 @@ def test_rerun_recomputes(context: ExperimentContext) -> None:
     assert calls == [3, 3]
 
 
+@pytest.mark.slow
 def test_several_processes_compute_the_same_as_one(context: ExperimentContext) -> None:
     jobs = [(draws, {"number": number}) for number in range(4)]
     alone = context._jobs.compute(jobs)

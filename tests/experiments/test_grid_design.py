@@ -82,6 +82,7 @@ def test_seeds_at_overnight() -> None:
     assert {len(seeds(group, few)) for group in declared(experiment).groups} == {2}
 
 
+@pytest.mark.slow
 def test_pretraining_at_overnight_is_long_enough() -> None:
     experiment, settings = settings_of("table3_main", "overnight")
     models = [run for cell, run in runs(declared(experiment), settings).items() if cell.group == "pretraining"]

@@ -122,6 +122,7 @@ def start(made: list[Record]) -> Record:
     return next(record for record in made if not record.run.config["init_from"])
 
 
+@pytest.mark.slow
 def test_fresh_clone_renders_the_same_bytes_without_training(
     clone: list[Record], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_fresh_clone_renders_the_same_bytes_without_training(
     assert "0 of 9 runs to do, 0 tokens" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_records_of_this_machine_are_gone_on_with(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     lost = of(clone, "SSA", 1)
     records.write(FILE, [record for record in clone if record is not lost])
@@ -158,6 +160,7 @@ def test_records_of_this_machine_are_gone_on_with(clone: list[Record], capsys: p
     assert files("again", ".csv") == files("grids/tiny/results", ".csv")
 
 
+@pytest.mark.slow
 def test_runs_of_one_seed_come_from_one_machine(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     """Records of another machine count where they are complete; else the whole seed is trained here."""
     elsewhere = [made_by(record, **OTHER) for record in clone]
@@ -174,6 +177,7 @@ def test_runs_of_one_seed_come_from_one_machine(clone: list[Record], capsys: pyt
     }
 
 
+@pytest.mark.slow
 def test_recomputed_run_is_equal_to_its_record(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     """A fine-tuned one, whose start is not here, so that it is recomputed first."""
     record = of(clone, "SSA", 0)
@@ -203,6 +207,7 @@ def test_evaluations_are_recomputed(clone: list[Record], capsys: pytest.CaptureF
     assert f"{compared} of {compared} values equal bit for bit (" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_recompute_of_an_unknown_run_is_one_line(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     name = start(clone).run.run_id
     assert begin(f"recompute={name}x") == 2
@@ -379,6 +384,7 @@ def test_record_made_with_other_options_does_not_count(clone: list[Record], monk
     assert {cell.row for cell in taken if cell.group == "GPT-2" and cell.is_reported} <= {"vanilla"}
 
 
+@pytest.mark.slow
 def test_rendering_cannot_start_over(clone: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
     before = FILE.read_bytes()
     assert main(["tiny", "scale=smoke", "render=true", "rerun=true"]) == 2
@@ -438,6 +444,7 @@ def test_other_evaluations_do_not_count(folders: Prepared) -> None:
     assert records.read(FILE)[0].run.evaluations["eval/passkey/accuracy"] in [number / 8 for number in range(6)]
 
 
+@pytest.mark.slow
 def test_search_is_known_from_its_records(
     folders: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

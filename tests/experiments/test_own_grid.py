@@ -17,6 +17,8 @@ from experiments.engine.grid import GridSettings, declared
 from experiments.engine.grid_check import COLUMNS
 from ssa.command_line.settings import parse
 from ssa.errors import UserError
+from ssa.record.run_files import read_rows
+from ssa.report.convergence import Curve, speed_up
 
 ROWS = [{"name": "plain", "overrides": ["model=gpt2"]}, {"name": "selective", "overrides": ["model=ssa_gpt2"]}]
 METRIC = {"name": "loss", "key": "best/val/loss"}
@@ -42,6 +44,7 @@ def lines(path: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_file_becomes_a_table(train: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Without reference.csv, with every column that a run has, and with a claim that takes the defaults."""
     columns = [
@@ -61,10 +64,17 @@ def test_file_becomes_a_table(train: list[str], capsys: pytest.CaptureFixture[st
         ("selective", "1"),
     ]
     assert not [(row, name) for row in runs for name, value in row.items() if value in ("", "-")]
+    curves = [
+        Curve(*([row[key] for row in read_rows(folder) if "val/loss" in row] for key in ("tokens", "val/loss")))
+        for folder in (next(Path("outputs").rglob(row["run"])) for row in runs)
+    ]
+    expected = [1, 1, speed_up(curves[0], curves[2]), speed_up(curves[1], curves[3])]
+    assert [float(row["speed_up"]) for row in runs] == pytest.approx(expected)
     assert len(lines("outputs/experiments/mine/smoke_conclusions.csv")) == 1
     assert "variant" in Path("outputs/experiments/mine/smoke_summary.md").read_text()
     assert main(["mine.yaml", "scale=smoke"]) == 0
     assert "4 of 4 runs have a record, which counts as finished" in capsys.readouterr().out
+    assert lines("outputs/experiments/mine/smoke_runs.csv") == runs  # from records alone
 
 
 @pytest.mark.slow

@@ -386,6 +386,7 @@ def test_a_folder_that_is_not_a_run_is_refused(trained: Trained, tmp_path: Path)
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.slow
 def test_from_the_command_line_after_a_real_run(smoke: Callable[..., Config], tmp_path: Path) -> None:
     steps = ["trainer.steps=2", "trainer.eval_every=1", "optim.warmup_steps=1", "data.max_eval_tokens=256"]
     config = smoke(*steps, "trainer.batch_size=2", "trainer.micro_batch_size=2", "model=ssa_llama", *SMALL)

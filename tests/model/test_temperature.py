@@ -85,6 +85,7 @@ STATED: dict[str, Stated] = {
     ),
     "frequency": Stated(lambda p, h, f, x, n, z, per: math.tanh(p["slope"][h] * z + p["bias"][h]), (2 * H, 2)),
     "gate": Stated(lambda p, h, f, x, n, z, per: sigmoid(dot(p["weight"][h], x)) - 1, (H * WIDTH, WIDTH)),
+    "tanh_gate": Stated(lambda p, h, f, x, n, z, per: math.tanh(dot(p["weight"][h], x)), (H * WIDTH, WIDTH)),
     "log": Stated(lambda p, h, f, x, n, z, per: sigmoid(p["alpha"][h]) * math.log(n)),
     "released": Stated(lambda p, h, f, x, n, z, per: math.exp(-math.exp(p["beta"][h])) * math.log(n)),
     "released_linear": Stated(lambda p, h, f, x, n, z, per: p["beta"][h] * math.log(n)),
@@ -199,7 +200,9 @@ def test_every_setting_is_of_a_term() -> None:
 
 @pytest.mark.parametrize("terms", [Terms(token="own"), Terms(token="log"), Terms(multiplier="shared")], ids=str)
 def test_a_term_that_the_slot_does_not_have_is_refused(terms: Terms) -> None:
-    with pytest.raises(ValueError, match=r"valid: none, (shared, mlp, frequency, gate|constant, yarn, rms_norm)$"):
+    with pytest.raises(
+        ValueError, match=r"valid: none, (shared, mlp, frequency, gate, tanh_gate|constant, yarn, rms_norm)$"
+    ):
         Temperature(terms, SHAPE, TemperatureConfig())
 
 

@@ -60,6 +60,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_the_command_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSA_CACHE_DIR", str(tmp_path / "cache"))
     done = run("scale=smoke", "plan=true", "plan.memory=1GB", folder=tmp_path)

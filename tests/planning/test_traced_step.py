@@ -47,6 +47,7 @@ def test_document_masks_are_kept_as_floats_by_each_layer(model_config: Callable[
     assert layer(config, "32-true", dense_mask=True) - layer(config, "32-true") == 4 * B * T * T
 
 
+@pytest.mark.slow
 def test_a_checkpointed_layer_keeps_its_input(model_config: Callable[..., ModelConfig]) -> None:
     config = model_config(ssa=True, d_model=32, n_head=4)
     assert layer(config, "32-true", checkpointed=True) == 4 * B * T * 32

@@ -27,6 +27,7 @@ def test_an_own_first_layer_costs_about_what_the_poster_says(size: str) -> None:
     assert 0.04 < count["temperature"] / PUBLISHED[size] < 0.09
 
 
+@pytest.mark.slow
 def test_the_document_shows_what_the_command_prints() -> None:
     assert share_table() in DOCUMENT.read_text()
     assert rule_table() in DOCUMENT.read_text()

@@ -59,6 +59,7 @@ def python_docs() -> PyDocs:
     return PyDocs(validation_fraction=0.05)
 
 
+@pytest.mark.slow
 def test_pydocs_has_prose_in_every_split(python_docs: PyDocs) -> None:
     texts = {split: list(python_docs.documents(split)) for split in SPLITS}
     assert sum(map(len, texts["train"])) > 1_000_000

@@ -272,6 +272,7 @@ def start_build(data: DataConfig, tmp_path: Path) -> programs.Process:
     return programs.start(str(script), data.model_dump_json(), str(CHUNK), cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.usefixtures("small_chunks")
 def test_a_killed_build_resumes(data: DataConfig, tmp_path: Path, workers: int) -> None:
@@ -314,6 +315,7 @@ def test_a_damaged_chunk_of_a_killed_build_is_rebuilt(data: DataConfig, tmp_path
     assert found.split("train").n_words == expected.split("train").n_words
 
 
+@pytest.mark.slow
 def test_concurrent_processes_build_a_cache_once(data: DataConfig, tmp_path: Path) -> None:
     Path(str(data.train)).write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS * 20))
     processes = [start_build(data, tmp_path) for _ in range(2)]

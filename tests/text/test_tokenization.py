@@ -78,6 +78,7 @@ def test_bpe_of_much_text_is_trained_in_a_worker(
     assert capsys.readouterr().out == "training the tokenizer bpe-280, once for this text; can be interrupted\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_ends_the_training_of_a_tokenizer(tmp_path: Path) -> None:
     letters = bytes(b"ACGT"[value % 4] for value in range(256))

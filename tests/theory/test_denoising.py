@@ -208,6 +208,7 @@ def test_equal_seeds_give_equal_start_matrices() -> None:
     assert not torch.equal(Denoiser(TASK, METHODS["vanilla"], seed=4).value, models[0].value)
 
 
+@pytest.mark.slow
 def test_training_approaches_the_limits_and_never_passes_bayes() -> None:
     arguments = {"task": asdict(TASK), "lr": 0.03, "batch": 32, "contexts": 4000, "seeds": 2}
     for method in METHODS:

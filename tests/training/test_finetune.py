@@ -117,6 +117,7 @@ def test_checkpoints_of_temperatures_refer_to_the_pretrained_weights(finetune, l
     assert all(torch.equal(tensor, weights(config)[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["referring", "complete"])
 def test_a_run_of_temperatures_resumes_bitwise(finetune, tmp_path: Path, before: str) -> None:
     unbroken, broken = finetune(*TEMPERATURES, f"output_dir={tmp_path}/unbroken"), finetune(*TEMPERATURES)
@@ -152,6 +153,7 @@ def test_the_pretrained_weights_that_a_checkpoint_refers_to_are_gone(finetune, l
         load_run(run_folder(config))
 
 
+@pytest.mark.slow
 def test_a_fine_tune_resumes_without_the_pretrained_folder(finetune, llama: Path, tmp_path: Path) -> None:
     unbroken = finetune("model=ssa_llama", f"output_dir={tmp_path}/unbroken")
     train(unbroken)

@@ -111,6 +111,7 @@ def test_runs_of_one_config_are_bitwise_equal(tiny, tmp_path) -> None:
     assert numbers(one) == numbers(other)
 
 
+@pytest.mark.slow
 def test_logging_and_saving_intervals_change_no_number(tiny, tmp_path) -> None:
     one = tiny()
     cadence = ("trainer.log_every=3", "trainer.checkpoint_every=5", "trainer.probe_sequences=1")

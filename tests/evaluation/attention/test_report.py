@@ -245,6 +245,7 @@ def report(folder: Path, **settings: object) -> dict:
     return evaluate(EvaluateSettings(run=str(folder), tasks=["attention"], **settings))["attention"]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [["model=ssa_gpt2", "data.document_mask=true"], ["model=llama"]])
 def test_run_matches_its_validation_log(run, overrides: list[str]) -> None:
     folder = run(*overrides)
@@ -264,6 +265,7 @@ def test_run_matches_its_validation_log(run, overrides: list[str]) -> None:
     assert of["model"]["weights_hash"] == found["model"]["weights_hash"]
 
 
+@pytest.mark.slow
 def test_writes_tables_and_plots(run) -> None:
     pytest.importorskip("matplotlib")
     folder = run("model=ssa_gpt2")
@@ -291,6 +293,7 @@ def test_writes_tables_and_plots(run) -> None:
     assert found["details"]["tokens"]["value"]["highest"][0]["text"]
 
 
+@pytest.mark.slow
 def test_without_matplotlib_writes_tables_only(
     run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +305,7 @@ def test_without_matplotlib_writes_tables_only(
     assert lines == ["attention: no plots without matplotlib; pip install -e '.[plots]', then rerun=true"]
 
 
+@pytest.mark.slow
 def test_context_sets_the_window(run) -> None:
     found = report(run("model=llama", "trainer.precision=32-true"), context=16)
     assert found["counts"] == {"tokens": 48, "window": 16}

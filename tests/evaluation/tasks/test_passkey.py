@@ -326,6 +326,7 @@ def task(folder: Path, lengths: list[int] | None = None, context: int | None = N
     return catalog.task("passkey", EvaluateSettings(init_from=str(folder), lengths=lengths), evaluated)
 
 
+@pytest.mark.slow
 def test_copying_model_finds_the_key(folder: Path) -> None:
     result = evaluated(folder, trials=2)
     assert result["metrics"]["accuracy"]["value"] > 0.95
@@ -335,6 +336,7 @@ def test_copying_model_finds_the_key(folder: Path) -> None:
     assert result["n"] == 2 * 5 * len(lengths)
 
 
+@pytest.mark.slow
 def test_random_model_does_not_find_the_key(folder: Path) -> None:
     write(Transformer(copier(tokenizer().vocab_size).config, seed=3), folder)
     accuracy = evaluated(folder, lengths=[64], depths=[0.0, 1.0], trials=20)["metrics"]["accuracy"]
