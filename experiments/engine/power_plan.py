@@ -128,7 +128,8 @@ def show(powers: list[ClaimPower], without: list[Claim], console: Console) -> No
     if powers:
         seeds = " and ".join(sorted({str(one.seeds) for one in powers}, key=int))
         console.print(
-            f"\nThe number of seeds, {seeds}, is fixed before the runs; nothing is tested before all have finished.\n"
+            f"\nThe number of seeds, {seeds}, is fixed before the runs; no claim is tested before all its runs have "
+            "finished.\n"
             f"Power with {powers[0].n_claims} claims tested together (Holm), from the spread of pairs seen so far:",
             markup=False,
         )
