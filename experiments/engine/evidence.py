@@ -18,7 +18,7 @@ from pydantic import Field
 from experiments.engine.experiment import Experiment, all_experiments
 from ssa.config import SCALES, Section
 from ssa.files import check_writable, expanded, parse_json, write_atomic, writing
-from ssa.report.page.claims import MARKS, Claim, number, read_claims, tally
+from ssa.report.page.claims import MARKS, Claim, number, read_claims, seeds_to_decide, tally
 from ssa.viz import plot_style
 
 NAME = "evidence"
@@ -126,11 +126,18 @@ class Evidence:
     def detail(self, result: Result, claim: Claim) -> str:
         """Of a claim that holds, how large it is; of one that is undecided, what would settle it."""
         words = [word for word in claim.verdict.split(", ") if word not in ("holds", "undecided")]
+        if claim.kind != "undecided":
+            return ", ".join(words) or "–"
         seeds = next((int(word.split()[0].replace(",", "")) for word in words if word.endswith("more seeds")), 0)
-        if seeds and result.n_runs:
-            rows = result.n_runs / int(result.seeds)
-            words.append(f"about {number(seeds * rows * result.hours / result.n_runs, 2)} hours")
-        return ", ".join(words) or ("–" if claim.kind == "holds" else "more seeds; no size of interest is declared")
+        if not seeds:
+            needed = seeds_to_decide(claim, len({other.test for other in result.claims}))
+            seeds = 0 if needed is None else max(0, needed - int(claim.seeds))
+            words.append(f"{seeds:,} more seeds" if seeds else "its value is at the threshold")
+        if seeds:
+            words.append(f"{number(float(f'{seeds * result.hours / int(result.seeds):.2g}'), 6)} h")
+        if claim.alone:
+            words.append(f"{claim.alone} without Holm's correction")
+        return ", ".join(words)
 
     def claims(self, kind: str) -> list[tuple[Result, Claim]]:
         """Of the decisive results."""

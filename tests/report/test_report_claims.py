@@ -9,7 +9,7 @@ import pytest
 from report_pages import Tags, add_results, page
 
 from ssa import statistics
-from ssa.report.page.claims import Claim, read_claims
+from ssa.report.page.claims import Claim, read_claims, seeds_to_decide
 from ssa.report.page.forest import forest
 from ssa.report.page.results import read_results
 
@@ -51,6 +51,25 @@ def test_the_page_begins_with_answer_tally_and_scale(folder: Path) -> None:
     assert "No result at scale=gpu" in head
     assert "Not run: later, quick." in head
     assert "what is to come" in Tags(page(folder)).text
+
+
+def test_seeds_that_would_decide_a_claim(folder: Path) -> None:
+    """The power of the t-test if mean and spread are those seen."""
+    path = Path(f"{add_results(folder, 'one', 'laptop', mean=-0.5, low=-1.1, high=0.1, seeds=5)}conclusions.csv")
+    (claim,) = read_claims(path)
+    sd = 0.6 / stats.t.ppf(0.975, 4) * math.sqrt(5)
+
+    def power(n: int, level: float) -> float:
+        return float(stats.nct.sf(stats.t.isf(level, n - 1), n - 1, 0.5 / sd * math.sqrt(n)))
+
+    for n_claims in (1, 4):
+        n = seeds_to_decide(claim, n_claims)
+        assert n is not None
+        assert power(n - 1, 0.025 / n_claims) < 0.8 <= power(n, 0.025 / n_claims)
+    (exact,) = read_claims(
+        Path(f"{add_results(folder, 'two', 'laptop', mean=0, low=-1, high=1, seeds=5)}conclusions.csv")
+    )
+    assert seeds_to_decide(exact, 1) is None
 
 
 def test_a_verdict_is_corrected_for_the_claims_of_its_experiment(folder: Path) -> None:

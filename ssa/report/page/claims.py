@@ -133,20 +133,38 @@ def _number(text: str) -> float:
 
 
 def _p_value(claim: Claim) -> float:
-    """Two-sided p-value that the claim's interval (Student's t over seeds) implies; 1 without an interval.
+    """Two-sided p-value that the claim's interval implies; 1 without an interval."""
+    estimate = _above_threshold(claim)
+    return 1.0 if estimate is None else 2 * min(p_greater(estimate, 0), p_less(estimate, 0))
+
+
+def seeds_to_decide(claim: Claim, n_claims: int) -> int | None:
+    """Seeds, in all, with 80% power to decide a claim if its true value is the one seen; needs scipy.
+
+    At the strictest of Holm's levels for ``n_claims``.  None without an interval, or above a million.
+    """
+    from ssa.power import seeds_needed
+
+    estimate = _above_threshold(claim)
+    if estimate is None or estimate.mean == 0:
+        return None
+    return seeds_needed(abs(estimate.mean), estimate.sd, LEVEL / 2 / n_claims)
+
+
+def _above_threshold(claim: Claim) -> Estimate | None:
+    """The claim's value less its threshold, from its interval (Student's t over seeds); None without one.
 
     A claim about 1 is about a ratio, whose interval is one of logarithms.
     """
     threshold, values = claim.threshold, (claim.mean, claim.low, claim.high)
     n = int(claim.seeds)
     if n < 2 or not all(math.isfinite(value) for value in (threshold, *values)):
-        return 1.0
+        return None
     if threshold == 1 and min(values) > 0:
         threshold, values = 0.0, (math.log(claim.mean), math.log(claim.low), math.log(claim.high))
-    mean, low, high = values
+    mean, low, high = (value - threshold for value in values)
     of_one = Estimate(0, math.nan, math.nan, 1, n).with_confidence(1 - LEVEL)  # of sd 1
-    estimate = Estimate(mean, low, high, (high - low) / (of_one.high - of_one.low), n)
-    return 2 * min(p_greater(estimate, threshold), p_less(estimate, threshold))
+    return Estimate(mean, low, high, (high - low) / (of_one.high - of_one.low), n)
 
 
 def _corrected(claim: Claim, p: float) -> Claim:
