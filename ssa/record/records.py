@@ -102,7 +102,13 @@ def record_of(
     made = tuple(overrides), tuple(evaluate)
     outcomes = [_outcome(path) for path in sorted((folder / "evaluation").glob("*.json"))]
     outcomes = [outcome for outcome in outcomes if outcome["task"] in tasks]
-    run = replace(_portable(run), evaluations=_metrics(outcomes))
+    outputs = str(run.config["output_dir"])
+    run = replace(
+        run,
+        config=_relative(run.config, outputs),
+        summary=_relative(run.summary, outputs),
+        evaluations=_metrics(outcomes),
+    )
     unchanged = known is not None and replace(known.run, folder=run.folder) == run
     if known is not None and unchanged and (known.overrides, known.evaluate) == made:
         return known
@@ -110,7 +116,7 @@ def record_of(
         run=run,
         overrides=made[0],
         evaluate=made[1],
-        environment=_relative(_public(read_environment(folder))),
+        environment=_relative(_public(read_environment(folder)), outputs),
         evaluations=outcomes,
         curve=[_point(row) for row in read_rows(folder)],
         weights=_weights(folder),
@@ -274,15 +280,16 @@ def _weights(folder: Path) -> str:
     return ""
 
 
-def _portable(run: FoundRun) -> FoundRun:
-    """A run without absolute paths of this working folder."""
-    return replace(run, config=_relative(run.config), summary=_relative(run.summary))
-
-
-def _relative(value: Any) -> Any:
-    """Nested values, in which paths below the working folder are relative to it."""
+def _relative(value: Any, outputs: str) -> Any:
+    """Nested values without paths of this machine: those below the working folder are relative to it, and the folder of
+    runs, ``outputs``, is in one named outputs, wherever it was.
+    """
     if isinstance(value, Mapping):
-        return {_relative(key): _relative(item) for key, item in value.items()}
+        return {_relative(key, outputs): _relative(item, outputs) for key, item in value.items()}
     if isinstance(value, list):
-        return [_relative(item) for item in value]
-    return value.replace(f"{Path.cwd()}/", "") if isinstance(value, str) else value
+        return [_relative(item, outputs) for item in value]
+    if not isinstance(value, str):
+        return value
+    if Path(outputs).is_absolute() and not Path(outputs).is_relative_to(Path.cwd()):
+        value = value.replace(outputs, f"outputs/{Path(outputs).name}")
+    return value.replace(f"{Path.cwd()}/", "")

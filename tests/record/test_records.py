@@ -76,6 +76,15 @@ def test_record_says_nothing_of_the_host(written: Path, made: list[Path]) -> Non
     assert str(Path.cwd()) not in str(first)
 
 
+def test_record_says_nothing_of_where_the_runs_were(smoke: Callable[..., Config], tmp_path: Path) -> None:
+    config = smoke(f"output_dir={tmp_path}/night/experiments")
+    folder = tmp_path / "night" / "experiments" / config.run_id
+    run_folders.write(folder, config, random.Random(0))
+    record = records.record_of(folder, ())
+    assert record.run.config["output_dir"] == "outputs/experiments"
+    assert str(tmp_path) not in str(replace(record, run=replace(record.run, folder="")))
+
+
 def test_hash_of_the_weights_is_of_the_tensors(smoke: Callable[..., Config], tmp_path: Path) -> None:
     from ssa.model.transformer import Transformer
 
