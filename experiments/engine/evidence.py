@@ -53,7 +53,6 @@ class Difference(NamedTuple):
     low: float
     high: float
     paper: float  # the paper's difference; nan where no value is known
-    runs: str  # their ids: grids share runs
 
     @property
     def shown(self) -> str:
@@ -145,11 +144,13 @@ class Evidence:
 
     @cached_property
     def differences(self) -> list[Difference]:
-        """SSA - vanilla in all groups; runs that several grids share count once."""
-        found: dict[str, Difference] = {}
+        """SSA - vanilla in all groups; runs that several grids share count once, and so do those repeated elsewhere."""
+        found: dict[object, Difference] = {}
         for result in self.done:
             for one in _differences(result):
-                found.setdefault(one.runs, one)
+                same = (one.scale, one.seeds, one.shown)  # groups may have other names
+                if same not in found or math.isnan(found[same].paper):
+                    found[same] = one
         order: list[str] = list(SCALES)
         return sorted(found.values(), key=lambda one: (-order.index(one.scale), one.experiment, one.group))
 
@@ -160,11 +161,11 @@ class Evidence:
 
 
 def _distinct(results: Sequence[Result]) -> list[tuple[Result, Claim]]:
-    """Claims with their results; of several that rest on the same runs, the first."""
+    """Claims with their results; of several that rest on the same runs, or on repetitions of them, the first."""
     found: dict[object, tuple[Result, Claim]] = {}
     for result in results:
         for claim in result.claims:
-            same = (claim.mean, claim.low, claim.high, claim.seeds)
+            same = (claim.ours, claim.seeds)  # another machine differs in later digits
             found.setdefault(claim.claim if math.isnan(claim.mean) else same, (result, claim))
     return list(found.values())
 
@@ -226,7 +227,7 @@ def _differences(result: Result) -> Iterator[Difference]:
         claim = f"in {row['group']}, {row['row']} has a lower {_METRIC} than vanilla"
         paper = papers.get(claim, math.nan)
         seeds, group = int(row["difference n"]), row["group"]
-        yield Difference(result.experiment.name, result.scale, group, seeds, mean, low, high, paper, row["runs"])
+        yield Difference(result.experiment.name, result.scale, group, seeds, mean, low, high, paper)
 
 
 def _finished(path: Path) -> frozenset[str]:
