@@ -339,7 +339,8 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss)
 @pytest.mark.slow
 def test_two_thousand_runs(tmp_path: Path) -> None:
     make(tmp_path / "outputs", 2000)
-    program = [sys.executable, str(ROOT / "report.py"), f"experiments={ROOT / 'experiments'}"]
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")  # where other programs may write meanwhile
+    program = [sys.executable, str(ROOT / "report.py")]
     command = [sys.executable, "-c", MEASURE, *program]
     sizes = []
     for _ in range(2):
@@ -347,7 +348,7 @@ def test_two_thousand_runs(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         seconds, kib = map(float, done.stdout.splitlines()[-1].split())
         # Processor time, so that other work on the machine does not count; alone, the clock shows as much.
-        assert seconds < 10
+        assert seconds < 20
         assert kib < 1e6
         sizes.append((tmp_path / "outputs/report/index.html").read_bytes())
     assert len(sizes[0]) < 12e6
