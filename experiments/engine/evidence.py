@@ -131,7 +131,7 @@ class Evidence:
         if not seeds:
             needed = seeds_to_decide(claim, len({other.test for other in result.claims}))
             seeds = 0 if needed is None else max(0, needed - int(claim.seeds))
-            words.append(f"{seeds:,} more seeds" if seeds else "its value is at the threshold")
+            words.append(f"{seeds:,} more seeds" if seeds else "no practical number of seeds")
         if seeds:
             words.append(f"{number(float(f'{seeds * result.hours / int(result.seeds):.2g}'), 6)} h")
         if claim.alone:

@@ -20,7 +20,7 @@ _OF_ALL = ("seed", "output_dir", "logger")
 _OF_TEXT = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
 _OF_TEMPERATURES = ("temperature_position", "temperature_token")
 _OF_ATTENTION = ("attention_entropy", "attention_entropy_normalized", "attention_spikiness", *_OF_TEMPERATURES)
-COLUMNS = [  # of `ssa.record.runs.load` that every run has; those of attention also by layer and head
+COLUMNS = [  # that every run has, of `ssa.record.runs.load` and of the grid; those of attention also by layer and head
     *(f"best/val/{name}" for name in (*_OF_TEXT, *_OF_ATTENTION)),
     *(f"best/test/{name}" for name in _OF_TEXT),
     *(f"parameters.{name}" for name in ("total", "non_embedding", "temperature")),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.engine.grid import Grid
-from experiments.engine.grid_runs import Planned, Recorded, reported
+from experiments.engine.grid_runs import GridCell, Planned, Recorded, reported
 from ssa.errors import UserError
 from ssa.record.run_files import read_rows
 from ssa.report.convergence import Curve, speed_up
@@ -22,20 +22,15 @@ def add_speed_ups(frame: pd.DataFrame, grid: Grid, planned: Planned, recorded: R
     """Adds the column ``speed_up`` to a table of `ssa.record.runs.load`: each run against the first row's run of equal
     group and seed (`ssa.report.convergence.speed_up`); NaN without that one.
     """
-    curves: dict[Any, tuple[str, Curve]] = {}
+    curves: dict[GridCell, tuple[str, Curve]] = {}
     for cell, run in reported(planned).items():
         with suppress(UserError):  # damaged: the table names it
             if cell in recorded:
-                curves[cell] = recorded[cell].run.run_id, _curve(recorded[cell].curve)
+                curves[cell] = recorded[cell].run.run_id, Curve.of(recorded[cell].curve)
             elif run is not None and not run.refusal and run.is_finished():
-                curves[cell] = run.folder.name, _curve(read_rows(run.folder))
+                curves[cell] = run.folder.name, Curve.of(read_rows(run.folder))
     frame[KEY] = math.nan
     for cell, (run_id, curve) in curves.items():
         first = curves.get(cell._replace(row=grid.rows[0].name))
         if first is not None and run_id in frame.index:
             frame.loc[run_id, KEY] = speed_up(first[1], curve)
-
-
-def _curve(rows: Any) -> Curve:
-    measured = [row for row in rows if "val/loss" in row]
-    return Curve([row["tokens"] for row in measured], [row["val/loss"] for row in measured])

@@ -133,11 +133,7 @@ def finetuning_runs(
 
 
 def _curves(runs: dict[str, list[Run]]) -> dict[str, list[Curve]]:
-    found = {}
-    for rule, of_rule in runs.items():
-        rows = [[row for row in read_rows(run.folder) if "val/loss" in row] for run in of_rule]
-        found[rule] = [Curve([row["tokens"] for row in run], [row["val/loss"] for row in run]) for run in rows]
-    return found
+    return {rule: [Curve.of(read_rows(run.folder)) for run in of_rule] for rule, of_rule in runs.items()}
 
 
 def _points(regime: Regime) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,12 @@ class Curve(NamedTuple):
 
     tokens: Sequence[float]
     losses: Sequence[float]
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Curve:
+        """From rows of metrics.jsonl, of which some have no validation."""
+        measured = [row for row in rows if "val/loss" in row]
+        return cls([row["tokens"] for row in measured], [row["val/loss"] for row in measured])
 
 
 def tokens_to_reach(curve: Curve, loss: float) -> float:

@@ -64,10 +64,7 @@ def test_file_becomes_a_table(train: list[str], capsys: pytest.CaptureFixture[st
         ("selective", "1"),
     ]
     assert not [(row, name) for row in runs for name, value in row.items() if value in ("", "-")]
-    curves = [
-        Curve(*([row[key] for row in read_rows(folder) if "val/loss" in row] for key in ("tokens", "val/loss")))
-        for folder in (next(Path("outputs").rglob(row["run"])) for row in runs)
-    ]
+    curves = [Curve.of(read_rows(next(Path("outputs").rglob(row["run"])))) for row in runs]
     expected = [1, 1, speed_up(curves[0], curves[2]), speed_up(curves[1], curves[3])]
     assert [float(row["speed_up"]) for row in runs] == pytest.approx(expected)
     assert len(lines("outputs/experiments/mine/smoke_conclusions.csv")) == 1
