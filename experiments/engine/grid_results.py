@@ -89,6 +89,19 @@ class Results:
         """Those of the table."""
         return reported(self.planned)
 
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str], list[GridCell]]:
+        """Those of each group and row."""
+        found: dict[tuple[str, str], list[GridCell]] = {}
+        for cell in self.runs:
+            found.setdefault((cell.group, cell.row), []).append(cell)
+        return found
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """The rows of the frame by id: lookups in a frame of thousands of columns are slow."""
+        return {str(run_id): row for run_id, row in self.frame.to_dict("index").items()}
+
     @property
     def groups(self) -> list[str]:
         return list(dict.fromkeys(cell.group for cell in self.runs))
@@ -127,7 +140,7 @@ class Results:
     def gap(self, cell: GridCell, metric: Metric) -> Gap | None:
         """Why a run has no valid value of a metric, if so."""
         run, run_id = None if cell in self.recorded else self.planned[cell], self.run_id(cell)
-        found = self.frame.loc[run_id] if run_id in self.frame.index else None
+        found = self._rows.get(run_id) if run_id else None
         if found is not None and found["damage"] not in ("", NO_CHECKSUMS):  # first, as it may be why the run failed
             return Gap("damaged", f"left out, {found['damage']}")
         if run is not None and run in self.failed:
@@ -141,7 +154,7 @@ class Results:
             return Gap(state, str(found["error"] or found["status"]))
         if metric.task is not None and run is not None and run in self.unevaluated:
             return Gap("failed", self.unevaluated[run])
-        if metric.key not in found.index or pd.isna(found[metric.key]):
+        if pd.isna(found.get(metric.key)):
             lost = found.get("loss_of_text") if metric.key.rpartition("/")[2] in OF_TEXT else None
             return Gap("missing", lost if isinstance(lost, str) else f"has no {metric.key}")
         return None
@@ -165,9 +178,9 @@ class Results:
 
     def _values(self, group: str, row: str, metric: Metric) -> dict[int, float]:
         return {
-            cell.seed: float(self.frame.at[self.run_id(cell), metric.key])
-            for cell in self.runs
-            if (cell.group, cell.row) == (group, row) and self.gap(cell, metric) is None
+            cell.seed: float(self._rows[str(self.run_id(cell))][metric.key])
+            for cell in self._cells.get((group, row), [])
+            if self.gap(cell, metric) is None
         }
 
     def finished(self, group: str) -> list[GridCell]:
@@ -175,7 +188,7 @@ class Results:
         return [cell for cell in self.runs if cell.group == group and self.run_id(cell) in self.frame.index]
 
     def origin(self, cell: GridCell) -> Origin:
-        return Origin.of_row(self.frame.loc[self.run_id(cell)])
+        return Origin.of_row(self._rows[str(self.run_id(cell))])
 
     def mixed(self, group: str, row: str, against: str, metric: Metric) -> dict[int, tuple[str, str]]:
         """Seeds at which the origins of the two rows differ, with both of them in words."""
@@ -251,12 +264,11 @@ class Results:
 
     def run_table(self) -> list[dict[str, Any]]:
         """Table rows: every run and its metrics."""
+        measured = [metric for metric in self.grid.metrics if self.is_measured(metric)]
+        found = {(*place, one.name): self.numbers(*place, one) for place in self._cells for one in measured}
         rows = []
         for cell in self.runs:
-            numbers = {
-                metric.name: self.numbers(cell.group, cell.row, metric).get(cell.seed, math.nan)
-                for metric in filter(self.is_measured, self.grid.metrics)
-            }
+            numbers = {one.name: found[cell.group, cell.row, one.name].get(cell.seed, math.nan) for one in measured}
             numbers = {name: int(value) if value.is_integer() else value for name, value in numbers.items()}
             place = {"group": cell.group, "row": cell.row, "seed": cell.seed}
             rows.append({**place, **numbers, "run": self._run_that_is_there(cell)})

@@ -19,7 +19,7 @@ from ssa.adapter.layer import LayerTemperatures, adapted_layers
 from ssa.errors import UserError
 
 TABLE = "docs/adapter_architectures.md"
-NEW_TOKENS = 20
+NEW_TOKENS = 8  # more than the sliding window of tiny models, 6
 CHECKS = ("identity", "start", "moved", "gradients", "cache", "padding", "visible keys")
 _BASE_DIFFERS = "base differs too"
 
@@ -200,7 +200,9 @@ def main() -> None:
         for name, one in judged.items()
     ]
     Path(TABLE).write_text(
-        _HEAD.format(version=transformers.__version__, adapted=counts["adapted"], refused=counts["refused"])
+        _HEAD.format(
+            version=transformers.__version__, tokens=NEW_TOKENS, adapted=counts["adapted"], refused=counts["refused"]
+        )
         + "\n".join(rows)
         + "\n",
         encoding="utf-8",
@@ -224,7 +226,7 @@ model, in float32 on a CPU. For the adapted ones all of this holds:
 - *start*: with `ssa`, logits within 0.002 standard deviations of the base model's;
 - *moved*: other logits once the temperatures have other values;
 - *gradients*: none of any temperature's parameters is zero everywhere;
-- *cache*: greedy generation of 20 tokens is the same with and without;
+- *cache*: greedy generation of {tokens} tokens is the same with and without;
 - *padding*: a row padded on the left generates the tokens of that row alone;
 - *visible keys*: n is the number of attention weights above 0, in one pass and token by token, also beyond a sliding
   window.
