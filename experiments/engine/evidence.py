@@ -90,6 +90,12 @@ class Result(NamedTuple):
     def seeds(self) -> str:
         return str(self.facts.get("settings", {}).get("seeds", ""))
 
+    @property
+    def processors(self) -> str:
+        """Those that trained; of cached jobs, the one that made the table."""
+        machines = self.facts.get("machines_of_runs") or [self.facts.get("cpu", "")]
+        return ", ".join(dict.fromkeys(str(machine).split(",")[0].removesuffix(" Processor") for machine in machines))
+
 
 class Evidence:
     """What the template reads."""

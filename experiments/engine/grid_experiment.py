@@ -46,13 +46,14 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
             context.console.print(f"{len(taken)} of {len(planned)} runs have a record, which counts as finished")
         trained: list[Run] = []
         while new := [run for run in records.missing(planned, taken) if run not in trained]:
-            # A group ends before the next one begins, and a seed before the next: what is interrupted has whole pairs.
+            # A group ends, evaluated, before the next one begins, and a seed before the next: what is interrupted has
+            # whole pairs.
             stage = sorted((run for run in new if run.group == new[0].group), key=_searches_first)
             failed |= _train(stage, settings, context)
             trained += stage
             planned, taken = records.plan()
-        of_table = [run for cell, run in reported(planned).items() if run and cell not in taken]
-        unevaluated |= _evaluate(of_table, settings, context)
+            of_table = (run for cell, run in reported(planned).items() if cell not in taken)
+            unevaluated |= _evaluate([run for run in of_table if run and run in stage], settings, context)
     else:
         failed |= mistakes
         context.add_runs(first if settings.render else [], failed)
