@@ -36,7 +36,7 @@ import json, torch
 from benchmarks import models
 from benchmarks.models import SSA, Shape
 from benchmarks.step import step
-from ssa.device import peak_memory_bytes, reset_peak_memory
+from ssa.device import peak_memory_bytes
 cpu = torch.device("cpu")
 before = peak_memory_bytes(cpu)
 run = step(*models.ours({shape!r}, SSA), {shape!r})

@@ -87,7 +87,7 @@ def exponent(case: str, sizes: Sequence[float], values: Sequence[float], goal: s
     return Figure(case, float(fitted.slope), "exponent", fitted.slope - half, fitted.slope + half, goal)
 
 
-def in_process(code: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+def in_process(code: str) -> dict[str, Any]:
     """Runs Python code in a new process; what it prints last, a line of JSON.
 
     Raises:
@@ -96,7 +96,6 @@ def in_process(code: str, environment: Mapping[str, str] | None = None) -> dict[
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         check=False,

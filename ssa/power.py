@@ -28,8 +28,8 @@ def power(difference: float, sd: float, n: int, level: float = 0.025) -> float:
     return float(nct.sf(t.isf(level, n - 1), n - 1, difference / sd * math.sqrt(n)))
 
 
-def seeds_needed(difference: float, sd: float, level: float = 0.025, goal: float = POWER) -> int | None:
-    """The smallest n whose `power` reaches the goal; None above `MOST_SEEDS`.
+def seeds_needed(difference: float, sd: float, level: float = 0.025) -> int | None:
+    """The smallest n whose `power` reaches `POWER`; None above `MOST_SEEDS`.
 
     Raises:
         ValueError: the difference is not positive, or as for `power`.
@@ -37,12 +37,12 @@ def seeds_needed(difference: float, sd: float, level: float = 0.025, goal: float
     if not difference > 0:
         raise ValueError(f"{difference}: not a positive difference")
     candidates = range(2, MOST_SEEDS + 1)  # the power grows with n
-    found = bisect_left(candidates, goal, key=lambda n: power(difference, sd, n, level))
+    found = bisect_left(candidates, POWER, key=lambda n: power(difference, sd, n, level))
     return candidates[found] if found < len(candidates) else None
 
 
-def smallest_shown(sd: float, n: int, level: float = 0.025, goal: float = POWER) -> float:
-    """The smallest true difference whose `power` with n pairs reaches the goal, in the unit of ``sd``.
+def smallest_shown(sd: float, n: int, level: float = 0.025) -> float:
+    """The smallest true difference whose `power` with n pairs reaches `POWER`, in the unit of ``sd``.
 
     Raises:
         ValueError: as for `power`.
@@ -51,9 +51,9 @@ def smallest_shown(sd: float, n: int, level: float = 0.025, goal: float = POWER)
     from scipy.optimize import brentq
 
     above = 1.0  # in standard deviations
-    while power(above, 1.0, n, level) < goal:
+    while power(above, 1.0, n, level) < POWER:
         above *= 2
-    return sd * float(brentq(lambda effect: power(effect, 1.0, n, level) - goal, 0.0, above))
+    return sd * float(brentq(lambda effect: power(effect, 1.0, n, level) - POWER, 0.0, above))
 
 
 def equivalence_power(margin: float, sd: float, n: int, level: float = 0.05, difference: float = 0.0) -> float:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ssa.errors import EXIT_INTERRUPTED, UserError
-from ssa.redaction import redacted_output
 
 TIME_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2) if sys.platform != "win32" else ()  # sent by Slurm
 _POLL_SECONDS = 0.5
@@ -187,8 +186,7 @@ def _run(target: Callable[..., int], arguments: tuple[Any, ...], log: Path | Non
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by the process that it was forked from
     if log is not None:
         redirect_output(log)
-    with redacted_output():
-        code = target(*arguments)
+    code = target(*arguments)
     sys.stdout.flush()
     sys.exit(code)
 

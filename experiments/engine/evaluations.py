@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ssa.command_line.output import log_output
 from ssa.command_line.settings import parse
 from ssa.errors import UserError
 from ssa.files import locked
 from ssa.launch.run import Run
 from ssa.processes import WorkerKilled, call_each, redirect_output
-from ssa.redaction import redact, redacted_output
+from ssa.redaction import redact
 
 
 def evaluate(runs: Sequence[Run], arguments: Sequence[str], jobs: int, console: Console) -> dict[Run, str]:
@@ -54,7 +55,7 @@ def _evaluate(run: Path, log: Path, arguments: tuple[str, ...]) -> str:
     began = redirect_output(log)
     try:
         with (
-            redacted_output(),
+            log_output(),
             locked(run.with_name(f".{run.name}.evaluation.lock")),
         ):  # then what another launcher evaluated is kept
             evaluation.evaluate(parse(EvaluateSettings, [f"run={run}", *arguments]))

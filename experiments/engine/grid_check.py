@@ -11,7 +11,7 @@ from experiments.engine.experiment import Experiment
 from experiments.engine.grid import Grid, GridSettings, Metric, declared
 from experiments.engine.grid_runs import runs
 from ssa.command_line.preflight import check_evaluated_inputs, check_job
-from ssa.config import Config, Scale
+from ssa.config import SCALES, Config, Scale
 from ssa.config_errors import closest
 from ssa.errors import UserError
 from ssa.launch.cluster import PROCESSES, check_launcher
@@ -35,6 +35,10 @@ def check(experiment: Experiment, settings: GridSettings) -> None:
         UserError: the declaration of the grid is invalid, or settings are refused.
     """
     grid = declared(experiment, settings)
+    if not any(settings.scale in group.at for group in grid.groups):
+        scales = [scale for scale in SCALES if any(scale in group.at for group in grid.groups)]
+        where = f"scale={settings.scale}: has no run of {', '.join(group.name for group in grid.groups)}"
+        raise UserError(f"{where}; valid: another of groups=, or scale={' or '.join(scales)}")
     for claim in grid.claims:
         grid.effect_sizes(claim, experiment)
     check_train(experiment, grid, settings)
@@ -105,8 +109,8 @@ def _check_own(grid: Grid, settings: GridSettings) -> None:
     """
     from ssa.text.corpus import open_corpus  # imports numpy
 
-    rows_and_groups = [*((row.name, row.overrides) for row in grid.rows), *((g.name, g.overrides) for g in grid.groups)]
-    for name, overrides in rows_and_groups:
+    of_groups = ((group.name, [*group.overrides, *group.at.get(settings.scale, [])]) for group in grid.groups)
+    for name, overrides in (*((row.name, row.overrides) for row in grid.rows), *of_groups):
         if found := next((text for text in overrides if text.partition("=")[0] in _OF_ALL), None):
             raise UserError(f"{name}: overrides: {found}: a setting of the whole grid; valid: on the command line")
     planned, texts = {cell: run for cell, run in runs(grid, settings).items() if run}, set[str]()

@@ -49,6 +49,8 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
             # A group ends, evaluated, before the next one begins, and a seed before the next: what is interrupted has
             # whole pairs.
             stage = sorted((run for run in new if run.group == new[0].group), key=_searches_first)
+            searches = [run for run in stage if run.seed == RESERVED_SEED]
+            stage = searches if settings.rerun and searches else stage  # the others have the rates that these choose
             failed |= _train(stage, settings, context)
             trained += stage
             planned, taken = records.plan()

@@ -8,6 +8,9 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+# Keys that say nothing about what a model computes, or that its loader changes
+VOLATILE = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
+
 
 def config_of(text: str) -> PretrainedConfig:
     """The config in a config.json.

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ssa.adapter.adapt import Train, adaptation, add_temperatures, causal_lm
+from ssa.adapter.config_json import VOLATILE
 from ssa.adapter.layer import adapted_layers
 from ssa.adapter.probe import vocabulary
 from ssa.config import validated
@@ -35,8 +36,6 @@ CONFIG, WEIGHTS = "ssa_adapter.json", "ssa_adapter.safetensors"
 _FORMAT = 1
 _CARD = "---\nlibrary_name: ssa\n"  # how a model card of ours begins
 _FREQUENCIES = "ssa_frequencies.log_frequency"
-# Keys of a model's config that say nothing about what it computes, or that its loader changes.
-_VOLATILE = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")  # which trainers set
 
 
@@ -172,7 +171,7 @@ def _lasting(config: Any) -> Any:
     """A model's config without the keys that say nothing about what it computes."""
     if not isinstance(config, dict):
         return config
-    return {key: _lasting(value) for key, value in config.items() if key not in (*_VOLATILE, *_SPECIAL)}
+    return {key: _lasting(value) for key, value in config.items() if key not in (*VOLATILE, *_SPECIAL)}
 
 
 def _read(where: str, config: Path, weights: Path) -> tuple[TemperatureConfig, dict[str, Any], dict[str, Tensor]]:

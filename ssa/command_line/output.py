@@ -6,6 +6,10 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ssa.redaction import redacted_output
 
 _GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, such as head; a closed terminal
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -32,6 +36,14 @@ def keep_writable(*, when_full: bool = False) -> None:
             errors = "replace" if name == "stdout" else stream.errors
             wrapped = io.TextIOWrapper(buffer, stream.encoding, errors, line_buffering=stream.line_buffering)
             setattr(sys, name, wrapped)
+
+
+@contextmanager
+def log_output() -> Iterator[None]:
+    """In this block, what is printed is redacted, and dropped where the log's disk is full."""
+    keep_writable(when_full=True)
+    with redacted_output():
+        yield
 
 
 class _Output(io.FileIO):

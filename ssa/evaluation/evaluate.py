@@ -20,7 +20,7 @@ from ssa.evaluation.scoring.evaluated_model import EvaluatedModel
 from ssa.evaluation.settings import EvaluateSettings
 from ssa.evaluation.task import Task
 from ssa.progress import ProgressBar, counted
-from ssa.record.checksums import add_evaluations
+from ssa.record.checksums import add_evaluations, evaluations
 from ssa.record.wandb_mirror import mirror_evaluation
 
 _MODEL_SETTINGS = {"run", "init_from", "tokenizer", "context", "device", "precision", "output_dir"}
@@ -64,12 +64,12 @@ class _Evaluation:
             with self._failures_reported(name, alone=len(names) == 1):
                 tasks.append(catalog.task(name, self.settings, self.evaluated))
         for task in tasks:
-            since = time.time()
+            since, before = time.time(), evaluations(self.evaluated.folder)
             with self._failures_reported(task.name, alone=len(names) == 1):
                 try:
                     self._find_or_run(task)
                 finally:
-                    add_evaluations(self.evaluated.folder, since)
+                    add_evaluations(self.evaluated.folder, since, before)
 
     @contextmanager
     def _failures_reported(self, name: str, alone: bool) -> Iterator[None]:
@@ -94,7 +94,8 @@ class _Evaluation:
 
     def _find_or_run(self, task: Task) -> None:
         identity = identity_of(task.settings, self.evaluated)
-        saved = None if self.settings.rerun else find(self.folder, task.name, identity, newest=task.has_files)
+        again = self.settings.rerun or Journal.has_unfinished_files(self.folder, task.name)
+        saved = None if again else find(self.folder, task.name, identity, newest=task.has_files)
         if saved is not None:
             self.console.print(f"{task.name}: finished before (rerun=true runs it again)")
             self.results[task.name] = checked(saved)
@@ -102,7 +103,7 @@ class _Evaluation:
         _ = self.evaluated.model  # loading is not part of the task's time
         began = time.perf_counter()
         with (
-            Journal.exclusive(self.folder, file_name(task.name), identity) as journal,
+            Journal.exclusive(self.folder, file_name(task.name), identity, of_all=task.has_files) as journal,
             ProgressBar(task.name, 0, unit="tokens", transient=True) as progress,
         ):
             outcome = task.run(EvaluationContext(self.evaluated, self.folder, journal, progress, self.settings.rows))

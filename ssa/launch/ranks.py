@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from ssa import paths, processes
-from ssa.command_line.output import keep_writable
+from ssa.command_line.output import log_output
 from ssa.config import Config, parse
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, DiskError, UserError
 from ssa.record.run_files import read_summary
@@ -170,11 +170,11 @@ def _folder(config: Config) -> Path:
     return Path(config.resume) if config.resume else run_folder(config)
 
 
+@log_output()
 def _train(values: dict[str, object], command: Sequence[str], place: dict[str, str], parent: Connection) -> int:
     """One rank; errors for the user go through the store of `_Ranks`."""
     os.environ.update(place)
     processes.die_with(parent)
-    keep_writable(when_full=True)
     import torch
 
     from ssa.training.train import train as train_here

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ssa import processes
 from ssa.command_line.compose import configured
-from ssa.command_line.output import keep_writable
+from ssa.command_line.output import log_output
 from ssa.config import Config, parse
 from ssa.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DISK, DiskError, UserError
 from ssa.hub_client import HubUnreachable
@@ -182,8 +182,8 @@ def _composed_whole(overrides: tuple[str, ...]) -> Config | UserError:
         return error
 
 
+@log_output()
 def _train(values: dict[str, object], command: Sequence[str]) -> int:
-    keep_writable(when_full=True)
     try:
         import torch
 

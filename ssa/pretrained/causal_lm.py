@@ -15,8 +15,6 @@ from ssa.errors import UserError, first_line
 from ssa.paths import install
 
 OPTION = "hf"  # of ``model=``
-# Keys that say nothing about what a model computes
-_VOLATILE = ("_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache")
 _POSITIONS = 2048  # where the config does not say how many
 _SIZES = {
     "n_layer": "num_hidden_layers",
@@ -49,13 +47,13 @@ def fields_of(hf: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("config.json: quantization_config: quantized weights are not trained here; valid: none")
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    from ssa.adapter.config_json import config_of
+    from ssa.adapter.config_json import VOLATILE, config_of
 
     if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"config.json: model_type={shown(model_type)}: no causal language model of the installed transformers"
         )
-    text = json.dumps({key: hf[key] for key in sorted(hf) if key not in _VOLATILE})
+    text = json.dumps({key: hf[key] for key in sorted(hf) if key not in VOLATILE})
     try:
         config = config_of(text)
     except Exception as error:  # of any kind: the classes check in many ways

@@ -34,10 +34,20 @@ def with_checksums(
     return _with_own({**values, "files": files})
 
 
-def add_evaluations(folder: Path, since: float) -> None:
-    """Add the files that an evaluation wrote to the checksums of a finished run; earlier changes stay detectable.
+def evaluations(folder: Path) -> set[str]:
+    """The files of all evaluations of a run."""
+    return {name for name in _files(folder) if name.startswith("evaluation/")}
 
-    ``since``: start of the evaluation, in seconds since the epoch.  Without checksums, nothing happens.
+
+def add_evaluations(folder: Path, since: float, before: Collection[str] = ()) -> None:
+    """Add the files that an evaluation wrote to the checksums of a finished run, and drop those that it removed.
+
+    Earlier changes stay detectable.  Without checksums, nothing happens.
+
+    Args:
+        folder: the run folder.
+        since: start of the evaluation, in seconds since the epoch.
+        before: `evaluations` at its start.
     """
     if not (folder / SUMMARY).is_file():
         return
@@ -45,7 +55,10 @@ def add_evaluations(folder: Path, since: float) -> None:
         values = read_json(folder / SUMMARY)
         if not set(KEYS) <= set(values) or values["sha256"] != _of_values(values):
             return
-        for name in (name for name in _files(folder) if name.startswith("evaluation/")):
+        now = evaluations(folder)
+        for name in set(before) - now:
+            values["files"].pop(name, None)
+        for name in sorted(now):
             path = folder / name
             is_new = name not in values["files"]  # such as that of an evaluation that was killed before this
             if is_new or path.stat().st_mtime >= since - 1:  # file times are coarse

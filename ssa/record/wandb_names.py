@@ -31,11 +31,16 @@ def at_wandb(row: Mapping[str, Any], detail: Detail) -> dict[str, Any]:
     Means of the temperatures over layers, which the row lacks, are added: ``temperature/query``.
     """
     shown = {_key(name): value for name, value in row.items() if _level(name) <= get_args(Detail).index(detail)}
+    return shown | {_key(name): value for name, value in layer_means(row).items()}
+
+
+def layer_means(row: Mapping[str, Any]) -> dict[str, float]:
+    """Means of the temperatures over layers, which a row of metrics.jsonl lacks: ``val/temperature/query``."""
     layers: dict[str, list[float]] = {}
     for name, value in row.items():
-        if found := _LAYER_MEAN.fullmatch(name):
-            layers.setdefault(_key(found[1]), []).append(value)
-    return shown | {key: fmean(values) for key, values in layers.items()}
+        if name.endswith("/mean") and isinstance(value, int | float) and (found := _LAYER_MEAN.fullmatch(name)):
+            layers.setdefault(found[1], []).append(value)
+    return {name: fmean(values) for name, values in layers.items()}
 
 
 def of_run(config: Config) -> dict[str, Any]:

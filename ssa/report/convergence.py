@@ -41,8 +41,10 @@ def speed_up(baseline: Curve, other: Curve) -> float:
     """Ratio of tokens, baseline over other, to the lowest loss that both reach; above 1 the other is faster.
 
     The target is the higher of the two minima, so that every pair of runs has a ratio.  nan where the target is reached
-    at step 0: one of the runs never improves on its initial loss.
+    at step 0: one of the runs never improves on its initial loss; and where a curve is empty, as of a damaged run.
     """
+    if not (baseline.losses and other.losses):
+        return float("nan")
     target = max(min(baseline.losses), min(other.losses))
     first, second = tokens_to_reach(baseline, target), tokens_to_reach(other, target)
     return first / second if first and second else float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,11 @@ def _comparable(console: Console, summary: dict[str, Any], folder: Path) -> list
     """Summaries of the newest runs in the same folder with the same data, number of tokens and model size."""
     text = ("data_hash", "tokens", "block_size", "document_mask", "data.validation.tokens")
     same = (*text, "size", "scale", "init_from", "train")
-    others = []
-    for path in sorted(folder.resolve().parent.glob("*/summary.json"), key=lambda path: path.stat().st_mtime):
+    others, written = [], {}
+    for path in folder.resolve().parent.glob("*/summary.json"):
+        with suppress(FileNotFoundError):  # another process starts that run over
+            written[path] = path.stat().st_mtime
+    for path in sorted(written, key=written.__getitem__):
         if ".replaced-" not in path.parent.name:
             try:
                 others.append(read_summary(path.parent, complete=True))

@@ -115,9 +115,8 @@ def heat_map(
     low: float | None = None,
     high: float | None = None,
     neutral: float | None = None,
-    digits: int = 2,
 ) -> None:
-    """Draw a matrix as colors with a color bar, and as numbers with ``digits`` decimals if there is room.
+    """Draw a matrix as colors with a color bar, and as numbers if there is room.
 
     ``rows`` and ``columns`` are tick labels, the first row on top; nan cells stay empty.  Colors range from ``low`` to
     ``high``, by default over the values.  With a ``neutral`` value they are those of `diverging`.
@@ -140,7 +139,7 @@ def heat_map(
             if np.isfinite(value):
                 red, green, blue, _ = image.to_rgba(value)
                 color = "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "white"
-                axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", size=7, color=color)
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", size=7, color=color)
 
 
 def diverging(low: float, high: float, neutral: float) -> dict[str, Any]:

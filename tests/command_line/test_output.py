@@ -92,6 +92,13 @@ except OSError as error:
 """
 
 
+def test_a_log_on_a_full_disk_does_not_end_the_work() -> None:
+    prints = "from ssa.command_line.output import log_output\nwith log_output():\n    print('a' * 100000, flush=True)\n"
+    with open("/dev/full", "wb") as log:
+        done = subprocess.run([sys.executable, "-c", f"{prints}raise SystemExit(3)"], stdout=log, cwd=ROOT)
+    assert done.returncode == 3
+
+
 def test_a_full_disk_for_output_is_an_error() -> None:
     with open("/dev/full", "wb") as output:
         for program in (("-m", "sweeps"), ("evaluate.py",), ("train.py",)):

@@ -265,6 +265,11 @@ def test_override_that_the_grid_sets_is_refused(
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
+def test_group_without_runs_at_the_scale_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablation_qkv", "scale=smoke", "groups=Pythia", "plan=true"]) == 2
+    assert capsys.readouterr().err.startswith("error: scale=smoke: has no run of Pythia; valid: another of groups=, or")
+
+
 def test_metric_that_no_run_has_is_refused() -> None:
     grid = declared(find_experiment("ablation_strategies"))
     misspelled = grid.model_copy(update={"metrics": [Metric(name="loss", key="best/val/los")]})

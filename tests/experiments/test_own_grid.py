@@ -134,6 +134,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "b: overrides: seed=5: a setting of the whole grid",
     ),
+    "seed of a group": (
+        {"groups": [{"name": "all", "overrides": [], "at": {"smoke": ["seed=7"]}}]},
+        "all: overrides: seed=7: a setting of the whole grid",
+    ),
+    "group of another scale": (
+        {"groups": [{"name": "all", "overrides": [], "at": {"laptop": []}}]},
+        "scale=smoke: has no run of all; valid: another of groups=, or scale=laptop",
+    ),
     "misspelled key": ({"row": []}, "mine.yaml: row: unknown key, did you mean rows?"),
     "no such field of the text": (
         {"train": ["data=text", "data.train=rows.jsonl", "data.text_column=txt"]},

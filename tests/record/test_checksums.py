@@ -13,7 +13,7 @@ import pytest
 from ssa.config import Config
 from ssa.errors import UserError
 from ssa.record import checksums
-from ssa.record.checksums import add_evaluations, damage
+from ssa.record.checksums import add_evaluations, damage, evaluations
 from ssa.record.environment import Environment
 from ssa.record.run_record import RunRecord
 
@@ -116,6 +116,19 @@ def test_only_evaluations_are_added_to_the_checksums(run: Path) -> None:
     (folder / "late.json").write_text("[]")
     assert "evaluation/late.json changed" in damage(run)
     assert not list(run.parent.glob(".*seal"))
+
+
+def test_what_an_evaluation_removes_is_not_missed(run: Path) -> None:
+    folder = run / "evaluation"
+    folder.mkdir()
+    for name in ("kept.json", "stale.png", "lost.json"):
+        (folder / name).write_text("{}")
+    add_evaluations(run, 0)
+    (folder / "lost.json").unlink()
+    before = evaluations(run)
+    (folder / "stale.png").unlink()
+    add_evaluations(run, time.time() + 1, before)
+    assert damage(run) == ["evaluation/lost.json removed"]
 
 
 def test_an_edited_summary_gets_no_new_checksums(run: Path) -> None:

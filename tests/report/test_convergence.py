@@ -45,6 +45,12 @@ def test_swapping_inverts_and_a_run_is_as_fast_as_itself(one: list[float], two: 
     assert speed_up(first, first) == 1
 
 
+def test_no_speed_up_without_validations() -> None:
+    empty, whole = Curve([], []), Curve([0, 100], [4.0, 3.0])
+    assert math.isnan(speed_up(empty, whole))
+    assert math.isnan(speed_up(whole, empty))
+
+
 def test_no_speed_up_for_a_run_that_never_improves() -> None:
     better, worse = Curve([0, 100, 200], [4.0, 3.0, 2.0]), Curve([0, 100, 200], [4.0, 5.0, 6.0])
     assert math.isnan(speed_up(better, worse))

@@ -66,8 +66,7 @@ class Attention:
             if not math.isfinite(value):
                 raise NotFinite(name, value)
         tables = tables_of(measured, evaluated.tokenizer.decode)
-        for stale in folder.glob("*.*"):  # from another outcome
-            stale.unlink()
+        context.journal.begin_files()
         files = write_tables(tables, folder, identity_of(self.settings, evaluated))
         if plot_style.available():
             from ssa.evaluation.attention.plots import draw
@@ -75,6 +74,8 @@ class Attention:
             files += draw(tables, folder)
         else:
             print(f"attention: no plots without matplotlib; {plot_style.INSTALL}, then rerun=true", flush=True)
+        for stale in set(folder.glob("*.*")).difference(files):  # from another outcome
+            stale.unlink()
         rows, length = batch.ids.shape
         split = "val/" if evaluated.config else ""
         return Outcome(

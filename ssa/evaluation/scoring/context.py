@@ -25,14 +25,14 @@ class Journal:
     """
 
     def __init__(self, folder: Path, task: str, identity: object) -> None:
-        self.path = folder / f".{task}.{hash_of([identity])[:12]}.journal"
+        self.path, self._unfinished = folder / f".{task}.{hash_of([identity])[:12]}.journal", _unfinished(folder, task)
         self._answers = self._read()
 
     @classmethod
     @contextmanager
-    def exclusive(cls, folder: Path, task: str, identity: object) -> Iterator[Self]:
-        """The journal, locked within the block; refused if another process holds the lock."""
-        lock = folder / f".{task}.{hash_of([identity])[:12]}.lock"
+    def exclusive(cls, folder: Path, task: str, identity: object, *, of_all: bool = False) -> Iterator[Self]:
+        """The journal, locked within the block, with ``of_all`` for every identity; refused while another holds it."""
+        lock = folder / (f".{task}.lock" if of_all else f".{task}.{hash_of([identity])[:12]}.lock")
         with locked(lock, in_use=f"{folder}: task {task} is already running in another process"):
             yield cls(folder, task, identity)
 
@@ -48,8 +48,18 @@ class Journal:
         texts = (json.dumps([key, answer, self._checksum(key, answer)]) for key, answer in lines.items())
         append(self.path, "".join(f"{text}\n" for text in texts).encode())
 
+    def begin_files(self) -> None:
+        """From now until `remove` the task's own files may be those of another outcome than the newest saved one."""
+        self._unfinished.parent.mkdir(parents=True, exist_ok=True)
+        self._unfinished.touch()
+
+    @staticmethod
+    def has_unfinished_files(folder: Path, task: str) -> bool:
+        return _unfinished(folder, task).exists()
+
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+        self._unfinished.unlink(missing_ok=True)
 
     @staticmethod
     def _key(request: object) -> str:
@@ -73,6 +83,10 @@ class Journal:
                 if checksum == self._checksum(key, answer):
                     answers[key] = answer
         return answers
+
+
+def _unfinished(folder: Path, task: str) -> Path:
+    return folder / f".{task}.unfinished"
 
 
 @dataclass(frozen=True)

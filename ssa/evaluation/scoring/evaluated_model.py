@@ -152,9 +152,15 @@ class EvaluatedModel:
         return nullcontext() if is_full else torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def within_positions(self, task: str, lengths: Sequence[int]) -> list[int]:
-        """The default lengths of a task without those beyond the model's learned positions, which a line names."""
+        """The default lengths of a task without those beyond the model's learned positions, which a line names.
+
+        Raises:
+            UserError: none is left.
+        """
         limit = self.model_config.max_positions if self.model_config.positions == "learned" else math.inf
         beyond = [length for length in lengths if length > limit]
+        if len(beyond) == len(lengths):
+            raise UserError(f"lengths: none of {task}'s defaults fits the model's {limit} positions; valid: lengths=N")
         if beyond:
             listed = ",".join(map(str, beyond))
             print(f"{task}: lengths={listed} left out: beyond the model's {limit} learned positions", flush=True)

@@ -84,7 +84,7 @@ class Passkey:
             print(f"passkey: no heat map without matplotlib; {plot_style.INSTALL}, then rerun=true", flush=True)
             return
         lengths, depths = self.settings["lengths"], self.settings["depths"]
-        context.folder.mkdir(parents=True, exist_ok=True)
+        context.journal.begin_files()
         with plot_style.figure(1.6 + 0.7 * len(lengths), 1.6 + 0.4 * len(depths)) as figure:
             axes = figure.add_subplot()
             plot_style.heat_map(axes, accuracy.T, rows=depths, columns=lengths, label="accuracy", low=0, high=1)

@@ -16,6 +16,7 @@ from ssa.errors import UserError
 from ssa.model.config import PROJECTIONS
 from ssa.record.checksums import NO_CHECKSUMS
 from ssa.record.run_files import Row, read_environment, read_rows
+from ssa.record.wandb_names import layer_means
 from ssa.redaction import redact, redacted
 from ssa.report import variants
 from ssa.viz.rule_style import style_of
@@ -49,7 +50,6 @@ _HEADS = {  # by layer and head; runs before version 0.3 have no temperatures of
     "query": re.compile(r"best/val/temperature/query/layer_(\d+)/head_(\d+)"),
 }
 _LAYER = re.compile(r"best/val/temperature/(\w+)/layer_(\d+)/mean")
-_LAYER_MEAN = re.compile(r"(val/temperature/\w+)/layer_\d+/mean")
 
 
 def page_data(runs: pd.DataFrame) -> dict[str, Any]:
@@ -199,16 +199,9 @@ def _points(rows: Sequence[Row]) -> dict[str, list[tuple[int, float | None]]]:
         tokens = row.get("tokens")
         if not isinstance(tokens, int):
             raise UserError("metrics.jsonl is damaged: a row has no tokens")
-        layers: dict[str, list[float]] = defaultdict(list)
-        for key, value in row.items():
-            if not isinstance(value, int | float):
-                continue
-            if key in CURVES:
+        for key, value in {**row, **layer_means(row)}.items():
+            if key in CURVES and isinstance(value, int | float):
                 points[key].append((tokens, _rounded(value)))
-            elif key.endswith("/mean") and (match := _LAYER_MEAN.fullmatch(key)) and match[1] in CURVES:
-                layers[match[1]].append(value)
-        for key, values in layers.items():
-            points[key].append((tokens, _rounded(sum(values) / len(values))))
     return points
 
 

@@ -43,6 +43,19 @@ def test_answers_round_trip(path: Path) -> None:
     assert opened(path.parent).get("another") is None
 
 
+def test_unfinished_files_are_marked_until_the_outcome_is_saved(path: Path) -> None:
+    folder = path.parent
+    assert not Journal.has_unfinished_files(folder, "task")
+    with Journal.exclusive(folder, "task", OF, of_all=True) as journal:
+        journal.begin_files()
+    assert Journal.has_unfinished_files(folder, "task")
+    with Journal.exclusive(folder, "task", OF, of_all=True) as journal:
+        with pytest.raises(UserError, match="already running"), Journal.exclusive(folder, "task", {}, of_all=True):
+            pass
+        journal.remove()
+    assert not Journal.has_unfinished_files(folder, "task")
+
+
 def test_survives_a_kill_at_any_byte(path: Path) -> None:
     whole = path.read_bytes()
     for end in range(len(whole)):
