@@ -47,6 +47,8 @@ class Conclusion:
     def _numbers(self, interval: str) -> str:
         if not self.estimate.n:
             return f"{self.quantity}: no seed yet"
+        if self.estimate.n == 1:
+            return f"{self.quantity}: {self._digits(self.estimate.mean)}, 1 seed"
         mean, low, high = map(self._digits, (self.estimate.mean, self.estimate.low, self.estimate.high))
         return f"{self.quantity}: {mean}, {interval} {low} to {high}, {self.estimate.n} seeds"
 

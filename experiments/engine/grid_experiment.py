@@ -57,7 +57,7 @@ def run(settings: GridSettings, context: ExperimentContext) -> None:
             of_table = (run for cell, run in reported(planned).items() if cell not in taken)
             unevaluated |= _evaluate([run for run in of_table if run and run in stage], settings, context)
     else:
-        failed |= mistakes
+        failed |= {} if settings.render else mistakes  # what cannot be trained now is missing from the records, no more
         context.add_runs(first if settings.render else [], failed)
     found = [record.run for record in taken.values()]
     context.add_recorded(found)

@@ -145,6 +145,8 @@ class Results:
             return Gap("damaged", f"left out, {found['damage']}")
         if run is not None and run in self.failed:
             return Gap("failed", self.failed[run])
+        if run is not None and run.refusal:
+            return Gap("missing", "not run")
         if run_id is None:
             return Gap("missing", "its start or the search of its rates has not finished, or is damaged")
         if found is None:
