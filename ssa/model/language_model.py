@@ -74,9 +74,17 @@ class LanguageModel(nn.Module):
         losses = self._losses(hidden.flatten(0, 1), targets.flatten(), reduction)
         return losses if reduction == "mean" else losses.view_as(targets)
 
-    def hidden(self, ids: Tensor, *, visible_keys: Tensor | None = None, cache: Any = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        observe: Observer | None = None,
+        *,
+        visible_keys: Tensor | None = None,
+        cache: Any = None,
+        dropout_seeds: Tensor | None = None,
+    ) -> Tensor:
         """What `logits` reads, (B, T, D), if few logits are needed.  Arguments as in `forward`."""
-        return self._hidden(ids, None, visible_keys, cache, None)
+        return self._hidden(ids, observe, visible_keys, cache, dropout_seeds)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""
