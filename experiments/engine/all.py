@@ -41,7 +41,7 @@ def run(settings: AllSettings, compute: Callable[[Experiment, ExperimentSettings
     asked = {one: one.settings(**{**one.values(settings.scale), **given}) for one in all_experiments()}
     if settings.plan:
         return _plan(asked, settings)
-    preload("ssa.training.train")  # cached jobs, which need torch alone, may come before the first grid
+    preload("ssa.training.preloaded")  # cached jobs, which need torch alone, may come before the first grid
     failed = {}
     for experiment, its in asked.items():
         print(f"\n== {experiment.name}", flush=True)

@@ -35,7 +35,7 @@ def evaluate(runs: Sequence[Run], arguments: Sequence[str], jobs: int, console: 
 
     calls = [(run.folder.resolve(), run.log, tuple(arguments)) for run in runs]
     try:
-        for number, reason in call_each(_evaluate, calls, jobs=jobs, preload="ssa.training.train", isolated=True):
+        for number, reason in call_each(_evaluate, calls, jobs=jobs, preload="ssa.training.preloaded", isolated=True):
             note(runs[number], reason)
     except WorkerKilled as error:
         for run in runs:

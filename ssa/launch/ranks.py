@@ -86,7 +86,7 @@ class _Ranks:
         }
         environment = {name: str(value) for name, value in place.items()}
         arguments = (self.config.plain(), self.command, environment, reader)
-        return processes.start(_train, arguments, self._log(rank) if rank else None, "ssa.training.train")
+        return processes.start(_train, arguments, self._log(rank) if rank else None, "ssa.training.preloaded")
 
     def _wait(self) -> None:
         """Until all have ended, or some time after the first failure."""

@@ -135,7 +135,7 @@ class Run:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         values = self.config.model_copy(update={"rerun": rerun}).plain()
         command = typed(["train.py", *self.overrides, *(["rerun=true"] if rerun else [])])
-        return processes.start(_train, (values, command), self.log, "ssa.training.train")
+        return processes.start(_train, (values, command), self.log, "ssa.training.preloaded")
 
     def stop(self) -> None:
         """Asks the process that trains it, which this one has not started, to save and stop; only on this host."""
