@@ -51,32 +51,31 @@ def test_failed_runs_do_not_affect_others(
     }
     rows = [*GRID["rows"][:1], *({"name": name, "overrides": more} for name, more in fails.items()), GRID["rows"][2]]
     make_experiment(tmp_path / "grids", small_text, rows=rows)
-    for time_ in ("first", "again"):
-        assert begin(tmp_path / "grids", tmp_path, monkeypatch) == 2, time_
-        printed, error = capsys.readouterr()
-        assert error.startswith("error: 6 runs failed: "), error
-        assert error.count("\n") == 1
-        reasons = {
-            "misspelled": "trainer.stepz: unknown key",
-            "diverges": "error: the loss is not finite at step",
-            "no data": "error: data.train=nowhere/*.txt: matches no file",
-        }
-        cells = summary(tmp_path)
-        for name, reason in reasons.items():
-            assert f"failed: GPT-2, {name}, seed 1: {reason}" in printed
-            assert f"failed: GPT-2, {name}, seed 0: {reason}" in printed
-            assert (cells[name]["state"], cells[name]["text"]) == ("failed", "")
-            assert f"failed ({reason}" in cells[name]["note"]
-            assert (
-                f"To fill it: python -m experiments tiny scale=smoke to={tmp_path}/to output_dir={tmp_path}/out"
-                in cells[name]["note"]
-            )
-        logs = set(re.findall(r"\((\S+\.log)\)", printed))
-        assert len(logs) == 4
-        assert "; and 5 more, named above; rerun the command to retry" in error
-        assert all("error: " in Path(log).read_text() for log in logs)
-        assert cells["vanilla"]["state"] == cells["SSA"]["state"] == "value"
-        assert len(cells["SSA"]["runs"]) == 2
+    assert begin(tmp_path / "grids", tmp_path, monkeypatch) == 2
+    printed, error = capsys.readouterr()
+    assert error.startswith("error: 6 runs failed: "), error
+    assert error.count("\n") == 1
+    reasons = {
+        "misspelled": "trainer.stepz: unknown key",
+        "diverges": "error: the loss is not finite at step",
+        "no data": "error: data.train=nowhere/*.txt: matches no file",
+    }
+    cells = summary(tmp_path)
+    for name, reason in reasons.items():
+        assert f"failed: GPT-2, {name}, seed 1: {reason}" in printed
+        assert f"failed: GPT-2, {name}, seed 0: {reason}" in printed
+        assert (cells[name]["state"], cells[name]["text"]) == ("failed", "")
+        assert f"failed ({reason}" in cells[name]["note"]
+        assert (
+            f"To fill it: python -m experiments tiny scale=smoke to={tmp_path}/to output_dir={tmp_path}/out"
+            in cells[name]["note"]
+        )
+    logs = set(re.findall(r"\((\S+\.log)\)", printed))
+    assert len(logs) == 4
+    assert "; and 5 more, named above; rerun the command to retry" in error
+    assert all("error: " in Path(log).read_text() for log in logs)
+    assert cells["vanilla"]["state"] == cells["SSA"]["state"] == "value"
+    assert len(cells["SSA"]["runs"]) == 2
     assert begin(tmp_path / "grids", tmp_path, monkeypatch, "evaluate=tasks=passkey,lengths=8") == 2
     printed, error = capsys.readouterr()
     said = "evaluation: lengths=8: too short for a passkey"
@@ -129,8 +128,6 @@ def test_damaged_files_are_found_and_the_advice_of_the_table_repairs_them(
             (row["row"], row["seed"]): tmp_path / "out" / "experiments" / "main" / row["run"]
             for row in csv.DictReader(file)
         }
-    assert begin(tmp_path / "grids", tmp_path, monkeypatch, EVALUATE) == 0
-    assert tables(tmp_path) == whole
     edit(folders["vanilla", "0"] / "metrics.jsonl")
     (folders["vanilla", "1"] / "checkpoints" / "best.ckpt").unlink()
     edit(folders["constant", "0"] / "summary.json")

@@ -22,7 +22,7 @@ from ssa.text.token_cache import prepare
 
 FOLDER = os.environ.get("SSA_SMOLLM2", "")
 pytestmark = [pytest.mark.hub, pytest.mark.skipif(not FOLDER, reason="SSA_SMOLLM2 is not set")]
-WINDOWS, LENGTH = 4, 1024
+WINDOWS, LENGTH = 2, 512
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,7 @@ def test_a_refusal_during_a_download_loses_nothing(machine: Machine) -> None:
     """The Hub refuses one file after another."""
     code, said, expected = machine.run()
     assert code == 0, said
-    for split in SPLITS:
+    for split in (SPLITS[0], SPLITS[-1]):
         machine.data = machine.data.model_copy(update={"cache_dir": str(machine.folder / f"without-{split}")})
         (missing,) = machine.folder.glob(f"hf/hub/datasets--*/snapshots/*/wikitext-103-raw-v1/{split}-*")
         missing.resolve().unlink()

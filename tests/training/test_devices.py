@@ -25,7 +25,13 @@ tiny = pytest.fixture(tiny_config)
 FLOAT32 = "trainer.precision=32-true"
 GPT2 = ["trainer.micro_batch_size=1", "model.dropout=0.1"]  # tied embeddings; accumulates
 LLAMA = ["model=ssa_llama", "model.n_kv_head=1", "data.document_mask=true"]
-RULES = ("none", "ssa_mlp", "position", "constant", "ssmax", "frequency", "gate", "qk_norm", "released", "yarn")
+# Every term of a temperature that has parameters, but the shared one, which other runs have
+TERMS = {
+    "query": "{token: frequency, position: ssmax, multiplier: constant}",
+    "key": "{token: none, position: released, multiplier: rms_norm}",
+    "value": "{token: mlp, position: log, multiplier: none}",
+    "output": "{token: gate, position: none, multiplier: none}",
+}
 
 
 def on(strategy: str, devices: int) -> list[str]:
@@ -63,23 +69,21 @@ def test_a_run_is_the_same_on_any_number_of_devices(tiny, tmp_path, strategy, de
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_rule_trains_sharded(tiny, tmp_path, rule) -> None:
-    settings = [FLOAT32, f"model/temperature={rule}"]
+def test_every_term_trains_sharded(tiny, tmp_path) -> None:
+    settings = [FLOAT32, *(f"model.temperature.{name}={terms}" for name, terms in TERMS.items())]
     one, several = tiny(*settings), tiny(*settings, *on("fsdp", 2), f"output_dir={tmp_path}/several")
     ranks.train(one)
     ranks.train(several)
     assert_close(one, several)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_killed_run_resumes_bitwise_and_on_another_number_of_devices(tiny, tmp_path, strategy) -> None:
+@pytest.mark.parametrize(("strategy", "other"), [("ddp", on("fsdp", 4)), ("fsdp", ["trainer.devices=1"])])
+def test_a_killed_run_resumes_bitwise_and_on_another_number_of_devices(tiny, tmp_path, strategy, other) -> None:
     settings = [FLOAT32, "trainer.micro_batch_size=1", *on(strategy, 2)]
     unbroken = tiny(*settings)
     ranks.train(unbroken)
-    paths = [tmp_path / name for name in ("same", "one", "four")]
-    ways = [on(strategy, 2), ["trainer.devices=1"], on("fsdp", 4)]
-    for path, way in zip(paths, ways, strict=True):
+    for name, way in (("same", on(strategy, 2)), ("other", other)):
+        path = tmp_path / name
         killed = tiny(*settings, f"output_dir={path}")
         with pytest.raises(
             UserError, match=r"rank \d of 2 was killed by SIGKILL.*; to resume: python train\.py resume="
@@ -87,7 +91,7 @@ def test_a_killed_run_resumes_bitwise_and_on_another_number_of_devices(tiny, tmp
             _train_and_kill(killed, step=5)
         resumed = tiny(FLOAT32, "trainer.micro_batch_size=1", *way, f"output_dir={path}")
         ranks.train(resumed)
-        if way == on(strategy, 2):
+        if name == "same":
             assert numbers(resumed) == numbers(unbroken)
             assert same(weights(resumed, "best"), weights(unbroken, "best"))
         else:
