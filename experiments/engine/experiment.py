@@ -38,7 +38,7 @@ class ExperimentSettings(Section):
         "laptop",
         description="smoke: seconds; laptop: minutes, overnight: hours on two cores; gpu; paper: as large as sensible",
     )
-    seeds: Seeds = Field(description="number of seeds, counted from 0")
+    seeds: Seeds = Field(description="number of seeds, counted from 0, or from first_seed where there is one")
     jobs: PositiveInt = Field(2, description="parallel processes, one thread each; does not change any number")
     to: Annotated[str, Field(min_length=1)] | None = Field(
         None,
@@ -58,9 +58,18 @@ _OCCASIONAL = {"scale", "jobs", "rerun", "plan", "fail_fast", "source", "render"
 class TheorySettings(ExperimentSettings):
     """Settings of experiments whose seeds are trained together."""
 
+    first_seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="the first seed; fresh seeds test a claim that earlier ones left undecided"
+    )
     vectorized: bool = Field(
         True, description="false: train seeds one by one, to compare the time; results differ by accumulated rounding"
     )
+
+    @property
+    def named_seeds(self) -> str:
+        """The seeds, for captions."""
+        fresh = f" ({self.first_seed} to {self.first_seed + self.seeds - 1})" if self.first_seed else ""
+        return f"{self.seeds} seeds{fresh}"
 
 
 def _distinct(rules: list[str]) -> list[str]:

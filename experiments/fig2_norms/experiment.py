@@ -14,7 +14,7 @@ def run(settings: NormSettings, context: ExperimentContext) -> None:
     context.summary(
         "Query-key norms with and without a query temperature.",
         [row for panel in panels for row in panel.summary],
-        f"Mean [95% interval] over {settings.seeds} seeds; ratios: geometric mean, paired at equal seed. "
+        f"Mean [95% interval] over {settings.named_seeds}; ratios: geometric mean, paired at equal seed. "
         "norm: mean over tokens (and heads) of the operator norm of tau_i W. Fit: at equal KL to the target. Lookup: "
         "at vanilla's best learning rate. Spikiness: share of the keys attended to, lower is spikier. "
         f"scale={settings.scale}.",

@@ -62,7 +62,7 @@ def _cached_job(settings: NormSettings, cell: LookupCell) -> CachedJob:
     from ssa.theory.mixed_lookup import train_lookup
 
     width, heads = map(int, cell.shape.split("x"))
-    same = settings.model_dump(include={"items", "value_dim", "batch", "seeds", "vectorized"})
+    same = settings.model_dump(include={"items", "value_dim", "batch", "seeds", "first_seed", "vectorized"})
     shape = {"width": width, "heads": heads, "levels": levels_of(cell.levels)}
     return train_lookup, {**same, **shape, "method": cell.method, "lr": cell.lr, "steps": settings.lookup_steps}
 
@@ -154,7 +154,7 @@ def _draw(settings: NormSettings, context: ExperimentContext, found: Found) -> N
     caption = (
         f"Mixed lookup, {shape.replace('x', ' dimensions, ')} heads, queries of levels {levels} (2^level of "
         f"{settings.items} items), learning rate {lr:g}: share of tokens below a value; tokens, heads and "
-        f"{settings.seeds} seeds pooled. Left: operator norm of tau_i W (tau = 1 without a temperature). Right: "
+        f"{settings.named_seeds} pooled. Left: operator norm of tau_i W (tau = 1 without a temperature). Right: "
         "spikiness of the heads' maps, lower is spikier; ideal: of the maps asked for. Vertical lines: means."
     )
     lines: list[dict[str, Any]] = [{"linestyle": ":", "linewidth": 1.8}, {"linestyle": "-"}]

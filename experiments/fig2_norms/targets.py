@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.engine.conclusion import Conclusion
@@ -45,7 +46,7 @@ def panel(settings: NormSettings, context: ExperimentContext) -> Panel:
     """Fits all targets; draws KL against norm and the ratio of norms against the spread."""
     found = context.compute({cell: _cached_job(settings, cell) for cell in _cells(settings)})
     paths: Paths = {
-        cell: [[row for row in rows if row["seed"] == seed] for seed in range(settings.seeds)]
+        cell: [list(path) for _, path in itertools.groupby(rows, key=itemgetter("seed"))]
         for cell, rows in found.items()
     }
     context.table("fit_levels", list(_level_rows(settings, paths)))
@@ -80,7 +81,7 @@ def _cached_job(settings: NormSettings, cell: FitCell) -> CachedJob:
 
     decays = settings.decays if cell.penalty == "effective" else settings.weight_decays
     same = {"n": settings.tokens, "mean": settings.mean_sharpness, "lr": settings.fit_lr, "steps": settings.fit_steps}
-    same |= settings.model_dump(include={"seeds", "vectorized"})
+    same |= settings.model_dump(include={"seeds", "first_seed", "vectorized"})
     return fit, {**cell._asdict(), **same, "decays": decays}
 
 
@@ -163,7 +164,7 @@ def _draw(settings: NormSettings, context: ExperimentContext, paths: Paths) -> N
         f"Maps fitted to targets of {settings.tokens} tokens, D = {width}. Left, middle: KL to the target against the "
         f"mean over tokens of the norm of tau_i W, one point per decay, spread {settings.spread:g}. Right: ratio of "
         f"norms to vanilla where both explain {100 * share:g}% of what vanilla can; filled: {FAMILIES['scaled']}, "
-        f"open: {FAMILIES['groups']}. Points: means over {settings.seeds} seeds (ratios: geometric, paired); bars: 95% "
+        f"open: {FAMILIES['groups']}. Points: means over {settings.named_seeds} (ratios: geometric, paired); bars: 95% "
         "intervals (Student's t). free: one learned temperature per query."
     )
     with context.figure("fit", plot_style.PAGE, 2.6, caption) as figure:

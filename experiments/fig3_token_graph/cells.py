@@ -79,7 +79,9 @@ def cached_job(settings: TokenGraphSettings, method: str, lr: float, seeds: int,
     from ssa.theory.token_graph import learn, parameters
 
     spread: Spread = changes.pop("spread", settings.spread)
-    same = settings.model_dump(include={"vocabulary", "width", "steps", "sequences", "length", "vectorized"})
+    same = settings.model_dump(
+        include={"vocabulary", "width", "steps", "sequences", "length", "first_seed", "vectorized"}
+    )
     cell = {**same, "normalized": False, **changes, "degrees": DEGREES[spread], "lr": lr, "seeds": seeds}
     if method == "wider":  # vanilla at the smallest width with at least SSA's number of parameters
         method, vocabulary = "vanilla", cell["vocabulary"]

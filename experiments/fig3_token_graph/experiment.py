@@ -21,7 +21,7 @@ def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
     context.summary(
         "Token graph: distance of the learned transition matrix from P*.",
         _summary(found, paper),
-        f"Mean [95% interval] over {settings.seeds} seeds (default) or {settings.grid_seeds} (others, named by their "
+        f"Mean [95% interval] over {settings.named_seeds} (default) or {settings.grid_seeds} (others, named by their "
         "difference to the default); each method at its best learning rate. Cross-entropy less the graph's entropy, "
         "nats per token. L1: sum over tokens of |P - P*|, mean under pi. Less vanilla: paired at equal seed.",
     )
@@ -34,10 +34,10 @@ def run(settings: TokenGraphGridSettings, context: ExperimentContext) -> None:
 def _runs(found: list[TokenGraphCell]) -> Iterator[TableRow]:
     for cell in found:
         for (method, lr), value in cell.found.items():
-            for seed, run in enumerate(value["runs"]):
+            for run in value["runs"]:
                 where = {"cell": cell.label, "method": LABELS[method], "width": cell.widths[method], "lr": lr}
                 measured = {name: run[name] for name in ("floor", "excess", "l1", "l1_nodes", "norm")}
-                yield {**where, "seed": seed, "parameters": value["parameters"], **measured}
+                yield {**where, "seed": run["seed"], "parameters": value["parameters"], **measured}
 
 
 def _differences(found: list[TokenGraphCell]) -> Iterator[TableRow]:

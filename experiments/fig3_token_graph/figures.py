@@ -25,12 +25,12 @@ STYLES = {
 
 
 def matrices(context: ExperimentContext, settings: TokenGraphGridSettings, cell: TokenGraphCell) -> None:
-    """P*, and P of SSA and vanilla, for seed 0."""
+    """P*, and P of SSA and vanilla, for the first seed."""
     from matplotlib.colors import PowerNorm
 
     from ssa.theory.token_graph import TokenGraph
 
-    graph = TokenGraph.draw(settings.vocabulary, DEGREES[settings.spread], 0)
+    graph = TokenGraph.draw(settings.vocabulary, DEGREES[settings.spread], settings.first_seed)
     order = graph.degrees.argsort(stable=True).numpy()
     shown = {"$P^*$": graph.transitions.numpy()}
     for method in ("ssa", "vanilla"):
@@ -39,9 +39,9 @@ def matrices(context: ExperimentContext, settings: TokenGraphGridSettings, cell:
         title = f"{LABELS[method]}, lr {lr:g}\n+{excess:.3f} nats, $L_1$ {l1:.3f}"
         shown[title] = np.asarray(cell.found[method, lr]["matrix"])
     caption = (
-        f"Transition matrices for seed 0, {settings.vocabulary} nodes sorted by out-degree (lines mark changes), width "
-        f"{settings.width}, each method at its best learning rate. Titles: cross-entropy less the graph's entropy of "
-        f"{graph.floor:.3f} nats per token, and L1 distance from P* under pi."
+        f"Transition matrices for seed {settings.first_seed}, {settings.vocabulary} nodes sorted by out-degree (lines "
+        f"mark changes), width {settings.width}, each method at its best learning rate. Titles: cross-entropy less the "
+        f"graph's entropy of {graph.floor:.3f} nats per token, and L1 distance from P* under pi."
     )
     with context.figure("figure", plot_style.PAGE, 2.6, caption) as drawing:
         panels = drawing.subplots(1, 3, sharey=True)
@@ -62,7 +62,7 @@ def matrices(context: ExperimentContext, settings: TokenGraphGridSettings, cell:
 def grid(context: ExperimentContext, settings: TokenGraphGridSettings, found: list[TokenGraphCell]) -> None:
     """Every cell: the methods, and the differences of SSA to the others."""
     caption = (
-        f"Mean and 95% interval over {settings.seeds} seeds (default) or {settings.grid_seeds}. Left: each method at "
+        f"Mean and 95% interval over {settings.named_seeds} (default) or {settings.grid_seeds}. Left: each method at "
         "its best learning rate. Right: paired at equal seed; left of 0, SSA is closer to P*. "
         f"Default: vocabulary {settings.vocabulary}, degrees {'/'.join(map(str, DEGREES[settings.spread]))}, "
         f"width {settings.width}, {settings.steps} steps; each other row differs in one setting."
@@ -99,7 +99,7 @@ def grid(context: ExperimentContext, settings: TokenGraphGridSettings, found: li
 
 
 def rates(context: ExperimentContext, settings: TokenGraphGridSettings, cell: TokenGraphCell) -> None:
-    caption = f"The default cell by learning rate: mean and 95% interval over {settings.seeds} seeds."
+    caption = f"The default cell by learning rate: mean and 95% interval over {settings.named_seeds}."
     with context.figure("figure_learning_rates", plot_style.COLUMN, 2.4, caption) as drawing:
         axes = drawing.add_subplot()
         for method in cell.methods:

@@ -33,7 +33,7 @@ def run(settings: TokenGraphSettings, context: ExperimentContext) -> None:
     context.summary(
         "Temperature of a node by its number of out-neighbors, SSA.",
         _summary(settings, found, vanilla, best["ssa"], paper),
-        f"Mean over the nodes of a degree, then mean [95% interval] over {settings.seeds} seeds, at SSA's best "
+        f"Mean over the nodes of a degree, then mean [95% interval] over {settings.named_seeds}, at SSA's best "
         f"learning rate {best['ssa']:g} by cross-entropy. Logits' spread: standard deviation over the vocabulary, "
         f"before and after the temperature, and vanilla's at its best learning rate {best['vanilla']:g}. Last "
         "columns: the temperature at the other learning rates. eta squared: share of the variance of the temperature "
@@ -70,9 +70,9 @@ def _means(runs: Runs, quantity: str, degree: int) -> list[float]:
 
 def _runs(by_rate: Mapping[float, Runs], degrees: list[int]) -> Iterator[TableRow]:
     for lr, runs in by_rate.items():
-        for seed, run in enumerate(runs):
+        for run in runs:
             eta, rho = association(run["temperature"], run["degree"])
-            row = {"lr": lr, "seed": seed, "excess": run["excess"], "eta_squared": eta, "spearman": rho}
+            row = {"lr": lr, "seed": run["seed"], "excess": run["excess"], "eta_squared": eta, "spearman": rho}
             for degree in degrees:
                 values = of_degree(run, "temperature", degree)
                 row |= {f"tau_{degree}": fmean(values), f"sd_{degree}": stdev(values) if len(values) > 1 else math.nan}
@@ -81,9 +81,9 @@ def _runs(by_rate: Mapping[float, Runs], degrees: list[int]) -> Iterator[TableRo
 
 def _nodes(runs: Runs) -> Iterator[TableRow]:
     columns = ("degree", "temperature", "spread")
-    for seed, run in enumerate(runs):
+    for run in runs:
         for node, values in enumerate(zip(*(run[name] for name in columns), strict=True)):
-            yield {"seed": seed, "node": node, **dict(zip(columns, values, strict=True))}
+            yield {"seed": run["seed"], "node": node, **dict(zip(columns, values, strict=True))}
 
 
 def _summary(
@@ -120,7 +120,7 @@ def _summary(
 def _draw(settings: TokenGraphSettings, context: ExperimentContext, runs: Runs, lr: float) -> None:
     degrees = DEGREES[settings.spread]
     caption = (
-        f"Temperature of each node (points, jittered sideways), {settings.vocabulary} nodes, {settings.seeds} seeds; "
+        f"Temperature of each node (points, jittered sideways), {settings.vocabulary} nodes, {settings.named_seeds}; "
         f"mean over nodes with its 95% interval over seeds. SSA at its best learning rate, {lr:g}."
     )
     with context.figure("figure", plot_style.COLUMN, 2.5, caption) as drawing:

@@ -11,16 +11,17 @@ from ssa.theory.denoising import DATA, FIXED, METHODS, ROWS, TEST, Denoiser, Tas
 from ssa.theory.ensemble import CHUNK, generator, train
 
 
-def fixed(*, task: dict[str, Any], contexts: int, seeds: int) -> dict[str, dict[str, float]]:
+def fixed(*, task: dict[str, Any], contexts: int, seeds: int, first_seed: int = 0) -> dict[str, dict[str, float]]:
     """Closed-form risk (``closed``), Monte Carlo ``mean`` and its standard ``error`` of each fixed estimator.
 
     Args:
         task: arguments of `Task`.
-        contexts, seeds: as for `learn`, which tests on the same contexts.
+        contexts, seeds, first_seed: as for `learn`, which tests on the same contexts.
     """
     process = Task(**task)
     estimators = {name: build(process) for name, build in FIXED.items()}
-    errors = torch.cat([simulate(process, list(estimators.values()), contexts, seed) for seed in range(seeds)], dim=-1)
+    numbers = range(first_seed, first_seed + seeds)
+    errors = torch.cat([simulate(process, list(estimators.values()), contexts, seed) for seed in numbers], dim=-1)
     return {
         name: {"closed": estimator.risk(process), **_mean(errors[row])}
         for row, (name, estimator) in enumerate(estimators.items())
@@ -28,9 +29,18 @@ def fixed(*, task: dict[str, Any], contexts: int, seeds: int) -> dict[str, dict[
 
 
 def learn(
-    *, task: dict[str, Any], method: str, lr: float, steps: int, batch: int, contexts: int, seeds: int, vectorized: bool
+    *,
+    task: dict[str, Any],
+    method: str,
+    lr: float,
+    steps: int,
+    batch: int,
+    contexts: int,
+    seeds: int,
+    vectorized: bool,
+    first_seed: int = 0,
 ) -> dict[str, Any]:
-    """Trains a method with seeds 0, 1, ..., and tests it against the Bayes estimator.
+    """Trains a method with seeds ``first_seed``, ..., and tests it against the Bayes estimator.
 
     Each seed has its own test contexts, equal for all methods: intervals over seeds include the randomness of the test,
     most of which cancels at equal seed.
@@ -42,26 +52,28 @@ def learn(
         batch: contexts per step, all fresh.
         contexts: test contexts of a seed.
         seeds: number of seeds.
+        first_seed: the first of them.
 
     Returns:
         ``parameters`` of the model; ``limit``, the closed-form risk of the method's limit; and ``runs``, for each seed:
-        test ``mse``, its ``excess`` over Bayes with standard ``error`` over contexts, ``noise_weight``, the total
-        weight of noise tokens, and the mean value temperatures of clean and noise tokens, ``tau_clean`` and
+        ``seed``, test ``mse``, its ``excess`` over Bayes with standard ``error`` over contexts, ``noise_weight``, the
+        total weight of noise tokens, and the mean value temperatures of clean and noise tokens, ``tau_clean`` and
         ``tau_noise`` (nan where there are no such tokens).
     """
     process, chosen = Task(**task), METHODS[method]
-    models = [Denoiser(process, chosen, seed) for seed in range(seeds)]
+    numbers = range(first_seed, first_seed + seeds)
+    models = [Denoiser(process, chosen, seed) for seed in numbers]
 
-    def draw(seed: int, chunk: int) -> tuple[Tensor, Tensor]:
-        tokens, signal = process.draw(CHUNK * batch, generator(DATA, seed, chunk))
+    def draw(member: int, chunk: int) -> tuple[Tensor, Tensor]:
+        tokens, signal = process.draw(CHUNK * batch, generator(DATA, numbers[member], chunk))
         return tokens.reshape(CHUNK, batch, *tokens.shape[1:]), signal.reshape(CHUNK, batch, -1)
 
     train(models, draw, steps=steps, lr=lr, vectorized=vectorized)
     runs = []
-    for seed, model in enumerate(models):
+    for seed, model in zip(numbers, models, strict=True):
         optimal, error = simulate(process, [bayes(process), model.denoise], contexts, seed)
         excess = _mean(error - optimal)
-        run = {"mse": float(error.mean()), "excess": excess["mean"], "error": excess["error"]}
+        run = {"seed": seed, "mse": float(error.mean()), "excess": excess["mean"], "error": excess["error"]}
         tokens, _ = process.draw(ROWS, generator(TEST, seed))  # enough tokens for precise means
         runs.append({**run, **_selection(model, tokens)})
     return {

@@ -25,11 +25,11 @@ def run(settings: DenoisingSettings, context: ExperimentContext) -> None:
     context.summary(
         f"Denoising: mean squared error per dimension, noise rate {settings.noise_rate:g}, L = {settings.length}.",
         tables.summary(found, paper),
-        f"m = {settings.dimension}, sigma = {settings.sigma:g}. Trained: mean [95% interval] over {settings.seeds} "
-        f"seeds, each on {settings.contexts} test contexts, the same for every row; excess over Bayes: on the same "
-        "contexts. Not trained: Monte Carlo on all of them, +- one standard error. Closed form: exact risk; for "
-        "trained rows, the lowest risk of a map and temperature of their kind that use only the marker. "
-        "Checks (no run beats Bayes beyond noise; Monte Carlo agrees with closed forms): "
+        f"m = {settings.dimension}, sigma = {settings.sigma:g}. Trained: mean [95% interval] over "
+        f"{settings.named_seeds}, each on {settings.contexts} test contexts, the same for every row; excess over "
+        "Bayes: on the same contexts. Not trained: Monte Carlo on all of them, +- one standard error. Closed form: "
+        "exact risk; for trained rows, the lowest risk of a map and temperature of their kind that use only the "
+        "marker. Checks (no run beats Bayes beyond noise; Monte Carlo agrees with closed forms): "
         f"{'all passed' if not failed else '; '.join(row['check'] for row in failed) + ' FAILED'}.",
     )
     figures.draw(context, settings, found)
@@ -48,7 +48,7 @@ def compute(settings: DenoisingSettings, context: ExperimentContext) -> Denoisin
         *(DenoisingCell(rate, length, value) for value in settings.learning_rates),
     ]
     found = DenoisingResults(default, list(dict.fromkeys(cells)))
-    same = settings.model_dump(include={"steps", "batch", "contexts", "seeds", "vectorized"})
+    same = settings.model_dump(include={"steps", "batch", "contexts", "seeds", "first_seed", "vectorized"})
 
     def task(noise_rate: float, length: int) -> dict[str, Any]:
         process = settings.model_dump(include={"dimension", "sigma", "noise_scale"})
@@ -56,7 +56,10 @@ def compute(settings: DenoisingSettings, context: ExperimentContext) -> Denoisin
 
     jobs: dict[Any, CachedJob] = {}
     for rate, length, _ in found.cells:
-        jobs[rate, length] = fixed, {**settings.model_dump(include={"contexts", "seeds"}), "task": task(rate, length)}
+        jobs[rate, length] = (
+            fixed,
+            {**settings.model_dump(include={"contexts", "seeds", "first_seed"}), "task": task(rate, length)},
+        )
     for cell in found.cells:
         for method in methods(cell, default):
             jobs[cell, method] = learn, {"task": task(*cell[:2]), "method": method, "lr": cell.lr, **same}

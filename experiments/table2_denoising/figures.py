@@ -28,7 +28,7 @@ def draw(context: ExperimentContext, settings: DenoisingSettings, found: Denoisi
         f"Top: mean squared error per dimension on {settings.contexts} test contexts per seed; naive averaging and "
         "Bayes: lines closed-form, dots Monte Carlo. Bottom: excess over the Bayes estimator on the same contexts; "
         "dotted: closed-form limit of the method, where above 0. Bands: 95% interval of the mean over "
-        f"{settings.seeds} seeds. Left: L = {settings.length}. Right: noise rate {settings.noise_rate:g}. "
+        f"{settings.named_seeds}. Left: L = {settings.length}. Right: noise rate {settings.noise_rate:g}. "
         f"m = {settings.dimension}, sigma = {settings.sigma:g}."
     )
     sweeps = (

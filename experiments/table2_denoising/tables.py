@@ -13,10 +13,11 @@ NOISE_LIMIT = 4.0  # standard errors; exceeded by chance once in 16,000
 
 def runs(found: DenoisingResults) -> Iterator[TableRow]:
     for (cell, method), value in found.learned.items():
-        for seed, run in enumerate(value["runs"]):
+        for run in value["runs"]:
             measured = dict(run)
             measured["excess_error"] = measured.pop("error")
-            yield {**cell._asdict(), "method": method, "seed": seed, "parameters": value["parameters"], **measured}
+            seed, parameters = measured.pop("seed"), value["parameters"]
+            yield {**cell._asdict(), "method": method, "seed": seed, "parameters": parameters, **measured}
 
 
 def fixed(found: DenoisingResults) -> Iterator[TableRow]:

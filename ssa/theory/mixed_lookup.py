@@ -145,6 +145,7 @@ def train_lookup(
     value_dim: int,
     batch: int,
     seeds: int,
+    first_seed: int = 0,
     **training: Any,
 ) -> list[dict[str, Any]]:
     """Train one `MixedLookup` per seed, as one ensemble, and measure each; ``training`` is for `ensemble.train`.
@@ -152,13 +153,14 @@ def train_lookup(
     Heads have D / H dimensions.  Equal seeds give the same tree, initial weights and data for all methods.
     """
     members = []
-    for seed in range(seeds):
+    numbers = range(first_seed, first_seed + seeds)
+    for seed in numbers:
         attention = AttentionMap(width, width // heads, METHODS[method], n_head=heads, seed=seed)
         tree = tree_embeddings(items, width, ensemble.generator(seed, 0))
         members.append(MixedLookup(tree, attention, value_dim, ensemble.generator(seed, 1)))
 
-    def draw(seed: int, chunk: int) -> ensemble.Batches:
-        return draw_batches(items, levels, batch, value_dim, ensemble.generator(seed, 2, chunk))
+    def draw(member: int, chunk: int) -> ensemble.Batches:
+        return draw_batches(items, levels, batch, value_dim, ensemble.generator(numbers[member], 2, chunk))
 
     ensemble.train(members, draw, **training)
-    return [{"seed": seed, **member.measure(levels)} for seed, member in enumerate(members)]
+    return [{"seed": seed, **member.measure(levels)} for seed, member in zip(numbers, members, strict=True)]

@@ -157,11 +157,12 @@ def fit(
     mean: float,
     decays: Sequence[float],
     seeds: int,
+    first_seed: int = 0,
     **training: Any,
 ) -> list[dict[str, float]]:
     """`TargetFit.measure` for each seed and decay, all fitted as one ensemble; ``training`` is for `ensemble.train`."""
     members = []
-    for seed in range(seeds):
+    for seed in range(first_seed, first_seed + seeds):
         x, target = problem(family, n, width, spread, mean, seed)
         members += [(seed, decay, TargetFit(x, target, method, decay, penalty, seed)) for decay in decays]
     ensemble.train([member for *_, member in members], lambda number, chunk: (), **training)

@@ -159,26 +159,30 @@ def learn(
     sequences: int,
     length: int,
     seeds: int,
+    first_seed: int = 0,
     **training: Any,
 ) -> dict[str, Any]:
-    """Train a method on the graphs of seeds 0, 1, ... and measure it exactly, against P* and under pi.
+    """Train a method on the graphs of seeds ``first_seed``, ... and measure it exactly, against P* and under pi.
 
     The method is one of `METHODS`; graph, data and initial weights of a seed are the same for all.  The other arguments
     are those of `TokenGraph.draw`, `NextToken`, `TokenGraph.counts` and, ``training``, `train`.
 
     Returns:
-        ``parameters``, the model's number of them; ``matrix``, P of seed 0; ``runs``, for each seed: ``floor`` and
-        ``excess`` (nats), ``l1`` weighted by pi and ``l1_nodes`` averaged over nodes, ``norm`` of W, and for each node
-        ``degree``, ``temperature`` and ``spread``, the standard deviation over the vocabulary of its scaled logits.
+        ``parameters``, the model's number of them; ``matrix``, P of the first seed; ``runs``, for each seed: ``seed``,
+        ``floor`` and ``excess`` (nats), ``l1`` weighted by pi and ``l1_nodes`` averaged over nodes, ``norm`` of W, and
+        for each node ``degree``, ``temperature`` and ``spread``, the standard deviation over the vocabulary of its
+        scaled logits.
     """
-    graphs = [TokenGraph.draw(vocabulary, degrees, seed) for seed in range(seeds)]
-    models = [NextToken(vocabulary, width, METHODS[method], normalized=normalized, seed=seed) for seed in range(seeds)]
+    numbers = range(first_seed, first_seed + seeds)
+    graphs = [TokenGraph.draw(vocabulary, degrees, seed) for seed in numbers]
+    models = [NextToken(vocabulary, width, METHODS[method], normalized=normalized, seed=seed) for seed in numbers]
 
-    def draw(seed: int, chunk: int) -> tuple[Tensor]:
-        return (graphs[seed].counts(CHUNK, sequences, length, generator(_DATA, seed, chunk)),)
+    def draw(member: int, chunk: int) -> tuple[Tensor]:
+        return (graphs[member].counts(CHUNK, sequences, length, generator(_DATA, numbers[member], chunk)),)
 
     train(models, draw, **training)
-    runs = [_measured(graph, model) for graph, model in zip(graphs, models, strict=True)]
+    measured = zip(numbers, graphs, models, strict=True)
+    runs = [{"seed": seed, **_measured(graph, model)} for seed, graph, model in measured]
     matrix = models[0].log_probabilities().detach().exp().tolist()
     return {"parameters": parameters(vocabulary, width, method), "runs": runs, "matrix": matrix}
 
