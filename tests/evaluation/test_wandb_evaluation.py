@@ -46,6 +46,7 @@ def test_online_run_is_resumed(wandb_config: Configured, tmp_path: Path) -> None
     assert files["meta"]["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_offline_run_gets_a_new_run_with_all_metrics(
     wandb_config: Configured,
     capfd: pytest.CaptureFixture[str],

@@ -196,6 +196,7 @@ assert "ssa" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_it_loads_without_the_package(exported: Path, tmp_path: Path, bpe: Tokenizer) -> None:
     moved = tmp_path / "elsewhere" / "a-model.v2"
     shutil.copytree(exported, moved)

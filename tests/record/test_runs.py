@@ -331,6 +331,7 @@ def _equal_json(one: bytes, other: bytes) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_no_edit_affects_other_runs(run: Path) -> None:
     numbers = random.Random(0)
     texts = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

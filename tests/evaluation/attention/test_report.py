@@ -312,6 +312,7 @@ def test_context_sets_the_window(run) -> None:
     assert found["settings"]["window"] == 16
 
 
+@pytest.mark.slow
 def test_pretrained_model_on_a_text(tmp_path: Path, small_text: Path) -> None:
     from pydoc_data.topics import topics
 
