@@ -128,7 +128,8 @@ def _draw(settings: TokenGraphSettings, context: ExperimentContext, runs: Runs, 
         for place, degree in enumerate(degrees):
             values = np.concatenate([of_degree(run, "temperature", degree) for run in runs])
             places = place + jitter.uniform(-0.3, 0.3, len(values))
-            axes.plot(places, values, ".", color=plot_style.GRAY, markersize=2.5, alpha=0.5, zorder=1)
+            many = len(values) > 1000  # as pixels, else the SVG has megabytes
+            axes.plot(places, values, ".", color=plot_style.GRAY, markersize=2.5, alpha=0.5, zorder=1, rasterized=many)
         means = [mean_interval(_means(runs, "temperature", degree)) for degree in degrees]
         points(axes, range(len(degrees)), means, color=style_of("ssa").color, marker="o", linestyle="-", capsize=4)
         axes.axhline(1, color=plot_style.GRAY, linewidth=0.8)  # as without a temperature
