@@ -231,7 +231,7 @@ model, in float32 on a CPU. For the adapted ones all of this holds:
 - *visible keys*: n is the number of attention weights above 0, in one pass and token by token, also beyond a sliding
   window.
 
-`pytest -n 0 -m slow tests/adapter/test_architectures.py` judges the installed version of transformers, and
+`pytest -n 0 -m "slow or faults" tests/adapter/test_architectures.py` judges the installed version of transformers, and
 `python tests/adapter/judgment.py` writes this table.
 
 | model type | status | layers | attention | remark |
